@@ -1,0 +1,39 @@
+"""`gbci-fast`: one file per command, each with `add_parser(subparsers)` and `run(args)`."""
+
+import argparse
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+
+from gbci_fast.errors import GBCIError
+
+COMMANDS = ("generate", "phantom", "train", "evaluate")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; every command imports its heavy modules only when it runs."""
+    parser = argparse.ArgumentParser(
+        prog="gbci-fast",
+        description="Synthetic breast lesions for research data sets. Not for diagnosis.",
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"gbci_fast.cli.{name}").add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 success, 1 failure (one sentence on stderr), 2 bad usage, 130 interrupted."""
+    args = build_parser().parse_args(argv)
+    # A polite kill ends like Ctrl-C, so that the same clean-up runs.
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    try:
+        args.run(args)
+    except GBCIError as error:
+        print(f"gbci-fast {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"gbci-fast {args.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,149 @@
+"""The vocabulary of a mammogram's description: VinDr-Mammo's values, exact tokens."""
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gbci_fast.errors import GBCIError
+
+LATERALITIES = ("L", "R")
+VIEW_POSITIONS = ("CC", "MLO")
+BREAST_DENSITIES = ("A", "B", "C", "D")
+BIRADS = (1, 2, 3, 4, 5)
+NO_FINDING = "No Finding"
+FINDING_CATEGORIES = (
+    "Mass",
+    "Suspicious Calcification",
+    "Focal Asymmetry",
+    "Architectural Distortion",
+    "Asymmetry",
+    "Skin Thickening",
+    "Suspicious Lymph Node",
+    "Nipple Retraction",
+    "Global Asymmetry",
+    "Skin Retraction",
+)
+UNKNOWN_TEXT = ("", "nan", "none", "unknown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attributes:
+    """What is known of one lesion (or of its absence); ``None`` means unknown.
+
+    ``finding_categories`` is a tuple out of `FINDING_CATEGORIES`; the empty tuple means "No Finding".
+    ``age`` is in years, ``pixel_spacing`` in mm per pixel of the *model* image.
+    """
+
+    laterality: str | None = None
+    view_position: str | None = None
+    breast_density: str | None = None
+    breast_birads: int | None = None
+    finding_categories: tuple[str, ...] | None = None
+    finding_birads: int | None = None
+    age: float | None = None
+    pixel_spacing: float | None = None
+
+    def __post_init__(self):
+        _check_choice("laterality", self.laterality, LATERALITIES)
+        _check_choice("view_position", self.view_position, VIEW_POSITIONS)
+        _check_choice("breast_density", self.breast_density, BREAST_DENSITIES)
+        _check_choice("breast_birads", self.breast_birads, BIRADS)
+        _check_choice("finding_birads", self.finding_birads, BIRADS)
+        for category in self.finding_categories or ():
+            _check_choice("finding_categories", category, FINDING_CATEGORIES)
+        if self.age is not None and not 0 <= self.age <= 120:
+            raise GBCIError(f"age is {self.age!r}; expected years from 0 to 120")
+        if self.pixel_spacing is not None and not 0.01 <= self.pixel_spacing <= 10:
+            raise GBCIError(f"pixel_spacing is {self.pixel_spacing!r}; expected mm per pixel from 0.01 to 10")
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> "Attributes":
+        """Reads VinDr spellings ("BI-RADS 4", "DENSITY C", "['Mass']") and plain values (4, "C", ["Mass"]).
+
+        Raises:
+            GBCIError: an unknown key, or a value outside the vocabulary.
+        """
+        names = [field.name for field in fields(cls)]
+        for key in mapping:
+            if key not in names:
+                raise GBCIError(f"attribute {key!r} is not known; expected one of {', '.join(names)}")
+        return cls(**{key: _PARSERS[key](key, value) for key, value in mapping.items()})
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The known values only, with lists instead of tuples (for JSON and the manifest)."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        known = {name: value for name, value in values.items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+
+
+def parse_categories(key: str, value: Any) -> tuple[str, ...] | None:
+    """A list, a Python-list string as VinDr writes it, or one or more names separated by commas."""
+    if is_unknown(value):
+        return None
+    if isinstance(value, str):
+        text = value.strip()
+        if text.startswith("["):
+            try:
+                value = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                raise GBCIError(f"{key} is {text!r}; expected a list such as ['Mass']") from None
+        else:
+            value = [part.strip() for part in text.split(",")]
+    if not isinstance(value, list | tuple | set | frozenset) or not all(isinstance(v, str) for v in value):
+        raise GBCIError(f"{key} is {value!r}; expected a list of category names such as ['Mass']")
+    names = [name for name in value if name != NO_FINDING]
+    for name in names:
+        _check_choice(key, name, FINDING_CATEGORIES)
+    if not value:
+        return None
+    if names and len(names) != len(value):
+        raise GBCIError(f"{key} is {list(value)!r}; {NO_FINDING!r} cannot stand beside a finding")
+    return tuple(name for name in FINDING_CATEGORIES if name in names)
+
+
+def is_unknown(value: Any) -> bool:
+    """Blank, NaN, None and "unknown" all mean: not known."""
+    if value is None or (isinstance(value, float) and value != value):
+        return True
+    return isinstance(value, str) and value.strip().lower() in UNKNOWN_TEXT
+
+
+def _parse_token(key: str, value: Any) -> str | None:
+    return None if is_unknown(value) else re.sub(r"^DENSITY\s+", "", str(value).strip().upper())
+
+
+def _parse_birads(key: str, value: Any) -> int | None:
+    if is_unknown(value):
+        return None
+    text = re.sub(r"^BI-?RADS\s*", "", str(value).strip(), flags=re.IGNORECASE)
+    if not re.fullmatch(r"\d(\.0)?", text):
+        raise GBCIError(f"{key} is {value!r}; expected a BI-RADS category such as 'BI-RADS 4'")
+    return int(float(text))
+
+
+def _parse_number(key: str, value: Any) -> float | None:
+    if is_unknown(value):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise GBCIError(f"{key} is {value!r}; expected a number") from None
+
+
+def _check_choice(key: str, value: Any, choices: tuple) -> None:
+    if value is not None and value not in choices:
+        raise GBCIError(f"{key} is {value!r}; expected one of {', '.join(map(str, choices))}")
+
+
+_PARSERS = {
+    "laterality": _parse_token,
+    "view_position": _parse_token,
+    "breast_density": _parse_token,
+    "breast_birads": _parse_birads,
+    "finding_categories": parse_categories,
+    "finding_birads": _parse_birads,
+    "age": _parse_number,
+    "pixel_spacing": _parse_number,
+}

@@ -1,0 +1,5 @@
+"""The one exception that reaches a user as a sentence instead of a traceback."""
+
+
+class GBCIError(Exception):
+    """Bad input or a failed run: one sentence naming the file, the value and what was expected."""
