@@ -1,0 +1,306 @@
+"""Writes Digital Mammography X-Ray Image For Presentation (DICOM PS3.3 A.26 and C.8.11), deterministically."""
+
+import copy
+import os
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    DigitalMammographyXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+)
+from pydicom.valuerep import DSfloat
+
+from gbci_fast.errors import GBCIError
+
+ASSUMED_SPACING = (0.05, 0.05)
+COMPRESSIONS = {"none": ExplicitVRLittleEndian, "rle": RLELossless, "jpeg2000": JPEG2000Lossless}
+
+_UID_NAMESPACE = uuid.UUID("6b0c1c0e-8f0f-5d0a-9a53-1d0f8a3e6f11")
+_VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
+_PATIENT_ORIENTATION = {
+    ("CC", "L"): ["A", "R"],
+    ("CC", "R"): ["P", "L"],
+    ("MLO", "L"): ["A", "FR"],
+    ("MLO", "R"): ["P", "FL"],
+}
+# What gives the stored values of a source their meaning: modality, padding, VOI and calibrated size.
+_MODALITY = ("RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence")
+_VOI = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence")
+_KEPT = (
+    *_MODALITY,
+    *_VOI,
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PixelSpacing",
+    "PixelSpacingCalibrationType",
+    "PixelSpacingCalibrationDescription",
+    "BurnedInAnnotation",
+    "BreastImplantPresent",
+    "PartialView",
+    "PartialViewDescription",
+    # Once lossy, always lossy: a lossless copy of a lossy image still says so.
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceImage:
+    """The image that a derived one was made from."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MammogramHeader:
+    """Who, what and when: everything in a file that the pixels do not say. No clock and no random UID is ever used.
+
+    ``spacing`` is in mm per pixel (row, column) at the detector; ``None`` is written as an assumed 0.05 mm and
+    said so in DerivationDescription. ``patient_age`` is in years. ``derivation`` is the text of DerivationDescription.
+    """
+
+    view_position: str
+    laterality: str
+    study_uid: str
+    series_uid: str
+    instance_uid: str
+    study_datetime: datetime
+    patient_id: str
+    software_version: str
+    derivation: str
+    synthetic: bool = True
+    source: SourceImage | None = None
+    spacing: tuple[float, float] | None = None
+    patient_age: float | None = None
+    series_number: int = 1
+    instance_number: int = 1
+
+    def __post_init__(self):
+        if (self.view_position, self.laterality) not in _PATIENT_ORIENTATION:
+            raise GBCIError(
+                f"image of patient {self.patient_id!r} has view {self.view_position!r} and side {self.laterality!r}; "
+                "a mammogram For Presentation needs view CC or MLO and side L or R"
+            )
+        if len(self.derivation_description) > 1024:
+            raise GBCIError(f"derivation has {len(self.derivation)} characters; DICOM holds at most 1024")
+
+    @property
+    def derivation_description(self) -> str:
+        """``derivation``, and a sentence about the spacing where it is assumed."""
+        if self.spacing is not None:
+            return self.derivation
+        return f"{self.derivation} Pixel spacing unknown; {ASSUMED_SPACING[0]} mm assumed.".lstrip()
+
+
+def uid_from_seed(*parts: object) -> str:
+    """The same UID for the same parts, anywhere and always: ``2.25.<UUID version 5>`` (PS3.5 B.2)."""
+    return f"2.25.{uuid.uuid5(_UID_NAMESPACE, chr(31).join(map(str, parts))).int}"
+
+
+def mammogram_dataset(
+    stored: np.ndarray,  # [H, W] uint8, uint16 or int16
+    header: MammogramHeader,
+    *,
+    like: Dataset | None = None,
+    window: tuple[float, float] | None = None,
+) -> Dataset:
+    """A mammogram For Presentation whose stored values mean what they mean in ``like``.
+
+    Args:
+        stored: the pixels, written as they are.
+        header: identity, geometry and provenance.
+        like: header of the source image; its photometric interpretation, bit depth, modality transform, VOI, padding
+            and calibrated spacing are kept, and nothing else: no patient data. Without it: MONOCHROME2, all bits of
+            the dtype. (The standard allows unsigned pixels and an identity rescale only. Other sources are kept as
+            they are, because changing them would change every stored value.)
+        window: WindowCenter and WindowWidth (linear, after the modality transform), used where ``like`` has no VOI.
+            Without either: the full range.
+
+    Raises:
+        GBCIError: pixels that are not [H, W] of those types, or do not fit the bit depth of ``like``.
+    """
+    dataset = Dataset()
+    _set_general(dataset, header)
+    _set_series(dataset, header)
+    _set_geometry(dataset, header)
+    _set_pixels(dataset, stored, like)
+    _set_display(dataset, like, window)
+    return dataset
+
+
+def write_dicom(dataset: Dataset, path: str | os.PathLike[str], *, compression: str = "none") -> None:
+    """Writes the file whole or not at all; ``compression`` is lossless: "none", "rle" or "jpeg2000".
+
+    Raises:
+        GBCIError: an unknown compression.
+    """
+    if compression not in COMPRESSIONS:
+        raise GBCIError(f"compression is {compression!r}; expected one of {', '.join(COMPRESSIONS)}")
+    path = Path(path)
+    output = copy.deepcopy(dataset)
+    output.file_meta = _file_meta(dataset)
+    if compression != "none":
+        output.compress(COMPRESSIONS[compression], encoding_plugin="pylibjpeg", generate_instance_uid=False)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        output.save_as(partial, implicit_vr=False, little_endian=True, enforce_file_format=True)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _file_meta(dataset: Dataset) -> FileMetaDataset:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = uid_from_seed("gbci_fast", "implementation")
+    meta.ImplementationVersionName = "GBCI_FAST"
+    return meta
+
+
+def _set_general(dataset: Dataset, header: MammogramHeader) -> None:
+    """Patient, General Study, SOP Common and the provenance attributes of General Image and Enhanced Equipment."""
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.ImageType = ["DERIVED", "PRIMARY", ""]
+    dataset.SOPClassUID = DigitalMammographyXRayImageStorageForPresentation
+    dataset.SOPInstanceUID = header.instance_uid
+    dataset.SyntheticData = "YES" if header.synthetic else "NO"
+    dataset.StudyDate = dataset.ContentDate = header.study_datetime.strftime("%Y%m%d")
+    dataset.StudyTime = dataset.ContentTime = header.study_datetime.strftime("%H%M%S")
+    dataset.AccessionNumber = ""
+    dataset.ReferringPhysicianName = ""
+    dataset.PatientName = "Anonymous"
+    dataset.PatientID = header.patient_id
+    dataset.PatientBirthDate = ""
+    dataset.PatientSex = ""
+    if header.patient_age is not None:
+        dataset.PatientAge = f"{round(header.patient_age):03d}Y"
+    dataset.StudyInstanceUID = header.study_uid
+    dataset.StudyID = ""
+    dataset.DerivationDescription = header.derivation_description
+    if header.source is not None:
+        source = Dataset()
+        source.ReferencedSOPClassUID = header.source.sop_class_uid
+        source.ReferencedSOPInstanceUID = header.source.sop_instance_uid
+        source.SpatialLocationsPreserved = "YES"
+        source.PurposeOfReferenceCodeSequence = _code("121322", "DCM", "Source image for image processing operation")
+        dataset.SourceImageSequence = Sequence([source])
+    equipment = Dataset()
+    equipment.PurposeOfReferenceCodeSequence = _code("109100", "DCM", "Synthesizing Equipment")
+    equipment.Manufacturer = "gbci_fast"
+    equipment.ManufacturerModelName = "gbci_fast"
+    equipment.SoftwareVersions = header.software_version
+    dataset.ContributingEquipmentSequence = Sequence([equipment])
+
+
+def _set_series(dataset: Dataset, header: MammogramHeader) -> None:
+    dataset.Modality = "MG"
+    dataset.PresentationIntentType = "FOR PRESENTATION"
+    dataset.Manufacturer = "gbci_fast"
+    dataset.ManufacturerModelName = "gbci_fast"
+    dataset.SoftwareVersions = header.software_version
+    dataset.SeriesInstanceUID = header.series_uid
+    dataset.SeriesNumber = header.series_number
+    dataset.InstanceNumber = header.instance_number
+
+
+def _set_geometry(dataset: Dataset, header: MammogramHeader) -> None:
+    """Mammography Image, DX Anatomy Imaged, DX Detector and DX Positioning."""
+    dataset.BodyPartExamined = "BREAST"
+    dataset.OrganExposed = "BREAST"
+    dataset.AnatomicRegionSequence = _code("76752008", "SCT", "Breast")
+    dataset.AcquisitionContextSequence = Sequence()
+    dataset.PositionerType = "MAMMOGRAPHIC"
+    dataset.DetectorType = ""
+    dataset.ViewPosition = header.view_position
+    value, meaning = _VIEWS[header.view_position]
+    dataset.ViewCodeSequence = _code(value, "SCT", meaning)
+    dataset.ViewCodeSequence[0].ViewModifierCodeSequence = Sequence()
+    dataset.ImageLaterality = header.laterality
+    dataset.PatientOrientation = _PATIENT_ORIENTATION[header.view_position, header.laterality]
+    dataset.ImagerPixelSpacing = _decimals(header.spacing or ASSUMED_SPACING)
+
+
+def _set_pixels(dataset: Dataset, stored: np.ndarray, like: Dataset | None) -> None:
+    """Image Pixel, with the photometric interpretation and bit depth of ``like``."""
+    if stored.ndim != 2 or stored.dtype not in (np.uint8, np.uint16, np.int16):
+        raise GBCIError(f"pixels are {stored.dtype} {list(stored.shape)}; expected [H, W] uint8, uint16 or int16")
+    bits = 8 * stored.dtype.itemsize
+    bits_stored = int(like.BitsStored) if like is not None else bits
+    lowest, highest = _stored_range(bits_stored, signed=stored.dtype == np.int16)
+    if bits_stored > bits or stored.min() < lowest or stored.max() > highest:
+        raise GBCIError(
+            f"stored values go from {stored.min()} to {stored.max()} in {stored.dtype}; "
+            f"expected {lowest} to {highest} for {bits_stored} bits"
+        )
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = like.PhotometricInterpretation if like is not None else "MONOCHROME2"
+    dataset.Rows, dataset.Columns = stored.shape
+    dataset.BitsAllocated = bits
+    dataset.BitsStored = bits_stored
+    dataset.HighBit = bits_stored - 1
+    dataset.PixelRepresentation = int(stored.dtype == np.int16)
+    pixels = np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("<")).tobytes()
+    dataset.add_new("PixelData", "OB" if bits == 8 else "OW", pixels + b"\0" * (len(pixels) % 2))
+
+
+def _set_display(dataset: Dataset, like: Dataset | None, window: tuple[float, float] | None) -> None:
+    """Modality LUT, VOI LUT and Presentation LUT Shape: how stored values become brightness."""
+    for keyword in _KEPT if like is not None else ():
+        if keyword in like and not like[keyword].is_empty:
+            dataset[keyword] = copy.deepcopy(like[keyword])
+    if "ModalityLUTSequence" not in dataset:
+        for keyword, identity in (("RescaleIntercept", 0), ("RescaleSlope", 1), ("RescaleType", "US")):
+            dataset.setdefault(keyword, identity)
+    if "WindowCenter" not in dataset and "VOILUTSequence" not in dataset:
+        center, width = _full_window(dataset) if window is None else window
+        dataset.WindowCenter, dataset.WindowWidth = _decimals((center, width))
+    for keyword, value in (
+        ("BurnedInAnnotation", "NO"),
+        ("LossyImageCompression", "00"),
+        *((("BreastImplantPresent", "NO"), ("PartialView", "NO")) if like is None else ()),
+    ):
+        dataset.setdefault(keyword, value)
+    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+    dataset.PresentationLUTShape = "INVERSE" if inverted else "IDENTITY"
+    # Bright is dense: in MONOCHROME2 a higher value is less X-ray at the detector, in MONOCHROME1 more.
+    dataset.PixelIntensityRelationship = "LOG"
+    dataset.PixelIntensityRelationshipSign = 1 if inverted else -1
+
+
+def _full_window(dataset: Dataset) -> tuple[float, float]:
+    """Center and width that map the whole output of the modality transform onto black to white (PS3.3 C.11.2.1.2)."""
+    if "ModalityLUTSequence" in dataset:
+        first, last = 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
+    else:
+        values = _stored_range(dataset.BitsStored, signed=dataset.PixelRepresentation == 1)
+        first, last = sorted(float(dataset.RescaleSlope) * v + float(dataset.RescaleIntercept) for v in values)
+    return (first + last + 1) / 2, last - first + 1
+
+
+def _stored_range(bits_stored: int, *, signed: bool) -> tuple[int, int]:
+    return (-(2 ** (bits_stored - 1)), 2 ** (bits_stored - 1) - 1) if signed else (0, 2**bits_stored - 1)
+
+
+def _decimals(values: Iterable[float]) -> list[DSfloat]:
+    return [DSfloat(float(value), auto_format=True) for value in values]
+
+
+def _code(value: str, scheme: str, meaning: str) -> Sequence:
+    item = Dataset()
+    item.CodeValue = value
+    item.CodingSchemeDesignator = scheme
+    item.CodeMeaning = meaning
+    return Sequence([item])

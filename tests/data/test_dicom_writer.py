@@ -1,0 +1,230 @@
+"""The written mammograms: valid by an independent checker, deterministic, and true to their source."""
+
+import shutil
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import UID
+
+from gbci_fast.data.dicom_writer import MammogramHeader, SourceImage, mammogram_dataset, uid_from_seed, write_dicom
+from gbci_fast.errors import GBCIError
+
+needs_dciodvfy = pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (dicom3tools) is not installed")
+
+
+def header(**changes) -> MammogramHeader:
+    values = {
+        "view_position": "MLO",
+        "laterality": "R",
+        "study_uid": uid_from_seed(7, "study"),
+        "series_uid": uid_from_seed(7, "series"),
+        "instance_uid": uid_from_seed(7, "image"),
+        "study_datetime": datetime(2001, 2, 3, 4, 5, 6),
+        "patient_id": "patient-7",
+        "patient_age": 52.0,
+        "software_version": "1.2",
+        "derivation": "Painted.",
+        "spacing": (0.085, 0.07),
+        "source": SourceImage(sop_class_uid="1.2.840.10008.5.1.4.1.1.1.2", sop_instance_uid="1.2.3"),
+    }
+    return MammogramHeader(**values | changes)
+
+
+def source_header(photometric: str = "MONOCHROME2", bits_stored: int = 12, **elements) -> Dataset:
+    dataset = Dataset()
+    dataset.PhotometricInterpretation = photometric
+    dataset.BitsStored = bits_stored
+    dataset.PixelRepresentation = 0
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def pixels(bits: int = 12, shape: tuple[int, int] = (41, 37)) -> np.ndarray:
+    values = np.random.default_rng(bits).integers(0, 2**bits, shape)
+    return values.astype(np.uint8 if bits <= 8 else np.uint16)
+
+
+@needs_dciodvfy
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("laterality", ["L", "R"])
+@pytest.mark.parametrize("view", ["CC", "MLO"])
+def test_valid_for_dciodvfy(tmp_path, view, laterality, photometric, bits):
+    dataset = mammogram_dataset(
+        pixels(bits), header(view_position=view, laterality=laterality), like=source_header(photometric, bits)
+    )
+    write_dicom(dataset, tmp_path / "image.dicom")
+    errors = dciodvfy_errors(tmp_path / "image.dicom")
+    # dicom3tools predates SyntheticData, of DICOM 2024b.
+    assert [line for line in errors if "(0x0008,0x001c)" not in line] == []
+    assert len(errors) == 1
+
+
+@needs_dciodvfy
+def test_dciodvfy_would_object(tmp_path):
+    dataset = mammogram_dataset(pixels(), header())
+    del dataset.PatientOrientation
+    write_dicom(dataset, tmp_path / "image.dicom")
+    assert any("PatientOrientation" in line for line in dciodvfy_errors(tmp_path / "image.dicom"))
+
+
+def dciodvfy_errors(path) -> list[str]:
+    result = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
+    return [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("Error")]
+
+
+@pytest.mark.parametrize("compression", ["none", "rle", "jpeg2000"])
+@pytest.mark.parametrize("stored", [pixels(8), pixels(12), pixels(16), pixels(12).astype(np.int16) - 2048])
+def test_pixels_survive(tmp_path, stored, compression):
+    path = tmp_path / "image.dicom"
+    write_dicom(mammogram_dataset(stored, header()), path, compression=compression)
+    dataset = dcmread(path)
+    assert dataset.pixel_array.dtype == stored.dtype
+    np.testing.assert_array_equal(dataset.pixel_array, stored)
+    assert dataset.file_meta.TransferSyntaxUID.is_compressed == (compression != "none")
+    assert dataset.SOPInstanceUID == dataset.file_meta.MediaStorageSOPInstanceUID == header().instance_uid
+
+
+@pytest.mark.parametrize("compression", ["none", "jpeg2000"])
+def test_same_bytes_twice(tmp_path, compression):
+    for name in ("a", "b"):
+        write_dicom(mammogram_dataset(pixels(), header()), tmp_path / name, compression=compression)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_provenance(tmp_path):
+    write_dicom(mammogram_dataset(pixels(), header()), tmp_path / "image.dicom")
+    dataset = dcmread(tmp_path / "image.dicom")
+    assert dataset.SyntheticData == "YES"
+    assert dataset.SourceImageSequence[0].ReferencedSOPInstanceUID == "1.2.3"
+    assert dataset.SourceImageSequence[0].PurposeOfReferenceCodeSequence[0].CodeValue == "121322"
+    equipment = dataset.ContributingEquipmentSequence[0]
+    assert equipment.PurposeOfReferenceCodeSequence[0].CodeValue == "109100"
+    assert (equipment.Manufacturer, equipment.SoftwareVersions) == ("gbci_fast", "1.2")
+    assert dataset.DerivationDescription == "Painted."
+    assert list(dataset.ImagerPixelSpacing) == [0.085, 0.07]
+    assert (dataset.PatientID, dataset.PatientAge, dataset.PatientName) == ("patient-7", "052Y", "Anonymous")
+    assert (dataset.StudyDate, dataset.StudyTime) == ("20010203", "040506")
+
+
+def test_not_synthetic():
+    assert mammogram_dataset(pixels(), header(synthetic=False)).SyntheticData == "NO"
+
+
+def test_unknown_spacing_is_said():
+    dataset = mammogram_dataset(pixels(), header(spacing=None))
+    assert list(dataset.ImagerPixelSpacing) == [0.05, 0.05]
+    assert dataset.DerivationDescription == "Painted. Pixel spacing unknown; 0.05 mm assumed."
+
+
+def test_meaning_of_stored_values_is_kept_and_identity_is_not():
+    lut = Dataset()
+    lut.LUTDescriptor = [4096, 0, 16]
+    lut.LUTData = np.arange(4096, dtype=np.uint16).tobytes()
+    like = source_header(
+        "MONOCHROME1",
+        RescaleSlope="2.5",
+        RescaleIntercept="-7",
+        WindowCenter=["100", "200"],
+        WindowWidth=["50", "60"],
+        VOILUTFunction="SIGMOID",
+        VOILUTSequence=[lut],
+        PixelPaddingValue=4095,
+        PixelPaddingRangeLimit=4000,
+        PixelSpacing=[0.09, 0.09],
+        LossyImageCompression="01",
+        PatientName="Doe^Jane",
+        PatientBirthDate="19500101",
+        InstitutionName="Somewhere",
+    )
+    dataset = mammogram_dataset(pixels(), header(), like=like, window=(1, 2))
+    for keyword in ("PhotometricInterpretation", "BitsStored", "RescaleSlope", "RescaleIntercept", "WindowCenter",
+                    "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit",
+                    "PixelSpacing", "LossyImageCompression"):  # fmt: skip
+        assert dataset[keyword].value == like[keyword].value, keyword
+    assert (dataset.HighBit, dataset.PresentationLUTShape, dataset.PixelIntensityRelationshipSign) == (11, "INVERSE", 1)
+    assert dataset.PatientName == "Anonymous"
+    assert dataset.PatientBirthDate == ""
+    assert "InstitutionName" not in dataset
+
+
+def test_modality_lut_replaces_the_rescale(tmp_path):
+    lut = Dataset()
+    lut.LUTDescriptor = [4096, 0, 12]
+    lut.ModalityLUTType = "US"
+    lut.LUTData = np.arange(4096, dtype=np.uint16)[::-1].tobytes()
+    write_dicom(mammogram_dataset(pixels(), header(), like=source_header(ModalityLUTSequence=[lut])), tmp_path / "a")
+    dataset = dcmread(tmp_path / "a")
+    assert dataset.ModalityLUTSequence[0].LUTData == lut.LUTData
+    assert "RescaleSlope" not in dataset
+    assert (dataset.WindowCenter, dataset.WindowWidth) == (2048, 4096)
+
+
+@pytest.mark.parametrize(
+    ("stored", "like", "window", "expected"),
+    [
+        (pixels(16), None, None, (32768, 65536)),
+        (pixels(8), None, None, (128, 256)),
+        (pixels(12).astype(np.int16), None, None, (0, 65536)),
+        (pixels(12), source_header(), None, (2048, 4096)),
+        (pixels(12), source_header(RescaleSlope=-2, RescaleIntercept=10), None, (-4084.5, 8191)),
+        (pixels(12), source_header(WindowCenter=None, WindowWidth=None), (300.25, 20.5), (300.25, 20.5)),
+    ],
+)
+def test_window(stored, like, window, expected):
+    dataset = mammogram_dataset(stored, header(), like=like, window=window)
+    assert (dataset.WindowCenter, dataset.WindowWidth) == expected
+
+
+@pytest.mark.parametrize(("view", "side"), [("ML", "L"), (None, "L"), ("CC", None), ("CC", "B")])
+def test_unknown_view_or_side_is_refused(view, side):
+    with pytest.raises(GBCIError, match="needs view CC or MLO and side L or R"):
+        header(view_position=view, laterality=side)
+
+
+def test_values_beyond_the_source_bits_are_refused():
+    with pytest.raises(GBCIError, match="expected 0 to 4095 for 12 bits"):
+        mammogram_dataset(np.full((2, 2), 4096, np.uint16), header(), like=source_header())
+
+
+@pytest.mark.parametrize("stored", [np.zeros((2, 2), np.float32), np.zeros((1, 2, 2), np.uint16)])
+def test_pixels_of_another_type_are_refused(stored):
+    with pytest.raises(GBCIError, match="expected \\[H, W\\] uint8, uint16 or int16"):
+        mammogram_dataset(stored, header())
+
+
+def test_long_derivation_is_refused():
+    with pytest.raises(GBCIError, match="at most 1024"):
+        header(derivation="x" * 1025)
+
+
+def test_unknown_compression_is_refused(tmp_path):
+    with pytest.raises(GBCIError, match="expected one of none, rle, jpeg2000"):
+        write_dicom(mammogram_dataset(pixels(), header()), tmp_path / "a", compression="jpeg")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "image.dicom"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_dicom(mammogram_dataset(pixels(), header()), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["image.dicom"]
+    assert path.read_bytes() == b"old"
+
+
+def test_uid_from_seed():
+    uid = uid_from_seed(1, "a")
+    assert uid == uid_from_seed(1, "a") == uid_from_seed(np.int64(1), "a")
+    assert len({uid, uid_from_seed(1, "b"), uid_from_seed("1a"), uid_from_seed("1", "a", "")}) == 4
+    assert UID(uid).is_valid
+    assert uid.startswith("2.25.")
