@@ -1,0 +1,15 @@
+// Schemas of the operators in torch.ops.gbci_fast, and the module that loads them.
+// One operator is csrc/<op>.h, csrc/<op>.cpp (checks, CPU) and csrc/cuda/<op>.cu.
+
+#include <Python.h>
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(gbci_fast, m) {
+}
+
+// An empty module: importing gbci_fast._C runs the static registrations above and in the operators' files.
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

@@ -1,0 +1,1 @@
+"""Fused operators, one per file, each with its plain PyTorch reference beside it."""
