@@ -75,7 +75,9 @@ class Build(BuildExtension.with_options(use_ninja=False)):
 setup(
     packages=[*find_packages(include=["gbci_fast", "gbci_fast.*"], exclude=[f"{name}*" for name in MAPPED]), *MAPPED],
     package_dir=MAPPED,
-    package_data={"gbci_fast": [f"weights/**/{name}" for name in ("*.safetensors", "*.json", "*.md", "*.txt", "LICENSE*")]},
+    package_data={
+        "gbci_fast": [f"weights/**/{name}" for name in ("*.safetensors", "*.json", "*.md", "*.txt", "LICENSE*")]
+    },
     ext_modules=[extension()],
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
