@@ -1,0 +1,222 @@
+"""One mammogram from a DICOM file or a gray PNG: stored integers, how to present them, view, side and spacing."""
+
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from PIL import Image
+from pydicom import Dataset
+from pydicom.pixels import get_decoder
+from pydicom.uid import RLELossless
+
+from gbci_fast.data.presentation import Presentation, full_scale, presentation_of
+from gbci_fast.data.views import laterality, laterality_in_text, view_in_text, view_position
+from gbci_fast.errors import GBCIError
+
+# Several times the largest detector; a header that claims more is damaged, and would exhaust memory when decoded.
+MAX_PIXELS = 150_000_000
+# Plausible spacing in mm per pixel, from a fine film scan to a thumbnail.
+MIN_SPACING, MAX_SPACING = 0.01, 10.0
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+DICOM_MAGIC = b"DICM"  # after a preamble of 128 bytes, PS3.10 section 7.1
+IMAGE_SUFFIXES = (".dicom", ".dcm", ".png")
+# pydicom's own decoder comes first in its list but is 3 times slower.
+PREFERRED_PLUGINS = {RLELossless: "pylibjpeg"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mammogram:
+    """A decoded mammogram; ``None`` means unknown.
+
+    Attributes:
+        path: the file.
+        stored: integers [H, W] as stored (uint8, uint16, int8 or int16), bits above HighBit removed.
+        presentation: stored <-> display values.
+        spacing: mm per pixel (between rows, between columns), at the detector.
+        view_position: "CC" or "MLO".
+        laterality: "L" or "R".
+        patient_id: PatientID.
+        age: years.
+        dataset: the DICOM header without PixelData; ``None`` for PNG.
+    """
+
+    path: Path
+    stored: np.ndarray
+    presentation: Presentation
+    spacing: tuple[float, float] | None = None
+    view_position: str | None = None
+    laterality: str | None = None
+    patient_id: str | None = None
+    age: float | None = None
+    dataset: Dataset | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.stored.shape
+
+    def unit(self) -> np.ndarray:
+        """Display values, float32 [H, W] in [0, 1], bright = dense, padding 0; computed once, read-only."""
+        return self._unit
+
+    @cached_property
+    def _unit(self) -> np.ndarray:
+        unit = self.presentation.to_unit(self.stored)
+        unit.flags.writeable = False
+        return unit
+
+
+def read_mammogram(path: str | Path) -> Mammogram:
+    """Reads a DICOM file or an 8- or 16-bit gray PNG, told apart by content.
+
+    Raises:
+        GBCIError: the file is absent, damaged, of another format, without pixels, in color, of several frames, or
+            displays as a single value.
+    """
+    path = Path(path)
+    magic = _magic(path)
+    with _one_sentence(path):
+        if magic == "png":
+            return _read_png(path)
+        if magic == "dicom":
+            return _read_dicom(path)
+        raise GBCIError("is neither a DICOM nor a PNG file by its content" if path.stat().st_size else "is empty")
+
+
+def looks_like_image(path: Path) -> bool:
+    """Whether the name or the content is that of a DICOM or PNG file (a DICOMDIR is an index, not an image)."""
+    if path.name.upper() == "DICOMDIR":
+        return False
+    return path.suffix.lower() in IMAGE_SUFFIXES or _magic(path) is not None
+
+
+def _magic(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(132)
+    except OSError as error:
+        raise GBCIError(f"{path} cannot be opened: {error.strerror}; expected a DICOM or PNG file") from None
+    if head.startswith(PNG_MAGIC):
+        return "png"
+    return "dicom" if head[128:] == DICOM_MAGIC else None
+
+
+@contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    """Silences the libraries' warnings and makes any failure one sentence that begins with the file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except GBCIError as error:
+            raise GBCIError(f"{path}: {error}") from None
+        except Exception as error:  # decoders fail in any way they like; all of them are about this file
+            raise GBCIError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
+
+
+def _read_dicom(path: Path) -> Mammogram:
+    dataset = pydicom.dcmread(path)
+    _check_header(dataset)
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    if not decoder.is_available:
+        raise GBCIError(
+            f"no decoder for {decoder.UID.name} is installed; install {', '.join(decoder.missing_dependencies)}"
+        )
+    plugin = PREFERRED_PLUGINS.get(decoder.UID, "")
+    stored, _ = decoder.as_array(dataset, decoding_plugin=plugin if plugin in decoder.available_plugins else "")
+    del dataset.PixelData
+    return Mammogram(
+        path=path,
+        stored=stored,
+        presentation=presentation_of(dataset, stored),
+        spacing=_spacing(dataset),
+        view_position=view_position(dataset, path.stem),
+        laterality=laterality(dataset, path.stem),
+        patient_id=str(dataset.get("PatientID") or "").strip() or None,
+        age=_age(dataset),
+        dataset=dataset,
+    )
+
+
+def _check_header(dataset: Dataset) -> None:
+    """Refuses, before anything is decoded, what is not one gray image of 8 to 16 bits."""
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise GBCIError("holds floating-point pixels; expected integers in PixelData")
+    if not dataset.get("PixelData"):
+        raise GBCIError("has no PixelData; expected an image")
+    photometric = dataset.get("PhotometricInterpretation")
+    if dataset.get("SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise GBCIError(f"is a color image ({photometric}); expected MONOCHROME1 or MONOCHROME2")
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
+        raise GBCIError(f"has {dataset.NumberOfFrames} frames; expected a single image")
+    _check_size(dataset.get("Columns"), dataset.get("Rows"))
+    allocated, bits, high = (dataset.get(key) for key in ("BitsAllocated", "BitsStored", "HighBit"))
+    # HighBit is BitsStored - 1 in every legal file (PS3.5 section 8.1.1).
+    if allocated not in (8, 16) or not bits or not 8 <= bits <= allocated or high != bits - 1:
+        raise GBCIError(
+            f"BitsAllocated, BitsStored, HighBit are {allocated}, {bits}, {high}; expected 8 to 16 bits, low-aligned"
+        )
+    if dataset.get("PixelRepresentation") not in (0, 1):
+        raise GBCIError(f"PixelRepresentation is {dataset.get('PixelRepresentation')}; expected 0 or 1")
+
+
+def _check_size(width: int | None, height: int | None) -> None:
+    if not width or not height or width * height > MAX_PIXELS:
+        raise GBCIError(f"claims {width} x {height} pixels; expected 1 to {MAX_PIXELS} in all")
+
+
+def _spacing(dataset: Dataset) -> tuple[float, float] | None:
+    """The first spacing that is stated, at the detector where possible; an absurd one is an error, not unknown.
+
+    A missing spacing has a documented default downstream, but a wrong one would silently mis-scale every lesion.
+    """
+    for keyword in ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing"):
+        value = dataset.get(keyword)
+        if value is None or value == "":
+            continue
+        values = [float(part) for part in (value if isinstance(value, pydicom.multival.MultiValue) else [value])]
+        if len(values) != 2 or not all(MIN_SPACING <= part <= MAX_SPACING for part in values):
+            raise GBCIError(f"{keyword} is {value}; expected two numbers from {MIN_SPACING} to {MAX_SPACING} mm")
+        return values[0], values[1]
+    return None
+
+
+def _age(dataset: Dataset) -> float | None:
+    """PatientAge (``045Y``; PS3.5 6.2, AS) in years; malformed or impossible values count as unknown."""
+    match = re.fullmatch(r"(\d{1,3})([DWMY])", str(dataset.get("PatientAge") or "").strip().upper())
+    if match is None:
+        return None
+    age = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[match[2]]
+    return age if 0 < age <= 120 else None
+
+
+def _read_png(path: Path) -> Mammogram:
+    """A gray PNG is taken at full scale of the fewest bits (8 at least) that hold its largest value.
+
+    PNG has no BitsStored, and 12- or 14-bit images are often kept in 16-bit files as they are.
+    """
+    with path.open("rb") as file:
+        header = file.read(26)
+    width, height, bit_depth, color_type = struct.unpack(">IIBB", header[16:26])
+    _check_size(width, height)
+    if color_type != 0 or bit_depth not in (8, 16):
+        raise GBCIError(f"is a PNG of color type {color_type} with {bit_depth} bits; expected gray (0) with 8 or 16")
+    with Image.open(path) as image:
+        stored = np.array(image)
+    if stored.min() == stored.max():
+        raise GBCIError("every pixel has one and the same value; expected an image")
+    return Mammogram(
+        path=path,
+        stored=stored,
+        presentation=full_scale(max(8, int(stored.max()).bit_length())),
+        view_position=view_in_text(path.stem),
+        laterality=laterality_in_text(path.stem),
+    )

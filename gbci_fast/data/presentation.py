@@ -1,0 +1,282 @@
+"""Stored pixel values to display values and back: the grayscale pipeline of DICOM PS3.4 N.2 as one lookup table.
+
+Mammograms store at most 16 bits, so every step (modality rescale or LUT, VOI window or LUT, MONOCHROME1 inversion,
+padding) folds into a table with one entry per possible stored value. Applying it is one gather; inverting it is an
+interpolation on the same table.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from pydicom import Dataset
+from pydicom.multival import MultiValue
+from scipy.special import expit
+
+from gbci_fast.errors import GBCIError
+
+# Without a VOI transformation: display from the first percentile of the breast to the second (percent).
+BREAST_PERCENTILES = (0.5, 99.9)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Presentation:
+    """The mapping between stored integers and display values in [0, 1] (0 = black, bright = dense).
+
+    Attributes:
+        levels: float32 [2 ** bits_stored], the display value of every stored value, before padding. Indexed by the
+            stored value itself: negative ones count from the end, which is two's complement.
+        signed: whether stored values are two's complement (PixelRepresentation 1).
+        padding: lowest and highest stored value that mean "no image here" (PS3.3 C.7.5.1.1.2), or ``None``.
+        kind: which VOI transformation: "window", "sigmoid", "lut", "percentiles" or "full scale".
+    """
+
+    levels: np.ndarray
+    signed: bool = False
+    padding: tuple[int, int] | None = None
+    kind: str = "full scale"
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The lowest and highest value that BitsStored can hold."""
+        size = len(self.levels)
+        return (-size // 2, size // 2 - 1) if self.signed else (0, size - 1)
+
+    def is_padding(self, stored: np.ndarray) -> np.ndarray:
+        """bool [H, W]: where ``stored`` [H, W] holds padding instead of an image."""
+        if self.padding is None:
+            return np.zeros(stored.shape, bool)
+        return (stored >= self.padding[0]) & (stored <= self.padding[1])
+
+    def to_unit(self, stored: np.ndarray) -> np.ndarray:
+        """Display values, float32 [H, W] in [0, 1], of native integers [H, W]; padding is 0."""
+        return self._padded_levels[stored]
+
+    def paste(self, stored: np.ndarray, unit_new: np.ndarray) -> np.ndarray:
+        """New stored values whose display is ``unit_new``: stored + inverse(unit_new) - inverse(to_unit(stored)).
+
+        Where the VOI transformation clips, its inverse ends at the clipping point, so the difference is added to
+        what was stored. A pixel whose ``unit_new`` equals `to_unit` bit for bit, and padding, keep their value.
+
+        Args:
+            stored: integers [H, W] as read.
+            unit_new: float [H, W] in [0, 1]; values outside are clipped.
+
+        Returns:
+            [H, W] in the dtype of ``stored``, within BitsStored, never on the padding value.
+
+        Raises:
+            GBCIError: ``unit_new`` has another shape or is not finite, or the transformation is not monotone.
+        """
+        if unit_new.shape != stored.shape:
+            raise GBCIError(f"the new image has shape {unit_new.shape}; expected that of the original, {stored.shape}")
+        unit_old = self.to_unit(stored)
+        changed = (unit_new != unit_old) & ~self.is_padding(stored)
+        target = unit_new[changed].astype(np.float64)
+        if not np.isfinite(target).all():
+            raise GBCIError("the new image holds NaN or infinity; expected values in [0, 1]")
+        pasted = stored.copy()
+        if target.size:
+            pasted[changed] = self._to_stored(
+                stored[changed] + self._inverse(target) - self._inverse(unit_old[changed])
+            )
+        return pasted
+
+    def _to_stored(self, values: np.ndarray) -> np.ndarray:
+        """Rounds float64 [N] to legal stored values, beside the padding range where they would fall into it."""
+        lowest, highest = self.limits
+        rounded = np.clip(np.rint(values), lowest, highest)
+        if self.padding is None:
+            return rounded
+        below, above = self.padding[0] - 1, self.padding[1] + 1
+        go_below = below >= lowest and ((above > highest) | (values - below < above - values))
+        return np.where(self.is_padding(rounded), np.where(go_below, below, above), rounded)
+
+    def _inverse(self, unit: np.ndarray) -> np.ndarray:
+        """Stored values, float64 [N], whose display is ``unit`` [N]."""
+        return np.interp(unit, *self._inverse_knots)
+
+    @cached_property
+    def _padded_levels(self) -> np.ndarray:
+        levels = self.levels.copy()
+        if self.padding is not None:
+            levels[np.arange(self.padding[0], self.padding[1] + 1)] = 0.0
+        return levels
+
+    @cached_property
+    def _inverse_knots(self) -> tuple[np.ndarray, np.ndarray]:
+        """Strictly increasing display values and their stored values, both float64.
+
+        A run of equal display values is represented by its middle; the clipped runs at the two ends by the edge at
+        which clipping begins.
+        """
+        lowest, highest = self.limits
+        values = np.arange(lowest, highest + 1)
+        levels = self.levels[values].astype(np.float64)
+        if levels[0] > levels[-1]:
+            values, levels = values[::-1], levels[::-1]
+        if (np.diff(levels) < 0).any():
+            raise GBCIError("the image's lookup table is not monotone, so no change of brightness can be stored back")
+        display, first, count = np.unique(levels, return_index=True, return_counts=True)
+        last = first + count - 1
+        middle = (values[first] + values[last]) / 2
+        middle[0], middle[-1] = values[last[0]], values[first[-1]]
+        return display, middle
+
+
+def full_scale(bits_stored: int) -> Presentation:
+    """Black is 0 and white the largest value of ``bits_stored`` unsigned bits."""
+    return Presentation(levels=np.linspace(0, 1, 2**bits_stored, dtype=np.float32))
+
+
+def presentation_of(dataset: Dataset, stored: np.ndarray) -> Presentation:
+    """The presentation that a monochrome image's header asks for, or percentiles where it asks for none.
+
+    The first of several VOI transformations is taken, a VOI LUT before a window. PresentationLUTShape is not looked
+    at: it has to agree with PhotometricInterpretation (PS3.3 C.8.11.7), and MONOCHROME1 alone decides the inversion.
+
+    Args:
+        dataset: header with PhotometricInterpretation, BitsStored and PixelRepresentation.
+        stored: integers [H, W] within BitsStored.
+
+    Raises:
+        GBCIError: a window, rescale, LUT or padding value is not legal, or the image displays as one single value.
+    """
+    bits, signed = int(dataset.BitsStored), dataset.PixelRepresentation == 1
+    padding = _padding(dataset, bits, signed)
+    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+
+    counts = np.bincount((stored.view(f"u{stored.itemsize}") & (2**bits - 1)).ravel(), minlength=2**bits)
+    if padding is not None:
+        counts[np.arange(padding[0], padding[1] + 1)] = 0
+
+    values = np.arange(2**bits, dtype=np.float64)
+    if signed:
+        values[2 ** (bits - 1) :] -= 2**bits
+    values = _modality(dataset, values)
+    if "VOILUTSequence" in dataset and dataset.VOILUTSequence:
+        item = dataset.VOILUTSequence[0]
+        levels, kind = _lookup(dataset, item, values) / (2 ** _lut_bits(item) - 1), "lut"
+    elif _first(dataset, "WindowWidth") is not None:
+        levels, kind = _window(dataset, values)
+    else:
+        levels, kind = _percentile_window(values, counts, inverted), "percentiles"
+    if inverted:
+        levels = 1 - levels
+
+    levels = levels.astype(np.float32)
+    shown = levels[counts > 0]
+    if shown.size == 0 or shown.min() == shown.max():
+        raise GBCIError("every pixel displays as one and the same value; expected an image")
+    return Presentation(levels=levels, signed=signed, padding=padding, kind=kind)
+
+
+def _padding(dataset: Dataset, bits: int, signed: bool) -> tuple[int, int] | None:
+    """PixelPaddingValue to PixelPaddingRangeLimit, in either order, inclusive (PS3.3 C.7.5.1.1.2)."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return None
+    other = dataset.get("PixelPaddingRangeLimit")
+    ends = sorted(_as_stored(end, signed) for end in (value, value if other is None else other))
+    lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    # Values that BitsStored cannot hold mark no pixel.
+    if ends[0] > highest or ends[1] < lowest:
+        return None
+    return max(ends[0], lowest), min(ends[1], highest)
+
+
+def _as_stored(value: int | bytes, signed: bool) -> int:
+    """Padding values are US or SS as PixelRepresentation says, but often written with the other sign."""
+    value = int(value) & 0xFFFF
+    return value - 0x10000 if signed and value >= 0x8000 else value
+
+
+def _modality(dataset: Dataset, values: np.ndarray) -> np.ndarray:
+    """Modality LUT or rescale (PS3.3 C.11.1) of stored values, float64 [N] -> [N]."""
+    if dataset.get("ModalityLUTSequence"):
+        return _lookup(dataset, dataset.ModalityLUTSequence[0], values)
+    slope, intercept = _first(dataset, "RescaleSlope"), _first(dataset, "RescaleIntercept")
+    slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+    with np.errstate(over="ignore"):
+        rescaled = values * slope + intercept
+    if slope == 0 or not np.isfinite(rescaled).all():
+        raise GBCIError(f"RescaleSlope is {slope} and RescaleIntercept {intercept}; expected finite, non-zero scaling")
+    return rescaled
+
+
+def _window(dataset: Dataset, values: np.ndarray) -> tuple[np.ndarray, str]:
+    """VOI window (PS3.3 C.11.2.1.2 and C.11.2.1.3) of modality values, float64 [N] -> [0, 1] [N]."""
+    center, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise GBCIError(f"VOILUTFunction is {function!r}; expected LINEAR, LINEAR_EXACT or SIGMOID")
+    narrowest = 1 if function == "LINEAR" else np.finfo(float).tiny
+    if center is None or not np.isfinite(center) or not narrowest <= width < np.inf:
+        raise GBCIError(f"WindowCenter is {center} and WindowWidth {width}; expected numbers that {function} allows")
+    if function == "SIGMOID":
+        return expit(4 * (values - center) / width), "sigmoid"
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    return _ramp(values, center - width / 2, center + width / 2), "window"
+
+
+def _percentile_window(values: np.ndarray, counts: np.ndarray, inverted: bool) -> np.ndarray:
+    """Linear between `BREAST_PERCENTILES` of the pixels that are brighter than the darkest value present.
+
+    Args:
+        values: float64 [N], modality value of each stored value.
+        counts: int [N], how many pixels hold it.
+        inverted: whether larger values are darker.
+    """
+    present = np.flatnonzero(counts)
+    present = present[np.argsort(-values[present] if inverted else values[present], kind="stable")]
+    if present.size < 2:
+        raise GBCIError("every pixel has one and the same value; expected an image")
+    breast = present[values[present] != values[present[0]]]
+    share = 100 * np.cumsum(counts[breast]) / counts[breast].sum()
+    dark, bright = (values[breast[np.searchsorted(share, percent)]] for percent in BREAST_PERCENTILES)
+    if dark == bright:
+        dark = values[present[0]]
+    return _ramp(values, min(dark, bright), max(dark, bright))
+
+
+def _ramp(values: np.ndarray, bottom: float, top: float) -> np.ndarray:
+    """0 up to ``bottom``, 1 above ``top``, linear between; a step where they are equal."""
+    if bottom == top:
+        return (values > top).astype(np.float64)
+    return np.clip((values - bottom) / (top - bottom), 0, 1)
+
+
+def _lookup(dataset: Dataset, item: Dataset, values: np.ndarray) -> np.ndarray:
+    """LUTData of a Modality or VOI LUT item (PS3.3 C.11.1.1.1, C.11.2.1.1) at ``values``, float64 [N] -> [N]."""
+    size, first = int(item.LUTDescriptor[0]) & 0xFFFF or 0x10000, int(item.LUTDescriptor[1])
+    # Its sign is that of the LUT's input, which an implicit VR or PixelRepresentation cannot tell after a rescale.
+    if first >= 0x8000 and values.min() < 0:
+        first -= 0x10000
+    data = item.LUTData
+    if isinstance(data, bytes):
+        narrow = len(data) < 2 * size
+        order = ">" if dataset.original_encoding[1] is False else "<"
+        data = np.frombuffer(data, "u1" if narrow else f"{order}u2")[:size]
+    table = np.atleast_1d(np.asarray(data, dtype=np.float64))
+    if len(table) != size or table.max() >= 2 ** _lut_bits(item):
+        raise GBCIError(
+            f"a LUT holds {len(table)} entries up to {table.max():.0f}; "
+            f"expected {size} of {_lut_bits(item)} bits, as its LUTDescriptor says"
+        )
+    return table[np.clip(np.rint(values) - first, 0, size - 1).astype(np.intp)]
+
+
+def _lut_bits(item: Dataset) -> int:
+    bits = int(item.LUTDescriptor[2])
+    if not 8 <= bits <= 16:
+        raise GBCIError(f"a LUTDescriptor asks for {bits} bits per entry; expected 8 to 16")
+    return bits
+
+
+def _first(dataset: Dataset, keyword: str) -> float | None:
+    """The first value of a possibly multi-valued number, ``None`` where absent or blank."""
+    value = dataset.get(keyword)
+    if value is None or value == "":
+        return None
+    return float(value[0] if isinstance(value, list | MultiValue) else value)

@@ -1,0 +1,76 @@
+"""View (CC, MLO) and side (L, R) of a mammogram, from DICOM attributes or from free text such as a file name."""
+
+import re
+
+from pydicom import Dataset
+
+# PS3.16 CID 4014 "View for Mammography": SNOMED CT, and the retired SNOMED-RT codes of older files.
+VIEW_CODES = {"399162004": "CC", "399368009": "MLO", "R-10242": "CC", "R-10226": "MLO"}
+
+_SIDE = r"(?:LEFT|RIGHT|LT|RT|L|R)"
+_VIEW = r"(?:CC|MLO)"
+# LCC, L_CC, LEFT-MLO, LeftMLO; CC_L, MLO-RIGHT; or the view by itself.
+_VIEW_TOKEN = re.compile(rf"(?<![A-Z0-9]){_SIDE}?({_VIEW})(?![A-Z0-9])")
+# A single letter is a side only next to a view: "Dr_R_Smith" says nothing. The words stand alone.
+_SIDE_TOKENS = (
+    re.compile(rf"(?<![A-Z0-9])({_SIDE})[^A-Z0-9]*{_VIEW}(?![A-Z0-9])"),
+    re.compile(rf"(?<![A-Z0-9]){_VIEW}[^A-Z0-9]*({_SIDE})(?![A-Z0-9])"),
+    re.compile(r"(?<![A-Z0-9])(LEFT|RIGHT)(?![A-Z0-9])"),
+)
+
+
+def view_in_text(text: str) -> str | None:
+    """``"CC"`` or ``"MLO"`` if the text names exactly one of them, as in ``P_1_LEFT_MLO`` or ``RCC``."""
+    return _only(_VIEW_TOKEN.findall(text.upper()))
+
+
+def laterality_in_text(text: str) -> str | None:
+    """``"L"`` or ``"R"`` if the text names exactly one side, as in ``P_1_LEFT_MLO`` or ``RCC``."""
+    return _only(match[0] for pattern in _SIDE_TOKENS for match in pattern.findall(text.upper()))
+
+
+def view_position(dataset: Dataset, file_stem: str) -> str | None:
+    """The first of ViewPosition, ViewCodeSequence, PatientOrientation, then names, that says something.
+
+    A view that is neither CC nor MLO (ML, XCCL, …) is ``None``, whatever the names say.
+    """
+    if stated := str(dataset.get("ViewPosition") or "").strip().upper():
+        return stated if stated in ("CC", "MLO") else None
+    if codes := dataset.get("ViewCodeSequence"):
+        return VIEW_CODES.get(str(codes[0].get("CodeValue", "")).strip())
+    return _orientation(dataset)[0] or _first(view_in_text, dataset, file_stem)
+
+
+def laterality(dataset: Dataset, file_stem: str) -> str | None:
+    """The first of ImageLaterality, Laterality, PatientOrientation, then names, that says L or R."""
+    for keyword in ("ImageLaterality", "Laterality"):
+        if (stated := str(dataset.get(keyword) or "").strip().upper()) in ("L", "R"):
+            return stated
+    return _orientation(dataset)[1] or _first(laterality_in_text, dataset, file_stem)
+
+
+def _orientation(dataset: Dataset) -> tuple[str | None, str | None]:
+    """View and side from PatientOrientation (PS3.3 C.7.6.1.1.1), whose second value is where columns lead to.
+
+    Down a CC view of the left breast is the patient's right (``A\\R``); down an MLO view is foot and right
+    (``A\\FR``). Some files write the view's name there instead.
+    """
+    value = dataset.get("PatientOrientation") or ""
+    values = [value] if isinstance(value, str) else [str(part) for part in value]
+    values = [part.strip().upper() for part in values]
+    if len(values) == 1:
+        return view_in_text(values[0]), laterality_in_text(values[0])
+    if len(values) != 2 or values[0] not in ("A", "P"):
+        return None, None
+    down = {"R": ("CC", "L"), "L": ("CC", "R"), "FR": ("MLO", "L"), "FL": ("MLO", "R")}
+    return down.get(values[1], (None, None))
+
+
+def _first(parse, dataset: Dataset, file_stem: str) -> str | None:
+    texts = [str(dataset.get(keyword) or "") for keyword in ("SeriesDescription", "PatientID")]
+    return next((found for text in (*texts, file_stem) if (found := parse(text))), None)
+
+
+def _only(found) -> str | None:
+    values = set(found)
+    return values.pop() if len(values) == 1 else None

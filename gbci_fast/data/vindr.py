@@ -1,0 +1,306 @@
+"""The VinDr-Mammo folder layout, and plain files or folders of mammograms, as one list of lazy records.
+
+A root holds ``breast-level_annotations.csv``, ``finding_annotations.csv`` and ``images/<study_id>/<image_id>.dicom``
+(Nguyen et al., "VinDr-Mammo", Scientific Data 2023). Only the tables are read here; pixels wait for `ImageRecord.read`.
+"""
+
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+
+from gbci_fast.data.attributes import NO_FINDING, Attributes, is_unknown
+from gbci_fast.data.dicom import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
+from gbci_fast.data.views import laterality_in_text, view_in_text
+from gbci_fast.errors import GBCIError
+
+BREAST_TABLE = "breast-level_annotations.csv"
+FINDING_TABLE = "finding_annotations.csv"
+SPLITS = ("training", "test")
+IMAGE_COLUMNS = (
+    "study_id",
+    "series_id",
+    "image_id",
+    "laterality",
+    "view_position",
+    "height",
+    "width",
+    "breast_birads",
+    "breast_density",
+    "split",
+)
+BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
+FINDING_COLUMNS = ("image_id", "finding_categories", "finding_birads", *BOX_COLUMNS)
+OTHER_BIRADS = ("BI-RADS 0", "BI-RADS 6", "0", "6")
+AGE_COLUMN = "age"  # not VinDr's, but understood where a table has it
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One annotated box; ``attributes`` are the image's with the finding's categories and BI-RADS added.
+
+    ``box`` is (xmin, ymin, xmax, ymax) in native pixels, half-open and inside the image; ``extra`` holds the
+    row's other columns where they are not blank.
+    """
+
+    box: Box
+    attributes: Attributes
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """What is known of one image before it is opened; ``None`` means unknown.
+
+    ``attributes.finding_categories`` is the empty tuple where the tables say "No Finding", else ``None``.
+    """
+
+    study_id: str
+    image_id: str
+    path: Path
+    series_id: str | None = None
+    laterality: str | None = None
+    view_position: str | None = None
+    height: int | None = None
+    width: int | None = None
+    split: str | None = None
+    attributes: Attributes = field(default_factory=Attributes)
+    extra: dict[str, str] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+    def read(self) -> Mammogram:
+        """Decodes the image.
+
+        Raises:
+            GBCIError: the file is absent, not a mammogram, or damaged.
+        """
+        return read_mammogram(self.path)
+
+
+class VinDr:
+    """A data set in the VinDr-Mammo layout.
+
+    Args:
+        root: folder with the two tables and ``images/``. Without `FINDING_TABLE` no image has findings.
+
+    Attributes:
+        images: one `ImageRecord` per row of `BREAST_TABLE`, in its order.
+        clamped: number of boxes that reached over the image's edge and were cut there (VinDr-Mammo itself has 42).
+
+    Raises:
+        GBCIError: a table or column is absent, or a row is not legal; the sentence names file, row and value.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        self.clamped = 0
+        images = self._read_images()
+        if (self.root / FINDING_TABLE).exists():
+            images = self._add_findings(images)
+        self.images = list(images.values())
+
+    def of_split(self, split: str) -> list[ImageRecord]:
+        """The images of ``"training"`` or ``"test"``, possibly none."""
+        if split not in SPLITS:
+            raise GBCIError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+        return [image for image in self.images if image.split == split]
+
+    def missing(self) -> list[ImageRecord]:
+        """The images that the table lists and the disk does not hold."""
+        return [image for image in self.images if not image.path.is_file()]
+
+    def _read_images(self) -> dict[str, ImageRecord]:
+        listings: dict[str, set[str]] = {}
+        images: dict[str, ImageRecord] = {}
+        for where, row in _read_table(self.root / BREAST_TABLE, IMAGE_COLUMNS):
+            study_id, image_id = (_check_id(where, key, row[key]) for key in ("study_id", "image_id"))
+            if image_id in images:
+                raise GBCIError(f"{where}: image_id {image_id!r} stands in the table twice")
+            if row["split"] not in (*SPLITS, ""):
+                raise GBCIError(f"{where}: split is {row['split']!r}; expected one of {', '.join(SPLITS)}")
+            keys = ("laterality", "view_position", "breast_density", "breast_birads", AGE_COLUMN)
+            attributes = _attributes(where, {key: row[key] for key in keys if key in row})
+            images[image_id] = ImageRecord(
+                study_id=study_id,
+                image_id=image_id,
+                path=self._locate(study_id, image_id, listings),
+                series_id=row["series_id"] or None,
+                laterality=attributes.laterality,
+                view_position=attributes.view_position,
+                height=_parse_size(where, "height", row["height"]),
+                width=_parse_size(where, "width", row["width"]),
+                split=row["split"] or None,
+                attributes=attributes,
+                extra=_extra(row, (*IMAGE_COLUMNS, AGE_COLUMN)),
+            )
+        if not images:
+            raise GBCIError(f"{self.root / BREAST_TABLE} has no rows; expected one per image")
+        return images
+
+    def _locate(self, study_id: str, image_id: str, listings: dict[str, set[str]]) -> Path:
+        """The image's file, or where VinDr-Mammo would keep it; every study folder is listed once."""
+        folder = self.root / "images" / study_id
+        if study_id not in listings:
+            listings[study_id] = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+        names = [image_id + suffix for suffix in IMAGE_SUFFIXES]
+        return folder / next((name for name in names if name in listings[study_id]), names[0])
+
+    def _add_findings(self, images: dict[str, ImageRecord]) -> dict[str, ImageRecord]:
+        findings: dict[str, list[Finding]] = {}
+        for where, row in _read_table(self.root / FINDING_TABLE, FINDING_COLUMNS):
+            image = images.get(row["image_id"])
+            if image is None:
+                raise GBCIError(f"{where}: image_id {row['image_id']!r} does not stand in {BREAST_TABLE}")
+            known = _attributes(where, {key: row[key] for key in ("finding_categories", "finding_birads")})
+            box = _parse_box(where, row)
+            boxes = findings.setdefault(image.image_id, [])
+            if known.finding_categories == ():
+                if box is not None:
+                    raise GBCIError(f"{where}: {NO_FINDING!r} comes with the box {box}; expected blanks")
+                continue
+            if box is None:
+                raise GBCIError(f"{where}: {row['finding_categories']!r} comes without a box; expected {BOX_COLUMNS}")
+            inside = _clamp(where, box, image)
+            self.clamped += inside != box
+            attributes = replace(
+                image.attributes, finding_categories=known.finding_categories, finding_birads=known.finding_birads
+            )
+            extra = _extra(row, (*IMAGE_COLUMNS, *FINDING_COLUMNS, AGE_COLUMN))
+            boxes.append(Finding(box=inside, attributes=attributes, extra=extra))
+        return {key: _with_findings(image, findings.get(key)) for key, image in images.items()}
+
+
+def find_inputs(path: str | Path) -> list[ImageRecord]:
+    """The images behind an INPUT argument, sorted by path, unopened.
+
+    Args:
+        path: one DICOM or PNG file, a folder of them (searched recursively; other files are ignored), or a
+            `VinDr` root.
+
+    Returns:
+        Records with unique ``image_id``. For plain files it is the file's stem (with ``-2``, ``-3`` … where stems
+        repeat), ``study_id`` the parent folder's name, and view and side what the file name says.
+
+    Raises:
+        GBCIError: the path is absent or holds no image.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / BREAST_TABLE).exists() or (path / FINDING_TABLE).exists():
+            return VinDr(path).images
+        files = sorted(file for file in _walk(path) if looks_like_image(file))
+        if not files:
+            raise GBCIError(f"{path} holds no DICOM or PNG file and no {BREAST_TABLE}")
+    elif path.is_file():
+        files = [path]
+    else:
+        raise GBCIError(f"{path} does not exist; expected a DICOM or PNG file or a folder of them")
+    records, taken = [], set()
+    for file in files:
+        image_id, count = file.stem, 1
+        while image_id in taken:
+            count += 1
+            image_id = f"{file.stem}-{count}"
+        taken.add(image_id)
+        laterality, view_position = laterality_in_text(file.stem), view_in_text(file.stem)
+        records.append(
+            ImageRecord(
+                study_id=file.absolute().parent.name,
+                image_id=image_id,
+                path=file,
+                laterality=laterality,
+                view_position=view_position,
+                attributes=Attributes(laterality=laterality, view_position=view_position),
+            )
+        )
+    return records
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
+
+
+def _read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields ("file, row n", {column: text}), blanks as ""; row 1 is the header."""
+    try:
+        with warnings.catch_warnings():
+            # pandas only warns of a row with more fields than the header, and drops the surplus.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise GBCIError(f"{path} does not exist; a VinDr-Mammo folder has it") from None
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # ValueError: pandas' parser errors, bad UTF-8
+        raise GBCIError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from None
+    table = table.rename(columns=str.strip).fillna("")
+    absent = [column for column in required if column not in table.columns]
+    if absent:
+        raise GBCIError(f"{path} has no column {', '.join(absent)}; expected at least {', '.join(required)}")
+    for number, row in enumerate(table.to_dict("records"), start=2):
+        yield f"{path}, row {number}", {column: text.strip() for column, text in row.items()}
+
+
+def _check_id(where: str, key: str, value: str) -> str:
+    """An id becomes a file name: nothing that could leave ``images/``."""
+    if not value or value in (".", "..") or any(character in value for character in "/\\\0:"):
+        raise GBCIError(f"{where}: {key} is {value!r}; expected an identifier that is a plain file name")
+    return value
+
+
+def _attributes(where: str, values: dict[str, str]) -> Attributes:
+    # BI-RADS 0 (incomplete) and 6 (proven by biopsy) are legal but say nothing of the picture: unknown.
+    values = {key: "" if text in OTHER_BIRADS and key.endswith("birads") else text for key, text in values.items()}
+    try:
+        return Attributes.from_mapping(values)
+    except GBCIError as error:
+        raise GBCIError(f"{where}: {error}") from None
+
+
+def _extra(row: dict[str, str], known: tuple[str, ...]) -> dict[str, str]:
+    return {column: text for column, text in row.items() if column not in known and not is_unknown(text)}
+
+
+def _parse_size(where: str, key: str, text: str) -> int | None:
+    if is_unknown(text):
+        return None
+    if not re.fullmatch(r"\d+(\.0+)?", text) or not float(text):
+        raise GBCIError(f"{where}: {key} is {text!r}; expected a number of pixels")
+    return int(float(text))
+
+
+def _parse_box(where: str, row: dict[str, str]) -> Box | None:
+    texts = [row[column] for column in BOX_COLUMNS]
+    if all(is_unknown(text) for text in texts):
+        return None
+    try:
+        xmin, ymin, xmax, ymax = (float(text) for text in texts)
+    except ValueError:
+        xmin = math.nan
+    if not (math.isfinite(xmin + ymin + xmax + ymax) and xmin < xmax and ymin < ymax):
+        raise GBCIError(f"{where}: the box is ({', '.join(texts)}); expected numbers with xmin < xmax and ymin < ymax")
+    return xmin, ymin, xmax, ymax
+
+
+def _clamp(where: str, box: Box, image: ImageRecord) -> Box:
+    width, height = image.width or math.inf, image.height or math.inf
+    xmin, ymin, xmax, ymax = box
+    inside = (max(xmin, 0.0), max(ymin, 0.0), min(xmax, float(width)), min(ymax, float(height)))
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        raise GBCIError(f"{where}: the box {box} lies outside the image of {width} x {height} pixels")
+    return inside
+
+
+def _with_findings(image: ImageRecord, findings: list[Finding] | None) -> ImageRecord:
+    """``None`` = no row at all: unknown; ``[]`` = only "No Finding" rows: known to be healthy."""
+    if findings is None:
+        return image
+    if not findings:
+        return replace(image, attributes=replace(image.attributes, finding_categories=()))
+    return replace(image, findings=tuple(findings))
