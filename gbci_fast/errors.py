@@ -1,5 +1,5 @@
 """The one exception that reaches a user as a sentence instead of a traceback."""
 
 
-class GBCIError(Exception):
+class GBCIError(ValueError):
     """Bad input or a failed run: one sentence naming the file, the value and what was expected."""

@@ -1,0 +1,20 @@
+"""Generative Breast Cancer Imaging, fast: synthetic lesions in real mammograms, for research data sets only."""
+
+import importlib
+
+__version__ = "0.1.0"
+__all__ = ["Attributes", "ConditionEncoder", "GBCIError", "GBCIPipeline"]
+
+_HOMES = {
+    "Attributes": "gbci_fast.data.attributes",
+    "ConditionEncoder": "gbci_fast.conditioning",
+    "GBCIError": "gbci_fast.errors",
+    "GBCIPipeline": "gbci_fast.pipeline",
+}
+
+
+def __getattr__(name: str):
+    """Imports a public name when it is first used, so that the command line starts without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gbci_fast' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

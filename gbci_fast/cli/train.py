@@ -1,0 +1,83 @@
+"""`gbci-fast train vae|ldm`: both stages of the model, resumable."""
+
+import argparse
+from pathlib import Path
+
+STAGES = ("vae", "ldm")
+EXAMPLE = """\
+example:
+  gbci-fast train vae --data VINDR_ROOT --output runs/vae
+  gbci-fast train ldm --data VINDR_ROOT --vae runs/vae --output runs/ldm --resume
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `train` with one sub-command per stage."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train the autoencoder or the latent diffusion model",
+        description="Train one stage. Ctrl-C saves; --resume continues bit for bit.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for stage in STAGES:
+        stage_parser = stages.add_parser(stage, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+        _add_common(stage_parser)
+        if stage == "ldm":
+            stage_parser.add_argument("--vae", type=Path, required=True, help="folder written by `train vae`")
+            stage_parser.add_argument(
+                "--init", type=Path, help="start from the weights of this pipeline folder (not the optimizer)"
+            )
+            stage_parser.add_argument(
+                "--variants", type=int, help="augmented (image, mask) pairs encoded per image before training"
+            )
+            stage_parser.add_argument(
+                "--latent-crop", type=int, help="side of the random latent crops; the full latent's side turns them off"
+            )
+        stage_parser.set_defaults(run=run)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="VinDr-layout roots (training split used)")
+    parser.add_argument("--output", type=Path, required=True, help="run folder: state.pt, samples/, the weights")
+    parser.add_argument("--preset", choices=("tiny", "base"), default="base")
+    parser.add_argument("--steps", type=int, help="optimizer steps in all")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--accumulate", type=int, help="micro-batches per optimizer step")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--precision", choices=("fp32", "bf16"))
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--save-every", type=int)
+    parser.add_argument("--sample-every", type=int)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Builds the stage from its preset and the given overrides, and trains it."""
+    from gbci_fast.training import stages
+
+    overrides = {
+        name: getattr(args, name)
+        for name in ("steps", "batch_size", "accumulate", "learning_rate", "precision", "seed")
+        + ("save_every", "sample_every")
+        if getattr(args, name) is not None
+    }
+    if args.stage == "vae":
+        stages.train_vae(
+            args.data, args.output, preset=args.preset, overrides=overrides, resume=args.resume, device=args.device
+        )
+    else:
+        stages.train_ldm(
+            args.data,
+            args.output,
+            vae=args.vae,
+            init=args.init,
+            variants=args.variants,
+            latent_crop=args.latent_crop,
+            preset=args.preset,
+            overrides=overrides,
+            resume=args.resume,
+            device=args.device,
+        )

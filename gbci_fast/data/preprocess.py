@@ -1,0 +1,189 @@
+"""From native pixels to model space and back: breast mask, the affine, both resampling directions.
+
+Coordinates are continuous with pixel *i* covering ``[i, i + 1)``; boxes are half-open ``(xmin, ymin, xmax, ymax)``.
+Model space is a square image whose chest wall lies on the left.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from gbci_fast.errors import GBCIError
+
+MODEL_SIZE = 224
+Box = tuple[float, float, float, float]
+
+_MASK_SIDE = 256  # the breast outline is found at this resolution
+_MIN_BREAST_FRACTION = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """An axis-aligned affine between a native image and the model's square image.
+
+    The native box ``[x0, x1) x [y0, y1)`` (it may reach outside the image: zeros there) is flipped left-right when
+    `flip` is set, resampled to ``width x height`` and placed at ``(left, top)`` of a ``size x size`` image of zeros.
+    """
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    flip: bool
+    width: int
+    height: int
+    left: int
+    top: int
+    size: int
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Model pixels per native pixel along x and y (equal up to the rounding of `width` and `height`)."""
+        return self.width / (self.x1 - self.x0), self.height / (self.y1 - self.y0)
+
+    def model_spacing(self, spacing: tuple[float, float] | None) -> float | None:
+        """Millimeters per model pixel, from the native (row, column) spacing."""
+        return None if spacing is None else float(spacing[0] / self.scale[1])
+
+    def box_to_model(self, box: Box) -> Box:
+        """A native box in model coordinates."""
+        (sx, sy), (xmin, ymin, xmax, ymax) = self.scale, box
+        if self.flip:
+            xmin, xmax = self.x0 + self.x1 - xmax, self.x0 + self.x1 - xmin
+        return (
+            self.left + (xmin - self.x0) * sx,
+            self.top + (ymin - self.y0) * sy,
+            self.left + (xmax - self.x0) * sx,
+            self.top + (ymax - self.y0) * sy,
+        )
+
+    def box_to_native(self, box: Box) -> Box:
+        """A model box in native coordinates: the inverse of `box_to_model`."""
+        (sx, sy), (xmin, ymin, xmax, ymax) = self.scale, box
+        xmin, xmax = self.x0 + (xmin - self.left) / sx, self.x0 + (xmax - self.left) / sx
+        if self.flip:
+            xmin, xmax = self.x0 + self.x1 - xmax, self.x0 + self.x1 - xmin
+        return (xmin, self.y0 + (ymin - self.top) / sy, xmax, self.y0 + (ymax - self.top) / sy)
+
+    def to_model(self, image: np.ndarray) -> np.ndarray:
+        """Resamples a native image [H, W] (float or bool) to model space, float32 [size, size], anti-aliased."""
+        height, width = image.shape
+        crop = np.zeros((self.y1 - self.y0, self.x1 - self.x0), np.float32)
+        ys, xs = slice(max(self.y0, 0), min(self.y1, height)), slice(max(self.x0, 0), min(self.x1, width))
+        crop[ys.start - self.y0 : ys.stop - self.y0, xs.start - self.x0 : xs.stop - self.x0] = image[ys, xs]
+        if self.flip:
+            crop = crop[:, ::-1].copy()
+        resized = F.interpolate(
+            torch.from_numpy(crop)[None, None], (self.height, self.width), mode="bilinear", antialias=True
+        )
+        out = np.zeros((self.size, self.size), np.float32)
+        out[self.top : self.top + self.height, self.left : self.left + self.width] = resized[0, 0].numpy()
+        return out
+
+    def to_native(self, image: np.ndarray, window: tuple[int, int, int, int], mode: str = "bicubic") -> np.ndarray:
+        """Resamples a model image [size, size] onto the native pixels of `window` (xmin, ymin, xmax, ymax).
+
+        Returns float32 [ymax - ymin, xmax - xmin]; outside the frame the nearest model pixel is repeated.
+        """
+        xmin, ymin, xmax, ymax = window
+        (sx, sy) = self.scale
+        x = np.arange(xmin, xmax, dtype=np.float64) + 0.5
+        if self.flip:
+            x = self.x0 + self.x1 - x
+        x = self.left + (x - self.x0) * sx
+        y = self.top + (np.arange(ymin, ymax, dtype=np.float64) + 0.5 - self.y0) * sy
+        grid = np.stack(np.meshgrid(2 * x / self.size - 1, 2 * y / self.size - 1), -1).astype(np.float32)
+        source = torch.from_numpy(np.array(image, np.float32))[None, None]
+        sampled = F.grid_sample(
+            source, torch.from_numpy(grid)[None], mode=mode, padding_mode="border", align_corners=False
+        )
+        return sampled[0, 0].numpy()
+
+
+def breast_mask(unit: np.ndarray) -> np.ndarray:
+    """The breast as the largest bright region, bool [H, W]; film labels and scanner borders are left out.
+
+    Args:
+        unit: float32 [H, W] in [0, 1], bright = dense.
+
+    Raises:
+        GBCIError: no region of at least 1 % of the image stands out.
+    """
+    height, width = unit.shape
+    shrink = min(1.0, _MASK_SIDE / max(height, width))
+    small_shape = max(1, round(height * shrink)), max(1, round(width * shrink))
+    tensor = torch.from_numpy(np.array(unit, np.float32))[None, None]
+    small = F.interpolate(tensor, small_shape, mode="area")[0, 0].numpy()
+    small = ndimage.gaussian_filter(small, 1.0)
+    if small.max() - small.min() < 1e-6:
+        raise GBCIError("no breast found: the image has one value only")
+    # Otsu separates dense tissue from the rest; fat is darker, but a third of the way up it is still above the air.
+    threshold = small.min() + 0.3 * (threshold_otsu(small) - small.min())
+    foreground = ndimage.binary_opening(small > threshold, iterations=3)
+    # The scanner's bright rim touches the border as a thin frame: opening cut it off the breast.
+    labels, count = ndimage.label(foreground)
+    if count == 0:
+        raise GBCIError("no breast found: nothing stands out from the background")
+    areas = ndimage.sum_labels(foreground, labels, np.arange(1, count + 1))
+    mask = labels == 1 + int(np.argmax(areas))
+    mask = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(mask, 4, mode="edge"), iterations=3))[4:-4, 4:-4]
+    if mask.mean() < _MIN_BREAST_FRACTION:
+        raise GBCIError(f"no breast found: the largest region covers {mask.mean():.2%} of the image, expected >= 1 %")
+    full = F.interpolate(torch.from_numpy(mask.astype(np.float32))[None, None], (height, width), mode="bilinear")
+    return full[0, 0].numpy() > 0.5
+
+
+def chest_wall_side(mask: np.ndarray) -> str:
+    """The side, "L" or "R", on which the breast in the mask [H, W] is taller (pixels are trusted over tags)."""
+    columns = np.trim_zeros(mask.sum(0))
+    half = len(columns) // 2
+    return "L" if columns[:half].sum() >= columns[-half:].sum() else "R"
+
+
+def whole_breast_frame(mask: np.ndarray, size: int = MODEL_SIZE) -> Frame:
+    """Crop to the breast mask [H, W] with a margin of 2 %, flip the chest wall to the left, fit, center, pad."""
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(ys):
+        raise GBCIError("the breast mask is empty; expected at least one pixel")
+    height, width = mask.shape
+    margin = round(0.02 * max(ys[-1] - ys[0], xs[-1] - xs[0]))
+    y0, y1 = max(0, int(ys[0]) - margin), min(height, int(ys[-1]) + 1 + margin)
+    x0, x1 = max(0, int(xs[0]) - margin), min(width, int(xs[-1]) + 1 + margin)
+    scale = size / max(y1 - y0, x1 - x0)
+    out_w, out_h = max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale))
+    flip = chest_wall_side(mask) == "R"
+    # Padding goes to the nipple side, so that the chest wall stays on the left edge.
+    return Frame(
+        x0=x0, y0=y0, x1=x1, y1=y1, flip=flip, width=out_w, height=out_h, left=0, top=(size - out_h) // 2, size=size
+    )
+
+
+def lesion_frame(
+    center: tuple[float, float],
+    spacing: tuple[float, float],
+    model_spacing: float,
+    *,
+    flip: bool = False,
+    size: int = MODEL_SIZE,
+) -> Frame:
+    """A field of view of ``size * model_spacing`` mm around a native point.
+
+    Args:
+        center: (x, y) in native pixels.
+        spacing: native mm per pixel, (row, column).
+        model_spacing: mm per pixel wanted in model space.
+        flip: mirror left-right (set when the chest wall is on the right).
+    """
+    if model_spacing <= 0 or min(spacing) <= 0:
+        raise GBCIError(f"spacing is {spacing} and {model_spacing} mm; expected positive values")
+    half_w = max(1, round(size * model_spacing / spacing[1] / 2))
+    half_h = max(1, round(size * model_spacing / spacing[0] / 2))
+    x, y = round(center[0]), round(center[1])
+    return Frame(
+        x0=x - half_w, y0=y - half_h, x1=x + half_w, y1=y + half_h,
+        flip=flip, width=size, height=size, left=0, top=0, size=size,
+    )  # fmt: skip

@@ -1,0 +1,221 @@
+"""Training images in model space, held in memory, and the masks that the model learns to fill."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+from scipy import ndimage
+
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.preprocess import (
+    MODEL_SIZE,
+    Frame,
+    breast_mask,
+    whole_breast_frame,
+)
+from gbci_fast.data.vindr import ImageRecord, VinDr
+from gbci_fast.errors import GBCIError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesion:
+    """One finding in model space: its pixels (bool [S, S]), what is known of it, and the report sentence."""
+
+    pixels: np.ndarray
+    attributes: Attributes
+    report: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingImage:
+    """One field of view: image uint16 [S, S] (65535 = 1.0), breast bool [S, S], lesions, image-level attributes."""
+
+    image: np.ndarray
+    breast: np.ndarray
+    lesions: tuple[Lesion, ...]
+    attributes: Attributes
+    patient: str
+
+    @property
+    def any_lesion(self) -> np.ndarray:
+        """The union of all lesion pixels, bool [S, S]."""
+        union = np.zeros_like(self.breast)
+        for lesion in self.lesions:
+            union |= lesion.pixels
+        return union
+
+
+def patient_fold(patient: str) -> str:
+    """ "A" or "B" by hash of the patient id: the scorer sees A alone, the verifier B alone."""
+    return "AB"[zlib.crc32(patient.encode()) & 1]
+
+
+def load_images(roots: Sequence[Path], split: str, size: int = MODEL_SIZE) -> list[TrainingImage]:
+    """Reads every image of `split` under the VinDr-layout `roots`, whole breast, and zoomed where pixels allow.
+
+    An image whose native resolution is at least 1.6 times the whole-breast model resolution also yields one field of
+    view at twice the magnification around each lesion.
+
+    Raises:
+        GBCIError: no image in that split.
+    """
+    images: list[TrainingImage] = []
+    for root in roots:
+        records = [record for record in VinDr(root).images if record.split == split]
+        for record in track(records, description=f"reading {Path(root).name}", disable=not records):
+            images.extend(_load_record(record, Path(root), size))
+    if not images:
+        raise GBCIError(f"no {split!r} image in {', '.join(map(str, roots))}; check the split column")
+    return images
+
+
+def _load_record(record: ImageRecord, root: Path, size: int) -> list[TrainingImage]:
+    mammogram = record.read()
+    unit = mammogram.unit()
+    breast = breast_mask(unit)
+    frame = whole_breast_frame(breast, size)
+    truth = _lesion_truth(record, root, unit.shape)
+    boxes = [finding.box for finding in record.findings]
+    frames = [frame]
+    if frame.scale[0] <= 1 / 1.6:
+        frames += [_zoomed(frame, box) for box in boxes if max(box[2] - box[0], box[3] - box[1]) < 0.8 * size]
+    return [_in_frame(record, mammogram.spacing, unit, breast, truth, view) for view in frames]
+
+
+def _in_frame(
+    record: ImageRecord,
+    spacing: tuple[float, float] | None,
+    unit: np.ndarray,
+    breast: np.ndarray,
+    truth: list[np.ndarray],
+    frame: Frame,
+) -> TrainingImage:
+    pixel_spacing = frame.model_spacing(spacing)
+    lesions = []
+    for finding, pixels in zip(record.findings, truth, strict=True):
+        in_model = frame.to_model(pixels) > 0.25
+        if in_model.any():
+            attributes = replace(finding.attributes, pixel_spacing=pixel_spacing)
+            report = finding.extra.get("report") or record.extra.get("report")
+            lesions.append(Lesion(pixels=in_model, attributes=attributes, report=report))
+    return TrainingImage(
+        image=np.round(frame.to_model(unit) * 65535).astype(np.uint16),
+        breast=frame.to_model(breast) > 0.5,
+        lesions=tuple(lesions),
+        attributes=replace(record.attributes, pixel_spacing=pixel_spacing),
+        patient=record.study_id,
+    )
+
+
+def _lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> list[np.ndarray]:
+    """One bool [H, W] per finding: the pixel mask inside its box where ``masks/`` has one, else the box's ellipse."""
+    path = root / "masks" / record.study_id / f"{record.image_id}.png"
+    drawn = np.asarray(Image.open(path).convert("L")) > 127 if path.exists() else None
+    if drawn is not None and drawn.shape != shape:
+        raise GBCIError(f"{path} is {drawn.shape[1]}x{drawn.shape[0]}; expected the image's {shape[1]}x{shape[0]}")
+    masks = []
+    for finding in record.findings:
+        inside = box_ellipse(finding.box, shape)
+        if drawn is not None:
+            xmin, ymin, xmax, ymax = (round(value) for value in finding.box)
+            boxed = np.zeros(shape, bool)
+            boxed[ymin:ymax, xmin:xmax] = drawn[ymin:ymax, xmin:xmax]
+            inside = boxed if boxed.any() else inside
+        masks.append(inside)
+    return masks
+
+
+def _zoomed(frame: Frame, box: tuple[float, float, float, float]) -> Frame:
+    """The field of view at twice the magnification of `frame`, centered on `box`."""
+    half = round(frame.size / frame.scale[0] / 4)
+    x, y = round((box[0] + box[2]) / 2), round((box[1] + box[3]) / 2)
+    return replace(
+        frame, x0=x - half, x1=x + half, y0=y - half, y1=y + half, width=frame.size, height=frame.size, left=0, top=0
+    )
+
+
+def box_ellipse(box: tuple[float, float, float, float], shape: tuple[int, int]) -> np.ndarray:
+    """The ellipse inscribed in a box (xmin, ymin, xmax, ymax), bool [H, W]; at least one pixel."""
+    xmin, ymin, xmax, ymax = box
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    rx, ry = max(0.5, (xmax - xmin) / 2), max(0.5, (ymax - ymin) / 2)
+    return ((x + 0.5 - (xmin + xmax) / 2) / rx) ** 2 + ((y + 0.5 - (ymin + ymax) / 2) / ry) ** 2 <= 1.0
+
+
+def augment(item: TrainingImage, rng: np.random.Generator) -> TrainingImage:
+    """Anatomically valid variation: gray-value gamma and gain, a shift of a few pixels, up-down flip for CC views."""
+    gamma, gain = np.exp(rng.uniform(-0.15, 0.15)), rng.uniform(0.9, 1.05)
+    image = np.clip(gain * (item.image / 65535.0) ** gamma, 0, 1)
+    flip = item.attributes.view_position == "CC" and rng.random() < 0.5
+    dy, dx = int(rng.integers(-8, 9)), -int(rng.integers(0, 5))
+
+    def move(array: np.ndarray) -> np.ndarray:
+        moved = np.zeros_like(array)
+        height, width = array.shape
+        source = array[max(0, -dy) : height - max(0, dy), max(0, -dx) : width - max(0, dx)]
+        moved[max(0, dy) : height + min(0, dy), max(0, dx) : width + min(0, dx)] = source
+        return moved[::-1] if flip else moved
+
+    lesions = tuple(replace(lesion, pixels=move(lesion.pixels)) for lesion in item.lesions)
+    return replace(
+        item,
+        image=np.round(move(image) * 65535).astype(np.uint16),
+        breast=move(item.breast),
+        lesions=tuple(lesion for lesion in lesions if lesion.pixels.any()),
+    )
+
+
+def draw_mask(item: TrainingImage, rng: np.random.Generator) -> tuple[np.ndarray, Attributes, str | None]:
+    """A training mask (bool [S, S]) with the description that is true of it.
+
+    Three quarters cover a lesion and carry its attributes and report; of the rest, a mask that touches no lesion is
+    "No Finding", and a partial overlap leaves the finding unknown.
+    """
+    if item.lesions and rng.random() < 0.75:
+        lesion = item.lesions[int(rng.integers(len(item.lesions)))]
+        mask = _cover(lesion.pixels, rng) & _grow(item.breast, 2)
+        # Another lesion half under the mask would be painted without being described: leave it out of the mask.
+        for other in item.lesions:
+            if other is not lesion:
+                mask &= ~other.pixels | lesion.pixels
+        return mask, lesion.attributes, lesion.report
+    mask = _blob_in(item.breast, rng)
+    known = item.any_lesion
+    if (mask & known).any():
+        return mask, item.attributes, None
+    return mask, replace(item.attributes, finding_categories=()), None
+
+
+def _cover(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A mask over a whole lesion: its outline grown by 1 to 5 pixels, or an ellipse around its box."""
+    if rng.random() < 0.5:
+        return _grow(pixels, int(rng.integers(1, 6)))
+    ys, xs = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+    half_h, half_w = (ys[-1] + 1 - ys[0]) / 2, (xs[-1] + 1 - xs[0]) / 2
+    y, x = ys[0] + half_h, xs[0] + half_w
+    # sqrt(2) takes the inscribed ellipse to the circumscribed one.
+    stretch = rng.uniform(1.1, 1.5, 2)
+    ry, rx = half_h * stretch[0] + 1, half_w * stretch[1] + 1
+    return box_ellipse((x - rx, y - ry, x + rx, y + ry), pixels.shape) | _grow(pixels, 1)
+
+
+def _blob_in(breast: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An ellipse of plausible lesion size centered in the breast (log-uniform diameter of 8 to 64 pixels)."""
+    ys, xs = np.nonzero(breast)
+    if not len(ys):
+        raise GBCIError("the breast mask is empty in model space; expected at least one pixel")
+    pick = int(rng.integers(len(ys)))
+    radius = np.exp(rng.uniform(np.log(4), np.log(32))) * breast.shape[0] / MODEL_SIZE
+    aspect = rng.uniform(0.7, 1.4)
+    y, x, ry, rx = ys[pick], xs[pick], radius * aspect, radius / aspect
+    return box_ellipse((x - rx, y - ry, x + rx, y + ry), breast.shape) & breast
+
+
+def _grow(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Dilation by a disk of `radius` pixels."""
+    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    return ndimage.binary_dilation(mask, x * x + y * y <= radius * radius)

@@ -1,0 +1,237 @@
+"""The training loop both stages share: accumulation, EMA, atomic checkpoints, bit-exact resume, Ctrl-C, progress.
+
+A batch is a pure function of (seed, step, micro-batch), so a resumed run needs the weights, the average, the
+optimizer and the step number, and then continues bit for bit on the same machine.
+"""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.training.ema import EMA
+
+STATE_FILE = "state.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Sizes and rates of a run; `batch_size` is per micro-batch, `accumulate` micro-batches make one step."""
+
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.01
+    warmup: int = 100
+    ema_decay: float = 0.999
+    grad_clip: float = 1.0
+    seed: int = 0
+    precision: str = "bf16"
+    save_every: int = 200
+    sample_every: int = 500
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "save_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.precision not in ("fp32", "bf16"):
+            raise GBCIError(f"precision is {self.precision!r}; expected 'fp32' or 'bf16'")
+
+
+class Task(Protocol):
+    """What a stage brings: a module, its loss on a seeded batch, a sample sheet, and the final export."""
+
+    module: nn.Module
+
+    def loss(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]: ...
+
+    def sample_sheet(self, path: Path) -> None: ...
+
+    def export(self, folder: Path) -> None: ...
+
+
+def train(task: Task, config: LoopConfig, output: Path, *, resume: bool, device: torch.device) -> int:
+    """Runs `task` to ``config.steps`` and returns that number.
+
+    Writes ``state.pt`` (resume point), ``samples/<step>.png`` and, after every save, the averaged weights through
+    ``task.export(output)``. Ctrl-C or a polite kill finishes the step under way, saves, and then interrupts.
+
+    Raises:
+        KeyboardInterrupt: stopped before the last step; everything up to the last whole step is saved.
+        GBCIError: `output` already holds a run and `resume` is not set; the loss is not finite.
+    """
+    state_path = output / STATE_FILE
+    if state_path.exists() and not resume:
+        raise GBCIError(f"{output} already holds a training run; pass --resume to continue it or choose another folder")
+    output.mkdir(parents=True, exist_ok=True)
+    module = task.module.to(device)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+    )
+    ema = EMA(module, config.ema_decay)
+    start = _load_state(state_path, module, ema, optimizer, config, device) if state_path.exists() else 0
+
+    def save(step: int) -> None:
+        _save_state(state_path, module, ema, optimizer, config, step)
+        with _Averaged(module, ema):
+            task.export(output)
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} images/s"),
+        TimeRemainingColumn(),
+    )
+    step = start
+    with Progress(*columns, refresh_per_second=2) as progress, _DeferredInterrupt() as interrupt:
+        bar = progress.add_task(output.name, total=config.steps, completed=start, loss=float("nan"), rate=0.0)
+        while step < config.steps and not interrupt.received:
+            began = time.perf_counter()
+            loss = _optimizer_step(task, module, optimizer, config, step, device)
+            ema.update(module, step)
+            step += 1
+            rate = config.batch_size * config.accumulate / (time.perf_counter() - began)
+            progress.update(bar, completed=step, loss=loss, rate=rate)
+            if step % config.sample_every == 0 or step == config.steps:
+                (output / "samples").mkdir(exist_ok=True)
+                with _Averaged(module, ema):
+                    task.sample_sheet(output / "samples" / f"{step:07d}.png")
+            if step % config.save_every == 0 or step == config.steps or interrupt.received:
+                save(step)
+    if step < config.steps:
+        raise KeyboardInterrupt
+    return step
+
+
+def learning_rate_at(config: LoopConfig, step: int) -> float:
+    """Linear warm-up, then a cosine to a tenth of the peak at the last step."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    phase = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, phase))))
+
+
+def _optimizer_step(
+    task: Task,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: LoopConfig,
+    step: int,
+    device: torch.device,
+) -> float:
+    module.train()
+    total = 0.0
+    for micro in range(config.accumulate):
+        generator = torch.Generator().manual_seed(_mix(config.seed, step, micro))
+        autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+        with autocast:
+            loss, _ = task.loss(config.batch_size, generator)
+        if not torch.isfinite(loss):
+            raise GBCIError(f"the loss is {loss.item()} at step {step}; lower --learning-rate or use --precision fp32")
+        (loss / config.accumulate).backward()
+        total += loss.item() / config.accumulate
+    nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate_at(config, step)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+def _mix(*parts: int) -> int:
+    """One 63-bit seed from several integers (splitmix64 steps)."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        state ^= state >> 31
+    return state >> 1
+
+
+class _DeferredInterrupt:
+    """Context that notes SIGINT and SIGTERM instead of raising, so that an optimizer step is never cut in two."""
+
+    received = False
+
+    def __enter__(self) -> "_DeferredInterrupt":
+        self.kept = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.kept.items():
+            signal.signal(number, handler)
+
+    def _note(self, *_: object) -> None:
+        self.received = True
+
+
+class _Averaged:
+    """Context in which the module carries the averaged weights, in evaluation mode."""
+
+    def __init__(self, module: nn.Module, ema: EMA):
+        self.module, self.ema = module, ema
+
+    def __enter__(self) -> None:
+        self.kept = {name: parameter.detach().clone() for name, parameter in self.module.named_parameters()}
+        self.ema.copy_to(self.module)
+        self.module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                parameter.copy_(self.kept[name])
+
+
+def _save_state(
+    path: Path, module: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, config: LoopConfig, step: int
+) -> None:
+    state = {
+        "step": step,
+        "config": asdict(config),
+        "module": module.state_dict(),
+        "ema": ema.shadow,
+        "optimizer": optimizer.state_dict(),
+    }
+    atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def _load_state(
+    path: Path,
+    module: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    config: LoopConfig,
+    device: torch.device,
+) -> int:
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.shadow = state["ema"]
+    except Exception as error:  # torch raises half a dozen types for a damaged or foreign file
+        raise GBCIError(f"{path} cannot be resumed from: {error}") from error
+    if state["config"]["seed"] != config.seed:
+        raise GBCIError(f"{path} was made with seed {state['config']['seed']}, not {config.seed}; pass the same --seed")
+    return state["step"]
+
+
+def atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls ``write(temporary)`` on a sibling name and renames it to `path`: never half-written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
