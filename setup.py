@@ -22,7 +22,7 @@ DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 CXX_FLAGS = ["-std=c++20", "-O3", "-fno-math-errno", "-ffp-contract=off", "-Wall", *DEFINES]
 # Machine code for Ampere and Hopper; the PTX serves whatever else is at least as new.
 GENCODE = [f"-gencode=arch=compute_{a},code={b}" for a, b in (("80", "sm_80"), ("90a", "sm_90a"), ("80", "compute_80"))]
-NVCC_FLAGS = ["-std=c++20", "-O3", "-DUSE_CUDA", *GENCODE, *DEFINES]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-DUSE_CUDA", *GENCODE, *DEFINES]
 
 CPP_SOURCES = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
 CUDA_SOURCES = sorted(str(p) for p in Path("csrc/cuda").glob("*.cu"))

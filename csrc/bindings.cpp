@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(gbci_fast, m) {
+  m.def("philox_normal(Tensor seeds, SymInt num_elements, int step, int stream) -> Tensor");
 }
 
 // An empty module: importing gbci_fast._C runs the static registrations above and in the operators' files.
