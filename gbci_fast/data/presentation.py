@@ -157,7 +157,7 @@ def presentation_of(dataset: Dataset, stored: np.ndarray) -> Presentation:
     if "VOILUTSequence" in dataset and dataset.VOILUTSequence:
         item = dataset.VOILUTSequence[0]
         levels, kind = _lookup(dataset, item, values) / (2 ** _lut_bits(item) - 1), "lut"
-    elif _first(dataset, "WindowWidth") is not None:
+    elif _first(dataset, "WindowCenter") is not None or _first(dataset, "WindowWidth") is not None:
         levels, kind = _window(dataset, values)
     else:
         levels, kind = _percentile_window(values, counts, inverted), "percentiles"
@@ -185,7 +185,7 @@ def _padding(dataset: Dataset, bits: int, signed: bool) -> tuple[int, int] | Non
     return max(ends[0], lowest), min(ends[1], highest)
 
 
-def _as_stored(value: int | bytes, signed: bool) -> int:
+def _as_stored(value: int, signed: bool) -> int:
     """Padding values are US or SS as PixelRepresentation says, but often written with the other sign."""
     value = int(value) & 0xFFFF
     return value - 0x10000 if signed and value >= 0x8000 else value
@@ -211,7 +211,7 @@ def _window(dataset: Dataset, values: np.ndarray) -> tuple[np.ndarray, str]:
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise GBCIError(f"VOILUTFunction is {function!r}; expected LINEAR, LINEAR_EXACT or SIGMOID")
     narrowest = 1 if function == "LINEAR" else np.finfo(float).tiny
-    if center is None or not np.isfinite(center) or not narrowest <= width < np.inf:
+    if center is None or width is None or not np.isfinite(center) or not narrowest <= width < np.inf:
         raise GBCIError(f"WindowCenter is {center} and WindowWidth {width}; expected numbers that {function} allows")
     if function == "SIGMOID":
         return expit(4 * (values - center) / width), "sigmoid"

@@ -76,12 +76,23 @@ class ImageRecord:
     findings: tuple[Finding, ...] = ()
 
     def read(self) -> Mammogram:
-        """Decodes the image.
+        """Decodes the image; where its header names no view or side, the record's is filled in.
 
         Raises:
-            GBCIError: the file is absent, not a mammogram, or damaged.
+            GBCIError: the file is absent, not a mammogram, damaged, or not of the size that the table states.
         """
-        return read_mammogram(self.path)
+        mammogram = read_mammogram(self.path)
+        stated = (self.height or mammogram.shape[0], self.width or mammogram.shape[1])
+        if mammogram.shape != stated:
+            raise GBCIError(
+                f"{self.path} has {mammogram.shape[0]} rows and {mammogram.shape[1]} columns; expected {stated[0]} "
+                f"and {stated[1]} as {BREAST_TABLE} says, or its boxes do not fit"
+            )
+        return replace(
+            mammogram,
+            view_position=mammogram.view_position or self.view_position,
+            laterality=mammogram.laterality or self.laterality,
+        )
 
 
 class VinDr:
