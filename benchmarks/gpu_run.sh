@@ -12,6 +12,7 @@ results=$(realpath -m "${OUT:-benchmarks/results}")
 site=$PWD/build/site
 mkdir -p "$results" "$site"
 
+python3 -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch finds no CUDA device here")'
 python3 -m pip install --quiet --no-index --no-deps --upgrade --target "$site" .wheels/*.whl
 export PYTHONPATH=$PWD:$site
 # Not `which nvcc`: that may be a wrapper far from the toolkit's libraries.
@@ -21,6 +22,6 @@ ln -sfn ../kernels/ops gbci_fast/ops
 ln -sfn ../training gbci_fast/training
 
 status=0
-python3 -m pytest tests -m gpu --junitxml="$results/gpu_tests.xml" || status=$?
+python3 -m pytest tests -m gpu -q | tee "$results/gpu_tests.txt" || status=$?
 python3 -m pytest benchmarks --benchmark-json="$results/gpu.json" || status=$?
 exit "$status"
