@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from gbci_fast.data.attributes import (
@@ -153,6 +154,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         )
         return Conditioning(tokens, token_mask, self.pool(pooled))
 
+    @apply_forward_hook
     def null(self, batch_size: int, num_tokens: int = 1) -> Conditioning:
         """The unconditional context: one learned token, repeated to `num_tokens` (the same function), and its FiLM."""
         tokens = self.null_token.expand(batch_size, num_tokens, -1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.progress import track
 from scipy import ndimage
@@ -144,6 +145,11 @@ def box_ellipse(box: tuple[float, float, float, float], shape: tuple[int, int]) 
     y, x = np.ogrid[: shape[0], : shape[1]]
     rx, ry = max(0.5, (xmax - xmin) / 2), max(0.5, (ymax - ymin) / 2)
     return ((x + 0.5 - (xmin + xmax) / 2) / rx) ** 2 + ((y + 0.5 - (ymin + ymax) / 2) / ry) ** 2 <= 1.0
+
+
+def to_unit(image: np.ndarray) -> torch.Tensor:
+    """uint16 [H, W] to float32 [H, W] in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image).astype(np.float32) / 65535)
 
 
 def augment(item: TrainingImage, rng: np.random.Generator) -> TrainingImage:

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 
+from gbci_fast.data.preprocess import MODEL_SIZE
 from gbci_fast.errors import GBCIError
+from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.data import load_images
+from gbci_fast.training.ldm import LDMConfig, LDMTask, build_bank, build_pipeline
 from gbci_fast.training.loop import LoopConfig, train
 from gbci_fast.training.vae import VAEConfig, VAETask
 
@@ -38,6 +42,57 @@ def train_vae(
     images = load_images(roots, "training")
     torch.manual_seed(loop.seed)
     train(VAETask(images, config, place), loop, output, resume=resume, device=place)
+
+
+def ldm_preset(name: str) -> tuple[LDMConfig, LoopConfig]:
+    """`tiny` trains in seconds on a CPU (for tests); `base` is the shipped shape."""
+    if name == "tiny":
+        config = LDMConfig(
+            block_out_channels=(32, 64), context_dim=64, pooled_dim=64, vit_depth=1, report_depth=1, variants=1
+        )
+        loop = LoopConfig(steps=40, batch_size=4, learning_rate=1e-3, warmup=10, ema_decay=0.9, precision="fp32")
+        return config, loop
+    return LDMConfig(), LoopConfig(steps=20000, batch_size=16, learning_rate=4e-4, ema_decay=0.999)
+
+
+def train_ldm(
+    roots: Sequence[Path],
+    output: Path,
+    *,
+    vae: Path,
+    preset: str,
+    overrides: Mapping[str, Any],
+    resume: bool,
+    init: Path | None = None,
+    variants: int | None = None,
+    latent_crop: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Trains UNet and conditioner on the training split of `roots`; ``output/pipeline`` holds the averaged weights.
+
+    Args:
+        vae: folder of a finished ``train_vae`` run (its ``vae/`` is used and stays frozen).
+        init: a pipeline folder whose UNet and conditioner are the starting weights.
+        variants, latent_crop: override the preset's.
+    """
+    config, loop = ldm_preset(preset)
+    loop = replace(loop, **overrides)
+    given = {"variants": variants, "latent_crop": latent_crop}
+    config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    place = pick_device(device)
+    if not (vae / "vae" / "config.json").exists():
+        raise GBCIError(f"{vae} has no vae/ folder; expected the output of `gbci-fast train vae`")
+    autoencoder = AutoencoderKL.from_pretrained(vae / "vae").requires_grad_(False).eval()
+    images = load_images(roots, "training")
+    torch.manual_seed(loop.seed)
+    pipe = build_pipeline(config, autoencoder, MODEL_SIZE)
+    if init is not None:
+        trained = GBCIPipeline.from_pretrained(init)
+        pipe.unet.load_state_dict(trained.unet.state_dict())
+        pipe.conditioner.load_state_dict(trained.conditioner.state_dict())
+    pipe.to(place)
+    bank = build_bank(pipe, images, config.variants, loop.seed)
+    train(LDMTask(pipe, bank, config, place), loop, output, resume=resume, device=place)
 
 
 def pick_device(name: str) -> torch.device:

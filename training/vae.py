@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from gbci_fast.training.data import TrainingImage
+from gbci_fast.training.data import TrainingImage, to_unit
 from gbci_fast.training.sheets import save_sheet
 
 
@@ -99,8 +99,3 @@ class VAETask:
             gamma, gain = float(np.exp(rng.uniform(-0.2, 0.2))), float(rng.uniform(0.85, 1.1))
             out.append((gain * crop**gamma).clamp(0, 1))
         return torch.stack(out)[:, None] * 2 - 1
-
-
-def to_unit(image: np.ndarray) -> Tensor:
-    """uint16 [H, W] to float32 [H, W] in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image).astype(np.float32) / 65535)

@@ -1,0 +1,416 @@
+"""The eager reference: a plain diffusers inpainting pipeline that paints a described lesion where the mask is.
+
+This file is the specification of the sampler. It uses stock parts, calls ``scheduler.step``, blends in PyTorch, and
+never touches the compiled extension or a custom kernel.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DiffusionPipeline, LCMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from gbci_fast.conditioning import ConditionEncoder, Conditioning
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.errors import GBCIError
+from gbci_fast.images import ImageInput, from_tensor, to_tensor
+from gbci_fast.masks import composite, feather_latent_mask, latent_mask
+from gbci_fast.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox_normal
+
+PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "default"
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+PIXEL_FEATHER = 2  # pixels inside the mask's edge
+LATENT_FEATHER = 1  # latent cells outside it
+# These draw their own noise inside step() and take it from a torch generator only.
+_SELF_NOISING = ("EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DDPMScheduler")
+
+
+@dataclass
+class GBCIPipelineOutput(BaseOutput):
+    """`images`: list of PIL images, float array [B, H, W, 1], float tensor [B, 1, H, W], or latents."""
+
+    images: Any
+
+
+class GBCIPipeline(DiffusionPipeline):
+    """Paints lesions into mammograms by latent diffusion.
+
+    Args:
+        vae: one-channel autoencoder; latents are ``(mode - shift_factor) * scaling_factor``.
+        unet: 9 input channels (noisy latents 4, mask 1, latents of the masked image 4), 4 output channels.
+        scheduler: DDIM, Euler, DPM-Solver++ 2M, UniPC or LCM; others that diffusers' inpainting can drive also work.
+        conditioner: tokens and FiLM vector of the masked image, the attributes and the report.
+    """
+
+    model_cpu_offload_seq = "conditioner->unet->vae"
+    _callback_tensor_inputs = ("latents", "noise", "image_latents", "masked_image_latents")
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        conditioner: ConditionEncoder,
+    ):
+        super().__init__()
+        self.register_modules(vae=vae, unet=unet, scheduler=scheduler, conditioner=conditioner)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> "GBCIPipeline":
+        """Loads a pipeline folder; without a path, the checkpoint that ships with the package."""
+        return super().from_pretrained(pretrained_model_name_or_path or PACKAGED_WEIGHTS, **kwargs)
+
+    @property
+    def guidance_scale(self) -> float:
+        """w of ``null + w * (conditional - null)`` in the call under way."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Guidance runs a second, unconditional half of the batch."""
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the call under way (after `strength`)."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set ``pipe._interrupt = True`` in a callback to skip the remaining steps."""
+        return self._interrupt
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: ImageInput,
+        mask_image: ImageInput,
+        attributes: Attributes | Mapping[str, Any] | Sequence[Attributes | Mapping[str, Any]] | None = None,
+        report: str | Sequence[str | None] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        strength: float = 1.0,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 3.0,
+        eta: float = 0.0,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        seed: int | Sequence[int] | None = None,
+        latents: Tensor | None = None,
+        report_embeds: Tensor | None = None,
+        report_mask: Tensor | None = None,
+        known_region: bool = True,
+        paste_back: bool = True,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> GBCIPipelineOutput | tuple:
+        """Synthesizes the masked region of every image.
+
+        `image`, `mask_image`, `attributes` and `report` broadcast from one to the batch size B.
+
+        Args:
+            image: gray PIL (8 or 16 bit), array or tensor in [0, 1], H x W divisible by the model's stride.
+            mask_image: the same H x W; above 0.5 = synthesize.
+            attributes: `Attributes`, or mappings with their field names; absent fields are unknown.
+            report: free text, or None.
+            height, width: resize image and mask to this first.
+            strength: 1 starts from pure noise; less keeps that much of the original under the mask.
+            num_inference_steps: scheduler steps for ``strength=1``.
+            guidance_scale: classifier-free guidance (Ho and Salimans 2022); at most 1 turns it off.
+            eta: DDIM's stochasticity.
+            num_images_per_prompt: variants per element of the batch.
+            generator: torch generator(s), drawing as diffusers does. Excludes `seed`.
+            seed: Philox seed per output image, or one for the first (the next take seed + 1, ...); an image's noise
+                is a function of its seed alone. Excludes `generator`.
+            latents: initial noise [B * num_images_per_prompt, 4, h, w] instead of a drawn one.
+            report_embeds, report_mask: states of an external text encoder, for conditioners built for one.
+            known_region: after each step put the re-noised original back outside the mask.
+            paste_back: composite into the input, so that pixels outside the mask keep their bits.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: False returns a tuple.
+            callback_on_step_end: called as ``f(pipe, step, timestep, tensors)`` and may return changed tensors.
+            callback_on_step_end_tensor_inputs: names out of ``_callback_tensor_inputs``.
+
+        Raises:
+            GBCIError: an argument out of range; the sentence names it.
+        """
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        pixels, depth = to_tensor(image, "image")
+        mask, _ = to_tensor(mask_image, "mask_image")
+        pixels, mask = _resized(pixels, mask, height, width)
+        self._check_inputs(
+            pixels, mask, strength, num_inference_steps, num_images_per_prompt, generator, seed, output_type
+        )
+        self._check_callback(callback_on_step_end_tensor_inputs)
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        described = _described(attributes)
+        reports = [report] if report is None or isinstance(report, str) else list(report)
+        batch_size = _broadcast_size(
+            image=len(pixels), mask_image=len(mask), attributes=len(described), report=len(reports)
+        )
+        total = batch_size * num_images_per_prompt
+        device = self._execution_device
+        pixels, mask = _broadcast(pixels.to(device), batch_size), _broadcast(mask.to(device), batch_size)
+
+        # 1. Condition and encode once per (image, mask).
+        masked_pixels = (pixels * 2 - 1) * (mask <= 0.5)
+        conditioning = self.encode_condition(
+            masked_pixels, mask, _broadcast(described, batch_size), _broadcast(reports, batch_size),
+            report_embeds, report_mask,
+        )  # fmt: skip
+        image_latents = self.encode_image(pixels * 2 - 1)
+        masked_image_latents = self.encode_image(masked_pixels)
+        mask_latents = latent_mask(mask, self.vae_scale_factor)
+        conditioning, image_latents, masked_image_latents, mask_latents = (
+            part.repeat_interleave(num_images_per_prompt, 0)
+            if isinstance(part, Tensor)
+            else part.repeat_interleave(num_images_per_prompt)
+            for part in (conditioning, image_latents, masked_image_latents, mask_latents)
+        )
+
+        # 2. Timesteps and initial latents.
+        timesteps = self._timesteps(num_inference_steps, strength, device)
+        seeds = None if seed is None else _seed_list(seed, total)
+        noise = self._initial_noise(latents, image_latents, seeds, generator)
+        if strength == 1.0:
+            latents = noise * self.scheduler.init_noise_sigma
+        else:
+            latents = self.scheduler.add_noise(image_latents, noise, timesteps[:1].expand(total))
+
+        # 3. Denoise.
+        constant = torch.cat([mask_latents, masked_image_latents], 1)
+        blend_weight = feather_latent_mask(mask_latents, LATENT_FEATHER)
+        denoise = self._denoiser(conditioning, constant)
+        with self.progress_bar(total=len(timesteps)) as progress:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                model_output = denoise(self.scheduler.scale_model_input(latents, t), t)
+                t_next = timesteps[i + 1] if i + 1 < len(timesteps) else None
+                latents = self._step(model_output, t, t_next, latents, i, eta, generator, seeds)
+                if known_region:
+                    known = image_latents
+                    if t_next is not None:
+                        known = self.scheduler.add_noise(image_latents, noise, t_next.expand(total))
+                    latents = torch.lerp(known, latents, blend_weight)
+                if callback_on_step_end is not None:
+                    scope = {
+                        "latents": latents, "noise": noise,
+                        "image_latents": image_latents, "masked_image_latents": masked_image_latents,
+                    }  # fmt: skip
+                    changed = callback_on_step_end(
+                        self, i, t, {name: scope[name] for name in callback_on_step_end_tensor_inputs}
+                    )
+                    scope.update(changed or {})
+                    latents, noise = scope["latents"], scope["noise"]
+                    image_latents = scope["image_latents"]
+                progress.update()
+
+        # 4. Decode and composite.
+        images = latents
+        if output_type != "latent":
+            synthetic = self.decode_latents(latents)
+            if paste_back:
+                originals, masks = (part.repeat_interleave(num_images_per_prompt, 0) for part in (pixels, mask))
+                synthetic = composite(originals, synthetic, masks, PIXEL_FEATHER)
+            images = from_tensor(synthetic, output_type, depth)
+        self.maybe_free_model_hooks()
+        return GBCIPipelineOutput(images=images) if return_dict else (images,)
+
+    def encode_condition(
+        self,
+        masked_pixels: Tensor,
+        mask: Tensor,
+        attributes: Sequence[Attributes],
+        report: Sequence[str | None],
+        report_embeds: Tensor | None = None,
+        report_mask: Tensor | None = None,
+    ) -> Conditioning:
+        """Runs the conditioner on [B, 1, H, W] pixels in [-1, 1] (0 under the mask) and the mask."""
+        dtype = self.conditioner.dtype
+        return self.conditioner(masked_pixels.to(dtype), mask.to(dtype), attributes, report, report_embeds, report_mask)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Scaled latents, float32 [B, 4, H / f, W / f], of pixels in [-1, 1]; the posterior's mode."""
+        mode = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode().float()
+        return (mode - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Pixels, float32 [B, 1, H, W] in [0, 1], of scaled latents."""
+        unscaled = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+        return (self.vae.decode(unscaled.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+
+    def _denoiser(self, conditioning: Conditioning, constant: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Guided model output as a function of (scaled latents, t): one forward of 2 B, as diffusers does."""
+        dtype, scale = self.unet.dtype, self.guidance_scale
+        guided = self.do_classifier_free_guidance
+        if guided:
+            null = self.conditioner.null(*conditioning.tokens.shape[:2])
+            conditioning, constant = Conditioning.cat([null, conditioning]), torch.cat([constant, constant])
+        context, pooled = conditioning.tokens.to(dtype), conditioning.pooled.to(dtype)
+        token_mask = None if conditioning.token_mask.all() else conditioning.token_mask
+
+        def denoise(latents: Tensor, t: Tensor) -> Tensor:
+            doubled = torch.cat([latents, latents]) if guided else latents
+            output = self.unet(
+                torch.cat([doubled, constant], 1).to(dtype),
+                t,
+                encoder_hidden_states=context,
+                encoder_attention_mask=token_mask,
+                class_labels=pooled,
+                return_dict=False,
+            )[0].float()
+            if not guided:
+                return output
+            unconditional, conditional = output.chunk(2)
+            return unconditional + scale * (conditional - unconditional)
+
+        return denoise
+
+    def _step(
+        self,
+        model_output: Tensor,
+        t: Tensor,
+        t_next: Tensor | None,
+        latents: Tensor,
+        index: int,
+        eta: float,
+        generator: torch.Generator | list[torch.Generator] | None,
+        seeds: list[int] | None,
+    ) -> Tensor:
+        """``scheduler.step``; with seeds, its noise is stream 1 of each sample's own Philox sequence."""
+        accepted = inspect.signature(self.scheduler.step).parameters
+        extra: dict[str, Any] = {"eta": eta} if "eta" in accepted else {}
+        if seeds is None:
+            if "generator" in accepted:
+                extra["generator"] = generator
+            return self.scheduler.step(model_output, t, latents, **extra, return_dict=False)[0]
+        noise = philox_normal(seeds, latents.shape[1:], step=index, stream=STREAM_SCHEDULER, device=latents.device)
+        if isinstance(self.scheduler, LCMScheduler):
+            # Its step() noises the denoised sample with a generator: the same formula with our noise.
+            denoised = self.scheduler.step(model_output, t, latents).denoised
+            return denoised if t_next is None else self.scheduler.add_noise(denoised, noise, t_next.expand(len(seeds)))
+        if "variance_noise" in accepted:
+            extra["variance_noise"] = noise
+        return self.scheduler.step(model_output, t, latents, **extra, return_dict=False)[0]
+
+    def _timesteps(self, num_inference_steps: int, strength: float, device: torch.device) -> Tensor:
+        """The last `strength` share of the scheduler's timesteps."""
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        start = num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)
+        timesteps = self.scheduler.timesteps[start * self.scheduler.order :]
+        if len(timesteps) == 0:
+            raise GBCIError(f"strength {strength} of {num_inference_steps} steps leaves none; expected at least one")
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(start * self.scheduler.order)
+        self._num_timesteps = len(timesteps)
+        return timesteps
+
+    def _initial_noise(
+        self,
+        latents: Tensor | None,
+        like: Tensor,
+        seeds: list[int] | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> Tensor:
+        if latents is not None:
+            if latents.shape != like.shape:
+                raise GBCIError(f"latents has shape {list(latents.shape)}; expected {list(like.shape)}")
+            return latents.to(like)
+        if seeds is not None:
+            return philox_normal(seeds, like.shape[1:], stream=STREAM_INITIAL, device=like.device)
+        return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+    def _check_inputs(
+        self,
+        pixels: Tensor,
+        mask: Tensor,
+        strength: float,
+        num_inference_steps: int,
+        num_images_per_prompt: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        seed: int | Sequence[int] | None,
+        output_type: str,
+    ) -> None:
+        if pixels.shape[-2:] != mask.shape[-2:]:
+            raise GBCIError(f"mask_image is {_size(mask)} but image is {_size(pixels)}; expected the same size")
+        stride = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        if pixels.shape[-1] % stride or pixels.shape[-2] % stride:
+            raise GBCIError(f"image is {_size(pixels)}; expected sides divisible by {stride}")
+        if not 0 < strength <= 1:
+            raise GBCIError(f"strength is {strength}; expected more than 0 and at most 1")
+        for name, value in (
+            ("num_inference_steps", num_inference_steps),
+            ("num_images_per_prompt", num_images_per_prompt),
+        ):
+            if value < 1:
+                raise GBCIError(f"{name} is {value}; expected at least 1")
+        if generator is not None and seed is not None:
+            raise GBCIError("generator and seed were both given; expected one of them")
+        if seed is not None and type(self.scheduler).__name__ in _SELF_NOISING:
+            raise GBCIError(f"{type(self.scheduler).__name__} draws its own noise; pass generator instead of seed")
+        if output_type not in OUTPUT_TYPES:
+            raise GBCIError(f"output_type is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}")
+
+    def _check_callback(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self._callback_tensor_inputs:
+                known = ", ".join(self._callback_tensor_inputs)
+                raise GBCIError(f"callback_on_step_end_tensor_inputs has {name!r}; expected {known}")
+
+
+def _described(attributes: Attributes | Mapping | Sequence | None) -> list[Attributes]:
+    items = attributes if isinstance(attributes, list | tuple) else [attributes]
+    out = []
+    for item in items:
+        if item is None:
+            item = Attributes()
+        out.append(item if isinstance(item, Attributes) else Attributes.from_mapping(item))
+    return out
+
+
+def _seed_list(seed: int | Sequence[int], total: int) -> list[int]:
+    if not isinstance(seed, Sequence):
+        return [seed + i for i in range(total)]
+    if len(seed) != total:
+        raise GBCIError(f"seed has {len(seed)} entries; expected one per output image, {total}")
+    return list(seed)
+
+
+def _broadcast_size(**sizes: int) -> int:
+    largest = max(sizes.values())
+    for name, size in sizes.items():
+        if size not in (1, largest):
+            raise GBCIError(f"{name} has {size} entries; expected 1 or {largest}")
+    return largest
+
+
+def _broadcast(items: Any, size: int) -> Any:
+    if len(items) == size:
+        return items
+    return items.expand(size, *items.shape[1:]) if isinstance(items, Tensor) else list(items) * size
+
+
+def _resized(pixels: Tensor, mask: Tensor, height: int | None, width: int | None) -> tuple[Tensor, Tensor]:
+    size = (height or pixels.shape[-2], width or pixels.shape[-1])
+    if size != pixels.shape[-2:]:
+        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+    if size != mask.shape[-2:] and (height or width):
+        mask = F.interpolate(mask, size, mode="nearest")
+    return pixels, mask
+
+
+def _size(tensor: Tensor) -> str:
+    return f"{tensor.shape[-1]}x{tensor.shape[-2]}"

@@ -1,0 +1,249 @@
+"""Second stage: UNet and condition encoder, trained on latents of (image, mask) pairs encoded once up front."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from rich.progress import track
+from torch import Tensor, nn
+
+from gbci_fast.conditioning import ConditionEncoder, Conditioning
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.masks import latent_mask
+from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.training.data import TrainingImage, augment, draw_mask, to_unit
+from gbci_fast.training.sheets import save_sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class LDMConfig:
+    """Widths of the UNet and the conditioner, and how training samples are drawn."""
+
+    block_out_channels: tuple[int, ...] = (64, 128, 192)
+    layers_per_block: int = 1
+    head_dim: int = 32
+    context_dim: int = 128
+    pooled_dim: int = 256
+    vit_depth: int = 4
+    report_depth: int = 2
+    variants: int = 4
+    latent_crop: int = 28
+    null_probability: float = 0.1
+    attribute_dropout: float = 0.15
+    report_dropout: float = 0.3
+    roi_weight: float = 4.0
+    min_snr: float = 5.0
+
+
+def build_unet(config: LDMConfig, vae: AutoencoderKL, sample_size: int) -> UNet2DConditionModel:
+    """9-channel inpainting UNet with FiLM; attention everywhere but at the finest level."""
+    channels, latent = config.block_out_channels, vae.config.latent_channels
+    attended = len(channels) - 1
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=2 * latent + 1,
+        out_channels=latent,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * attended,
+        up_block_types=("CrossAttnUpBlock2D",) * attended + ("UpBlock2D",),
+        block_out_channels=channels,
+        layers_per_block=config.layers_per_block,
+        cross_attention_dim=config.context_dim,
+        # diffusers reads attention_head_dim as the number of heads.
+        attention_head_dim=tuple(width // config.head_dim for width in channels),
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=config.pooled_dim,
+        resnet_time_scale_shift="scale_shift",
+        norm_num_groups=min(32, channels[0] // 2),
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """v-prediction (Salimans and Ho 2022) on the scaled-linear schedule; sampling starts at the last timestep."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+
+
+def build_pipeline(config: LDMConfig, vae: AutoencoderKL, image_size: int) -> GBCIPipeline:
+    """A pipeline with fresh UNet and conditioner around a trained autoencoder."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    conditioner = ConditionEncoder(
+        image_size=image_size,
+        width=config.context_dim,
+        depth=config.vit_depth,
+        report_depth=config.report_depth,
+        head_dim=config.head_dim,
+        pooled_dim=config.pooled_dim,
+    )
+    return GBCIPipeline(
+        vae=vae,
+        unet=build_unet(config, vae, image_size // factor),
+        scheduler=build_scheduler(),
+        conditioner=conditioner,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentBank:
+    """Encoded (image, mask) pairs: what an epoch draws from.
+
+    Attributes:
+        latents, masked_latents: float16 [M, 4, h, w], scaled.
+        cells: uint8 [M, 1, h, w], the mask at latent resolution.
+        masked_pixels: uint8 [M, S, S], the masked image (0..255); `masks` bool [M, S, S].
+        attributes, reports: M descriptions, true of the mask.
+    """
+
+    latents: Tensor
+    masked_latents: Tensor
+    cells: Tensor
+    masked_pixels: Tensor
+    masks: Tensor
+    attributes: list[Attributes]
+    reports: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.attributes)
+
+
+@torch.no_grad()
+def build_bank(
+    pipe: GBCIPipeline, images: Sequence[TrainingImage], variants: int, seed: int, batch_size: int = 16
+) -> LatentBank:
+    """Augments every image `variants` times, draws one mask each, and encodes both images; a function of `seed`."""
+    device, factor = pipe.vae.device, pipe.vae_scale_factor
+    jobs = [(index, variant) for variant in range(variants) for index in range(len(images))]
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("z", "zm", "cells", "pixels", "masks")}
+    attributes: list[Attributes] = []
+    reports: list[str | None] = []
+    batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
+    for batch in track(batches, description="encoding latents"):
+        pixels, masks = [], []
+        for index, variant in batch:
+            rng = np.random.default_rng((seed, index, variant))
+            item = augment(images[index], rng)
+            mask, described, report = draw_mask(item, rng)
+            pixels.append(to_unit(item.image))
+            masks.append(torch.from_numpy(np.ascontiguousarray(mask)))
+            attributes.append(described)
+            reports.append(report)
+        x = torch.stack(pixels)[:, None].to(device) * 2 - 1
+        m = torch.stack(masks)[:, None].to(device)
+        masked = x * ~m
+        with torch.autocast(device.type, torch.bfloat16):
+            columns["z"].append(pipe.encode_image(x).half().cpu())
+            columns["zm"].append(pipe.encode_image(masked).half().cpu())
+        columns["cells"].append(latent_mask(m.float(), factor).byte().cpu())
+        columns["pixels"].append(((masked[:, 0] + 1) * 127.5).round().byte().cpu())
+        columns["masks"].append(m[:, 0].cpu())
+    tensors = {name: torch.cat(parts) for name, parts in columns.items()}
+    return LatentBank(
+        latents=tensors["z"],
+        masked_latents=tensors["zm"],
+        cells=tensors["cells"],
+        masked_pixels=tensors["pixels"],
+        masks=tensors["masks"],
+        attributes=attributes,
+        reports=reports,
+    )
+
+
+class LDMTask:
+    """v-prediction loss, min-SNR weighted (Hang et al. 2023), heavier inside the mask."""
+
+    def __init__(self, pipe: GBCIPipeline, bank: LatentBank, config: LDMConfig, device: torch.device):
+        self.pipe, self.bank, self.config, self.device = pipe, bank, config, device
+        self.module: nn.Module = nn.ModuleDict({"unet": pipe.unet, "conditioner": pipe.conditioner})
+        self.alphas_cumprod = pipe.scheduler.alphas_cumprod.to(device)
+
+    def loss(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """One batch of random latent crops around the masks."""
+        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        picks = rng.integers(len(self.bank), size=batch_size)
+        crops = [self._crop(int(i), rng) for i in picks]
+        z, zm, cells = (
+            torch.stack([part[i, :, y, x].float() for i, (y, x) in zip(picks, crops, strict=True)]).to(self.device)
+            for part in (self.bank.latents, self.bank.masked_latents, self.bank.cells)
+        )
+        t = torch.randint(len(self.alphas_cumprod), (batch_size,), generator=generator).to(self.device)
+        noise = torch.randn(z.shape, generator=generator).to(self.device)
+        alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
+        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
+        condition = self._condition(picks, rng)
+        predicted = self.module["unet"](
+            torch.cat([noisy, cells, zm], 1),
+            t,
+            encoder_hidden_states=condition.tokens,
+            encoder_attention_mask=condition.token_mask,
+            class_labels=condition.pooled,
+        ).sample.float()
+        weight = 1 + self.config.roi_weight * cells
+        error = ((predicted - target).square() * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * z.shape[1])
+        snr = (alpha / (1 - alpha)).flatten()
+        return (error * snr.clamp(max=self.config.min_snr) / (snr + 1)).mean(), {}
+
+    @torch.no_grad()
+    def sample_sheet(self, path: Path) -> None:
+        """Six pairs of the bank: masked image, synthesis at 10 steps, original decoded."""
+        picks = [i * len(self.bank) // 6 for i in range(6)] if len(self.bank) >= 6 else list(range(len(self.bank)))
+        original = self.pipe.decode_latents(self.bank.latents[picks].float().to(self.device))
+        masks = self.bank.masks[picks][:, None].float()
+        self.pipe.set_progress_bar_config(disable=True)
+        synthetic = self.pipe(
+            original,
+            masks,
+            attributes=[self.bank.attributes[i] for i in picks],
+            report=[self.bank.reports[i] for i in picks],
+            num_inference_steps=10,
+            seed=0,
+            output_type="pt",
+        ).images
+        rows = (original.cpu() * (1 - masks), synthetic.cpu(), original.cpu())
+        save_sheet(path, [row[:, 0] for row in rows])
+
+    def export(self, folder: Path) -> None:
+        """Writes the whole pipeline, diffusers layout, to ``pipeline/``."""
+        self.pipe.save_pretrained(folder / "pipeline")
+
+    def _crop(self, index: int, rng: np.random.Generator) -> tuple[slice, slice]:
+        """A window of the latent that holds the mask's center nine times out of ten."""
+        side = self.bank.latents.shape[-1]
+        size = min(self.config.latent_crop, side)
+        cells = self.bank.cells[index, 0].nonzero().numpy()
+        if len(cells) and rng.random() < 0.9:
+            center = cells[int(rng.integers(len(cells)))]
+            low = center - rng.integers(size // 4, size - size // 4, size=2)
+        else:
+            low = rng.integers(0, side - size + 1, size=2)
+        y, x = np.clip(low, 0, side - size)
+        return slice(int(y), int(y) + size), slice(int(x), int(x) + size)
+
+    def _condition(self, picks: np.ndarray, rng: np.random.Generator) -> Conditioning:
+        """Tokens of the whole masked image; attributes and reports dropped at random; some samples fully null."""
+        config, encoder = self.config, self.module["conditioner"]
+        mask = self.bank.masks[picks][:, None].float().to(self.device)
+        masked = (self.bank.masked_pixels[picks][:, None].float().to(self.device) / 127.5 - 1) * (1 - mask)
+        attributes = [self._drop(self.bank.attributes[i], rng) for i in picks]
+        reports = [None if rng.random() < config.report_dropout else self.bank.reports[i] for i in picks]
+        full = encoder(masked, mask, attributes, reports)
+        null = encoder.null(len(picks), full.tokens.shape[1])
+        chosen = torch.from_numpy(rng.random(len(picks)) < config.null_probability).to(self.device)
+        return Conditioning(
+            torch.where(chosen[:, None, None], null.tokens, full.tokens),
+            full.token_mask | chosen[:, None],
+            torch.where(chosen[:, None], null.pooled, full.pooled),
+        )
+
+    def _drop(self, attributes: Attributes, rng: np.random.Generator) -> Attributes:
+        dropped = {name: None for name in attributes.to_mapping() if rng.random() < self.config.attribute_dropout}
+        return replace(attributes, **dropped)
