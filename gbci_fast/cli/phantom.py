@@ -1,0 +1,58 @@
+"""`gbci-fast phantom`: a data set of procedural mammograms with exact truth."""
+
+import argparse
+import re
+from pathlib import Path
+
+EXAMPLE = """example:
+  gbci-fast phantom --output out/phantom --studies 100 --seed 0
+  gbci-fast phantom --output out/full-field --studies 2 --size 4096x3328
+"""
+
+
+def add_parser(subparsers) -> None:
+    """Adds the command's options."""
+    parser = subparsers.add_parser(
+        "phantom",
+        help="write procedural mammograms with exact truth, in the VinDr-Mammo layout",
+        description="Writes procedural mammograms (DICOM), lesion masks (PNG) and annotations (CSV)\n"
+        "in the VinDr-Mammo layout. The same seed gives the same bytes.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or an empty folder")
+    parser.add_argument("--studies", type=int, default=100, metavar="N", help="four images each (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides everything (default: 0)")
+    parser.add_argument(
+        "--size",
+        type=image_size,
+        default=(512, 512),
+        metavar="HEIGHT[xWIDTH]",
+        help="pixels, from 128 to 4096; the height spans 240 mm (default: 512)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the data set and says where it is."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from gbci_fast.data.phantom import generate_phantom
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("studies", total=args.studies)
+        generate_phantom(
+            args.output, args.studies, args.seed, args.size, lambda done: progress.update(task, completed=done)
+        )
+    print(f"{args.studies} studies, {4 * args.studies} images: {args.output}")
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Height and width of "512" or "4096x3328"."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"size is {text!r}; expected HEIGHT or HEIGHTxWIDTH such as 4096x3328")
+    height, width = match.groups()
+    return int(height), int(width or height)

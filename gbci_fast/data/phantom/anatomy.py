@@ -1,0 +1,142 @@
+"""The breast as a compressed slab: outline, thickness, skin, nipple and pectoral muscle, in mm and in one view.
+
+Everything is drawn as a left breast (chest wall at the left edge); a right one is mirrored at the very end.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+FIELD_HEIGHT = 240.0  # mm from the top to the bottom edge of every image
+SKIN = 0.75  # mm
+NIPPLE_RADIUS = 5.0  # mm
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pixel centers in mm: x from the chest wall, y from the middle of the image, downward."""
+
+    height: int
+    width: int
+
+    @property
+    def spacing(self) -> float:
+        return FIELD_HEIGHT / self.height
+
+    @cached_property
+    def x(self) -> np.ndarray:  # [1, W]
+        return ((np.arange(self.width, dtype=np.float32) + 0.5) * self.spacing)[None, :]
+
+    @cached_property
+    def y(self) -> np.ndarray:  # [H, 1]
+        return ((np.arange(self.height, dtype=np.float32) + 0.5) * self.spacing - FIELD_HEIGHT / 2)[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreastShape:
+    """One breast in one view; lengths in mm.
+
+    The outline is a superellipse around the nipple line, which sinks by ``droop`` from the chest wall to the nipple.
+    ``waves`` are (amplitude relative to depth, cycles per 100 mm, phase). ``pectoral`` is the width of the muscle at
+    the top edge and its length down the chest wall.
+    """
+
+    depth: float
+    upper: float
+    lower: float
+    exponent: float
+    nipple_y: float
+    droop: float
+    waves: tuple[tuple[float, float, float], ...]
+    thickness: float
+    pectoral: tuple[float, float] | None
+
+    def nipple_line(self, x: np.ndarray | float) -> np.ndarray | float:
+        """The height y of the nipple line at depth ``x``."""
+        return self.nipple_y + self.droop * ((x / self.depth) ** 2 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """Maps [H, W] in mm: signed depth under the outline, and path lengths of the X-rays."""
+
+    inside: np.ndarray
+    thickness: np.ndarray
+    skin: np.ndarray
+    muscle: np.ndarray
+    nipple_line_distance: np.ndarray
+
+
+def draw_shape(rng: np.random.Generator, *, view_position: str, depth: float, thickness: float) -> BreastShape:
+    """A plausible outline of a breast ``depth`` mm deep (CC: half a disc; MLO: hanging from the axilla)."""
+    waves = tuple((rng.uniform(0.004, 0.012), rng.uniform(0.4, 1.6), rng.uniform(0, 2 * np.pi)) for _ in range(3))
+    if view_position == "CC":
+        half = min(depth * rng.uniform(0.95, 1.1), 105)
+        return BreastShape(
+            depth=depth,
+            upper=half,
+            lower=half * rng.uniform(0.9, 1.1),
+            exponent=rng.uniform(2.0, 2.3),
+            nipple_y=rng.uniform(-8, 8),
+            droop=rng.uniform(-6, 6),
+            waves=waves,
+            thickness=thickness,
+            pectoral=None,
+        )
+    return BreastShape(
+        depth=depth * rng.uniform(0.95, 1.05),
+        upper=depth * rng.uniform(1.75, 2.0),
+        lower=depth * rng.uniform(0.75, 0.85),
+        exponent=rng.uniform(2.0, 2.2),
+        nipple_y=rng.uniform(20, 32),
+        droop=rng.uniform(8, 18),
+        waves=waves,
+        thickness=thickness,
+        pectoral=(rng.uniform(40, 60), rng.uniform(120, 165)),
+    )
+
+
+def map_anatomy(shape: BreastShape, grid: Grid) -> Anatomy:
+    """Rasterizes the shape; at the edge the slab is rounded off by a half circle of its thickness."""
+    v = grid.y - shape.nipple_line(grid.x)  # [H, W] distance from the nipple line
+    inside = np.maximum(_outline_depth(shape, grid, v), -FIELD_HEIGHT)
+    nipple = NIPPLE_RADIUS - np.hypot(grid.x - shape.depth + 1.5, v)
+    inside = _smooth_maximum(inside, nipple, 3.0)
+    thickness = _chord(inside, shape.thickness)
+    skin = thickness - _chord(inside - SKIN, shape.thickness - 2 * SKIN)
+    muscle = np.zeros_like(inside) if shape.pectoral is None else _pectoral_path(shape, grid, thickness - skin)
+    return Anatomy(inside=inside, thickness=thickness, skin=skin, muscle=muscle, nipple_line_distance=v)
+
+
+def _outline_depth(shape: BreastShape, grid: Grid, v: np.ndarray) -> np.ndarray:
+    """First-order distance to the outline, f / |grad f|: exact at the edge, where it matters."""
+    reach = np.full_like(v, shape.depth)
+    for amplitude, cycles, phase in shape.waves:
+        reach += shape.depth * amplitude * np.cos(2 * np.pi * cycles / 100 * v + phase)
+    semi_axis = np.where(v < 0, np.float32(shape.upper), np.float32(shape.lower))
+    p = shape.exponent
+    f = 1 - ((grid.x / reach) ** p + (np.abs(v) / semi_axis) ** p) ** (1 / p)
+    slope_y, slope_x = np.gradient(f, np.float32(grid.spacing))
+    return f / np.maximum(np.hypot(slope_x, slope_y), 1e-4)
+
+
+def _pectoral_path(shape: BreastShape, grid: Grid, interior: np.ndarray) -> np.ndarray:
+    """A triangle in the upper corner at the chest wall, thick at the wall and thin at its slightly bulging border."""
+    width, length = shape.pectoral
+    down = (grid.y + FIELD_HEIGHT / 2) / length  # 0 at the top edge, 1 at the tip
+    border = width * (1 - down + 0.35 * down * (1 - down))
+    depth = np.maximum((border - grid.x) * length / math.hypot(width, length), 0)
+    return interior * 0.5 * (1 - np.exp(-depth / 9))
+
+
+def _chord(depth: np.ndarray, thickness: float) -> np.ndarray:
+    """Path through a slab whose rim is a half circle, ``depth`` mm inside the rim."""
+    depth = np.clip(depth, 0, thickness / 2)
+    return 2 * np.sqrt(depth * (thickness - depth))
+
+
+def _smooth_maximum(a: np.ndarray, b: np.ndarray, radius: float) -> np.ndarray:
+    blend = np.maximum(radius - np.abs(a - b), 0) / radius
+    return np.maximum(a, b) + blend**2 * np.float32(radius / 4)
