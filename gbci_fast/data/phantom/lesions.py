@@ -114,7 +114,7 @@ def _spiculated_path(rng, radius, dx, dy, duct, spacing) -> np.ndarray:
         angle = 2 * np.pi * (i + rng.uniform(-0.35, 0.35)) / count
         length = radius * rng.uniform(0.9, 2.0)
         width = rng.uniform(0.6, 1.2)
-        start = 0.6 * radius * np.array([np.cos(angle), np.sin(angle)])
+        start = 0.6 * radius * _direction(angle)
         fork = start + 0.6 * length * _direction(angle)
         path = np.maximum(path, _strand(dx, dy, start, fork, width, 0.7 * width, spacing))
         for turn in (rng.uniform(0.1, 0.4), -rng.uniform(0.1, 0.4)):
@@ -137,6 +137,7 @@ def _cluster_path(rng, radius, dx, dy, duct, spacing) -> np.ndarray:
     return path
 
 
+# (rng, radius in mm, dx [1, w] and dy [h, 1] in mm, angle of the duct, mm per pixel) -> path [h, w] in mm
 _PATHS: dict[str, Callable[..., np.ndarray]] = {
     "round": _round_path,
     "lobulated": _lobulated_path,
