@@ -176,8 +176,7 @@ def _decode(dataset: Dataset) -> np.ndarray:
     """Integers [H, W] in the type that the header states, with the bits above HighBit cleared or sign-extended."""
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     if not decoder.is_available:
-        missing = ", ".join(decoder.missing_dependencies)
-        raise GBCIError(f"compressed as {decoder.UID.name}, for which no decoder is installed; expected {missing}")
+        raise GBCIError(f"no decoder for {decoder.UID.name} is installed; expected python-gdcm or a pylibjpeg plugin")
     plugin = PREFERRED_PLUGIN if PREFERRED_PLUGIN in decoder.available_plugins else ""
     stored, _ = decoder.as_array(dataset, decoding_plugin=plugin)
     # Some decoders choose the narrowest type that holds the data, or leave the unused bits as they find them.

@@ -29,12 +29,15 @@ class Presentation:
         signed: whether stored values are two's complement (PixelRepresentation 1).
         padding: lowest and highest stored value that mean "no image here" (PS3.3 C.7.5.1.1.2), or ``None``.
         kind: which VOI transformation: "window", "sigmoid", "lut", "percentiles" or "full scale".
+        window: WindowCenter and WindowWidth (LINEAR, of modality values) that a copy of the image needs in order to
+            display alike; ``None`` where the header states a VOI transformation already.
     """
 
     levels: np.ndarray
+    kind: str
     signed: bool = False
     padding: tuple[int, int] | None = None
-    kind: str = "full scale"
+    window: tuple[float, float] | None = None
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -126,7 +129,8 @@ class Presentation:
 
 def full_scale(bits_stored: int) -> Presentation:
     """Black is 0 and white the largest value of ``bits_stored`` unsigned bits."""
-    return Presentation(levels=np.linspace(0, 1, 2**bits_stored, dtype=np.float32))
+    size = 2**bits_stored
+    return Presentation(levels=np.linspace(0, 1, size, dtype=np.float32), kind="full scale", window=(size / 2, size))
 
 
 def presentation_of(dataset: Dataset, stored: np.ndarray) -> Presentation:
@@ -154,13 +158,15 @@ def presentation_of(dataset: Dataset, stored: np.ndarray) -> Presentation:
     if signed:
         values[2 ** (bits - 1) :] -= 2**bits
     values = _modality(dataset, values)
+    window = None
     if "VOILUTSequence" in dataset and dataset.VOILUTSequence:
         item = dataset.VOILUTSequence[0]
         levels, kind = _lookup(dataset, item, values) / (2 ** _lut_bits(item) - 1), "lut"
     elif _first(dataset, "WindowCenter") is not None or _first(dataset, "WindowWidth") is not None:
         levels, kind = _window(dataset, values)
     else:
-        levels, kind = _percentile_window(values, counts, inverted), "percentiles"
+        bottom, top = _breast_range(values, counts, inverted)
+        levels, kind, window = _ramp(values, bottom, top), "percentiles", ((bottom + top + 1) / 2, top - bottom + 1)
     if inverted:
         levels = 1 - levels
 
@@ -168,7 +174,7 @@ def presentation_of(dataset: Dataset, stored: np.ndarray) -> Presentation:
     shown = levels[counts > 0]
     if shown.size == 0 or shown.min() == shown.max():
         raise GBCIError("every pixel displays as one and the same value; expected an image")
-    return Presentation(levels=levels, signed=signed, padding=padding, kind=kind)
+    return Presentation(levels=levels, kind=kind, signed=signed, padding=padding, window=window)
 
 
 def _padding(dataset: Dataset, bits: int, signed: bool) -> tuple[int, int] | None:
@@ -220,8 +226,8 @@ def _window(dataset: Dataset, values: np.ndarray) -> tuple[np.ndarray, str]:
     return _ramp(values, center - width / 2, center + width / 2), "window"
 
 
-def _percentile_window(values: np.ndarray, counts: np.ndarray, inverted: bool) -> np.ndarray:
-    """Linear between `BREAST_PERCENTILES` of the pixels that are brighter than the darkest value present.
+def _breast_range(values: np.ndarray, counts: np.ndarray, inverted: bool) -> tuple[float, float]:
+    """Lowest and highest modality value of the pixels brighter than the darkest, cut at `BREAST_PERCENTILES`.
 
     Args:
         values: float64 [N], modality value of each stored value.
@@ -230,14 +236,14 @@ def _percentile_window(values: np.ndarray, counts: np.ndarray, inverted: bool) -
     """
     present = np.flatnonzero(counts)
     present = present[np.argsort(-values[present] if inverted else values[present], kind="stable")]
-    if present.size < 2:
+    breast = present[values[present] != values[present[:1]]]
+    if breast.size == 0:
         raise GBCIError("every pixel has one and the same value; expected an image")
-    breast = present[values[present] != values[present[0]]]
     share = 100 * np.cumsum(counts[breast]) / counts[breast].sum()
     dark, bright = (values[breast[np.searchsorted(share, percent)]] for percent in BREAST_PERCENTILES)
     if dark == bright:
         dark = values[present[0]]
-    return _ramp(values, min(dark, bright), max(dark, bright))
+    return float(min(dark, bright)), float(max(dark, bright))
 
 
 def _ramp(values: np.ndarray, bottom: float, top: float) -> np.ndarray:

