@@ -15,6 +15,7 @@ from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.preprocess import (
     MODEL_SIZE,
     Frame,
+    box_ellipse,
     breast_mask,
     whole_breast_frame,
 )
@@ -137,14 +138,6 @@ def _zoomed(frame: Frame, box: tuple[float, float, float, float]) -> Frame:
     return replace(
         frame, x0=x - half, x1=x + half, y0=y - half, y1=y + half, width=frame.size, height=frame.size, left=0, top=0
     )
-
-
-def box_ellipse(box: tuple[float, float, float, float], shape: tuple[int, int]) -> np.ndarray:
-    """The ellipse inscribed in a box (xmin, ymin, xmax, ymax), bool [H, W]; at least one pixel."""
-    xmin, ymin, xmax, ymax = box
-    y, x = np.ogrid[: shape[0], : shape[1]]
-    rx, ry = max(0.5, (xmax - xmin) / 2), max(0.5, (ymax - ymin) / 2)
-    return ((x + 0.5 - (xmin + xmax) / 2) / rx) ** 2 + ((y + 0.5 - (ymin + ymax) / 2) / ry) ** 2 <= 1.0
 
 
 def to_unit(image: np.ndarray) -> torch.Tensor:

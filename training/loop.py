@@ -5,10 +5,8 @@ optimizer and the step number, and then continues bit for bit on the same machin
 """
 
 import math
-import os
 import signal
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.files import atomically
 from gbci_fast.training.ema import EMA
 
 STATE_FILE = "state.pt"
@@ -225,13 +224,3 @@ def _load_state(
     if state["config"]["seed"] != config.seed:
         raise GBCIError(f"{path} was made with seed {state['config']['seed']}, not {config.seed}; pass the same --seed")
     return state["step"]
-
-
-def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write(temporary)`` on a sibling name and renames it to `path`: never half-written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

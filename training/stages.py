@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from gbci_fast.data.preprocess import MODEL_SIZE
+from gbci_fast.devices import pick_device
 from gbci_fast.errors import GBCIError
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.data import load_images
@@ -93,12 +94,3 @@ def train_ldm(
     pipe.to(place)
     bank = build_bank(pipe, images, config.variants, loop.seed)
     train(LDMTask(pipe, bank, config, place), loop, output, resume=resume, device=place)
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" takes CUDA where there is one; asking for what is absent is an error."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.split(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
-        raise GBCIError(f"device is {name!r}; expected 'auto', 'cpu', or 'cuda' on a machine that has it")
-    return torch.device(name)

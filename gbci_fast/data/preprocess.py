@@ -187,3 +187,11 @@ def lesion_frame(
         x0=x - half_w, y0=y - half_h, x1=x + half_w, y1=y + half_h,
         flip=flip, width=size, height=size, left=0, top=0, size=size,
     )  # fmt: skip
+
+
+def box_ellipse(box: Box, shape: tuple[int, int]) -> np.ndarray:
+    """The ellipse inscribed in a box (xmin, ymin, xmax, ymax), bool [H, W]; at least one pixel."""
+    xmin, ymin, xmax, ymax = box
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    rx, ry = max(0.5, (xmax - xmin) / 2), max(0.5, (ymax - ymin) / 2)
+    return ((x + 0.5 - (xmin + xmax) / 2) / rx) ** 2 + ((y + 0.5 - (ymin + ymax) / 2) / ry) ** 2 <= 1.0

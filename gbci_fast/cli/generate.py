@@ -1,0 +1,130 @@
+"""`gbci-fast generate`: synthetic lesions in real mammograms, as a labeled data set."""
+
+import argparse
+from pathlib import Path
+
+from gbci_fast.errors import GBCIError
+
+EXAMPLE = """\
+example:
+  gbci-fast generate mammograms/ --output out/synthetic --variants 4 --seed 0 --set finding_birads=4
+  gbci-fast generate VINDR_ROOT --output out/synthetic --mask annotations --format png --resume
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the command's options."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="paint lesions into mammograms and write them as a labeled data set",
+        description="Paint lesion variants into every input mammogram. INPUT is a DICOM or PNG file, a folder of them, "
+        "or a VinDr-Mammo root. For research data sets, not for diagnosis.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("input", type=Path, metavar="INPUT")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the new data set")
+    parser.add_argument("--variants", type=int, default=4, help="synthetic images per input (default 4)")
+    parser.add_argument("--seed", type=int, default=0, help="of the whole job (default 0)")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance scale (default 3.0)")
+    parser.add_argument("--format", default="dicom,png", help="dicom, png or both, comma-separated (default both)")
+    parser.add_argument(
+        "--mask", default="auto", help="auto (sampled in the breast), annotations (the boxes), or a mask image file"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="overrides",
+        help="attribute of every lesion, such as finding_birads=4 or finding_categories=Mass; repeatable",
+    )
+    parser.add_argument("--report", help="report text of every lesion")
+    parser.add_argument("--batch-size", type=int, default=8, help="images sampled together (default 8)")
+    parser.add_argument("--compression", choices=("none", "rle", "jpeg2000"), default="rle", help="of DICOM, lossless")
+    parser.add_argument("--weights", type=Path, help="pipeline folder (default: the packaged checkpoint)")
+    parser.add_argument("--runtime", choices=("auto", "eager"), default="auto", help="auto takes the fastest here")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the networks")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted job in --output")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Plans the job, runs it with a progress bar, and prints where the preview is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from gbci_fast.data.vindr import find_inputs
+    from gbci_fast.generate.engine import SamplerSettings
+    from gbci_fast.generate.job import JobSettings, run_job
+    from gbci_fast.generate.plan import make_plan
+
+    records = find_inputs(args.input)
+    plan = make_plan(
+        records,
+        variants=args.variants,
+        seed=args.seed,
+        mask=args.mask,
+        overrides=_pairs(args.overrides),
+        report=args.report,
+    )
+    pipe, weights_hash = _load_pipeline(args)
+    settings = JobSettings(
+        seed=args.seed,
+        formats=tuple(args.format.split(",")),
+        batch_size=args.batch_size,
+        compression=args.compression,
+        sampler=SamplerSettings(num_inference_steps=args.steps, guidance_scale=args.guidance, mask=args.mask),
+        dtype=args.dtype,
+        weights_hash=weights_hash,
+    )
+    columns = (
+        TextColumn("generating"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} images  {task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("generate", total=len(plan), rate="")
+        started: list[tuple[float, int]] = []
+
+        def on_batch(images: int) -> None:
+            started.append((progress.get_time(), images))
+            seconds, made = started[-1][0] - started[0][0], images - started[0][1]
+            rate = f"{made / seconds:.2f} images/s" if made else ""
+            progress.update(bar, completed=images, rate=rate)
+            if not console.is_terminal:
+                console.print(f"{images}/{len(plan)} images  {rate}")
+
+        preview = run_job(pipe, plan, args.output, settings, resume=args.resume, on_batch=on_batch)
+    print(f"{len(plan)} synthetic images in {args.output}; look at {preview}")
+
+
+def _load_pipeline(args: argparse.Namespace):
+    """The pipeline on its device, quiet, and the digest of its weights."""
+    import torch
+
+    from gbci_fast.devices import pick_device
+    from gbci_fast.files import hash_weights
+    from gbci_fast.pipeline import PACKAGED_WEIGHTS, GBCIPipeline
+
+    folder = args.weights or PACKAGED_WEIGHTS
+    if not (folder / "model_index.json").exists():
+        raise GBCIError(f"{folder} has no model_index.json; expected a folder written by `gbci-fast train ldm`")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
+    pipe = GBCIPipeline.from_pretrained(folder, dtype=dtype).to(pick_device(args.device))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, hash_weights(folder)
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise GBCIError(f"--set {text!r} is not NAME=VALUE; expected such as finding_birads=4")
+        pairs[name.strip()] = value
+    return pairs

@@ -1,0 +1,18 @@
+"""Where to compute."""
+
+import torch
+
+from gbci_fast.errors import GBCIError
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" takes CUDA where there is one.
+
+    Raises:
+        GBCIError: an unknown device, or CUDA on a machine without it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
+        raise GBCIError(f"device is {name!r}; expected 'auto', 'cpu', or 'cuda' on a machine that has it")
+    return torch.device(name)

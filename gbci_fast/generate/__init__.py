@@ -1,0 +1,1 @@
+"""High-throughput generation of synthetic data sets."""

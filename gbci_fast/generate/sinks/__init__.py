@@ -1,0 +1,1 @@
+"""Writers of one synthetic image each."""

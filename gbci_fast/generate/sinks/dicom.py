@@ -1,0 +1,70 @@
+"""Digital Mammography For Presentation, on the matrix and in the stored values of the template."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pydicom.uid import SecondaryCaptureImageStorage
+
+from gbci_fast import __version__
+from gbci_fast.data.dicom_writer import (
+    MammogramHeader,
+    SourceImage,
+    mammogram_dataset,
+    uid_from_seed,
+    write_dicom,
+)
+from gbci_fast.errors import GBCIError
+from gbci_fast.generate.engine import Synthesis
+
+_EPOCH = datetime(2000, 1, 1)  # dates are invented: a day and second after this, by the job's seed and the study
+
+
+def write_synthesis(synthesis: Synthesis, path: Path, *, job_seed: int, compression: str) -> None:
+    """Writes the synthesis with SyntheticData = YES and its provenance.
+
+    UIDs, dates and times are functions of the job's seed and the plan item, so the same job writes the same bytes.
+
+    Raises:
+        GBCIError: the template's view or side is unknown.
+    """
+    dataset = mammogram_dataset(
+        synthesis.stored,
+        _header(synthesis, job_seed),
+        like=synthesis.template.mammogram.dataset,
+        window=synthesis.template.mammogram.presentation.window,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_dicom(dataset, path, compression=compression)
+
+
+def _header(synthesis: Synthesis, job_seed: int) -> MammogramHeader:
+    item, mammogram = synthesis.item, synthesis.template.mammogram
+    attributes = synthesis.attributes
+    if attributes.view_position is None or attributes.laterality is None:
+        raise GBCIError(
+            f"{item.template.path}: view is {attributes.view_position or 'unknown'} and side "
+            f"{attributes.laterality or 'unknown'}; DICOM needs both, pass --set view_position=CC --set laterality=L"
+        )
+    findings = ", ".join(attributes.finding_categories or ()) or "No Finding"
+    source = None
+    if mammogram.dataset is not None:
+        source = SourceImage(
+            sop_class_uid=mammogram.dataset.get("SOPClassUID", SecondaryCaptureImageStorage),
+            sop_instance_uid=mammogram.dataset.SOPInstanceUID,
+        )
+    study_number = int(item.study_id[:8], 16)
+    return MammogramHeader(
+        view_position=attributes.view_position,
+        laterality=attributes.laterality,
+        study_uid=uid_from_seed("study", job_seed, item.study_id),
+        series_uid=uid_from_seed("series", job_seed, item.study_id, attributes.laterality, attributes.view_position),
+        instance_uid=uid_from_seed("instance", job_seed, item.image_id),
+        study_datetime=_EPOCH + timedelta(days=study_number % 7300, seconds=study_number % 86400),
+        patient_id=f"SYN-{item.study_id[:12]}",
+        software_version=__version__,
+        derivation=f"Synthetic lesion ({findings}) by latent diffusion; research data, not for diagnosis.",
+        source=source,
+        spacing=mammogram.spacing,
+        patient_age=attributes.age,
+        instance_number=1 + item.index,
+    )
