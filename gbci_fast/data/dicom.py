@@ -2,6 +2,7 @@
 
 import re
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -111,11 +112,34 @@ def _magic(path: Path) -> str | None:
     return "dicom" if head[128:] == DICOM_MAGIC else None
 
 
+class _Silence:
+    """No warnings while any thread reads (overlapping `warnings.catch_warnings` would restore the wrong filters)."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._readers = 0
+
+    def __enter__(self):
+        with self._lock:
+            if self._readers == 0:
+                self._filters = warnings.catch_warnings(action="ignore")
+                self._filters.__enter__()
+            self._readers += 1
+
+    def __exit__(self, *error):
+        with self._lock:
+            self._readers -= 1
+            if self._readers == 0:
+                self._filters.__exit__(*error)
+
+
+_silence = _Silence()
+
+
 @contextmanager
 def _one_sentence(path: Path) -> Iterator[None]:
     """Silences the libraries' warnings and makes any failure one sentence that begins with the file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _silence:
         try:
             yield
         except GBCIError as error:

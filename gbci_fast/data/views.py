@@ -1,6 +1,7 @@
 """View (CC, MLO) and side (L, R) of a mammogram, from DICOM attributes or from free text such as a file name."""
 
 import re
+from collections.abc import Callable, Iterable
 
 from pydicom import Dataset
 
@@ -66,11 +67,11 @@ def _orientation(dataset: Dataset) -> tuple[str | None, str | None]:
     return down.get(values[1], (None, None))
 
 
-def _first(parse, dataset: Dataset, file_stem: str) -> str | None:
+def _first(parse: Callable[[str], str | None], dataset: Dataset, file_stem: str) -> str | None:
     texts = [str(dataset.get(keyword) or "") for keyword in ("SeriesDescription", "PatientID")]
     return next((found for text in (*texts, file_stem) if (found := parse(text))), None)
 
 
-def _only(found) -> str | None:
+def _only(found: Iterable[str]) -> str | None:
     values = set(found)
     return values.pop() if len(values) == 1 else None

@@ -4,15 +4,14 @@ A root holds ``breast-level_annotations.csv``, ``finding_annotations.csv`` and `
 (Nguyen et al., "VinDr-Mammo", Scientific Data 2023). Only the tables are read here; pixels wait for `ImageRecord.read`.
 """
 
+import csv
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
-
-import pandas as pd
 
 from gbci_fast.data.attributes import NO_FINDING, Attributes, is_unknown
 from gbci_fast.data.dicom import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
@@ -34,9 +33,10 @@ IMAGE_COLUMNS = (
     "breast_density",
     "split",
 )
+# 0 (incomplete) and 6 (proven by biopsy) are legal BI-RADS categories that say nothing of the picture.
+OTHER_BIRADS = re.compile(r"(BI-?RADS\s*)?[06](\.0)?", re.IGNORECASE)
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 FINDING_COLUMNS = ("image_id", "finding_categories", "finding_birads", *BOX_COLUMNS)
-OTHER_BIRADS = ("BI-RADS 0", "BI-RADS 6", "0", "6")
 AGE_COLUMN = "age"  # not VinDr's, but understood where a table has it
 
 Box = tuple[float, float, float, float]
@@ -171,21 +171,28 @@ class VinDr:
                 raise GBCIError(f"{where}: image_id {row['image_id']!r} does not stand in {BREAST_TABLE}")
             known = _attributes(where, {key: row[key] for key in ("finding_categories", "finding_birads")})
             box = _parse_box(where, row)
-            boxes = findings.setdefault(image.image_id, [])
-            if known.finding_categories == ():
-                if box is not None:
-                    raise GBCIError(f"{where}: {NO_FINDING!r} comes with the box {box}; expected blanks")
-                continue
-            if box is None:
-                raise GBCIError(f"{where}: {row['finding_categories']!r} comes without a box; expected {BOX_COLUMNS}")
-            inside = _clamp(where, box, image)
-            self.clamped += inside != box
-            attributes = replace(
+            healthy = known.finding_categories == ()
+            if healthy and box is not None:
+                raise GBCIError(f"{where}: {NO_FINDING!r} comes with the box {box}; expected blanks")
+            if known.finding_categories and box is None:
+                raise GBCIError(f"{where}: {row['finding_categories']} comes without a box; expected xmin to ymax")
+            # A row without category and box says nothing.
+            if healthy or box is not None:
+                findings.setdefault(image.image_id, [])
+            if box is not None:
+                findings[image.image_id].append(self._finding(where, row, image, box, known))
+        return {image_id: _with_findings(image, findings.get(image_id)) for image_id, image in images.items()}
+
+    def _finding(self, where: str, row: dict[str, str], image: ImageRecord, box: Box, known: Attributes) -> Finding:
+        inside = _clamp(where, box, image)
+        self.clamped += inside != box
+        return Finding(
+            box=inside,
+            attributes=replace(
                 image.attributes, finding_categories=known.finding_categories, finding_birads=known.finding_birads
-            )
-            extra = _extra(row, (*IMAGE_COLUMNS, *FINDING_COLUMNS, AGE_COLUMN))
-            boxes.append(Finding(box=inside, attributes=attributes, extra=extra))
-        return {key: _with_findings(image, findings.get(key)) for key, image in images.items()}
+            ),
+            extra=_extra(row, (*IMAGE_COLUMNS, *FINDING_COLUMNS, AGE_COLUMN)),
+        )
 
 
 def find_inputs(path: str | Path) -> list[ImageRecord]:
@@ -213,25 +220,28 @@ def find_inputs(path: str | Path) -> list[ImageRecord]:
         files = [path]
     else:
         raise GBCIError(f"{path} does not exist; expected a DICOM or PNG file or a folder of them")
-    records, taken = [], set()
+    return list(_file_records(files))
+
+
+def _file_records(files: list[Path]) -> Iterator[ImageRecord]:
+    taken: set[str] = set()
     for file in files:
-        image_id, count = file.stem, 1
-        while image_id in taken:
-            count += 1
-            image_id = f"{file.stem}-{count}"
+        image_id = next(name for name in _numbered(file.stem) if name not in taken)
         taken.add(image_id)
-        laterality, view_position = laterality_in_text(file.stem), view_in_text(file.stem)
-        records.append(
-            ImageRecord(
-                study_id=file.absolute().parent.name,
-                image_id=image_id,
-                path=file,
-                laterality=laterality,
-                view_position=view_position,
-                attributes=Attributes(laterality=laterality, view_position=view_position),
-            )
+        attributes = Attributes(laterality=laterality_in_text(file.stem), view_position=view_in_text(file.stem))
+        yield ImageRecord(
+            study_id=file.absolute().parent.name,
+            image_id=image_id,
+            path=file,
+            laterality=attributes.laterality,
+            view_position=attributes.view_position,
+            attributes=attributes,
         )
-    return records
+
+
+def _numbered(stem: str) -> Iterator[str]:
+    yield stem
+    yield from (f"{stem}-{number}" for number in count(2))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -240,22 +250,27 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields ("file, row n", {column: text}), blanks as ""; row 1 is the header."""
+    """Yields ("file, line n", {column: text}) of every row that is not blank; texts are stripped.
+
+    The standard library's reader, because pandas takes rows that are too short or too long without a word.
+    """
     try:
-        with warnings.catch_warnings():
-            # pandas only warns of a row with more fields than the header, and drops the surplus.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, [text.strip() for text in fields]) for fields in reader]
     except FileNotFoundError:
         raise GBCIError(f"{path} does not exist; a VinDr-Mammo folder has it") from None
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # ValueError: pandas' parser errors, bad UTF-8
-        raise GBCIError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from None
-    table = table.rename(columns=str.strip).fillna("")
-    absent = [column for column in required if column not in table.columns]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise GBCIError(f"{path} cannot be read as a table: {error}") from None
+    header = lines[0][1] if lines else []
+    absent = [column for column in required if column not in header]
     if absent:
         raise GBCIError(f"{path} has no column {', '.join(absent)}; expected at least {', '.join(required)}")
-    for number, row in enumerate(table.to_dict("records"), start=2):
-        yield f"{path}, row {number}", {column: text.strip() for column, text in row.items()}
+    for number, fields in lines[1:]:
+        if any(fields):
+            if len(fields) != len(header):
+                raise GBCIError(f"{path}, line {number} has {len(fields)} fields; expected {len(header)}")
+            yield f"{path}, line {number}", dict(zip(header, fields, strict=True))
 
 
 def _check_id(where: str, key: str, value: str) -> str:
@@ -266,10 +281,9 @@ def _check_id(where: str, key: str, value: str) -> str:
 
 
 def _attributes(where: str, values: dict[str, str]) -> Attributes:
-    # BI-RADS 0 (incomplete) and 6 (proven by biopsy) are legal but say nothing of the picture: unknown.
-    values = {key: "" if text in OTHER_BIRADS and key.endswith("birads") else text for key, text in values.items()}
+    other = [key for key, text in values.items() if key.endswith("birads") and OTHER_BIRADS.fullmatch(text)]
     try:
-        return Attributes.from_mapping(values)
+        return Attributes.from_mapping(values | dict.fromkeys(other))
     except GBCIError as error:
         raise GBCIError(f"{where}: {error}") from None
 
@@ -293,7 +307,7 @@ def _parse_box(where: str, row: dict[str, str]) -> Box | None:
     try:
         xmin, ymin, xmax, ymax = (float(text) for text in texts)
     except ValueError:
-        xmin = math.nan
+        xmin = ymin = xmax = ymax = math.nan
     if not (math.isfinite(xmin + ymin + xmax + ymax) and xmin < xmax and ymin < ymax):
         raise GBCIError(f"{where}: the box is ({', '.join(texts)}); expected numbers with xmin < xmax and ymin < ymax")
     return xmin, ymin, xmax, ymax

