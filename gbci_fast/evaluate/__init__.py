@@ -1,0 +1,1 @@
+"""How good the images are: measured against held-out truth, with everything needed to repeat the measurement."""
