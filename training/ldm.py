@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from gbci_fast.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.data.attributes import Attributes
+from gbci_fast.errors import GBCIError
 from gbci_fast.masks import latent_mask
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.data import TrainingImage, augment, draw_mask, to_unit
+from gbci_fast.training.loop import replace_folder
 from gbci_fast.training.sheets import save_sheet
 
 
@@ -36,6 +38,11 @@ class LDMConfig:
     report_dropout: float = 0.3
     roi_weight: float = 4.0
     min_snr: float = 5.0
+
+    def __post_init__(self):
+        for name in ("variants", "latent_crop"):
+            if getattr(self, name) < 1:
+                raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
 
 
 def build_unet(config: LDMConfig, vae: AutoencoderKL, sample_size: int) -> UNet2DConditionModel:
@@ -121,6 +128,7 @@ def build_bank(
 ) -> LatentBank:
     """Augments every image `variants` times, draws one mask each, and encodes both images; a function of `seed`."""
     device, factor = pipe.vae.device, pipe.vae_scale_factor
+    pipe.vae.to(memory_format=torch.channels_last)  # 1.4 times as fast in bf16 on a CPU; the UNet would be slower
     jobs = [(index, variant) for variant in range(variants) for index in range(len(images))]
     columns: dict[str, list[Tensor]] = {name: [] for name in ("z", "zm", "cells", "pixels", "masks")}
     attributes: list[Attributes] = []
@@ -213,7 +221,7 @@ class LDMTask:
 
     def export(self, folder: Path) -> None:
         """Writes the whole pipeline, diffusers layout, to ``pipeline/``."""
-        self.pipe.save_pretrained(folder / "pipeline")
+        replace_folder(folder / "pipeline", self.pipe.save_pretrained)
 
     def _crop(self, index: int, rng: np.random.Generator) -> tuple[slice, slice]:
         """A window of the latent that holds the mask's center nine times out of ten."""

@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
 def _load_pipeline(args: argparse.Namespace):
     """The pipeline on its device, quiet, and the digest of its weights."""
     import torch
+    from diffusers.utils.logging import disable_progress_bar
 
     from gbci_fast.devices import pick_device
     from gbci_fast.files import hash_weights
@@ -115,6 +116,7 @@ def _load_pipeline(args: argparse.Namespace):
     if not (folder / "model_index.json").exists():
         raise GBCIError(f"{folder} has no model_index.json; expected a folder written by `gbci-fast train ldm`")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
+    disable_progress_bar()  # of loading, which takes a second
     pipe = GBCIPipeline.from_pretrained(folder, dtype=dtype).to(pick_device(args.device))
     pipe.set_progress_bar_config(disable=True)
     return pipe, hash_weights(folder)

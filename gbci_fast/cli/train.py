@@ -4,6 +4,16 @@ import argparse
 from pathlib import Path
 
 STAGES = ("vae", "ldm")
+OVERRIDES = (
+    "steps",
+    "batch_size",
+    "accumulate",
+    "learning_rate",
+    "precision",
+    "seed",
+    "save_every",
+    "sample_every",
+)  # of the preset's LoopConfig
 EXAMPLE = """\
 example:
   gbci-fast train vae --data VINDR_ROOT --output runs/vae
@@ -58,12 +68,7 @@ def run(args: argparse.Namespace) -> None:
     """Builds the stage from its preset and the given overrides, and trains it."""
     from gbci_fast.training import stages
 
-    overrides = {
-        name: getattr(args, name)
-        for name in ("steps", "batch_size", "accumulate", "learning_rate", "precision", "seed")
-        + ("save_every", "sample_every")
-        if getattr(args, name) is not None
-    }
+    overrides = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
     if args.stage == "vae":
         stages.train_vae(
             args.data, args.output, preset=args.preset, overrides=overrides, resume=args.resume, device=args.device
