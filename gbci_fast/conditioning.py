@@ -135,6 +135,9 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             report: B sentences; None or "" for none.
             report_embeds: [B, M, report_width] of an external text encoder, instead of `report`.
             report_mask: bool [B, M]; False marks padding.
+
+        Raises:
+            GBCIError: a report in the form that this conditioner was not built for, or of the wrong shape.
         """
         image_tokens = self.encode_image(masked_image, mask)
         attribute_tokens = self.encode_attributes(attributes)
@@ -206,9 +209,16 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         """Report tokens [B, M, D] and their mask; M is 0 when nobody has a report."""
         device, width = self.null_token.device, self.config.width
         if self.config.report_width is not None:
+            if any(report or ()):
+                raise GBCIError("report was given; this checkpoint has an external text encoder, pass report_embeds=")
             if embeds is None:
-                embeds = torch.zeros(batch_size, 0, self.config.report_width, device=device)
+                embeds, mask = torch.zeros(batch_size, 0, self.config.report_width), None
+            if embeds.ndim != 3 or embeds.shape[-1] != self.config.report_width:
+                expected = f"[B, M, {self.config.report_width}]"
+                raise GBCIError(f"report_embeds has shape {list(embeds.shape)}; expected {expected}")
             mask = torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+            if mask.shape != embeds.shape[:2]:
+                raise GBCIError(f"report_mask has shape {list(mask.shape)}; expected {list(embeds.shape[:2])}")
             return self.report_projection(embeds.to(self.null_token)), mask.to(device)
         if embeds is not None:
             raise GBCIError("report_embeds was given; this checkpoint has the built-in report encoder, pass report=")
@@ -232,6 +242,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
 
     def tokenize(self, text: str | None) -> list[int]:
         """Lower-case words and numbers, hashed (CRC-32) into the vocabulary; at most `max_report_tokens`."""
+        if not isinstance(text, str | None):
+            raise GBCIError(f"report holds {text!r}; expected text or None")
         words = re.findall(r"[a-z]+|\d+", (text or "").lower())[: self.config.max_report_tokens]
         return [zlib.crc32(word.encode()) % self.config.vocabulary for word in words]
 

@@ -61,7 +61,7 @@ def _one_to_tensor(image: Image.Image | np.ndarray | Tensor, name: str) -> tuple
         if tensor.shape[-1] != 1:
             raise GBCIError(f"{name} has shape {list(tensor.shape)}; expected [H, W], [H, W, 1] or [B, H, W, 1]")
         tensor = tensor.movedim(-1, -3)
-    while tensor.ndim < 4:
+    while 2 <= tensor.ndim < 4:
         tensor = tensor[None]
     if tensor.ndim != 4 or tensor.shape[1] != 1:
         raise GBCIError(f"{name} has shape {list(tensor.shape)}; expected one channel, [B, 1, H, W]")
@@ -87,6 +87,8 @@ def _scaled(image: np.ndarray | Tensor, name: str) -> tuple[Tensor, int]:
 
 
 def _checked(tensor: Tensor, name: str) -> Tensor:
+    if tensor.numel() == 0:
+        raise GBCIError(f"{name} has shape {list(tensor.shape)}; expected at least one pixel")
     low, high = tensor.min().item(), tensor.max().item()
     if not (low >= 0 and high <= 1):  # also catches NaN
         raise GBCIError(f"{name} has values from {low:g} to {high:g}; expected [0, 1]")

@@ -5,6 +5,7 @@ never touches the compiled extension or a custom kernel.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,6 @@ PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "default"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PIXEL_FEATHER = 2  # pixels inside the mask's edge
 LATENT_FEATHER = 1  # latent cells outside it
-# These draw their own noise inside step() and take it from a torch generator only.
-_SELF_NOISING = ("EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DDPMScheduler")
 
 
 @dataclass
@@ -51,7 +50,7 @@ class GBCIPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "conditioner->unet->vae"
-    _callback_tensor_inputs = ("latents", "noise", "image_latents", "masked_image_latents")
+    _callback_tensor_inputs = ("latents", "noise", "image_latents")
 
     def __init__(
         self,
@@ -67,11 +66,18 @@ class GBCIPipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> "GBCIPipeline":
         """Loads a pipeline folder; without a path, the checkpoint that ships with the package."""
-        return super().from_pretrained(pretrained_model_name_or_path or PACKAGED_WEIGHTS, **kwargs)
+        pipe = super().from_pretrained(pretrained_model_name_or_path or PACKAGED_WEIGHTS, **kwargs)
+        # Weights mapped from a file lie at any address, and matrix products round differently where that is odd: copies
+        # are aligned, so that the same weights give the same bits however they were stored.
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                for parameter in part.parameters():
+                    parameter.data = parameter.data.clone()
+        return pipe
 
     @property
     def guidance_scale(self) -> float:
-        """w of ``null + w * (conditional - null)`` in the call under way."""
+        """w of ``null + w * (conditional - null)``; a callback may set ``pipe._guidance_scale`` for the next steps."""
         return self._guidance_scale
 
     @property
@@ -128,13 +134,14 @@ class GBCIPipeline(DiffusionPipeline):
             strength: 1 starts from pure noise; less keeps that much of the original under the mask.
             num_inference_steps: scheduler steps for ``strength=1``.
             guidance_scale: classifier-free guidance (Ho and Salimans 2022); at most 1 turns it off.
-            eta: DDIM's stochasticity.
+            eta: DDIM's stochasticity, 0 to 1.
             num_images_per_prompt: variants per element of the batch.
-            generator: torch generator(s), drawing as diffusers does. Excludes `seed`.
+            generator: torch generator, or one per output image, drawing as diffusers does. Excludes `seed`.
             seed: Philox seed per output image, or one for the first (the next take seed + 1, ...); an image's noise
                 is a function of its seed alone. Excludes `generator`.
             latents: initial noise [B * num_images_per_prompt, 4, h, w] instead of a drawn one.
-            report_embeds, report_mask: states of an external text encoder, for conditioners built for one.
+            report_embeds: states [B, M, W] of an external text encoder, for conditioners built for one.
+            report_mask: bool [B, M]; False marks padding.
             known_region: after each step put the re-noised original back outside the mask.
             paste_back: composite into the input, so that pixels outside the mask keep their bits.
             output_type: "pil", "np", "pt" or "latent".
@@ -150,26 +157,34 @@ class GBCIPipeline(DiffusionPipeline):
         pixels, depth = to_tensor(image, "image")
         mask, _ = to_tensor(mask_image, "mask_image")
         pixels, mask = _resized(pixels, mask, height, width)
-        self._check_inputs(
-            pixels, mask, strength, num_inference_steps, num_images_per_prompt, generator, seed, output_type
+        mask = (mask > 0.5).to(pixels.dtype)
+        self._check_sizes(pixels, mask)
+        _check_values(
+            strength=(strength, 0 < strength <= 1, "more than 0 and at most 1"),
+            num_inference_steps=(num_inference_steps, num_inference_steps >= 1, "at least 1"),
+            num_images_per_prompt=(num_images_per_prompt, num_images_per_prompt >= 1, "at least 1"),
+            guidance_scale=(guidance_scale, math.isfinite(guidance_scale), "a finite number"),
+            eta=(eta, 0 <= eta <= 1, "0 to 1"),
+            output_type=(output_type, output_type in OUTPUT_TYPES, f"one of {', '.join(OUTPUT_TYPES)}"),
         )
         self._check_callback(callback_on_step_end_tensor_inputs)
         self._guidance_scale, self._interrupt = guidance_scale, False
         described = _described(attributes)
         reports = [report] if report is None or isinstance(report, str) else list(report)
-        batch_size = _broadcast_size(
-            image=len(pixels), mask_image=len(mask), attributes=len(described), report=len(reports)
+        inputs = {
+            "image": pixels, "mask_image": mask, "attributes": described, "report": reports,
+            "report_embeds": report_embeds, "report_mask": report_mask,
+        }  # fmt: skip
+        device, batch_size = self._execution_device, _broadcast_size(inputs)
+        pixels, mask, described, reports, report_embeds, report_mask = (
+            _broadcast(part, batch_size, device) for part in inputs.values()
         )
         total = batch_size * num_images_per_prompt
-        device = self._execution_device
-        pixels, mask = _broadcast(pixels.to(device), batch_size), _broadcast(mask.to(device), batch_size)
+        seeds = self._seeds(seed, generator, total)
 
         # 1. Condition and encode once per (image, mask).
-        masked_pixels = (pixels * 2 - 1) * (mask <= 0.5)
-        conditioning = self.encode_condition(
-            masked_pixels, mask, _broadcast(described, batch_size), _broadcast(reports, batch_size),
-            report_embeds, report_mask,
-        )  # fmt: skip
+        masked_pixels = (pixels * 2 - 1) * (1 - mask)
+        conditioning = self.encode_condition(masked_pixels, mask, described, reports, report_embeds, report_mask)
         image_latents = self.encode_image(pixels * 2 - 1)
         masked_image_latents = self.encode_image(masked_pixels)
         mask_latents = latent_mask(mask, self.vae_scale_factor)
@@ -182,7 +197,6 @@ class GBCIPipeline(DiffusionPipeline):
 
         # 2. Timesteps and initial latents.
         timesteps = self._timesteps(num_inference_steps, strength, device)
-        seeds = None if seed is None else _seed_list(seed, total)
         noise = self._initial_noise(latents, image_latents, seeds, generator)
         if strength == 1.0:
             latents = noise * self.scheduler.init_noise_sigma
@@ -254,28 +268,26 @@ class GBCIPipeline(DiffusionPipeline):
 
     def _denoiser(self, conditioning: Conditioning, constant: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Guided model output as a function of (scaled latents, t): one forward of 2 B, as diffusers does."""
-        dtype, scale = self.unet.dtype, self.guidance_scale
-        guided = self.do_classifier_free_guidance
-        if guided:
-            null = self.conditioner.null(*conditioning.tokens.shape[:2])
-            conditioning, constant = Conditioning.cat([null, conditioning]), torch.cat([constant, constant])
-        context, pooled = conditioning.tokens.to(dtype), conditioning.pooled.to(dtype)
-        token_mask = None if conditioning.token_mask.all() else conditioning.token_mask
+        dtype = self.unet.dtype
+        padded = not conditioning.token_mask.all()
+        null = self.conditioner.null(*conditioning.tokens.shape[:2])
+        both, both_constant = Conditioning.cat([null, conditioning]), torch.cat([constant, constant])
 
-        def denoise(latents: Tensor, t: Tensor) -> Tensor:
-            doubled = torch.cat([latents, latents]) if guided else latents
-            output = self.unet(
-                torch.cat([doubled, constant], 1).to(dtype),
+        def predict(latents: Tensor, t: Tensor, constant: Tensor, condition: Conditioning) -> Tensor:
+            return self.unet(
+                torch.cat([latents, constant], 1).to(dtype),
                 t,
-                encoder_hidden_states=context,
-                encoder_attention_mask=token_mask,
-                class_labels=pooled,
+                encoder_hidden_states=condition.tokens.to(dtype),
+                encoder_attention_mask=condition.token_mask if padded else None,
+                class_labels=condition.pooled.to(dtype),
                 return_dict=False,
             )[0].float()
-            if not guided:
-                return output
-            unconditional, conditional = output.chunk(2)
-            return unconditional + scale * (conditional - unconditional)
+
+        def denoise(latents: Tensor, t: Tensor) -> Tensor:
+            if not self.do_classifier_free_guidance:
+                return predict(latents, t, constant, conditioning)
+            unconditional, conditional = predict(torch.cat([latents, latents]), t, both_constant, both).chunk(2)
+            return unconditional + self.guidance_scale * (conditional - unconditional)
 
         return denoise
 
@@ -300,7 +312,8 @@ class GBCIPipeline(DiffusionPipeline):
         noise = philox_normal(seeds, latents.shape[1:], step=index, stream=STREAM_SCHEDULER, device=latents.device)
         if isinstance(self.scheduler, LCMScheduler):
             # Its step() noises the denoised sample with a generator: the same formula with our noise.
-            denoised = self.scheduler.step(model_output, t, latents).denoised
+            unused = torch.Generator(latents.device)
+            denoised = self.scheduler.step(model_output, t, latents, generator=unused).denoised
             return denoised if t_next is None else self.scheduler.add_noise(denoised, noise, t_next.expand(len(seeds)))
         if "variance_noise" in accepted:
             extra["variance_noise"] = noise
@@ -308,7 +321,11 @@ class GBCIPipeline(DiffusionPipeline):
 
     def _timesteps(self, num_inference_steps: int, strength: float, device: torch.device) -> Tensor:
         """The last `strength` share of the scheduler's timesteps."""
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        try:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+        except ValueError as error:  # more steps than the scheduler was made for
+            name = type(self.scheduler).__name__
+            raise GBCIError(f"num_inference_steps {num_inference_steps} does not suit {name}: {error}") from error
         start = num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)
         timesteps = self.scheduler.timesteps[start * self.scheduler.order :]
         if len(timesteps) == 0:
@@ -333,36 +350,35 @@ class GBCIPipeline(DiffusionPipeline):
             return philox_normal(seeds, like.shape[1:], stream=STREAM_INITIAL, device=like.device)
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
-    def _check_inputs(
-        self,
-        pixels: Tensor,
-        mask: Tensor,
-        strength: float,
-        num_inference_steps: int,
-        num_images_per_prompt: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        seed: int | Sequence[int] | None,
-        output_type: str,
-    ) -> None:
+    def _seeds(
+        self, seed: int | Sequence[int] | None, generator: torch.Generator | list[torch.Generator] | None, total: int
+    ) -> list[int] | None:
+        """One seed per output image, or None where torch generators (or nobody) decide."""
+        if isinstance(generator, list) and len(generator) != total:
+            raise GBCIError(f"generator has {len(generator)} entries; expected one per output image, {total}")
+        if seed is None:
+            return None
+        if generator is not None:
+            raise GBCIError("generator and seed were both given; expected one of them")
+        accepted = inspect.signature(self.scheduler.step).parameters
+        # With `s_churn`, which stays 0 here, a scheduler is deterministic.
+        takes_noise = {"variance_noise", "s_churn"} & set(accepted) or isinstance(self.scheduler, LCMScheduler)
+        if "generator" in accepted and not takes_noise:
+            name = type(self.scheduler).__name__
+            raise GBCIError(f"{name} takes its noise from a torch generator alone; pass generator instead of seed")
+        if not isinstance(seed, Sequence):
+            return [seed + i for i in range(total)]
+        if len(seed) != total:
+            raise GBCIError(f"seed has {len(seed)} entries; expected one per output image, {total}")
+        return list(seed)
+
+    def _check_sizes(self, pixels: Tensor, mask: Tensor) -> None:
         if pixels.shape[-2:] != mask.shape[-2:]:
             raise GBCIError(f"mask_image is {_size(mask)} but image is {_size(pixels)}; expected the same size")
         stride = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        stride = math.lcm(stride, self.conditioner.config.patch_size)
         if pixels.shape[-1] % stride or pixels.shape[-2] % stride:
             raise GBCIError(f"image is {_size(pixels)}; expected sides divisible by {stride}")
-        if not 0 < strength <= 1:
-            raise GBCIError(f"strength is {strength}; expected more than 0 and at most 1")
-        for name, value in (
-            ("num_inference_steps", num_inference_steps),
-            ("num_images_per_prompt", num_images_per_prompt),
-        ):
-            if value < 1:
-                raise GBCIError(f"{name} is {value}; expected at least 1")
-        if generator is not None and seed is not None:
-            raise GBCIError("generator and seed were both given; expected one of them")
-        if seed is not None and type(self.scheduler).__name__ in _SELF_NOISING:
-            raise GBCIError(f"{type(self.scheduler).__name__} draws its own noise; pass generator instead of seed")
-        if output_type not in OUTPUT_TYPES:
-            raise GBCIError(f"output_type is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}")
 
     def _check_callback(self, names: Sequence[str]) -> None:
         for name in names:
@@ -381,15 +397,15 @@ def _described(attributes: Attributes | Mapping | Sequence | None) -> list[Attri
     return out
 
 
-def _seed_list(seed: int | Sequence[int], total: int) -> list[int]:
-    if not isinstance(seed, Sequence):
-        return [seed + i for i in range(total)]
-    if len(seed) != total:
-        raise GBCIError(f"seed has {len(seed)} entries; expected one per output image, {total}")
-    return list(seed)
+def _check_values(**checks: tuple[Any, bool, str]) -> None:
+    """Raises for the first argument whose (value, is it valid, what was expected) is not valid."""
+    for name, (value, valid, expected) in checks.items():
+        if not valid:
+            raise GBCIError(f"{name} is {value!r}; expected {expected}")
 
 
-def _broadcast_size(**sizes: int) -> int:
+def _broadcast_size(inputs: Mapping[str, Tensor | Sequence | None]) -> int:
+    sizes = {name: len(part) for name, part in inputs.items() if part is not None}
     largest = max(sizes.values())
     for name, size in sizes.items():
         if size not in (1, largest):
@@ -397,14 +413,18 @@ def _broadcast_size(**sizes: int) -> int:
     return largest
 
 
-def _broadcast(items: Any, size: int) -> Any:
-    if len(items) == size:
-        return items
-    return items.expand(size, *items.shape[1:]) if isinstance(items, Tensor) else list(items) * size
+def _broadcast(part: Tensor | Sequence | None, size: int, device: torch.device) -> Any:
+    if part is None:
+        return None
+    if isinstance(part, Tensor):
+        return part.to(device).expand(size, *part.shape[1:])
+    return list(part) * (size // len(part))
 
 
 def _resized(pixels: Tensor, mask: Tensor, height: int | None, width: int | None) -> tuple[Tensor, Tensor]:
-    size = (height or pixels.shape[-2], width or pixels.shape[-1])
+    size = tuple(pixels.shape[-2:][i] if side is None else side for i, side in enumerate((height, width)))
+    if min(size) < 1:
+        raise GBCIError(f"height and width are {size[0]} and {size[1]}; expected at least 1")
     if size != pixels.shape[-2:]:
         pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
     if size != mask.shape[-2:] and (height or width):
