@@ -1,24 +1,27 @@
 """The training loop both stages share: accumulation, EMA, atomic checkpoints, bit-exact resume, Ctrl-C, progress.
 
 A batch is a pure function of (seed, step, micro-batch), so a resumed run needs the weights, the average, the
-optimizer and the step number, and then continues bit for bit on the same machine.
+optimizer and the step number, and then continues bit for bit on the same machine (on CUDA as far as torch's own
+kernels repeat themselves).
 """
 
 import math
+import os
+import shutil
 import signal
-import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import atomically
 from gbci_fast.training.ema import EMA
+from gbci_fast.training.progress import TrainingProgress
 
 STATE_FILE = "state.pt"
 
@@ -44,6 +47,8 @@ class LoopConfig:
         for name in ("steps", "batch_size", "accumulate", "save_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise GBCIError(f"learning_rate is {self.learning_rate}; expected a positive number")
         if self.precision not in ("fp32", "bf16"):
             raise GBCIError(f"precision is {self.precision!r}; expected 'fp32' or 'bf16'")
 
@@ -68,11 +73,10 @@ def train(task: Task, config: LoopConfig, output: Path, *, resume: bool, device:
 
     Raises:
         KeyboardInterrupt: stopped before the last step; everything up to the last whole step is saved.
-        GBCIError: `output` already holds a run and `resume` is not set; the loss is not finite.
+        GBCIError: `output` already holds a run and `resume` is not set; the loss or its gradient is not finite.
     """
     state_path = output / STATE_FILE
-    if state_path.exists() and not resume:
-        raise GBCIError(f"{output} already holds a training run; pass --resume to continue it or choose another folder")
+    check_output(output, resume)
     output.mkdir(parents=True, exist_ok=True)
     module = task.module.to(device)
     optimizer = torch.optim.AdamW(
@@ -86,31 +90,34 @@ def train(task: Task, config: LoopConfig, output: Path, *, resume: bool, device:
         with _Averaged(module, ema):
             task.export(output)
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} images/s"),
-        TimeRemainingColumn(),
-    )
-    step = start
-    with Progress(*columns, refresh_per_second=2) as progress, _DeferredInterrupt() as interrupt:
-        bar = progress.add_task(output.name, total=config.steps, completed=start, loss=float("nan"), rate=0.0)
+    step = saved = start
+    batch = config.batch_size * config.accumulate
+    with TrainingProgress(output.name, start, config.steps, batch) as progress, _DeferredInterrupt() as interrupt:
         while step < config.steps and not interrupt.received:
-            began = time.perf_counter()
             loss = _optimizer_step(task, module, optimizer, config, step, device)
             ema.update(module, step)
             step += 1
-            rate = config.batch_size * config.accumulate / (time.perf_counter() - began)
-            progress.update(bar, completed=step, loss=loss, rate=rate)
+            progress.advance(loss)
             if step % config.sample_every == 0 or step == config.steps:
                 (output / "samples").mkdir(exist_ok=True)
                 with _Averaged(module, ema):
                     task.sample_sheet(output / "samples" / f"{step:07d}.png")
-            if step % config.save_every == 0 or step == config.steps or interrupt.received:
+            if step % config.save_every == 0:
                 save(step)
+                saved = step
+                progress.log()
+        if step > saved:  # the last step, or a signal's; looked at once the loop is over, so that none slips through
+            save(step)
+            progress.log()
     if step < config.steps:
         raise KeyboardInterrupt
     return step
+
+
+def check_output(output: Path, resume: bool) -> None:
+    """Raises GBCIError where `output` already holds a run that is not to be resumed: before any slow work."""
+    if (output / STATE_FILE).exists() and not resume:
+        raise GBCIError(f"{output} already holds a training run; pass --resume to continue it or choose another folder")
 
 
 def learning_rate_at(config: LoopConfig, step: int) -> float:
@@ -136,16 +143,20 @@ def _optimizer_step(
         autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
         with autocast:
             loss, _ = task.loss(config.batch_size, generator)
-        if not torch.isfinite(loss):
-            raise GBCIError(f"the loss is {loss.item()} at step {step}; lower --learning-rate or use --precision fp32")
+        _check_finite("loss", loss, step)
         (loss / config.accumulate).backward()
         total += loss.item() / config.accumulate
-    nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip)
+    _check_finite("gradient's norm", nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip), step)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(config, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total
+
+
+def _check_finite(name: str, value: Tensor, step: int) -> None:
+    if not torch.isfinite(value):
+        raise GBCIError(f"the {name} is {value.item()} at step {step}; lower --learning-rate or use --precision fp32")
 
 
 def _mix(*parts: int) -> int:
@@ -219,8 +230,22 @@ def _load_state(
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         ema.shadow = state["ema"]
+        step, seed = state["step"], state["config"]["seed"]
     except Exception as error:  # torch raises half a dozen types for a damaged or foreign file
-        raise GBCIError(f"{path} cannot be resumed from: {error}") from error
-    if state["config"]["seed"] != config.seed:
-        raise GBCIError(f"{path} was made with seed {state['config']['seed']}, not {config.seed}; pass the same --seed")
-    return state["step"]
+        kind = type(error).__name__
+        raise GBCIError(f"{path} cannot be resumed from: it is damaged, or of another model ({kind})") from error
+    if seed != config.seed:
+        raise GBCIError(f"{path} was made with seed {seed}, not {config.seed}; pass the same --seed")
+    return step
+
+
+def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls ``write(temporary)`` on a sibling name and puts that folder where `path` is: never half-written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        if path.exists():  # a folder cannot take another's place in one step
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -14,7 +14,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.data import load_images
 from gbci_fast.training.ldm import LDMConfig, LDMTask, build_bank, build_pipeline
-from gbci_fast.training.loop import LoopConfig, train
+from gbci_fast.training.loop import LoopConfig, check_output, train
 from gbci_fast.training.vae import VAEConfig, VAETask
 
 
@@ -40,6 +40,7 @@ def train_vae(
     config, loop = vae_preset(preset)
     loop = replace(loop, **overrides)
     place = pick_device(device)
+    check_output(output, resume)
     images = load_images(roots, "training")
     torch.manual_seed(loop.seed)
     train(VAETask(images, config, place), loop, output, resume=resume, device=place)
@@ -81,6 +82,7 @@ def train_ldm(
     given = {"variants": variants, "latent_crop": latent_crop}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     place = pick_device(device)
+    check_output(output, resume)
     if not (vae / "vae" / "config.json").exists():
         raise GBCIError(f"{vae} has no vae/ folder; expected the output of `gbci-fast train vae`")
     autoencoder = AutoencoderKL.from_pretrained(vae / "vae").requires_grad_(False).eval()

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from gbci_fast.training.data import TrainingImage, to_unit
+from gbci_fast.training.loop import replace_folder
 from gbci_fast.training.sheets import save_sheet
 
 
@@ -80,7 +81,7 @@ class VAETask:
         inside = torch.nn.functional.adaptive_avg_pool2d(inside, latents.shape[-2:])[:, 0] > 0.5
         values = latents.movedim(1, -1)[inside]
         self.module.register_to_config(shift_factor=values.mean().item(), scaling_factor=1 / values.std().item())
-        self.module.save_pretrained(folder / "vae")
+        replace_folder(folder / "vae", self.module.save_pretrained)
 
     def _crops(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Random crops, centered on a breast pixel; half of them on a lesion pixel where the image has one."""

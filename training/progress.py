@@ -1,0 +1,60 @@
+"""How a run tells where it is: a live bar on a terminal, one plain line per save in a log."""
+
+import time
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainingProgress:
+    """Context that follows a run; `advance` after every step, `log` after every save.
+
+    Args:
+        name: what the run is called.
+        start, steps: the step it starts from and the one it ends at.
+        batch: images per step.
+    """
+
+    def __init__(self, name: str, start: int, steps: int, batch: int):
+        self.name, self.start, self.steps, self.batch = name, start, steps, batch
+        self.step, self.losses = start, []
+        console = Console()
+        self.live = console.is_terminal
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} images/s"),
+            TimeRemainingColumn(),
+            console=console,
+            refresh_per_second=2,
+            disable=not self.live,
+        )
+        self.task = self.bar.add_task(name, total=steps, completed=start, loss=float("nan"), rate=0.0)
+
+    def __enter__(self) -> "TrainingProgress":
+        self.began = time.perf_counter()
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def advance(self, loss: float) -> None:
+        """One step is done; `loss` is its mean over the batch."""
+        self.step += 1
+        self.losses.append(loss)
+        self.bar.update(self.task, completed=self.step, loss=loss, rate=self.batch / self._seconds_per_step())
+
+    def log(self) -> None:
+        """Prints a line, where there is no bar: steps, mean loss since the last line, images/s, time to the end."""
+        if not self.live:
+            seconds = self._seconds_per_step()
+            left = timedelta(seconds=round((self.steps - self.step) * seconds))
+            loss = sum(self.losses) / len(self.losses)
+            rate = self.batch / seconds
+            print(f"{self.name} {self.step}/{self.steps}  loss {loss:.4f}  {rate:.1f} images/s  ETA {left}", flush=True)
+        self.losses.clear()
+
+    def _seconds_per_step(self) -> float:
+        return (time.perf_counter() - self.began) / (self.step - self.start)
