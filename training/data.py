@@ -84,7 +84,8 @@ def _load_record(record: ImageRecord, root: Path, size: int) -> list[TrainingIma
     boxes = [finding.box for finding in record.findings]
     frames = [frame]
     if frame.scale[0] <= 1 / 1.6:
-        frames += [_zoomed(frame, box) for box in boxes if max(box[2] - box[0], box[3] - box[1]) < 0.8 * size]
+        field = size / frame.scale[0] / 2
+        frames += [_zoomed(frame, box) for box in boxes if max(box[2] - box[0], box[3] - box[1]) < 0.8 * field]
     return [_in_frame(record, mammogram.spacing, unit, breast, truth, view) for view in frames]
 
 
@@ -97,16 +98,19 @@ def _in_frame(
     frame: Frame,
 ) -> TrainingImage:
     pixel_spacing = frame.model_spacing(spacing)
+    inside = frame.to_model(breast) > 0.5
     lesions = []
     for finding, pixels in zip(record.findings, truth, strict=True):
-        in_model = frame.to_model(pixels) > 0.25
+        share = frame.to_model(pixels)
+        in_model = share > min(0.25, share.max() / 2)  # even the smallest finding keeps a pixel
         if in_model.any():
+            inside |= in_model  # where there is a finding there is tissue, whatever the outline says
             attributes = replace(finding.attributes, pixel_spacing=pixel_spacing)
             report = finding.extra.get("report") or record.extra.get("report")
             lesions.append(Lesion(pixels=in_model, attributes=attributes, report=report))
     return TrainingImage(
         image=np.round(frame.to_model(unit) * 65535).astype(np.uint16),
-        breast=frame.to_model(breast) > 0.5,
+        breast=inside,
         lesions=tuple(lesions),
         attributes=replace(record.attributes, pixel_spacing=pixel_spacing),
         patient=record.study_id,
@@ -116,7 +120,7 @@ def _in_frame(
 def _lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> list[np.ndarray]:
     """One bool [H, W] per finding: the pixel mask inside its box where ``masks/`` has one, else the box's ellipse."""
     path = root / "masks" / record.study_id / f"{record.image_id}.png"
-    drawn = np.asarray(Image.open(path).convert("L")) > 127 if path.exists() else None
+    drawn = _read_mask(path) if path.exists() else None
     if drawn is not None and drawn.shape != shape:
         raise GBCIError(f"{path} is {drawn.shape[1]}x{drawn.shape[0]}; expected the image's {shape[1]}x{shape[0]}")
     masks = []
@@ -129,6 +133,14 @@ def _lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> li
             inside = boxed if boxed.any() else inside
         masks.append(inside)
     return masks
+
+
+def _read_mask(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("L")) > 127
+    except OSError as error:  # PIL's UnidentifiedImageError is one
+        raise GBCIError(f"{path} cannot be read as an image of a lesion mask") from error
 
 
 def _zoomed(frame: Frame, box: tuple[float, float, float, float]) -> Frame:
@@ -172,7 +184,7 @@ def draw_mask(item: TrainingImage, rng: np.random.Generator) -> tuple[np.ndarray
     """A training mask (bool [S, S]) with the description that is true of it.
 
     Three quarters cover a lesion and carry its attributes and report; of the rest, a mask that touches no lesion is
-    "No Finding", and a partial overlap leaves the finding unknown.
+    "No Finding", and a partial overlap leaves the finding unknown. So does an image of which nobody said anything.
     """
     if item.lesions and rng.random() < 0.75:
         lesion = item.lesions[int(rng.integers(len(item.lesions)))]
@@ -183,9 +195,9 @@ def draw_mask(item: TrainingImage, rng: np.random.Generator) -> tuple[np.ndarray
                 mask &= ~other.pixels | lesion.pixels
         return mask, lesion.attributes, lesion.report
     mask = _blob_in(item.breast, rng)
-    known = item.any_lesion
-    if (mask & known).any():
-        return mask, item.attributes, None
+    annotated = item.lesions or item.attributes.finding_categories is not None
+    if not annotated or (mask & item.any_lesion).any():
+        return mask, replace(item.attributes, finding_categories=None), None
     return mask, replace(item.attributes, finding_categories=()), None
 
 
