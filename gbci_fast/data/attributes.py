@@ -63,8 +63,10 @@ class Attributes:
         """Reads VinDr spellings ("BI-RADS 4", "DENSITY C", "['Mass']") and plain values (4, "C", ["Mass"]).
 
         Raises:
-            GBCIError: an unknown key, or a value outside the vocabulary.
+            GBCIError: not a mapping, an unknown key, or a value outside the vocabulary.
         """
+        if not isinstance(mapping, Mapping):
+            raise GBCIError(f"attributes hold {mapping!r}; expected Attributes or a mapping")
         names = [field.name for field in fields(cls)]
         for key in mapping:
             if key not in names:
@@ -79,7 +81,10 @@ class Attributes:
 
 
 def parse_categories(key: str, value: Any) -> tuple[str, ...] | None:
-    """A list, a Python-list string as VinDr writes it, or one or more names separated by commas."""
+    """A list, a Python-list string as VinDr writes it, or one or more names separated by commas.
+
+    The empty list and "No Finding" are the same: the empty tuple.
+    """
     if is_unknown(value):
         return None
     if isinstance(value, str):
@@ -96,8 +101,6 @@ def parse_categories(key: str, value: Any) -> tuple[str, ...] | None:
     names = [name for name in value if name != NO_FINDING]
     for name in names:
         _check_choice(key, name, FINDING_CATEGORIES)
-    if not value:
-        return None
     if names and len(names) != len(value):
         raise GBCIError(f"{key} is {list(value)!r}; {NO_FINDING!r} cannot stand beside a finding")
     return tuple(name for name in FINDING_CATEGORIES if name in names)
