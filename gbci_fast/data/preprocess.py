@@ -74,7 +74,8 @@ class Frame:
         height, width = image.shape
         crop = np.zeros((self.y1 - self.y0, self.x1 - self.x0), np.float32)
         ys, xs = slice(max(self.y0, 0), min(self.y1, height)), slice(max(self.x0, 0), min(self.x1, width))
-        crop[ys.start - self.y0 : ys.stop - self.y0, xs.start - self.x0 : xs.stop - self.x0] = image[ys, xs]
+        if ys.start < ys.stop and xs.start < xs.stop:
+            crop[ys.start - self.y0 : ys.stop - self.y0, xs.start - self.x0 : xs.stop - self.x0] = image[ys, xs]
         if self.flip:
             crop = crop[:, ::-1].copy()
         resized = F.interpolate(
@@ -123,8 +124,8 @@ def breast_mask(unit: np.ndarray) -> np.ndarray:
         raise GBCIError("no breast found: the image has one value only")
     # Otsu separates dense tissue from the rest; fat is darker, but a third of the way up it is still above the air.
     threshold = small.min() + 0.3 * (threshold_otsu(small) - small.min())
-    foreground = ndimage.binary_opening(small > threshold, iterations=3)
-    # The scanner's bright rim touches the border as a thin frame: opening cut it off the breast.
+    # The scanner's bright rim and light leaks touch the border as a thin frame: opening cuts them off the breast.
+    foreground = ndimage.binary_opening(small > threshold, iterations=4)
     labels, count = ndimage.label(foreground)
     if count == 0:
         raise GBCIError("no breast found: nothing stands out from the background")
@@ -141,7 +142,7 @@ def chest_wall_side(mask: np.ndarray) -> str:
     """The side, "L" or "R", on which the breast in the mask [H, W] is taller (pixels are trusted over tags)."""
     columns = np.trim_zeros(mask.sum(0))
     half = len(columns) // 2
-    return "L" if columns[:half].sum() >= columns[-half:].sum() else "R"
+    return "L" if columns[:half].sum() >= columns[len(columns) - half :].sum() else "R"
 
 
 def whole_breast_frame(mask: np.ndarray, size: int = MODEL_SIZE) -> Frame:
