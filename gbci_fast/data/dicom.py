@@ -4,6 +4,7 @@ import re
 import struct
 import threading
 import warnings
+import zlib  # noqa: F401  (before pydicom loads GDCM: its zlib would corrupt the system's if that were loaded later)
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ import numpy as np
 import pydicom
 from PIL import Image
 from pydicom import Dataset
+from pydicom.encaps import generate_frames
 from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
+from pydicom.uid import JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
 
+from gbci_fast.data.jpeg import check_jpeg
 from gbci_fast.data.presentation import Presentation, full_scale, presentation_of
 from gbci_fast.data.views import laterality, laterality_in_text, view_in_text, view_position
 from gbci_fast.errors import GBCIError
@@ -201,6 +205,9 @@ def _decode(dataset: Dataset) -> np.ndarray:
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     if not decoder.is_available:
         raise GBCIError(f"no decoder for {decoder.UID.name} is installed; expected python-gdcm or a pylibjpeg plugin")
+    if decoder.UID in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
+        frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+        check_jpeg(frame, rows=dataset.Rows, columns=dataset.Columns, bits=dataset.BitsAllocated)
     plugin = PREFERRED_PLUGIN if PREFERRED_PLUGIN in decoder.available_plugins else ""
     stored, _ = decoder.as_array(dataset, decoding_plugin=plugin)
     # Some decoders choose the narrowest type that holds the data, or leave the unused bits as they find them.

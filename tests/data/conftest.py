@@ -1,6 +1,5 @@
 """Small DICOM files, built with pydicom."""
 
-import gdcm
 import numpy as np
 import pytest
 from pydicom import Dataset
@@ -10,8 +9,11 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     JPEGLosslessSV1,
+    JPEGLSLossless,
     generate_uid,
 )
+
+GDCM_SYNTAXES = {JPEGLosslessSV1: "JPEGLosslessProcess14_1", JPEGLSLossless: "JPEGLSLossless"}
 
 
 def image_dataset(stored, **tags):
@@ -28,7 +30,7 @@ def image_dataset(stored, **tags):
     dataset.BitsStored = tags.get("BitsStored", bits)
     dataset.HighBit = dataset.BitsStored - 1
     dataset.PixelRepresentation = int(stored.dtype.kind == "i")
-    dataset.add_new("PixelData", "OB" if bits == 8 else "OW", stored.tobytes())
+    dataset.add_new("PixelData", "OB" if bits == 8 else "OW", stored.tobytes() + b"\0" * (stored.nbytes % 2))
     for keyword, value in tags.items():
         if value is None:
             delattr(dataset, keyword)
@@ -46,22 +48,24 @@ def write(dataset, path, syntax=ExplicitVRLittleEndian):
     if syntax == ExplicitVRBigEndian:
         width = dataset.BitsAllocated // 8
         dataset["PixelData"].value = np.frombuffer(dataset.PixelData, f"<u{width}").astype(f">u{width}").tobytes()
-    if syntax.is_compressed and syntax.is_encapsulated and syntax != JPEGLosslessSV1:
+    if syntax.is_encapsulated and syntax not in GDCM_SYNTAXES:
         dataset.compress(syntax, encoding_plugin="pylibjpeg", generate_instance_uid=False)
     elif syntax.is_deflated:
         dataset.file_meta.TransferSyntaxUID = syntax
     dataset.save_as(path, enforce_file_format=True)
-    if syntax == JPEGLosslessSV1:
-        _transcode_to_jpeg_lossless(path)
+    if syntax in GDCM_SYNTAXES:
+        _transcode(path, GDCM_SYNTAXES[syntax])
     return path
 
 
-def _transcode_to_jpeg_lossless(path):
+def _transcode(path, syntax):
+    import gdcm  # not before pydicom, which has loaded the system's zlib: see gbci_fast/data/dicom.py
+
     reader = gdcm.ImageReader()
     reader.SetFileName(str(path))
     assert reader.Read()
     change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
     change.SetInput(reader.GetImage())
     assert change.Change()
     writer = gdcm.ImageWriter()

@@ -1,5 +1,7 @@
 """Pixels, view, side, spacing and age of DICOM and PNG files."""
 
+import subprocess
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -156,6 +158,12 @@ def test_reading_in_threads_leaves_the_warning_filters_as_they_were(make_dicom, 
         first_is_out.set()
         second.result(10)
     assert list(warnings.filters) == before
+
+
+def test_gdcm_does_not_break_zlib():
+    # GDCM's own zlib takes over the functions of a system zlib that is loaded after it; compressing then crashes.
+    code = "import gbci_fast.data.dicom, gdcm, os, zlib; zlib.decompress(zlib.compress(os.urandom(10**6)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_interrupting_is_not_damage(make_dicom, ramp, monkeypatch):
