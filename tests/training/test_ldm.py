@@ -1,0 +1,236 @@
+"""Second stage: the bank of latents, what the loss sees of it, exact resume of the real task."""
+
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.masks import latent_mask
+from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.training.ldm import LDMConfig, LDMTask, build_bank, build_pipeline, build_scheduler
+from gbci_fast.training.loop import STATE_FILE, LoopConfig, train
+from gbci_fast.training.stages import ldm_preset, vae_preset
+from gbci_fast.training.vae import build_vae
+
+CPU = torch.device("cpu")
+CONFIG = replace(ldm_preset("tiny")[0], latent_crop=8, variants=2)
+
+
+def fresh_pipe():
+    torch.manual_seed(0)
+    vae = build_vae(vae_preset("tiny")[0]).requires_grad_(False).eval()
+    return build_pipeline(CONFIG, vae, 64)
+
+
+@pytest.fixture(scope="module")
+def bank(images):
+    return build_bank(fresh_pipe(), images, CONFIG.variants, seed=5)
+
+
+@pytest.fixture
+def task(bank):
+    return LDMTask(fresh_pipe(), bank, CONFIG, CPU)
+
+
+def test_bank_is_a_function_of_its_seed(bank, images):
+    again, other = (build_bank(fresh_pipe(), images, CONFIG.variants, seed=seed) for seed in (5, 6))
+    for name in ("latents", "masked_latents", "cells", "masked_pixels", "masks"):
+        assert torch.equal(getattr(again, name), getattr(bank, name)), name
+        assert not torch.equal(getattr(other, name), getattr(bank, name)), name
+    assert (again.attributes, again.reports) == (bank.attributes, bank.reports)
+
+
+def test_bank_entries_do_not_depend_on_how_many_there_are(bank, images):
+    """The first variant of every image is the same when more are asked for."""
+    short = build_bank(fresh_pipe(), images, 1, seed=5)
+    n = len(images)
+    assert len(short) == n == len(bank) // 2
+    assert torch.equal(short.masks, bank.masks[:n])
+    assert torch.equal(short.masked_pixels, bank.masked_pixels[:n])
+    assert not torch.equal(bank.masks[:n], bank.masks[n:])
+
+
+def test_bank_is_consistent(bank):
+    count = len(bank)
+    assert bank.latents.shape == bank.masked_latents.shape == (count, 4, 16, 16)
+    assert bank.latents.dtype == torch.float16
+    assert torch.equal(bank.cells.float(), latent_mask(bank.masks[:, None].float(), 4))
+    # under the mask the image is middle gray, as the pipeline makes it
+    assert (bank.masked_pixels[bank.masks] == 128).all()
+    differs = (bank.latents - bank.masked_latents).abs().amax((1, 2, 3)) > 0
+    assert differs.all()
+
+
+def test_bank_encodes_as_the_pipeline_does(bank):
+    pixels = bank.masked_pixels[:, None].float() / 127.5 - 1
+    pixels[bank.masks[:, None]] = 0
+    encoded = fresh_pipe().encode_image(pixels)
+    error = (encoded - bank.masked_latents.float()).abs().mean() / encoded.std()
+    assert error < 0.02  # 8-bit pixels here, bf16 arithmetic there
+
+
+def test_crops_hold_the_mask(task):
+    rng = np.random.default_rng(0)
+    hits = 0
+    for i in range(len(task.bank)):
+        for _ in range(20):
+            y, x = task._crop(i, rng)
+            assert y.stop - y.start == x.stop - x.start == 8
+            assert min(y.start, x.start) >= 0
+            assert max(y.stop, x.stop) <= 16
+            hits += bool(task.bank.cells[i, 0, y, x].any())
+    assert hits > 0.85 * 20 * len(task.bank)
+
+
+def test_a_crop_of_the_whole_latent_is_the_latent(bank):
+    task = LDMTask(fresh_pipe(), bank, replace(CONFIG, latent_crop=16), CPU)
+    assert task._crop(0, np.random.default_rng(0)) == (slice(0, 16), slice(0, 16))
+
+
+def test_loss_follows_its_generator_and_reaches_every_weight(bank):
+    # the phantom states no ages
+    aged = [replace(attributes, age=40.0 + i) for i, attributes in enumerate(bank.attributes)]
+    task = LDMTask(fresh_pipe(), replace(bank, attributes=aged), CONFIG, CPU)
+    losses = [task.loss(4, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)]
+    assert losses[0].item() == losses[1].item() != losses[2].item()
+    assert 0 < losses[0].item() < 10
+    losses[0].backward()
+    # A drawn batch may have no sample with a report, or none that is null; over a few batches everything learns.
+    for seed in range(2, 8):
+        task.loss(8, torch.Generator().manual_seed(seed))[0].backward()
+    still = [name for name, p in task.module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert still == []
+    assert all(p.grad is None for p in task.pipe.vae.parameters())
+
+
+def test_loss_of_a_perfect_prediction_is_zero(task, monkeypatch):
+    """v-prediction: v = sqrt(alpha) noise - sqrt(1 - alpha) z, checked by giving the answer away."""
+    given = {}
+
+    class Oracle(torch.nn.Module):
+        def forward(self, x, t, **condition):
+            noisy, cells, _ = x.split([4, 1, 4], 1)
+            assert set(cells.unique().tolist()) <= {0.0, 1.0}
+            alpha = task.pipe.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+            z = given["z"]
+            noise = (noisy - alpha.sqrt() * z) / (1 - alpha).sqrt()
+            return type("Output", (), {"sample": alpha.sqrt() * noise - (1 - alpha).sqrt() * z + given["error"]})
+
+    task.module["unet"] = Oracle()
+    original = task._crop
+
+    def recorded(index, rng):
+        y, x = original(index, rng)
+        given.setdefault("parts", []).append(task.bank.latents[index, :, y, x].float())
+        given["z"] = torch.stack(given["parts"])
+        return y, x
+
+    monkeypatch.setattr(task, "_crop", recorded)
+    given["error"] = 0.0
+    assert task.loss(4, torch.Generator().manual_seed(0))[0].item() < 1e-4
+    given.clear()
+    given["error"] = 1.0
+    # an error of 1 everywhere leaves the mean of the min-SNR weights, whatever the mask
+    loss = task.loss(4, torch.Generator().manual_seed(0))[0].item()
+    generator = torch.Generator().manual_seed(0)
+    torch.randint(2**62, (1,), generator=generator)
+    alpha = task.pipe.scheduler.alphas_cumprod[torch.randint(1000, (4,), generator=generator)]
+    snr = alpha / (1 - alpha)
+    assert loss == pytest.approx((snr.clamp(max=5) / (snr + 1)).mean().item(), rel=1e-3)
+
+
+def test_null_contexts_are_drawn_and_whole(task):
+    task.config = replace(CONFIG, null_probability=0.5)
+    picks = np.arange(len(task.bank))
+    condition = task._condition(picks, np.random.default_rng(0))
+    null = (condition.tokens == task.pipe.conditioner.null_token).all((1, 2))
+    assert 0.2 < null.float().mean() < 0.8
+    assert (condition.pooled[null] == task.pipe.conditioner.null_pooled).all()
+    assert condition.token_mask[null].all()
+
+
+def test_attributes_are_dropped_one_by_one(task):
+    rng = np.random.default_rng(0)
+    full = next(item for item in task.bank.attributes if item.finding_birads is not None)
+    names = full.to_mapping()
+    kept = dict.fromkeys(names, 0)
+    for _ in range(400):
+        for name in task._drop(full, rng).to_mapping():
+            kept[name] += 1
+    assert all(0.78 < count / 400 < 0.92 for count in kept.values())  # 0.85 are to stay
+
+
+def test_healthy_stays_healthy_or_becomes_unknown(task):
+    healthy = next(item for item in task.bank.attributes if item.finding_categories == ())
+    rng = np.random.default_rng(0)
+    assert {task._drop(healthy, rng).finding_categories for _ in range(60)} == {(), None}
+
+
+def test_scheduler_starts_at_the_last_timestep():
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 749, 499, 249]
+    assert scheduler.config.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("name", ["variants", "latent_crop"])
+def test_configuration_is_checked(name):
+    with pytest.raises(GBCIError) as raised:
+        LDMConfig(**{name: 0})
+    assert str(raised.value) == f"{name} is 0; expected at least 1"
+
+
+def test_resume_is_exact(bank, tmp_path):
+    config = LoopConfig(steps=6, batch_size=2, warmup=2, learning_rate=1e-3, ema_decay=0.9, precision="fp32", seed=3)
+
+    def run(folder, *, resume=False, stop_at=None):
+        task = LDMTask(fresh_pipe(), bank, CONFIG, CPU)
+        task.sample_sheet = lambda path: None
+        if stop_at is not None:
+            task.loss = _interrupted(task.loss, stop_at)
+        return train(task, config, tmp_path / folder, resume=resume, device=CPU)
+
+    run("straight")
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", stop_at=3)
+    run("cut", resume=True)
+    first, second = (torch.load(tmp_path / name / STATE_FILE, weights_only=True) for name in ("straight", "cut"))
+    for part in ("module", "ema"):
+        assert [name for name in first[part] if not torch.equal(first[part][name], second[part][name])] == []
+    for key, moments in first["optimizer"]["state"].items():
+        assert all(torch.equal(value, second["optimizer"]["state"][key][name]) for name, value in moments.items())
+    files = ("unet", "conditioner", "vae")
+    for name in files:
+        weights = [next((tmp_path / run / "pipeline" / name).glob("*.safetensors")) for run in ("straight", "cut")]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def _interrupted(loss, call):
+    """`loss`, sending SIGINT to this process during its `call`-th call."""
+    count = 0
+
+    def counted(*args):
+        nonlocal count
+        count += 1
+        if count == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(*args)
+
+    return counted
+
+
+def test_sheet_and_export(task, tmp_path):
+    task.pipe.unet.eval()
+    task.pipe.conditioner.eval()
+    task.sample_sheet(tmp_path / "sheet.png")
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).shape == (3 * 66, 6 * 66)
+    task.export(tmp_path)
+    loaded = GBCIPipeline.from_pretrained(tmp_path / "pipeline")
+    for name in ("unet", "conditioner", "vae"):
+        ours, theirs = getattr(task.pipe, name).state_dict(), getattr(loaded, name).state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())

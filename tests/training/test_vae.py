@@ -1,0 +1,85 @@
+"""First stage: what it crops, what it exports."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import Attention
+from PIL import Image
+
+from gbci_fast.training.data import to_unit
+from gbci_fast.training.stages import vae_preset
+from gbci_fast.training.vae import VAEConfig, VAETask, build_vae
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def task(images):
+    torch.manual_seed(0)
+    return VAETask(images, VAEConfig(block_out_channels=(16, 16, 32), norm_num_groups=8, crop=32), CPU)
+
+
+def test_shape_of_the_base_preset():
+    with torch.device("meta"):
+        vae = build_vae(vae_preset("base")[0])
+        latents = vae.encode(torch.empty(1, 1, 224, 224)).latent_dist.mode()
+    assert latents.shape == (1, 4, 56, 56)
+    # The decoder is to stay local, so that windows of the latent can be decoded.
+    assert [module for module in vae.modules() if isinstance(module, Attention)] == []
+
+
+def test_loss_follows_its_generator(task):
+    losses = [task.loss(3, torch.Generator().manual_seed(seed))[0].item() for seed in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_crops_lie_in_the_breast(task):
+    crops = task._crops(64, torch.Generator().manual_seed(0))
+    assert crops.shape == (64, 1, 32, 32)
+    assert crops.min() == -1  # air, in some of them
+    assert crops.max() <= 1
+    # every crop's center half holds breast: bright, after all augmentation
+    assert (crops[:, :, 8:24, 8:24].amax((1, 2, 3)) > -0.95).all()
+
+
+def test_half_of_the_crops_hold_a_lesion(images):
+    """Marks lesions white and the rest gray, and counts the crops that show white in the middle."""
+    marked = [
+        type(item)(**{**vars(item), "image": np.where(item.any_lesion, 65535, 20000).astype(np.uint16)})
+        for item in images
+        if item.lesions
+    ]
+    task = VAETask(marked, VAEConfig(block_out_channels=(16,), norm_num_groups=8, crop=32, lesion_crops=1.0), CPU)
+    crops = task._crops(64, torch.Generator().manual_seed(0))
+    assert (crops.amax((1, 2, 3)) > 0.6).all()
+
+
+def test_export_normalizes_the_breasts_latents(task, images, tmp_path):
+    task.module.eval()
+    task.export(tmp_path)
+    vae = AutoencoderKL.from_pretrained(tmp_path / "vae")
+    assert [path.name for path in tmp_path.iterdir()] == ["vae"]
+    x = torch.stack([to_unit(item.image) for item in images])[:, None] * 2 - 1
+    with torch.no_grad():
+        latents = (vae.encode(x).latent_dist.mode() - vae.config.shift_factor) * vae.config.scaling_factor
+    inside = torch.stack([torch.from_numpy(item.breast[2::4, 2::4].copy()) for item in images])
+    values = latents.movedim(1, -1)[inside]
+    assert abs(values.mean().item()) < 0.05
+    assert values.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_export_replaces_itself(task, tmp_path):
+    for _ in range(2):
+        task.export(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "vae").iterdir()) == [
+        "config.json", "diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+
+
+def test_sample_sheet(task, images, tmp_path):
+    task.sample_sheet(tmp_path / "sheet.png")
+    columns = min(8, len(range(0, len(images), max(1, len(images) // 8))))
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (2 * 66, columns * 66)
+    assert np.array_equal(sheet[1:65, 1:65], (to_unit(images[0].image) * 255).round().numpy())
