@@ -2,16 +2,15 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 from rich.progress import track
 from scipy import ndimage
 
 from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.fields import FieldOfView, field_of_view, lesion_truth
 from gbci_fast.data.preprocess import (
     MODEL_SIZE,
     Frame,
@@ -23,40 +22,12 @@ from gbci_fast.data.vindr import ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lesion:
-    """One finding in model space: its pixels (bool [S, S]), what is known of it, and the report sentence."""
-
-    pixels: np.ndarray
-    attributes: Attributes
-    report: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingImage:
-    """One field of view: image uint16 [S, S] (65535 = 1.0), breast bool [S, S], lesions, image-level attributes."""
-
-    image: np.ndarray
-    breast: np.ndarray
-    lesions: tuple[Lesion, ...]
-    attributes: Attributes
-    patient: str
-
-    @property
-    def any_lesion(self) -> np.ndarray:
-        """The union of all lesion pixels, bool [S, S]."""
-        union = np.zeros_like(self.breast)
-        for lesion in self.lesions:
-            union |= lesion.pixels
-        return union
-
-
 def patient_fold(patient: str) -> str:
     """ "A" or "B" by hash of the patient id: the scorer sees A alone, the verifier B alone."""
     return "AB"[zlib.crc32(patient.encode()) & 1]
 
 
-def load_images(roots: Sequence[Path], split: str, size: int = MODEL_SIZE) -> list[TrainingImage]:
+def load_images(roots: Sequence[Path], split: str, size: int = MODEL_SIZE) -> list[FieldOfView]:
     """Reads every image of `split` under the VinDr-layout `roots`, whole breast, and zoomed where pixels allow.
 
     An image whose native resolution is at least 1.6 times the whole-breast model resolution also yields one field of
@@ -65,7 +36,7 @@ def load_images(roots: Sequence[Path], split: str, size: int = MODEL_SIZE) -> li
     Raises:
         GBCIError: no image in that split.
     """
-    images: list[TrainingImage] = []
+    images: list[FieldOfView] = []
     for root in roots:
         records = [record for record in VinDr(root).images if record.split == split]
         for record in track(records, description=f"reading {Path(root).name}", disable=not records):
@@ -75,72 +46,18 @@ def load_images(roots: Sequence[Path], split: str, size: int = MODEL_SIZE) -> li
     return images
 
 
-def _load_record(record: ImageRecord, root: Path, size: int) -> list[TrainingImage]:
+def _load_record(record: ImageRecord, root: Path, size: int) -> list[FieldOfView]:
     mammogram = record.read()
     unit = mammogram.unit()
     breast = breast_mask(unit)
     frame = whole_breast_frame(breast, size)
-    truth = _lesion_truth(record, root, unit.shape)
+    truth = lesion_truth(record, root, unit.shape)
     boxes = [finding.box for finding in record.findings]
     frames = [frame]
     if frame.scale[0] <= 1 / 1.6:
         field = size / frame.scale[0] / 2
         frames += [_zoomed(frame, box) for box in boxes if max(box[2] - box[0], box[3] - box[1]) < 0.8 * field]
-    return [_in_frame(record, mammogram.spacing, unit, breast, truth, view) for view in frames]
-
-
-def _in_frame(
-    record: ImageRecord,
-    spacing: tuple[float, float] | None,
-    unit: np.ndarray,
-    breast: np.ndarray,
-    truth: list[np.ndarray],
-    frame: Frame,
-) -> TrainingImage:
-    pixel_spacing = frame.model_spacing(spacing)
-    inside = frame.to_model(breast) > 0.5
-    lesions = []
-    for finding, pixels in zip(record.findings, truth, strict=True):
-        share = frame.to_model(pixels)
-        in_model = share > min(0.25, share.max() / 2)  # even the smallest finding keeps a pixel
-        if in_model.any():
-            inside |= in_model  # where there is a finding there is tissue, whatever the outline says
-            attributes = replace(finding.attributes, pixel_spacing=pixel_spacing)
-            report = finding.extra.get("report") or record.extra.get("report")
-            lesions.append(Lesion(pixels=in_model, attributes=attributes, report=report))
-    return TrainingImage(
-        image=np.round(frame.to_model(unit) * 65535).astype(np.uint16),
-        breast=inside,
-        lesions=tuple(lesions),
-        attributes=replace(record.attributes, pixel_spacing=pixel_spacing),
-        patient=record.study_id,
-    )
-
-
-def _lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> list[np.ndarray]:
-    """One bool [H, W] per finding: the pixel mask inside its box where ``masks/`` has one, else the box's ellipse."""
-    path = root / "masks" / record.study_id / f"{record.image_id}.png"
-    drawn = _read_mask(path) if path.exists() else None
-    if drawn is not None and drawn.shape != shape:
-        raise GBCIError(f"{path} is {drawn.shape[1]}x{drawn.shape[0]}; expected the image's {shape[1]}x{shape[0]}")
-    masks = []
-    for finding in record.findings:
-        inside = box_ellipse(finding.box, shape)
-        if drawn is not None:
-            xmin, ymin, xmax, ymax = (round(value) for value in finding.box)
-            boxed = np.zeros(shape, bool)
-            boxed[ymin:ymax, xmin:xmax] = drawn[ymin:ymax, xmin:xmax]
-            inside = boxed if boxed.any() else inside
-        masks.append(inside)
-    return masks
-
-
-def _read_mask(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("L")) > 127
-    except OSError as error:  # PIL's UnidentifiedImageError is one
-        raise GBCIError(f"{path} cannot be read as an image of a lesion mask") from error
+    return [field_of_view(record, mammogram.spacing, unit, breast, truth, view) for view in frames]
 
 
 def _zoomed(frame: Frame, box: tuple[float, float, float, float]) -> Frame:
@@ -152,12 +69,7 @@ def _zoomed(frame: Frame, box: tuple[float, float, float, float]) -> Frame:
     )
 
 
-def to_unit(image: np.ndarray) -> torch.Tensor:
-    """uint16 [H, W] to float32 [H, W] in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image).astype(np.float32) / 65535)
-
-
-def augment(item: TrainingImage, rng: np.random.Generator) -> TrainingImage:
+def augment(item: FieldOfView, rng: np.random.Generator) -> FieldOfView:
     """Anatomically valid variation: gray-value gamma and gain, a shift of a few pixels, up-down flip for CC views."""
     gamma, gain = np.exp(rng.uniform(-0.15, 0.15)), rng.uniform(0.9, 1.05)
     image = np.clip(gain * (item.image / 65535.0) ** gamma, 0, 1)
@@ -180,7 +92,7 @@ def augment(item: TrainingImage, rng: np.random.Generator) -> TrainingImage:
     )
 
 
-def draw_mask(item: TrainingImage, rng: np.random.Generator) -> tuple[np.ndarray, Attributes, str | None]:
+def draw_mask(item: FieldOfView, rng: np.random.Generator) -> tuple[np.ndarray, Attributes, str | None]:
     """A training mask (bool [S, S]) with the description that is true of it.
 
     Three quarters cover a lesion and carry its attributes and report; of the rest, a mask that touches no lesion is

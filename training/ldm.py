@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from gbci_fast.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.fields import FieldOfView, to_unit
 from gbci_fast.errors import GBCIError
 from gbci_fast.masks import latent_mask
 from gbci_fast.pipeline import GBCIPipeline
-from gbci_fast.training.data import TrainingImage, augment, draw_mask, to_unit
+from gbci_fast.training.data import augment, draw_mask
 from gbci_fast.training.loop import replace_folder
 from gbci_fast.training.sheets import save_sheet
 
@@ -124,7 +125,7 @@ class LatentBank:
 
 @torch.no_grad()
 def build_bank(
-    pipe: GBCIPipeline, images: Sequence[TrainingImage], variants: int, seed: int, batch_size: int = 16
+    pipe: GBCIPipeline, images: Sequence[FieldOfView], variants: int, seed: int, batch_size: int = 16
 ) -> LatentBank:
     """Augments every image `variants` times, draws one mask each, and encodes both images; a function of `seed`."""
     device, factor = pipe.vae.device, pipe.vae_scale_factor

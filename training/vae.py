@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from gbci_fast.training.data import TrainingImage, to_unit
+from gbci_fast.data.fields import FieldOfView, to_unit
 from gbci_fast.training.loop import replace_folder
 from gbci_fast.training.sheets import save_sheet
 
@@ -47,7 +47,7 @@ def build_vae(config: VAEConfig) -> AutoencoderKL:
 class VAETask:
     """Loss: L1 + L2 of pixels, L1 of their horizontal and vertical differences, and a faint KL term."""
 
-    def __init__(self, images: list[TrainingImage], config: VAEConfig, device: torch.device):
+    def __init__(self, images: list[FieldOfView], config: VAEConfig, device: torch.device):
         self.images, self.config, self.device = images, config, device
         self.module: nn.Module = build_vae(config)
 

@@ -20,6 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from gbci_fast.data.attributes import FINDING_CATEGORIES, Attributes
+from gbci_fast.data.fields import Lesion, field_of_view, lesion_truth, to_unit
 from gbci_fast.data.preprocess import breast_mask, whole_breast_frame
 from gbci_fast.data.vindr import ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
@@ -34,7 +35,6 @@ from gbci_fast.evaluate.metrics import (
 )
 from gbci_fast.files import hash_weights
 from gbci_fast.pipeline import GBCIPipeline
-from gbci_fast.training.data import Lesion, _in_frame, _lesion_truth, to_unit
 
 MASK_GROWTH = 3  # pixels around the lesion; training masks are grown by 1 to 5
 AIR_MARGIN = 2  # pixels of air that a mask may cover, as in training
@@ -243,8 +243,8 @@ def read_case(record: ImageRecord, root: Path, name: str, seed: int, size: int) 
         breast = breast_mask(unit)
     except GBCIError as error:
         raise GBCIError(f"{record.path}: {error}") from error
-    truth = _lesion_truth(record, root, unit.shape)
-    view = _in_frame(record, mammogram.spacing, unit, breast, truth, whole_breast_frame(breast, size))
+    truth = lesion_truth(record, root, unit.shape)
+    view = field_of_view(record, mammogram.spacing, unit, breast, truth, whole_breast_frame(breast, size))
     lesion = view.any_lesion
     if not lesion.any():
         return None

@@ -10,17 +10,10 @@ import pytest
 from PIL import Image
 
 from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.fields import FieldOfView, Lesion, to_unit
 from gbci_fast.data.vindr import Finding, ImageRecord
 from gbci_fast.errors import GBCIError
-from gbci_fast.training.data import (
-    Lesion,
-    TrainingImage,
-    augment,
-    draw_mask,
-    load_images,
-    patient_fold,
-    to_unit,
-)
+from gbci_fast.training.data import augment, draw_mask, load_images, patient_fold
 
 MASS = Attributes(view_position="MLO", finding_categories=("Mass",), finding_birads=4)
 SPECKS = Attributes(view_position="MLO", finding_categories=("Suspicious Calcification",))
@@ -37,7 +30,7 @@ def breast_with(*lesions, attributes=None, view="MLO"):
     image = breast * 20000
     for lesion in lesions:
         image[lesion.pixels] = 60000
-    return TrainingImage(
+    return FieldOfView(
         image=image.astype(np.uint16),
         breast=breast,
         lesions=lesions,

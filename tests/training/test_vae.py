@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
 from PIL import Image
 
-from gbci_fast.training.data import to_unit
+from gbci_fast.data.fields import to_unit
 from gbci_fast.training.stages import vae_preset
 from gbci_fast.training.vae import VAEConfig, VAETask, build_vae
 

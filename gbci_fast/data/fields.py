@@ -1,0 +1,110 @@
+"""Fields of view: a mammogram and its lesions resampled into model space."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.preprocess import Frame, box_ellipse
+from gbci_fast.data.vindr import ImageRecord
+from gbci_fast.errors import GBCIError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesion:
+    """One finding in model space: its pixels (bool [S, S]), what is known of it, and the report sentence."""
+
+    pixels: np.ndarray
+    attributes: Attributes
+    report: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldOfView:
+    """One field of view: image uint16 [S, S] (65535 = 1.0), breast bool [S, S], lesions, image-level attributes."""
+
+    image: np.ndarray
+    breast: np.ndarray
+    lesions: tuple[Lesion, ...]
+    attributes: Attributes
+    patient: str
+
+    @property
+    def any_lesion(self) -> np.ndarray:
+        """The union of all lesion pixels, bool [S, S]."""
+        union = np.zeros_like(self.breast)
+        for lesion in self.lesions:
+            union |= lesion.pixels
+        return union
+
+
+def field_of_view(
+    record: ImageRecord,
+    spacing: tuple[float, float] | None,
+    unit: np.ndarray,
+    breast: np.ndarray,
+    truth: list[np.ndarray],
+    frame: Frame,
+) -> FieldOfView:
+    """Resamples one opened image.
+
+    Args:
+        record: its tables.
+        spacing: native mm per pixel (row, column), or None.
+        unit: float32 [H, W] in [0, 1].
+        breast: bool [H, W].
+        truth: from `lesion_truth`.
+        frame: where to look.
+    """
+    pixel_spacing = frame.model_spacing(spacing)
+    inside = frame.to_model(breast) > 0.5
+    lesions = []
+    for finding, pixels in zip(record.findings, truth, strict=True):
+        share = frame.to_model(pixels)
+        in_model = share > min(0.25, share.max() / 2)  # even the smallest finding keeps a pixel
+        if in_model.any():
+            inside |= in_model  # where there is a finding there is tissue, whatever the outline says
+            attributes = replace(finding.attributes, pixel_spacing=pixel_spacing)
+            report = finding.extra.get("report") or record.extra.get("report")
+            lesions.append(Lesion(pixels=in_model, attributes=attributes, report=report))
+    return FieldOfView(
+        image=np.round(frame.to_model(unit) * 65535).astype(np.uint16),
+        breast=inside,
+        lesions=tuple(lesions),
+        attributes=replace(record.attributes, pixel_spacing=pixel_spacing),
+        patient=record.study_id,
+    )
+
+
+def lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> list[np.ndarray]:
+    """One bool [H, W] per finding: the pixel mask inside its box where ``masks/`` has one, else the box's ellipse."""
+    path = root / "masks" / record.study_id / f"{record.image_id}.png"
+    drawn = _read_mask(path) if path.exists() else None
+    if drawn is not None and drawn.shape != shape:
+        raise GBCIError(f"{path} is {drawn.shape[1]}x{drawn.shape[0]}; expected the image's {shape[1]}x{shape[0]}")
+    masks = []
+    for finding in record.findings:
+        inside = box_ellipse(finding.box, shape)
+        if drawn is not None:
+            xmin, ymin, xmax, ymax = (round(value) for value in finding.box)
+            boxed = np.zeros(shape, bool)
+            boxed[ymin:ymax, xmin:xmax] = drawn[ymin:ymax, xmin:xmax]
+            inside = boxed if boxed.any() else inside
+        masks.append(inside)
+    return masks
+
+
+def to_unit(image: np.ndarray) -> torch.Tensor:
+    """uint16 [H, W] to float32 [H, W] in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image).astype(np.float32) / 65535)
+
+
+def _read_mask(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("L")) > 127
+    except OSError as error:  # PIL's UnidentifiedImageError is one
+        raise GBCIError(f"{path} cannot be read as an image of a lesion mask") from error
