@@ -73,6 +73,17 @@ def test_feather_pixels_by_hand():
     ]
 
 
+def test_thin_masks_stay_faint():
+    """The ramp is a matter of distance, not of how far this mask, or its neighbor in the batch, gets."""
+    masks = torch.zeros(2, 1, 7, 7)
+    masks[0, :, 3] = 1
+    masks[1, :, 1:6, 1:6] = 1
+    weight = feather_pixels(masks, 2)
+    torch.testing.assert_close(weight[0, 0, 3], torch.full((7,), 1 / 3))
+    assert torch.equal(feather_pixels(masks[:1], 2), weight[:1])
+    assert weight[1, 0, 3, 3] == 1
+
+
 def test_the_image_border_is_no_edge_of_the_mask():
     assert (feather_pixels(torch.ones(1, 1, 5, 5), 2) == 1).all()
 

@@ -129,13 +129,14 @@ def test_eta_adds_noise_to_ddim(pipe, image, mask):
     assert (calm - noisy).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.7])
 @torch.no_grad()
-def test_ddim_equals_its_equations(pipe, image, mask):
-    """DDIM (Song et al. 2021, eq. 12) in float64, guidance in two forwards, the null context being one token."""
+def test_ddim_equals_its_equations(pipe, image, mask, eta):
+    """DDIM (Song et al. 2021, eq. 12 and 16) in float64, guidance in two forwards, the null context being one token."""
     seeds, steps, scale = [3, 4], 4, 2.5
     image, mask = image[:2], mask[:2]
     ours = sample(
-        pipe, image, mask, num_inference_steps=steps, guidance_scale=scale, seed=seeds, output_type="latent",
+        pipe, image, mask, num_inference_steps=steps, guidance_scale=scale, seed=seeds, eta=eta, output_type="latent",
         attributes=DESCRIPTIONS[:2],
     )  # fmt: skip
     masked = (image * 2 - 1) * (1 - mask)
@@ -152,11 +153,13 @@ def test_ddim_equals_its_equations(pipe, image, mask):
 
     z = noise
     alphas = [pipe.scheduler.alphas_cumprod[t].double() for t in (999, 749, 499, 249)] + [torch.tensor(1.0).double()]
-    for t, a, a_next in zip((999, 749, 499, 249), alphas, alphas[1:], strict=False):
+    for step, (t, a, a_next) in enumerate(zip((999, 749, 499, 249), alphas, alphas[1:], strict=False)):
         unconditional = predict(z, t, null)
         v = unconditional + scale * (predict(z, t, condition) - unconditional)
         x0, epsilon = a.sqrt() * z - (1 - a).sqrt() * v, a.sqrt() * v + (1 - a).sqrt() * z
-        z = a_next.sqrt() * x0 + (1 - a_next).sqrt() * epsilon
+        sigma = eta * ((1 - a_next) / (1 - a)).sqrt() * (1 - a / a_next).sqrt()
+        z = a_next.sqrt() * x0 + (1 - a_next - sigma**2).sqrt() * epsilon
+        z += sigma * philox_normal(seeds, (4, 16, 16), step=step, stream=1).double()
         z = torch.lerp(a_next.sqrt() * known.double() + (1 - a_next).sqrt() * noise, z, blend)
     assert relative(ours, z) < 1e-5
 

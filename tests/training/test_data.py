@@ -41,7 +41,7 @@ def breast_with(*lesions, attributes=None, view="MLO"):
 
 TWO = breast_with(
     Lesion(pixels=disk(40, 20, 6), attributes=MASS, report="a mass"),
-    Lesion(pixels=disk(62, 18, 5), attributes=SPECKS, report="specks"),
+    Lesion(pixels=disk(54, 18, 5), attributes=SPECKS, report="specks"),
 )
 HEALTHY = breast_with(attributes=Attributes(view_position="MLO", finding_categories=()))
 UNREAD = breast_with()
