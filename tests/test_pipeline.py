@@ -202,6 +202,17 @@ def test_guidance_of_at_most_one_runs_one_half(pipe, image, mask):
     assert batches == [2, 2, 4]
 
 
+@pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_every_scheduler_follows_a_torch_generator(pipe, image, mask, scheduler):
+    use(pipe, scheduler)
+    first, again, other = (
+        sample(pipe, image[:1], mask[:1], seed=None, generator=torch.Generator().manual_seed(seed))
+        for seed in (2, 2, 3)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def test_torch_generators(pipe, image, mask):
     def draw(generator, count=2, **options):
         return sample(
