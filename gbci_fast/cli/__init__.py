@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 success, 1 failure (one sentence on stderr), 2 bad usage, 130 interrupted."""
     args = build_parser().parse_args(argv)
     # A polite kill ends like Ctrl-C, so that the same clean-up runs.
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         args.run(args)
-    except GBCIError as error:
+    except (GBCIError, OSError) as error:  # the latter: no space, no permission
         print(f"gbci-fast {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,9 +1,16 @@
 """`gbci-fast generate`: synthetic lesions in real mammograms, as a labeled data set."""
 
 import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gbci_fast.errors import GBCIError
+
+if TYPE_CHECKING:
+    from gbci_fast.pipeline import GBCIPipeline
 
 EXAMPLE = """\
 example:
@@ -53,73 +60,96 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Plans the job, runs it with a progress bar, and prints where the preview is."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from gbci_fast.data.vindr import find_inputs
+    from gbci_fast.files import hash_weights
     from gbci_fast.generate.engine import SamplerSettings
     from gbci_fast.generate.job import JobSettings, run_job
     from gbci_fast.generate.plan import make_plan
 
-    records = find_inputs(args.input)
+    if args.input.resolve() in (args.output.resolve(), *args.output.resolve().parents):
+        raise GBCIError(f"{args.output} lies in {args.input}, where images are read from; choose a folder outside")
     plan = make_plan(
-        records,
+        find_inputs(args.input),
         variants=args.variants,
         seed=args.seed,
         mask=args.mask,
         overrides=_pairs(args.overrides),
         report=args.report,
     )
-    pipe, weights_hash = _load_pipeline(args)
+    folder = _weights_folder(args.weights)
     settings = JobSettings(
         seed=args.seed,
         formats=tuple(args.format.split(",")),
         batch_size=args.batch_size,
         compression=args.compression,
-        sampler=SamplerSettings(num_inference_steps=args.steps, guidance_scale=args.guidance, mask=args.mask),
+        sampler=SamplerSettings(num_inference_steps=args.steps, guidance_scale=args.guidance),
         dtype=args.dtype,
-        weights_hash=weights_hash,
+        weights_hash=hash_weights(folder),
     )
+    pipe = _load_pipeline(folder, args.dtype, args.device)
+    with _progress(len(plan), args.output) as on_batch:
+        preview = run_job(pipe, plan, args.output, settings, resume=args.resume, on_batch=on_batch)
+    print(f"{len(plan)} synthetic images in {args.output}; look at {preview}")
+
+
+@contextmanager
+def _progress(total: int, output: Path) -> Iterator[Callable[[int], None]]:
+    """A progress bar, or a line per batch where there is no terminal; says what is finished when it is stopped."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     columns = (
         TextColumn("generating"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} images  {task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("generate", total=len(plan), rate="")
-        started: list[tuple[float, int]] = []
+    history: list[tuple[float, int]] = []  # (seconds, images done) at the start and after each batch
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("generate", total=total, rate="")
 
         def on_batch(images: int) -> None:
-            started.append((progress.get_time(), images))
-            seconds, made = started[-1][0] - started[0][0], images - started[0][1]
-            rate = f"{made / seconds:.2f} images/s" if made else ""
+            history.append((time.monotonic(), images))
+            start, before = history[0]
+            rate = f"{(images - before) / (history[-1][0] - start):.2f} images/s" if images > before else ""
             progress.update(bar, completed=images, rate=rate)
-            if not console.is_terminal:
-                console.print(f"{images}/{len(plan)} images  {rate}")
+            if images and not console.is_terminal:
+                console.print(f"{images}/{total} images  {rate}".rstrip())
 
-        preview = run_job(pipe, plan, args.output, settings, resume=args.resume, on_batch=on_batch)
-    print(f"{len(plan)} synthetic images in {args.output}; look at {preview}")
+        try:
+            yield on_batch
+        except BaseException:
+            if history and history[-1][1]:
+                console.print(f"{history[-1][1]} of {total} images are finished in {output}; --resume continues")
+            raise
 
 
-def _load_pipeline(args: argparse.Namespace):
-    """The pipeline on its device, quiet, and the digest of its weights."""
+def _weights_folder(given: Path | None) -> Path:
+    from gbci_fast.pipeline import PACKAGED_WEIGHTS
+
+    folder = given or PACKAGED_WEIGHTS
+    if not (folder / "model_index.json").exists():
+        raise GBCIError(f"{folder} has no model_index.json; expected a folder written by `gbci-fast train ldm`")
+    return folder
+
+
+def _load_pipeline(folder: Path, dtype: str, device: str) -> "GBCIPipeline":
+    """The pipeline on its device; quiet, for loading takes a second."""
     import torch
     from diffusers.utils.logging import disable_progress_bar
 
     from gbci_fast.devices import pick_device
-    from gbci_fast.files import hash_weights
-    from gbci_fast.pipeline import PACKAGED_WEIGHTS, GBCIPipeline
+    from gbci_fast.pipeline import GBCIPipeline
 
-    folder = args.weights or PACKAGED_WEIGHTS
-    if not (folder / "model_index.json").exists():
-        raise GBCIError(f"{folder} has no model_index.json; expected a folder written by `gbci-fast train ldm`")
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
-    disable_progress_bar()  # of loading, which takes a second
-    pipe = GBCIPipeline.from_pretrained(folder, dtype=dtype).to(pick_device(args.device))
+    place = pick_device(device)
+    disable_progress_bar()
+    try:
+        pipe = GBCIPipeline.from_pretrained(folder, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    except (OSError, ValueError, KeyError) as error:
+        raise GBCIError(f"{folder} cannot be loaded as a pipeline: {' '.join(str(error).split())}") from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe, hash_weights(folder)
+    return pipe.to(place)
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

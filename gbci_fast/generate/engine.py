@@ -1,6 +1,7 @@
 """Batches of a plan through the sampler and back onto the templates' own pixel grids."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from gbci_fast.data.dicom import Mammogram
 from gbci_fast.data.preprocess import Frame, box_ellipse, breast_mask, whole_breast_frame
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate.plan import PlanItem, automatic_mask, read_mask_file
+from gbci_fast.files import sha256_of
+from gbci_fast.generate.plan import PlanItem, automatic_mask
 from gbci_fast.pipeline import GBCIPipeline
 
 ASSUMED_SPACING = (0.05, 0.05)  # mm, where the input states none
@@ -21,9 +23,10 @@ ASSUMED_SPACING = (0.05, 0.05)  # mm, where the input states none
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Template:
-    """One opened input: native pixels, its breast, and the same in model space (float32 and bool [S, S])."""
+    """One opened input: native pixels, the same in model space (float32 [S, S]), its breast (bool [S, S])."""
 
     record: ImageRecord
+    sha256: str
     mammogram: Mammogram
     frame: Frame
     pixels: np.ndarray
@@ -45,7 +48,6 @@ class Synthesis:
         stored: native integers [H, W]; outside `mask` the template's own.
         mask: bool [H, W], the synthesized pixels.
         box: (xmin, ymin, xmax, ymax) around the mask, half-open.
-        scheduler: class name of the sampler's scheduler.
     """
 
     item: PlanItem
@@ -54,7 +56,6 @@ class Synthesis:
     stored: np.ndarray
     mask: np.ndarray
     box: tuple[int, int, int, int]
-    scheduler: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +64,61 @@ class SamplerSettings:
 
     num_inference_steps: int = 20
     guidance_scale: float = 3.0
-    mask: str = "auto"
 
 
-def synthesize(
-    pipe: GBCIPipeline, batches: Sequence[Sequence[PlanItem]], settings: SamplerSettings
-) -> Iterator[list[Synthesis]]:
-    """Runs the batches one after the other; a template stays open while consecutive batches use it."""
-    opened: dict[Path, Template] = {}
-    for batch in batches:
+class Synthesizer:
+    """Takes plan items batch by batch; a template stays open while consecutive batches use it."""
+
+    def __init__(self, pipe: GBCIPipeline, settings: SamplerSettings):
+        self._pipe = pipe
+        self._settings = settings
+        self._opened: dict[Path, Template] = {}
+
+    def __call__(self, batch: Sequence[PlanItem]) -> Iterator[Synthesis]:
+        """Samples the batch as one, then pastes and yields image after image: native pixels are not held together.
+
+        Raises:
+            GBCIError: a template cannot be read or shows no breast, or a mask does not lie in it; names the file.
+        """
+        templates = self._open(batch)
+        masks = [_masks(item, template) for item, template in zip(batch, templates, strict=True)]
+        described = [_described(item, template) for item, template in zip(batch, templates, strict=True)]
+        images = self._sample(batch, templates, [model for model, _ in masks], described)
+        for item, template, attributes, (_, mask), image in zip(
+            batch, templates, described, masks, images, strict=True
+        ):
+            box = _bounding_box(mask)
+            with _naming(item.template.path):
+                stored = paste(template, image, mask, box)
+            yield Synthesis(item=item, template=template, attributes=attributes, stored=stored, mask=mask, box=box)
+
+    def _open(self, batch: Sequence[PlanItem]) -> list[Template]:
         paths = {item.template.path for item in batch}
-        opened = {path: template for path, template in opened.items() if path in paths}
+        self._opened = {path: template for path, template in self._opened.items() if path in paths}
         for item in batch:
-            if item.template.path not in opened:
-                opened[item.template.path] = open_template(item.template)
-        yield _sample(pipe, batch, [opened[item.template.path] for item in batch], settings)
+            if item.template.path not in self._opened:
+                self._opened[item.template.path] = open_template(item.template)
+        return [self._opened[item.template.path] for item in batch]
+
+    def _sample(
+        self,
+        batch: Sequence[PlanItem],
+        templates: Sequence[Template],
+        masks: Sequence[np.ndarray],
+        described: Sequence[Attributes],
+    ) -> np.ndarray:
+        """float32 [B, S, S] in [0, 1]."""
+        images = self._pipe(
+            torch.from_numpy(np.stack([template.pixels for template in templates]))[:, None],
+            torch.from_numpy(np.stack(masks).astype(np.float32))[:, None],
+            attributes=described,
+            report=[item.report for item in batch],
+            num_inference_steps=self._settings.num_inference_steps,
+            guidance_scale=self._settings.guidance_scale,
+            seed=[item.seed for item in batch],
+            output_type="pt",
+        ).images
+        return images[:, 0].cpu().numpy()
 
 
 def open_template(record: ImageRecord) -> Template:
@@ -87,54 +128,18 @@ def open_template(record: ImageRecord) -> Template:
         GBCIError: the file cannot be read or shows no breast.
     """
     mammogram = record.read()
-    unit = mammogram.unit()
-    try:
+    unit = mammogram.presentation.to_unit(mammogram.stored)  # `mammogram.unit()` would keep 4 bytes per pixel
+    with _naming(record.path):
         native_breast = breast_mask(unit)
-    except GBCIError as error:
-        raise GBCIError(f"{record.path}: {error}") from error
     frame = whole_breast_frame(native_breast)
     return Template(
         record=record,
+        sha256=sha256_of(record.path),
         mammogram=mammogram,
         frame=frame,
         pixels=np.clip(frame.to_model(unit), 0, 1),
         breast=frame.to_model(native_breast) > 0.5,
     )
-
-
-def _sample(
-    pipe: GBCIPipeline, batch: Sequence[PlanItem], templates: Sequence[Template], settings: SamplerSettings
-) -> list[Synthesis]:
-    masks = [_masks(item, template, settings.mask) for item, template in zip(batch, templates, strict=True)]
-    described = [_described(item, template) for item, template in zip(batch, templates, strict=True)]
-    model_masks = np.stack([model for model, _ in masks])
-    images = pipe(
-        torch.from_numpy(np.stack([template.pixels for template in templates]))[:, None],
-        torch.from_numpy(model_masks.astype(np.float32))[:, None],
-        attributes=described,
-        report=[item.report for item in batch],
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        seed=[item.seed for item in batch],
-        output_type="pt",
-    ).images[:, 0]
-    out = []
-    for item, template, attributes, (_, mask), image in zip(
-        batch, templates, described, masks, images.cpu().numpy(), strict=True
-    ):
-        box = _bounding_box(mask)
-        out.append(
-            Synthesis(
-                item=item,
-                template=template,
-                attributes=attributes,
-                stored=paste(template, image, mask, box),
-                mask=mask,
-                box=box,
-                scheduler=type(pipe.scheduler).__name__,
-            )
-        )
-    return out
 
 
 def paste(template: Template, synthetic: np.ndarray, mask: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -154,26 +159,35 @@ def paste(template: Template, synthetic: np.ndarray, mask: np.ndarray, box: tupl
     change = template.frame.to_native(synthetic - template.pixels, box)
     depth = ndimage.distance_transform_edt(np.pad(mask[window], 1))[1:-1, 1:-1]
     weight = np.minimum(1.0, depth * template.frame.scale[0]).astype(np.float32)
-    original = template.mammogram.stored
-    unit = template.mammogram.unit()[window]
-    changed = np.where(mask[window] & (change != 0), np.clip(unit + weight * change, 0, 1), unit)
-    stored = original.copy()
-    stored[window] = template.mammogram.presentation.paste(original[window], changed)
+    presentation = template.mammogram.presentation
+    stored = template.mammogram.stored.copy()
+    unit = presentation.to_unit(stored[window]) + weight * change
+    stored[window] = presentation.paste(stored[window], np.clip(unit, 0, 1))
     return stored
 
 
-def _masks(item: PlanItem, template: Template, source: str) -> tuple[np.ndarray, np.ndarray]:
+def _masks(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray]:
     """The mask in model space and on the native grid."""
     shape, frame = template.mammogram.shape, template.frame
-    if item.box is None and source == "auto":
+    native = np.zeros(shape, bool)
+    if item.mask_source == "auto":
         model = automatic_mask(template.breast, item.seed)
-        native = np.zeros(shape, bool)
-        window = _native_window(frame, model, shape)
-        native[window[1] : window[3], window[0] : window[2]] = frame.to_native(model, window, mode="bilinear") > 0.5
-    else:
-        native = box_ellipse(item.box, shape) if item.box is not None else read_mask_file(Path(source), shape)
-        model = frame.to_model(native) > 0.25
-    if not (model.any() and native.any()):
+        xmin, ymin, xmax, ymax = window = _native_window(frame, model, shape)
+        native[ymin:ymax, xmin:xmax] = frame.to_native(model, window, mode="bilinear") > 0.5
+        return model, native
+    whole = item.drawn if item.box is None else box_ellipse(item.box, shape)
+    if whole.shape != shape:
+        raise GBCIError(
+            f"the mask file is {whole.shape[1]}x{whole.shape[0]} but {item.template.path} is {shape[1]}x{shape[0]}; "
+            "expected a mask of the same size"
+        )
+    # What the model does not see it cannot paint.
+    seen = np.s_[max(frame.y0, 0) : frame.y1, max(frame.x0, 0) : frame.x1]
+    native[seen] = whole[seen]
+    share = frame.to_model(native)
+    model = share > min(0.25, share.max() / 2)  # even the smallest lesion keeps a pixel
+    # Where a finding is annotated there is tissue, whatever the outline says.
+    if not (model.any() if item.box is not None else (model & template.breast).any()):
         raise GBCIError(f"{item.template.path}: the mask lies outside the breast; expected it to overlap")
     return model, native
 
@@ -192,14 +206,25 @@ def _native_window(frame: Frame, model: np.ndarray, shape: tuple[int, int]) -> t
 
 def _described(item: PlanItem, template: Template) -> Attributes:
     """The plan's attributes, completed by what the file itself says."""
+    mammogram = template.mammogram
     known = {
-        "laterality": template.mammogram.laterality,
-        "view_position": template.mammogram.view_position,
-        "age": template.mammogram.age,
-        "pixel_spacing": template.frame.model_spacing(template.mammogram.spacing),
+        "laterality": mammogram.laterality,
+        "view_position": mammogram.view_position,
+        "age": mammogram.age,
+        "pixel_spacing": template.frame.model_spacing(mammogram.spacing),
     }
     missing = {name: value for name, value in known.items() if getattr(item.attributes, name) is None}
-    return replace(item.attributes, **missing)
+    with _naming(item.template.path):
+        return replace(item.attributes, **missing)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Begins the sentence of an error with the file at fault."""
+    try:
+        yield
+    except GBCIError as error:
+        raise GBCIError(f"{path}: {error}") from error
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:

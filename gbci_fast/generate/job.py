@@ -1,28 +1,30 @@
 """A generation job on disk: batches in, files and tables out; interruptible, resumable, the same bytes every time.
 
-While a job runs, ``.progress/`` holds the job's settings, one JSON file per finished batch and the preview's panels.
-The tables are compiled from the finished batches, after the last one or when the job is interrupted.
+While a job runs, ``.progress/`` holds the manifest rows of its finished batches and the preview's panels. The tables
+are compiled from them after the last batch, or when the job is stopped.
 """
 
+import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from gbci_fast import __version__
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import atomically, sha256_of
-from gbci_fast.generate.engine import SamplerSettings, Synthesis, synthesize
+from gbci_fast.generate.engine import SamplerSettings, Synthesis, Synthesizer
 from gbci_fast.generate.manifest import TABLES, write_tables
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.preview import PREVIEW, preview_panels, write_preview
-from gbci_fast.generate.sinks.dicom import write_synthesis
-from gbci_fast.generate.sinks.png import save_gray, write_png
+from gbci_fast.generate.sinks import dicom, png
 from gbci_fast.pipeline import GBCIPipeline
 
 FORMATS = ("dicom", "png")
@@ -40,7 +42,7 @@ class JobSettings:
         formats: out of `FORMATS`.
         batch_size: images sampled together (bytes are equal when it is).
         compression: of DICOM files: "none", "rle" or "jpeg2000"; lossless.
-        sampler: steps, guidance, mask source.
+        sampler: steps and guidance.
         runtime, tier, dtype, weights_hash: how and with what it is sampled.
     """
 
@@ -60,10 +62,15 @@ class JobSettings:
         if self.batch_size < 1:
             raise GBCIError(f"batch_size is {self.batch_size}; expected at least 1")
 
+    def columns(self) -> dict[str, Any]:
+        """Every setting as one JSON value."""
+        flat = asdict(self)
+        return {"job_seed": flat.pop("seed"), "formats": ",".join(flat.pop("formats")), **flat.pop("sampler"), **flat}
+
 
 def run_job(
     pipe: GBCIPipeline,
-    plan: list[PlanItem],
+    plan: Sequence[PlanItem],
     output: Path,
     settings: JobSettings,
     *,
@@ -72,129 +79,186 @@ def run_job(
 ) -> Path:
     """Makes every image of `plan` in `output` and returns the preview's path.
 
+    Whatever stops it, the finished batches stay as a valid data set, without files of an unfinished one. Where no batch
+    is finished, nothing stays.
+
     Args:
         resume: keep the finished batches of an interrupted run of the same job; a finished job is left as it is.
         on_batch: called with the number of images done after each batch (and once for what was already there).
 
     Raises:
-        GBCIError: `output` is not empty and `resume` is not set, or it holds another job.
+        GBCIError: `output` is not empty and `resume` is not set, or it holds another job; an input is missing, damaged
+            or does not suit the job.
     """
-    batches = [plan[i : i + settings.batch_size] for i in range(0, len(plan), settings.batch_size)]
-    progress = output / PROGRESS_FOLDER
-    if _open_job(output, plan, settings, resume=resume):
+    job = _Job(plan, output, settings, scheduler=type(pipe.scheduler).__name__)
+    if job.open(resume=resume):
         on_batch(len(plan))
         return output / PREVIEW
-    done = {i for i in range(len(batches)) if _batch_file(progress, i).exists()}
-    count = sum(len(batches[i]) for i in done)
-    on_batch(count)
-    pending = [i for i in range(len(batches)) if i not in done]
-    previewed = _preview_indices(len(plan))
     try:
-        for i, images in zip(pending, synthesize(pipe, [batches[i] for i in pending], settings.sampler), strict=True):
-            rows = [_write_image(image, output, settings, batch=i) for image in images]
-            for image in images:
-                if image.item.index in previewed:
-                    panels = preview_panels(image)
-                    atomically(progress / f"preview-{image.item.index:06d}.npy", lambda t, p=panels: _save_array(t, p))
-            atomically(_batch_file(progress, i), lambda temporary, rows=rows: temporary.write_text(json.dumps(rows)))
-            count += len(images)
-            on_batch(count)
+        job.run(Synthesizer(pipe, settings.sampler), on_batch)
+        job.compile()
     except BaseException:
-        # Whatever stopped it, the finished batches become a valid data set, and half a batch leaves no orphans.
-        _remove_unfinished(output, batches, progress)
-        _compile(output, progress, batches)
+        job.stop()
         raise
-    _compile(output, progress, batches)
-    shutil.rmtree(progress)
+    shutil.rmtree(job.progress)
     return output / PREVIEW
 
 
-def _open_job(output: Path, plan: list[PlanItem], settings: JobSettings, *, resume: bool) -> bool:
-    """Creates or checks the job's folder; True when the job is already complete."""
-    wanted = json.loads(json.dumps(_job_description(plan, settings)))
-    job_file = output / JOB_FILE
-    if output.exists() and not output.is_dir():
-        raise GBCIError(f"{output} is a file; expected a folder to write to")
-    if not (output.exists() and any(output.iterdir())):
-        (output / PROGRESS_FOLDER).mkdir(parents=True)
-        atomically(job_file, lambda temporary: temporary.write_text(json.dumps(wanted, indent=1) + "\n"))
-        return False
-    if not resume:
-        raise GBCIError(f"{output} is not empty; pass --resume to continue the job there, or choose another folder")
-    try:
-        found = json.loads(job_file.read_text())
-    except (OSError, ValueError) as error:
-        raise GBCIError(f"{job_file} cannot be read, so {output} holds no job to resume: {error}") from error
-    changed = [key for key in wanted if found.get(key) != wanted[key]]
-    if changed:
-        raise GBCIError(f"{output} holds another job: {', '.join(changed)} differ; resume with the same arguments")
-    return not (output / PROGRESS_FOLDER).exists() and (output / TABLES[0]).exists()
+class _Job:
+    """A plan on its way into a folder."""
+
+    def __init__(self, plan: Sequence[PlanItem], output: Path, settings: JobSettings, *, scheduler: str):
+        self.output = output
+        self.progress = output / PROGRESS_FOLDER
+        self._created = not output.exists()
+        self._settings = settings
+        self._columns = {"gbci_fast": __version__, "scheduler": scheduler, **settings.columns()}
+        self._identity = self._columns | _identify(plan)
+        self._batches = [plan[i : i + settings.batch_size] for i in range(0, len(plan), settings.batch_size)]
+        self._previewed = _preview_indices(len(plan))
+
+    def open(self, *, resume: bool) -> bool:
+        """Creates the folder, or checks that it holds this job; True when the job is already complete."""
+        output, file = self.output, self.output / JOB_FILE
+        if output.exists() and not output.is_dir():
+            raise GBCIError(f"{output} is a file; expected a folder to write to")
+        if self._created or not any(output.iterdir()):
+            atomically(file, lambda temporary: temporary.write_text(json.dumps(self._identity, indent=1) + "\n"))
+            return False
+        if not resume:
+            raise GBCIError(f"{output} is not empty; pass --resume to continue the job there, or choose another folder")
+        try:
+            found = dict(json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise GBCIError(f"{file} cannot be read, so {output} holds no job to resume: {error}") from error
+        changed = [key for key, value in self._identity.items() if found.get(key) != value]
+        if changed:
+            raise GBCIError(f"{output} holds another job: {', '.join(changed)} differ; resume with the same arguments")
+        return not self.progress.exists() and (output / TABLES[0]).exists()
+
+    def run(self, synthesizer: Synthesizer, on_batch: Callable[[int], None]) -> None:
+        """Every batch that is not finished, in order."""
+        self._remove_unfinished()  # where an earlier run was killed
+        finished = self._finished()
+        count = sum(len(self._batches[i]) for i in finished)
+        on_batch(count)
+        for i, batch in enumerate(self._batches):
+            if i not in finished:
+                rows = []
+                for image in synthesizer(batch):
+                    rows.append(self._write_image(image) | {"batch": i, **self._columns})
+                    if image.item.index in self._previewed:
+                        png.save_png(preview_panels(image), self.progress / f"panels-{image.item.index:06d}.png")
+                file = self.progress / f"batch-{i:06d}.json"
+                atomically(file, lambda temporary, rows=rows: temporary.write_text(json.dumps(rows)))
+                count += len(batch)
+                on_batch(count)
+
+    def compile(self) -> None:
+        """Tables and preview of the finished batches."""
+        files = sorted(self.progress.glob("batch-*.json"))
+        rows = [row for file in files for row in json.loads(file.read_text())]
+        write_tables(rows, self.output)
+        shown = sorted(self._previewed & {row["index"] for row in rows})
+        panels = [np.asarray(Image.open(self.progress / f"panels-{index:06d}.png")) for index in shown]
+        write_preview(panels, self.output / PREVIEW)
+
+    def stop(self) -> None:
+        """Makes a valid data set of the finished batches; without any, takes back what `open` made."""
+        self._remove_unfinished()
+        if self._finished():
+            self.compile()
+            return
+        shutil.rmtree(self.progress, ignore_errors=True)
+        (self.output / JOB_FILE).unlink(missing_ok=True)
+        if self._created:
+            self.output.rmdir()
+
+    def _finished(self) -> set[int]:
+        return {int(file.stem.removeprefix("batch-")) for file in self.progress.glob("batch-*.json")}
+
+    def _remove_unfinished(self) -> None:
+        """Removes files of the first unfinished batch, the only one that can have begun, and half-written tables."""
+        finished = self._finished()
+        begun = next((batch for i, batch in enumerate(self._batches) if i not in finished), ())
+        for item, folder in itertools.product(begun, ("images", "masks")):
+            study = self.output / folder / item.study_id
+            for file in list(study.glob(f"*{item.image_id}*")):
+                file.unlink()
+            with suppress(OSError):  # absent, or not empty
+                study.rmdir()
+                study.parent.rmdir()
+        for name in (*TABLES, PREVIEW):
+            for file in list(self.output.glob(f".{name}.*")):
+                file.unlink()
+
+    def _write_image(self, image: Synthesis) -> dict[str, Any]:
+        """Writes the files of one image and returns its manifest row."""
+        item, template = image.item, image.template
+        files = {}
+        stem = Path("images") / item.study_id / item.image_id
+        if "dicom" in self._settings.formats:
+            files["dicom"] = stem.with_suffix(".dicom")
+            dicom.write_synthesis(
+                image,
+                self.output / files["dicom"],
+                job_seed=self._settings.seed,
+                weights_hash=self._settings.weights_hash,
+                compression=self._settings.compression,
+            )
+        if "png" in self._settings.formats:
+            files["png"] = stem.with_suffix(".png")
+            png.write_synthesis(image, self.output / files["png"])
+        files["mask"] = Path("masks") / item.study_id / f"{item.image_id}.png"
+        png.save_png(image.mask.astype(np.uint8) * 255, self.output / files["mask"])
+        record = template.record
+        return {
+            "image_id": item.image_id,
+            "study_id": item.study_id,
+            "index": item.index,
+            "variant": item.variant,
+            "seed": item.seed,
+            "height": template.mammogram.shape[0],
+            "width": template.mammogram.shape[1],
+            "xmin": image.box[0],
+            "ymin": image.box[1],
+            "xmax": image.box[2],
+            "ymax": image.box[3],
+            "mask_source": item.mask_source,
+            "attributes": image.attributes.to_mapping(),
+            "report": item.report,
+            "split": record.split or "training",
+            "spacing_mm": template.spacing[0],
+            "spacing_assumed": template.mammogram.spacing is None,
+            "template_study_id": record.study_id,
+            "template_image_id": record.image_id,
+            "template_file": record.path.name,
+            "template_sha256": template.sha256,
+            "template_findings": [
+                {"box": list(f.box), "attributes": f.attributes.to_mapping()}
+                for f in record.findings
+                if not _covered(f.box, image.mask)
+            ],
+            "files": {kind: path.as_posix() for kind, path in files.items()},
+            "sha256": {kind: sha256_of(self.output / path) for kind, path in files.items()},
+        }
 
 
-def _job_description(plan: list[PlanItem], settings: JobSettings) -> dict[str, Any]:
-    described = asdict(settings)
+def _identify(plan: Sequence[PlanItem]) -> dict[str, Any]:
+    """What tells a plan from others. Inputs count by name, so that a damaged one can be repaired before a resume.
+
+    Raises:
+        GBCIError: an input does not exist.
+    """
+    missing = [path for path in dict.fromkeys(item.template.path for item in plan) if not path.is_file()]
+    if missing:
+        more = f" (nor do {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise GBCIError(f"{missing[0]} does not exist{more}; expected every image of the input")
+    drawn = {id(item.drawn): item.drawn for item in plan if item.drawn is not None}.values()
     return {
-        "gbci_fast": __version__,
-        **described.pop("sampler"),
-        **described,
-        "images": [item.image_id for item in plan],
-        "descriptions": [[item.attributes.to_mapping(), item.report, item.box] for item in plan],
-    }
-
-
-def _write_image(image: Synthesis, output: Path, settings: JobSettings, *, batch: int) -> dict[str, Any]:
-    """Writes the files of one image and returns its manifest row."""
-    item, template = image.item, image.template
-    files = {}
-    stem = Path("images") / item.study_id / item.image_id
-    if "dicom" in settings.formats:
-        files["dicom"] = stem.with_suffix(".dicom")
-        write_synthesis(image, output / files["dicom"], job_seed=settings.seed, compression=settings.compression)
-    if "png" in settings.formats:
-        files["png"] = stem.with_suffix(".png")
-        write_png(image, output / files["png"])
-    files["mask"] = Path("masks") / item.study_id / f"{item.image_id}.png"
-    save_gray(image.mask.astype(np.uint8) * 255, output / files["mask"])
-    record = template.record
-    return {
-        "image_id": item.image_id,
-        "study_id": item.study_id,
-        "index": item.index,
-        "variant": item.variant,
-        "batch": batch,
-        "seed": item.seed,
-        "height": template.mammogram.shape[0],
-        "width": template.mammogram.shape[1],
-        "xmin": image.box[0],
-        "ymin": image.box[1],
-        "xmax": image.box[2],
-        "ymax": image.box[3],
-        "attributes": image.attributes.to_mapping(),
-        "report": item.report,
-        "split": record.split or "training",
-        "spacing_mm": template.spacing[0],
-        "spacing_assumed": template.mammogram.spacing is None,
-        "template_study_id": record.study_id,
-        "template_image_id": record.image_id,
-        "template_file": record.path.name,
-        "template_sha256": sha256_of(record.path),
-        "template_breast_birads": record.attributes.breast_birads,
-        "template_findings": [
-            {"box": list(f.box), "attributes": f.attributes.to_mapping()}
-            for f in record.findings
-            if not _covered(f.box, image.mask)
-        ],
-        "files": {kind: path.as_posix() for kind, path in files.items()},
-        "sha256": {kind: sha256_of(output / path) for kind, path in files.items()},
-        **{f"sampler_{key}": value for key, value in asdict(settings.sampler).items()},
-        "scheduler": image.scheduler,
-        "batch_size": settings.batch_size,
-        "job_seed": settings.seed,
-        "runtime": settings.runtime,
-        "tier": settings.tier,
-        "dtype": settings.dtype,
-        "weights_hash": settings.weights_hash,
-        "gbci_fast": __version__,
+        "images": len(plan),
+        "masks": _sha256([[item.box for item in plan], [hashlib.sha256(mask).hexdigest() for mask in drawn]]),
+        "descriptions": _sha256([[item.image_id, item.attributes.to_mapping(), item.report] for item in plan]),
     }
 
 
@@ -205,37 +269,11 @@ def _covered(box: tuple[float, float, float, float], mask: np.ndarray) -> bool:
     return bool(inside.size and inside.mean() > 0.5)
 
 
-def _compile(output: Path, progress: Path, batches: list[list[PlanItem]]) -> None:
-    """Tables and preview of the finished batches."""
-    rows: list[dict[str, Any]] = []
-    for i in range(len(batches)):
-        if _batch_file(progress, i).exists():
-            rows.extend(json.loads(_batch_file(progress, i).read_text()))
-    write_tables(rows, output)
-    finished = {row["index"] for row in rows}
-    panels = [np.load(path) for path in sorted(progress.glob("preview-*.npy")) if int(path.stem[8:]) in finished]
-    if panels:
-        write_preview(panels, output / PREVIEW)
-
-
-def _remove_unfinished(output: Path, batches: list[list[PlanItem]], progress: Path) -> None:
-    for i, batch in enumerate(batches):
-        if not _batch_file(progress, i).exists():
-            for item, folder in itertools.product(batch, ("images", "masks")):
-                for path in list((output / folder / item.study_id).glob(f"*{item.image_id}*")):
-                    path.unlink()
-
-
 def _preview_indices(total: int) -> set[int]:
     """Up to `PREVIEW_ROWS` plan positions, evenly spread."""
     rows = min(PREVIEW_ROWS, total)
     return {row * total // rows for row in range(rows)}
 
 
-def _batch_file(progress: Path, index: int) -> Path:
-    return progress / f"batch-{index:06d}.json"
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

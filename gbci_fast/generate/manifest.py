@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 
 from gbci_fast.data.attributes import NO_FINDING
-from gbci_fast.data.vindr import BOX_COLUMNS, BREAST_TABLE, FINDING_TABLE, IMAGE_COLUMNS
+from gbci_fast.data.vindr import AGE_COLUMN, BOX_COLUMNS, BREAST_TABLE, FINDING_TABLE, IMAGE_COLUMNS
 from gbci_fast.files import atomically
 
 MANIFEST = "manifest.parquet"
 TABLES = (MANIFEST, BREAST_TABLE, FINDING_TABLE)
-_EXTRA = ("report", "source", "spacing_mm", "template_image_id")
+_EXTRA = (AGE_COLUMN, "report", "source", "spacing_mm", "template_image_id")
 _FINDING_COLUMNS = (*IMAGE_COLUMNS[:-1], "finding_categories", "finding_birads", *BOX_COLUMNS, "split", *_EXTRA)
 
 
@@ -43,8 +43,6 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 def _image_columns(row: dict[str, Any]) -> dict[str, Any]:
     attributes = row["attributes"]
-    grades = [row["template_breast_birads"], attributes.get("finding_birads")]
-    known = [grade for grade in grades if grade is not None]
     return {
         "study_id": row["study_id"],
         "series_id": row["study_id"],
@@ -53,13 +51,13 @@ def _image_columns(row: dict[str, Any]) -> dict[str, Any]:
         "view_position": attributes.get("view_position", ""),
         "height": row["height"],
         "width": row["width"],
-        # A breast is graded by the worst that is in it.
-        "breast_birads": _birads(max(known, default=None)),
+        "breast_birads": _birads(attributes.get("breast_birads")),
         "breast_density": f"DENSITY {attributes['breast_density']}" if "breast_density" in attributes else "",
         "split": row["split"],
+        AGE_COLUMN: attributes.get("age", ""),
         "report": row["report"] or "",
         "source": "synthetic",
-        "spacing_mm": row["spacing_mm"],
+        "spacing_mm": "" if row["spacing_assumed"] else row["spacing_mm"],
         "template_image_id": row["template_image_id"],
     }
 
@@ -77,7 +75,7 @@ def _finding_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             **shared,
-            "finding_categories": str(finding["attributes"].get("finding_categories", [])),
+            "finding_categories": str(finding["attributes"].get("finding_categories", "")),
             "finding_birads": _birads(finding["attributes"].get("finding_birads")),
             **dict(zip(BOX_COLUMNS, finding["box"], strict=True)),
         }

@@ -11,16 +11,17 @@ from PIL import Image
 from scipy import ndimage
 
 from gbci_fast.data.attributes import Attributes
-from gbci_fast.data.vindr import Box, ImageRecord
+from gbci_fast.data.preprocess import MODEL_SIZE
+from gbci_fast.data.vindr import Box, Finding, ImageRecord
 from gbci_fast.errors import GBCIError
 
-# Lesion diameters in pixels of the 224-pixel whole-breast view: median and log-spread of the CBIS-DDSM masses, and
+# Lesion diameters in pixels of the whole-breast view (`MODEL_SIZE`): median and log-spread of the CBIS-DDSM masses, and
 # the range that the training masks cover.
 MEDIAN_DIAMETER, LOG_SPREAD, DIAMETER_RANGE = 18.0, 0.35, (9.0, 48.0)
 DEFAULT_FINDING = {"finding_categories": ("Mass",), "finding_birads": 4}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PlanItem:
     """One synthetic image to make.
 
@@ -30,8 +31,10 @@ class PlanItem:
         template: the image to paint into.
         variant: 0, 1, ... within the template.
         seed: of the sampler's noise and of an automatic mask, in [0, 2^63).
-        box: the annotated box that becomes the mask; None for an automatic mask or a mask file.
-        attributes, report: the description of the lesion.
+        box: the annotated box whose ellipse is the mask.
+        drawn: bool [H, W], a mask from a file. Without a box or a drawing the mask is automatic.
+        attributes, report: the description of the lesion. View and side are here only where they were overridden:
+            the opened file knows them better than its name or its table.
     """
 
     index: int
@@ -41,8 +44,14 @@ class PlanItem:
     variant: int
     seed: int
     box: Box | None
+    drawn: np.ndarray | None
     attributes: Attributes
     report: str | None
+
+    @property
+    def mask_source(self) -> str:
+        """ "annotations", "file" or "auto"."""
+        return "annotations" if self.box is not None else "auto" if self.drawn is None else "file"
 
 
 def make_plan(
@@ -63,7 +72,7 @@ def make_plan(
         report: free text that replaces the annotation's.
 
     Raises:
-        GBCIError: an unknown attribute or value, or no annotated box in any record.
+        GBCIError: an unknown attribute or value, a mask file that is none, or no annotated box in any record.
     """
     if variants < 1:
         raise GBCIError(f"variants is {variants}; expected at least 1")
@@ -71,15 +80,14 @@ def make_plan(
         records = [record for record in records if record.findings]
         if not records:
             raise GBCIError("no input has an annotated box; use --mask auto or a mask file")
-    given = Attributes.from_mapping(overrides or {}).to_mapping()
-    if "finding_categories" in given:
-        given["finding_categories"] = tuple(given["finding_categories"])
+    drawn = read_mask_file(Path(mask)) if mask not in ("auto", "annotations") else None
+    parsed = Attributes.from_mapping(overrides or {})
+    given = {name: getattr(parsed, name) for name in overrides or {}}
     items = []
     for record in records:
         for variant in range(variants):
             index = len(items)
             finding = record.findings[variant % len(record.findings)] if mask == "annotations" else None
-            described = finding.attributes if finding else replace(record.attributes, **DEFAULT_FINDING)
             items.append(
                 PlanItem(
                     index=index,
@@ -89,7 +97,8 @@ def make_plan(
                     variant=variant,
                     seed=int(_digest("noise", seed, index), 16) >> 65,
                     box=finding.box if finding else None,
-                    attributes=replace(described, **given),
+                    drawn=drawn,
+                    attributes=_described(record, finding, given),
                     report=report or (_annotated_report(record, finding) if finding else None),
                 )
             )
@@ -109,7 +118,7 @@ def automatic_mask(breast: np.ndarray, seed: int) -> np.ndarray:
         bool [S, S].
     """
     rng = np.random.default_rng(seed)
-    scale = breast.shape[0] / 224
+    scale = breast.shape[0] / MODEL_SIZE
     radius = scale / 2 * np.clip(MEDIAN_DIAMETER * np.exp(LOG_SPREAD * rng.standard_normal()), *DIAMETER_RANGE)
     depth = ndimage.distance_transform_edt(np.pad(breast, 1))[1:-1, 1:-1]
     ys, xs = np.nonzero(depth >= min(1.5 * radius, 0.8 * depth.max()))
@@ -126,24 +135,39 @@ def automatic_mask(breast: np.ndarray, seed: int) -> np.ndarray:
     return (np.hypot(along, across) <= radius * outline) & breast
 
 
-def read_mask_file(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """A gray image of the template's size; above half of its range = synthesize. Returns bool [H, W]."""
+def read_mask_file(path: Path) -> np.ndarray:
+    """A gray image; above half of its range = synthesize. Returns bool [H, W].
+
+    Raises:
+        GBCIError: absent, not an image, in color, or all zero.
+    """
     try:
         with Image.open(path) as image:
             values = np.asarray(image)
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
         raise GBCIError(f"{path} cannot be read as a mask image: {error}") from error
     if values.ndim != 2:
         raise GBCIError(f"{path} is a color image; expected a gray mask")
-    if values.shape != shape:
-        raise GBCIError(f"{path} is {values.shape[1]}x{values.shape[0]}; expected the template's {shape[1]}x{shape[0]}")
     mask = values > values.max() / 2
     if not mask.any():
         raise GBCIError(f"{path} is all zero; expected at least one pixel to synthesize")
     return mask
 
 
-def _annotated_report(record: ImageRecord, finding: Any) -> str | None:
+def _described(record: ImageRecord, finding: Finding | None, given: Mapping[str, Any]) -> Attributes:
+    """The annotation's description, or the default lesion in this breast, changed to what was `given`."""
+    described = finding.attributes if finding else replace(record.attributes, **DEFAULT_FINDING)
+    described = replace(described, **{"laterality": None, "view_position": None, **given})
+    if described.finding_categories == () and "finding_birads" not in given:
+        described = replace(described, finding_birads=None)
+    if "breast_birads" not in given:
+        # A breast is graded by the worst that is in it.
+        grades = [grade for grade in (described.breast_birads, described.finding_birads) if grade is not None]
+        described = replace(described, breast_birads=max(grades, default=None))
+    return described
+
+
+def _annotated_report(record: ImageRecord, finding: Finding) -> str | None:
     return finding.extra.get("report") or record.extra.get("report")
 
 

@@ -23,8 +23,7 @@ def preview_panels(synthesis: Synthesis) -> np.ndarray:
     All panels are cut from the native images, so that they show what is in the files.
     """
     template = synthesis.template
-    before = template.mammogram.unit()
-    after = template.mammogram.presentation.to_unit(synthesis.stored)
+    before, after = map(template.mammogram.presentation.to_unit, (template.mammogram.stored, synthesis.stored))
     panels = []
     for frame in (template.frame, _close_up(synthesis)):
         old, new = frame.to_model(before), frame.to_model(after)

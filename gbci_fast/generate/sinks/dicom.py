@@ -3,9 +3,11 @@
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from pydicom import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from gbci_fast import __version__
+from gbci_fast.data.attributes import NO_FINDING
 from gbci_fast.data.dicom_writer import (
     MammogramHeader,
     SourceImage,
@@ -19,7 +21,7 @@ from gbci_fast.generate.engine import Synthesis
 _EPOCH = datetime(2000, 1, 1)  # dates are invented: a day and second after this, by the job's seed and the study
 
 
-def write_synthesis(synthesis: Synthesis, path: Path, *, job_seed: int, compression: str) -> None:
+def write_synthesis(synthesis: Synthesis, path: Path, *, job_seed: int, weights_hash: str, compression: str) -> None:
     """Writes the synthesis with SyntheticData = YES and its provenance.
 
     UIDs, dates and times are functions of the job's seed and the plan item, so the same job writes the same bytes.
@@ -27,31 +29,25 @@ def write_synthesis(synthesis: Synthesis, path: Path, *, job_seed: int, compress
     Raises:
         GBCIError: the template's view or side is unknown.
     """
+    mammogram = synthesis.template.mammogram
     dataset = mammogram_dataset(
         synthesis.stored,
-        _header(synthesis, job_seed),
-        like=synthesis.template.mammogram.dataset,
-        window=synthesis.template.mammogram.presentation.window,
+        _header(synthesis, job_seed, weights_hash),
+        like=mammogram.dataset,
+        window=mammogram.presentation.window,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_dicom(dataset, path, compression=compression)
 
 
-def _header(synthesis: Synthesis, job_seed: int) -> MammogramHeader:
-    item, mammogram = synthesis.item, synthesis.template.mammogram
-    attributes = synthesis.attributes
+def _header(synthesis: Synthesis, job_seed: int, weights_hash: str) -> MammogramHeader:
+    item, attributes = synthesis.item, synthesis.attributes
     if attributes.view_position is None or attributes.laterality is None:
         raise GBCIError(
             f"{item.template.path}: view is {attributes.view_position or 'unknown'} and side "
             f"{attributes.laterality or 'unknown'}; DICOM needs both, pass --set view_position=CC --set laterality=L"
         )
-    findings = ", ".join(attributes.finding_categories or ()) or "No Finding"
-    source = None
-    if mammogram.dataset is not None:
-        source = SourceImage(
-            sop_class_uid=mammogram.dataset.get("SOPClassUID", SecondaryCaptureImageStorage),
-            sop_instance_uid=mammogram.dataset.SOPInstanceUID,
-        )
+    findings = ", ".join(attributes.finding_categories or ()) or NO_FINDING
     study_number = int(item.study_id[:8], 16)
     return MammogramHeader(
         view_position=attributes.view_position,
@@ -62,9 +58,20 @@ def _header(synthesis: Synthesis, job_seed: int) -> MammogramHeader:
         study_datetime=_EPOCH + timedelta(days=study_number % 7300, seconds=study_number % 86400),
         patient_id=f"SYN-{item.study_id[:12]}",
         software_version=__version__,
-        derivation=f"Synthetic lesion ({findings}) by latent diffusion; research data, not for diagnosis.",
-        source=source,
-        spacing=mammogram.spacing,
+        derivation=f"Synthetic lesion ({findings}) by latent diffusion (weights {weights_hash[:12]}, "
+        f"seed {item.seed}); research data, not for diagnosis.",
+        source=_source(synthesis.template.mammogram.dataset),
+        spacing=synthesis.template.mammogram.spacing,
         patient_age=attributes.age,
         instance_number=1 + item.index,
+    )
+
+
+def _source(dataset: Dataset | None) -> SourceImage | None:
+    """The template as a DICOM object; a PNG, or a file that states no identity, is none."""
+    if dataset is None or not dataset.get("SOPInstanceUID"):
+        return None
+    return SourceImage(
+        sop_class_uid=dataset.get("SOPClassUID") or SecondaryCaptureImageStorage,
+        sop_instance_uid=dataset.SOPInstanceUID,
     )

@@ -1,5 +1,6 @@
 """16-bit gray PNG: display values as the reader sees them (bright = dense), or the stored values of a PNG template."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,20 @@ from PIL import Image
 from gbci_fast.files import atomically
 from gbci_fast.generate.engine import Synthesis
 
-_LEVEL = 1  # grain hardly compresses, and higher levels of deflate cost several times as long
+
+def write_synthesis(synthesis: Synthesis, path: Path) -> None:
+    """uint16 [H, W], 65535 = 1.0; where the template is a 16-bit PNG, its own scale is kept."""
+    mammogram, pixels = synthesis.template.mammogram, synthesis.stored
+    if mammogram.dataset is not None or pixels.dtype != np.uint16:
+        presentation = mammogram.presentation
+        levels = presentation.to_unit(np.arange(len(presentation.levels)))  # of every stored value
+        pixels = np.round(levels * np.float32(65535)).astype(np.uint16)[pixels]
+    save_png(pixels, path)
 
 
-def write_png(synthesis: Synthesis, path: Path) -> None:
-    """uint16 [H, W], 65535 = 1.0. For a 16-bit PNG template these are its own stored values."""
-    unit = synthesis.template.mammogram.presentation.to_unit(synthesis.stored)
-    save_gray(np.round(unit * np.float32(65535)).astype(np.uint16), path)
-
-
-def save_gray(pixels: np.ndarray, path: Path) -> None:
-    """Writes uint8 or uint16 [H, W] as a gray PNG, whole or not at all."""
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """Writes uint8 or uint16 [H, W], or uint8 [H, W, 3], as a PNG, whole or not at all."""
     image = Image.fromarray(pixels)
-    atomically(path, lambda temporary: image.save(temporary, format="PNG", compress_level=_LEVEL))
+    # Grain holds no repetitions: matching runs alone is faster than deflate's lowest level, and no larger.
+    options = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+    atomically(path, lambda temporary: image.save(temporary, format="PNG", **options))

@@ -1,0 +1,200 @@
+"""`gbci-fast generate` from arguments to exit status: data, sentences, Ctrl-C."""
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from gbci_fast.cli import main
+from gbci_fast.data.phantom import generate_phantom
+from gbci_fast.data.vindr import VinDr
+from gbci_fast.training.ldm import build_pipeline
+from gbci_fast.training.stages import ldm_preset, vae_preset
+from gbci_fast.training.vae import build_vae
+
+QUICK = ("--variants", "1", "--steps", "1", "--guidance", "1", "--batch-size", "2")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), 224).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    root = tmp_path_factory.mktemp("phantom") / "root"
+    generate_phantom(root, studies=1, seed=0, size=(192, 160))
+    return root
+
+
+@pytest.fixture(scope="module")
+def image(phantom):
+    return VinDr(phantom).images[0].path
+
+
+@pytest.fixture(autouse=True)
+def _own_signal_handler():
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def generate(*arguments):
+    return main(["generate", *map(str, arguments)])
+
+
+def test_a_data_set(weights, phantom, tmp_path, capfd):
+    output = tmp_path / "deep" / "data"
+    options = ("--set", "finding_birads=5", "--set", "finding_categories=Mass, Asymmetry", "--report", "two words")
+    assert generate(phantom, "--output", output, "--weights", weights, *QUICK, *options) == 0
+    out, err = capfd.readouterr()
+    assert out == f"4 synthetic images in {output}; look at {output / 'preview.png'}\n"
+    lines = err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["2/4 images", "4/4 images"]
+    assert all(line.endswith(" images/s") for line in lines)
+    images = VinDr(output).images
+    assert len(images) == 4
+    for image in images:
+        assert image.findings[0].attributes.finding_categories == ("Mass", "Asymmetry")
+        assert image.findings[0].attributes.finding_birads == 5
+        assert image.extra["report"] == "two words"
+    manifest = pd.read_parquet(output / "manifest.parquet")
+    assert set(manifest.num_inference_steps) == set(manifest.guidance_scale) == {1}
+    assert len(manifest.weights_hash[0]) == 64
+    assert {path.name for path in output.iterdir()} == {
+        "breast-level_annotations.csv", "finding_annotations.csv", "images", "job.json", "manifest.parquet", "masks",
+        "preview.png",
+    }  # fmt: skip
+
+    # Once more: nothing to do; without --resume: a refusal.
+    assert generate(phantom, "--output", output, "--weights", weights, *QUICK, *options, "--resume") == 0
+    assert capfd.readouterr().out == out
+    assert generate(phantom, "--output", output, "--weights", weights, *QUICK, *options) == 1
+    assert "is not empty; pass --resume" in capfd.readouterr().err
+
+
+def test_png_alone_and_a_mask_file(weights, image, tmp_path):
+    Image.fromarray(np.pad(np.full((40, 40), 255, np.uint8), ((76, 76), (10, 110)))).save(tmp_path / "mask.png")
+    options = ("--mask", tmp_path / "mask.png", "--format", "png", "--dtype", "bf16")
+    assert generate(image, "--output", tmp_path / "data", "--weights", weights, *QUICK, *options) == 0
+    (made,) = VinDr(tmp_path / "data").images
+    assert made.path.suffix == ".png"
+    assert made.findings[0].box == (10, 76, 50, 116)
+
+
+def test_ctrl_c(weights, phantom, tmp_path):
+    """A real one, after the first of eight batches of another process."""
+    output = tmp_path / "data"
+    arguments = ["generate", str(phantom), "--output", str(output), "--weights", str(weights), *QUICK]
+    arguments += ["--variants", "2", "--batch-size", "1", "--format", "png"]
+    # Started in the background, a process would ignore SIGINT.
+    script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); import gbci_fast.cli as cli"
+    command = [sys.executable, "-c", f"{script}; sys.exit(cli.main())", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert next(process.stderr).startswith("1/8 images")
+        process.send_signal(signal.SIGINT)
+        *_, finished, last = process.stderr.read().splitlines()
+    assert process.returncode == 130
+    assert last == "gbci-fast generate: interrupted"
+    images = VinDr(output).images
+    assert finished == f"{len(images)} of 8 images are finished in {output}; --resume continues"
+    assert 1 <= len(images) < 8
+    assert {image.path for image in images} == set((output / "images").rglob("*.*"))
+    assert main([*arguments, "--resume"]) == 0
+    assert len(VinDr(output).images) == 8
+    assert VinDr(output).missing() == []
+
+
+def test_terminated_politely(weights, image, tmp_path, capfd, monkeypatch):
+    def terminate(synthesis):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("gbci_fast.generate.job.preview_panels", terminate)
+    assert generate(image, "--output", tmp_path / "data", "--weights", weights, *QUICK) == 130
+    assert capfd.readouterr().err.splitlines()[-1] == "gbci-fast generate: interrupted"
+    assert not (tmp_path / "data").exists()
+
+
+BAD = {
+    "no input": (["{tmp}/absent"], "absent does not exist; expected a DICOM or PNG file or a folder of them"),
+    "empty folder": (["{tmp}"], "holds no DICOM or PNG file and no breast-level_annotations.csv"),
+    "no image": (["{tmp}/text.dcm"], "text.dcm: neither DICOM nor PNG by its content"),
+    "variants": (["--variants", "0"], "variants is 0; expected at least 1"),
+    "batch size": (["--batch-size", "0"], "batch_size is 0; expected at least 1"),
+    "format": (["--format", "dicom,tiff"], "format is 'dicom,tiff'; expected one or more of dicom, png"),
+    "no format": (["--format", ""], "format is ''; expected one or more of dicom, png"),
+    "steps": (["--steps", "0"], "num_inference_steps is 0; expected at least 1"),
+    "guidance": (["--guidance", "nan"], "guidance_scale is nan; expected a finite number"),
+    "device": (["--device", "abacus"], "device is 'abacus'; expected"),
+    "weights": (["--weights", "{tmp}"], "has no model_index.json; expected a folder written by `gbci-fast train ldm`"),
+    "set": (["--set", "finding_birads"], "--set 'finding_birads' is not NAME=VALUE"),
+    "set name": (["--set", "birads=4"], "attribute 'birads' is not known; expected one of laterality, view_position"),
+    "set value": (["--set", "finding_birads=9"], "finding_birads is 9; expected one of 1, 2, 3, 4, 5"),
+    "set number": (["--set", "age=old"], "age is 'old'; expected a number"),
+    "annotations": (["--mask", "annotations"], "no input has an annotated box; use --mask auto or a mask file"),
+    "mask file": (["--mask", "{tmp}/absent.png"], "absent.png cannot be read as a mask image"),
+    "mask size": (["--mask", "{tmp}/small.png"], "the mask file is 8x8 but"),
+    "output": (["--output", "{tmp}/text.dcm"], "text.dcm is a file; expected a folder to write to"),
+    "output in a file": (["--output", "{tmp}/text.dcm/data"], "text.dcm"),
+}
+
+
+@pytest.mark.parametrize(("changes", "sentence"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_leaves_nothing(weights, image, tmp_path, capfd, changes, sentence):
+    if "holds no DICOM" not in sentence:
+        (tmp_path / "text.dcm").write_text("no image" * 100)
+        Image.new("L", (8, 8), 255).save(tmp_path / "small.png")
+    before = sorted(tmp_path.iterdir())
+    changes = [text.format(tmp=tmp_path) for text in changes]
+    source = [] if not changes[0].startswith("--") else [image]
+    defaults = ["--output", tmp_path.parent / f"{tmp_path.name}-data", "--weights", weights, *QUICK]
+    assert generate(*source, *defaults, *changes) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("gbci-fast generate: ")
+    assert sentence in error
+    assert sorted(tmp_path.iterdir()) == before
+    assert not defaults[1].exists()
+
+
+def test_output_inside_the_input(weights, phantom, capfd):
+    for output in (phantom, phantom / "data"):
+        assert generate(phantom, "--output", output, "--weights", weights, *QUICK) == 1
+        assert "lies in" in capfd.readouterr().err
+    assert not (phantom / "data").exists()
+
+
+@pytest.mark.parametrize("damage", ["model_index.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json"])
+def test_damaged_weights(weights, image, tmp_path, capfd, damage):
+    copied = tmp_path / "weights"
+    for path in weights.rglob("*.*"):
+        (copied / path.relative_to(weights)).parent.mkdir(parents=True, exist_ok=True)
+        (copied / path.relative_to(weights)).write_bytes(
+            path.read_bytes()[: 100 if path.match(f"*/{damage}") else None]
+        )
+    assert generate(image, "--output", tmp_path / "data", "--weights", copied, *QUICK) == 1
+    assert "cannot be loaded as a pipeline" in capfd.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("option", [["--compression", "zip"], ["--steps", "many"], ["--dtype", "fp8"], []])
+def test_bad_usage(image, option, capsys):
+    arguments = [str(image), *(["--output", "data", *option] if option else [])]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["generate", *arguments])
+    assert exit_info.value.code == 2
+    assert "usage: gbci-fast generate" in capsys.readouterr().err
+
+
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["generate", "--help"])
+    assert exit_info.value.code == 0
+    assert "gbci-fast generate mammograms/ --output out/synthetic" in capsys.readouterr().out

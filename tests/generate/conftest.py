@@ -1,0 +1,132 @@
+"""A pipeline with random weights, small inputs, and jobs that several tests look at."""
+
+import hashlib
+from datetime import datetime
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydicom import Dataset
+
+from gbci_fast.data.dicom_writer import MammogramHeader, mammogram_dataset, uid_from_seed, write_dicom
+from gbci_fast.data.phantom import generate_phantom
+from gbci_fast.data.vindr import find_inputs
+from gbci_fast.generate.engine import SamplerSettings
+from gbci_fast.generate.job import JobSettings, run_job
+from gbci_fast.generate.plan import make_plan
+from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.training.ldm import build_pipeline
+from gbci_fast.training.stages import ldm_preset, vae_preset
+from gbci_fast.training.vae import build_vae
+
+QUICK = SamplerSettings(num_inference_steps=1, guidance_scale=1.0)
+
+
+@pytest.fixture(scope="session")
+def pipe(tmp_path_factory):
+    """Untrained: what it paints is noise, but it goes through every step."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), 224).save_pretrained(folder)
+    pipe = GBCIPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def make_job(pipe):
+    """`make_job(records or INPUT, output, mask=..., overrides=..., ...)`: a plan and its run; returns the plan."""
+
+    def make(inputs, output, *, resume=False, on_batch=lambda images: None, settings=None, seed=0, **planned):
+        records = inputs if isinstance(inputs, list) else find_inputs(inputs)
+        plan = make_plan(records, **{"variants": 1, "seed": seed, **planned})
+        settings = {"batch_size": 2, "sampler": QUICK, "weights_hash": "ab" * 32, **(settings or {})}
+        run_job(pipe, plan, output, JobSettings(seed=seed, **settings), resume=resume, on_batch=on_batch)
+        return plan
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory):
+    """One VinDr study of four views; both left images show one mass, the right ones none."""
+    root = tmp_path_factory.mktemp("phantom") / "root"
+    generate_phantom(root, studies=1, seed=0, size=(192, 160))
+    return root
+
+
+@pytest.fixture(scope="session")
+def finished(make_job, phantom, tmp_path_factory):
+    """A job over the phantom, never interrupted: 4 images in batches of 2."""
+    output = tmp_path_factory.mktemp("finished") / "data"
+    make_job(phantom, output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def breast():
+    """`breast(height, width)`: display values float64 [H, W], a textured half ellipse on the left."""
+
+    def draw(height=160, width=120):
+        y, x = np.mgrid[:height, :width]
+        radius = np.hypot((y - height / 2) / (0.45 * height), x / (0.8 * width))
+        texture = 0.6 + 0.25 * np.sin(x / 7) * np.cos(y / 9)
+        return np.where(radius < 1, texture * (1 - radius**6) + 0.1, 0.0)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def write_template():
+    """`write_template(path, stored, photometric=..., bits=..., **elements)`: a DICOM of the left breast, CC view."""
+
+    def write(path, stored, photometric="MONOCHROME2", bits=16, **elements):
+        like = Dataset()
+        like.PhotometricInterpretation, like.BitsStored = photometric, bits
+        for keyword, value in elements.items():
+            setattr(like, keyword, value)
+        header = MammogramHeader(
+            view_position="CC",
+            laterality="L",
+            study_uid=uid_from_seed("study"),
+            series_uid=uid_from_seed("series"),
+            instance_uid=uid_from_seed(path.name),
+            study_datetime=datetime(2000, 1, 1),
+            patient_id="patient",
+            software_version="1",
+            derivation="",
+            spacing=(0.5, 0.25),
+        )
+        write_dicom(mammogram_dataset(stored, header, like=like), path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def templates(breast, write_template, tmp_path_factory):
+    """A folder with one template per way of storing pixels, by name."""
+    folder, unit = tmp_path_factory.mktemp("templates"), breast()
+    twelve = np.round(400 + 3000 * unit).astype(np.uint16)
+    window = {"WindowCenter": "2400", "WindowWidth": "1000"}  # clips dark and bright tissue
+    write_template(folder / "full_LCC.dcm", np.round(60000 * unit).astype(np.uint16))
+    write_template(folder / "inverted_LCC.dcm", 4095 - twelve, photometric="MONOCHROME1", bits=12)
+    write_template(folder / "windowed_LCC.dcm", twelve, bits=12, **window)
+    for name, white, dtype in (("eight", 255, np.uint8), ("twelve", 4095, np.uint16), ("sixteen", 65535, np.uint16)):
+        Image.fromarray(np.round(white * unit / unit.max()).astype(dtype)).save(folder / f"{name}_LCC.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tree():
+    """`tree(folder)`: SHA-256 of every file below, hidden ones too, by relative name."""
+
+    def digest(folder):
+        return {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    return digest

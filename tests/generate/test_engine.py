@@ -1,0 +1,219 @@
+"""Pasting a synthesis into a template's stored values, and the masks on both grids."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.preprocess import box_ellipse, breast_mask
+from gbci_fast.data.vindr import Finding, VinDr, find_inputs
+from gbci_fast.errors import GBCIError
+from gbci_fast.generate.engine import SamplerSettings, Synthesizer, open_template, paste
+from gbci_fast.generate.plan import make_plan
+
+NAMES = ("full_LCC.dcm", "inverted_LCC.dcm", "windowed_LCC.dcm", "eight_LCC.png", "twelve_LCC.png", "sixteen_LCC.png")
+MASK_BOX = (20, 50, 60, 110)
+
+
+@pytest.fixture(scope="module")
+def opened(templates):
+    return {name: open_template(find_inputs(templates / name)[0]) for name in NAMES}
+
+
+def brighter(template, change):
+    """`template` brighter by `change` everywhere, pasted under an elliptic mask; and the mask."""
+    mask = box_ellipse(MASK_BOX, template.mammogram.shape)
+    return paste(template, template.pixels + np.float32(change), mask, MASK_BOX), mask
+
+
+@pytest.mark.parametrize("change", [0.2, -0.2])
+@pytest.mark.parametrize("name", NAMES)
+def test_paste_changes_the_presentation_by_the_change_and_nothing_outside(opened, name, change):
+    template = opened[name]
+    original, presentation = template.mammogram.stored, template.mammogram.presentation
+    stored, mask = brighter(template, change)
+    assert (stored.dtype, stored.shape) == (original.dtype, original.shape)
+    np.testing.assert_array_equal(stored[~mask], original[~mask])
+    before, after = presentation.to_unit(original), presentation.to_unit(stored)
+    deep = ndimage.distance_transform_edt(mask) * template.frame.scale[0] > 1
+    free = deep & (before > 0) & (before < 1) & (before + change > 0) & (before + change < 1)
+    assert free.sum() > 300
+    one_level = np.abs(np.diff(presentation.levels)).max()
+    np.testing.assert_allclose((after - before)[free], change, atol=0.51 * one_level)
+
+
+@pytest.mark.parametrize("change", [0.25, -0.25])
+def test_where_the_window_clips_the_difference_is_added(opened, change):
+    template = opened["windowed_LCC.dcm"]
+    original = template.mammogram.stored
+    stored, mask = brighter(template, change)
+    before = template.mammogram.presentation.to_unit(original)
+    deep = ndimage.distance_transform_edt(mask) * template.frame.scale[0] > 1
+    clipped = deep & (before == (0 if change > 0 else 1))
+    assert clipped.sum() > 20
+    # A quarter of the window of 1000 values is 250, from wherever the pixel was beyond the window.
+    assert np.abs((stored.astype(int) - original)[clipped] - 1000 * change).max() <= 1
+
+
+def test_monochrome1_stores_brighter_as_lower(opened):
+    template = opened["inverted_LCC.dcm"]
+    stored, mask = brighter(template, 0.2)
+    assert (stored[mask] <= template.mammogram.stored[mask]).all()
+    assert (stored[mask] < template.mammogram.stored[mask]).mean() > 0.8
+
+
+def test_no_change_is_the_original_bit_for_bit(opened):
+    for template in opened.values():
+        np.testing.assert_array_equal(brighter(template, 0.0)[0], template.mammogram.stored)
+
+
+def test_the_change_fades_in_over_a_model_pixel(breast, write_template, tmp_path):
+    size = 900, 700  # 4 native pixels per model pixel
+    path = write_template(tmp_path / "large_LCC.dcm", np.round(50000 * breast(*size) + 1000).astype(np.uint16))
+    template = open_template(find_inputs(path)[0])
+    box = (100, 300, 300, 600)
+    mask = box_ellipse(box, size)
+    stored = paste(template, template.pixels + np.float32(0.1), mask, box)
+    to_unit = template.mammogram.presentation.to_unit
+    change = to_unit(stored).astype(float) - to_unit(template.mammogram.stored)
+    steps = np.abs(np.diff(change, axis=1)).max(), np.abs(np.diff(change, axis=0)).max()
+    assert 3 < 1 / template.frame.scale[0] < 5
+    assert 0.09 < change.max() < 0.11
+    assert max(steps) < 1.3 * 0.1 * template.frame.scale[0]  # no seam
+
+
+def test_grain_finer_than_the_model_survives(breast, write_template, tmp_path):
+    size, rng = (900, 700), np.random.default_rng(0)
+    grain = rng.normal(0, 400, size) * (breast(*size) > 0)
+    path = write_template(tmp_path / "grain_LCC.dcm", np.round(20000 + 30000 * breast(*size) + grain).astype(np.uint16))
+    template = open_template(find_inputs(path)[0])
+    box = (150, 350, 250, 500)
+    mask = box_ellipse(box, size)
+    smooth = ndimage.gaussian_filter(template.pixels, 3)  # the model paints no grain at all
+    stored = paste(template, smooth, mask, box)
+    window = np.s_[400:450, 180:220]
+
+    def grain_of(image):
+        return image[window] - ndimage.gaussian_filter(image.astype(float), 1)[window]
+
+    correlation = np.corrcoef(grain_of(stored).ravel(), grain_of(template.mammogram.stored).ravel())[0, 1]
+    assert correlation > 0.95
+
+
+def run(pipe, records, **planned):
+    plan = make_plan(records, **{"variants": 1, "seed": 0, **planned})
+    return list(Synthesizer(pipe, SamplerSettings(num_inference_steps=1, guidance_scale=1.0))(plan))
+
+
+def test_automatic_masks_lie_in_the_breast_of_either_side(pipe, phantom):
+    for synthesis in run(pipe, VinDr(phantom).images):
+        breast = breast_mask(synthesis.template.mammogram.unit())
+        assert synthesis.mask.any()
+        assert not (synthesis.mask & ~ndimage.binary_dilation(breast)).any()
+        ys, xs = np.nonzero(synthesis.mask)
+        assert synthesis.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+        assert (synthesis.stored != synthesis.template.mammogram.stored).any()
+
+
+def test_an_annotated_box_becomes_its_ellipse(pipe, phantom):
+    syntheses = run(pipe, VinDr(phantom).images, mask="annotations")
+    assert len(syntheses) == 2
+    for synthesis in syntheses:
+        (finding,) = synthesis.template.record.findings
+        np.testing.assert_array_equal(synthesis.mask, box_ellipse(finding.box, synthesis.mask.shape))
+        assert synthesis.box == finding.box
+
+
+def test_a_drawn_mask_is_taken_as_it_is(pipe, templates, tmp_path):
+    mask = np.zeros((160, 120), np.uint8)
+    mask[60:90, 20:45] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    (synthesis,) = run(pipe, find_inputs(templates / "full_LCC.dcm"), mask=str(tmp_path / "mask.png"))
+    np.testing.assert_array_equal(synthesis.mask, mask > 0)
+    assert synthesis.box == (20, 60, 45, 90)
+    assert (synthesis.stored != synthesis.template.mammogram.stored)[60:90, 20:45].mean() > 0.5
+
+
+def test_a_drawn_mask_ends_where_the_model_sees_nothing(pipe, templates, tmp_path):
+    Image.fromarray(np.full((160, 120), 255, np.uint8)).save(tmp_path / "mask.png")
+    (synthesis,) = run(pipe, find_inputs(templates / "full_LCC.dcm"), mask=str(tmp_path / "mask.png"))
+    frame = synthesis.template.frame
+    assert synthesis.box == (frame.x0, frame.y0, frame.x1, frame.y1) != (0, 0, 120, 160)
+
+
+@pytest.mark.parametrize(
+    ("corner", "shape", "sentence"),
+    [
+        ((12, 82), (160, 120), "full_LCC.dcm: the mask lies outside the breast; expected it to overlap"),
+        ((3, 3), (80, 60), "the mask file is 60x80 but .*full_LCC.dcm is 120x160; expected a mask of the same size"),
+    ],
+)
+def test_a_drawn_mask_that_does_not_fit(pipe, templates, tmp_path, corner, shape, sentence):
+    mask = np.zeros(shape, np.uint8)
+    mask[corner[0] : corner[0] + 8, corner[1] : corner[1] + 8] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    with pytest.raises(GBCIError, match=sentence):
+        run(pipe, find_inputs(templates / "full_LCC.dcm"), mask=str(tmp_path / "mask.png"))
+
+
+def test_an_annotation_beside_the_outline_of_the_breast_is_trusted(pipe, templates):
+    (record,) = find_inputs(templates / "full_LCC.dcm")
+    finding = Finding(box=(82.0, 12.0, 90.0, 20.0), attributes=Attributes(finding_categories=("Skin Thickening",)))
+    (synthesis,) = run(pipe, [dataclasses.replace(record, findings=(finding,))], mask="annotations")
+    assert synthesis.box == finding.box
+
+
+def test_the_smallest_box_of_a_large_image_keeps_a_pixel(pipe, breast, write_template, tmp_path):
+    path = write_template(tmp_path / "large_LCC.dcm", np.round(60000 * breast(1400, 1000)).astype(np.uint16))
+    (record,) = find_inputs(path)
+    finding = Finding(box=(300.0, 700.0, 302.0, 702.0), attributes=Attributes(finding_categories=("Mass",)))
+    (synthesis,) = run(pipe, [dataclasses.replace(record, findings=(finding,))], mask="annotations")
+    assert synthesis.box == (300, 700, 302, 702)
+
+
+def test_the_file_knows_view_side_and_spacing_better_than_its_name(pipe, breast, write_template, tmp_path):
+    path = write_template(tmp_path / "R_MLO.dcm", np.round(60000 * breast()).astype(np.uint16))
+    (synthesis,) = run(pipe, find_inputs(path))
+    assert (synthesis.attributes.laterality, synthesis.attributes.view_position) == ("L", "CC")
+    assert synthesis.attributes.pixel_spacing == pytest.approx(0.5 / synthesis.template.frame.scale[1])
+    (overridden,) = run(pipe, find_inputs(path), overrides={"laterality": "R", "view_position": "MLO"})
+    assert (overridden.attributes.laterality, overridden.attributes.view_position) == ("R", "MLO")
+
+
+def test_no_breast_names_the_file(tmp_path):
+    noise = np.zeros((64, 64), np.uint8)
+    noise[3, 3] = 255
+    Image.fromarray(noise).save(tmp_path / "dust.png")
+    with pytest.raises(GBCIError, match=r"dust.png: no breast found"):
+        open_template(find_inputs(tmp_path / "dust.png")[0])
+
+
+def test_an_image_that_cannot_be_pasted_into_names_the_file(pipe, opened, monkeypatch, templates):
+    template = opened["full_LCC.dcm"]
+    zigzag = dataclasses.replace(
+        template.mammogram.presentation,
+        levels=np.tile(np.float32([0, 1]), len(template.mammogram.presentation.levels) // 2),
+    )
+    broken = dataclasses.replace(template, mammogram=dataclasses.replace(template.mammogram, presentation=zigzag))
+    monkeypatch.setattr("gbci_fast.generate.engine.open_template", lambda record: broken)
+    with pytest.raises(GBCIError, match=r"full_LCC.dcm: the image's lookup table is not monotone"):
+        run(pipe, find_inputs(templates / "full_LCC.dcm"))
+
+
+def test_a_template_stays_open_as_long_as_it_is_used(pipe, templates, monkeypatch):
+    reads = []
+
+    def counted(record):
+        reads.append(record.image_id)
+        return open_template(record)
+
+    monkeypatch.setattr("gbci_fast.generate.engine.open_template", counted)
+    records = [record for record in find_inputs(templates) if record.image_id in ("eight_LCC", "full_LCC")]
+    plan = make_plan(records, variants=3, seed=0)
+    synthesizer = Synthesizer(pipe, SamplerSettings(num_inference_steps=1, guidance_scale=1.0))
+    for batch in (plan[:2], plan[2:4], plan[4:]):
+        assert [synthesis.item for synthesis in synthesizer(batch)] == batch
+    assert reads == ["eight_LCC", "full_LCC"]

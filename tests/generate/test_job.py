@@ -1,0 +1,302 @@
+"""Jobs on disk: the same bytes every time, interrupted or not, and refusals."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from gbci_fast.data.dicom import read_mammogram
+from gbci_fast.data.vindr import VinDr, find_inputs
+from gbci_fast.errors import GBCIError
+from gbci_fast.files import sha256_of
+from gbci_fast.generate import job
+from gbci_fast.generate.engine import SamplerSettings
+from gbci_fast.generate.job import JobSettings
+from gbci_fast.generate.plan import make_plan
+from gbci_fast.pipeline import GBCIPipeline
+
+
+class StopError(Exception):
+    """Something that nobody expects."""
+
+
+def stop_after(count, error=KeyboardInterrupt):
+    def on_batch(images):
+        if images >= count:
+            raise error
+
+    return on_batch
+
+
+def stop_now(image):
+    raise KeyboardInterrupt
+
+
+def images_of(output):
+    """Names of all files below ``images/`` and ``masks/``."""
+    return {
+        path.relative_to(output).as_posix()
+        for folder in ("images", "masks")
+        for path in (output / folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def manifest_of(output):
+    return pd.read_parquet(output / "manifest.parquet")
+
+
+def assert_valid_part(output, plan, count):
+    """`output` holds the first `count` images of the plan, in files and in all tables, and nothing else."""
+    manifest = manifest_of(output)
+    assert manifest.image_id.tolist() == [item.image_id for item in plan[:count]]
+    assert images_of(output) == {*manifest.dicom_file, *manifest.png_file, *manifest.mask_file}
+    data = VinDr(output)
+    assert [image.image_id for image in data.images] == manifest.image_id.tolist()
+    assert data.missing() == []
+    assert Image.open(output / "preview.png").size == (8 * 224, 224 * count + 18)
+
+
+def test_same_job_same_bytes(make_job, phantom, finished, tree, tmp_path):
+    make_job(phantom, tmp_path / "again")
+    assert tree(tmp_path / "again") == tree(finished)
+
+
+def test_another_seed_gives_other_images_under_other_names(make_job, phantom, finished, tmp_path):
+    make_job(phantom, tmp_path / "other", seed=1)
+    assert not images_of(tmp_path / "other") & images_of(finished)
+    first, second = manifest_of(finished), manifest_of(tmp_path / "other")
+    assert not set(first.dicom_sha256) & set(second.dicom_sha256)
+    assert not set(first.png_sha256) & set(second.png_sha256)
+
+
+def test_the_batch_size_changes_no_image_beyond_rounding(make_job, phantom, finished, tmp_path):
+    make_job(phantom, tmp_path / "data", settings={"batch_size": 3})
+    for name in manifest_of(tmp_path / "data").dicom_file:
+        image, other = read_mammogram(tmp_path / "data" / name), read_mammogram(finished / name)
+        difference = np.abs(image.unit() - other.unit())
+        assert difference.max() < 2e-3
+    assert images_of(tmp_path / "data") == images_of(finished)
+
+
+def test_manifest(finished, phantom):
+    manifest = manifest_of(finished)
+    assert len(manifest) == 4
+    assert manifest["index"].tolist() == list(range(4))
+    assert manifest.batch.tolist() == [0, 0, 1, 1]
+    for kind in ("dicom", "png", "mask"):
+        digests = [sha256_of(finished / name) for name in manifest[f"{kind}_file"]]
+        assert manifest[f"{kind}_sha256"].tolist() == digests
+    records = {record.image_id: record for record in VinDr(phantom).images}
+    assert manifest.template_sha256.tolist() == [sha256_of(records[name].path) for name in manifest.template_image_id]
+    row = manifest.iloc[0]
+    expected = {
+        "variant": 0, "height": 192, "width": 160, "mask_source": "auto", "report": None, "spacing_assumed": False,
+        "job_seed": 0, "formats": "dicom,png", "num_inference_steps": 1, "guidance_scale": 1.0, "batch_size": 2,
+        "scheduler": "DDIMScheduler", "runtime": "eager", "tier": "exact", "dtype": "fp32", "weights_hash": "ab" * 32,
+        "gbci_fast": "0.1.0", "compression": "rle", "template_file": f"{row.template_image_id}.dicom",
+    }  # fmt: skip
+    assert {name: row[name] for name in expected} == expected
+    assert json.loads(row.attributes)["finding_categories"] == ["Mass"]
+    mask = np.asarray(Image.open(finished / row.mask_file)) == 255
+    ys, xs = np.nonzero(mask)
+    assert (row.xmin, row.ymin, row.xmax, row.ymax) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+
+
+def test_no_table_holds_an_absolute_path(make_job, templates, tmp_path):
+    Image.fromarray(np.full((160, 120), 255, np.uint8)).save(tmp_path / "mask.png")
+    output = tmp_path / "data"
+    make_job(templates / "full_LCC.dcm", output, mask=str(tmp_path / "mask.png"))
+    tables = [path.read_text() for path in output.iterdir() if path.suffix in (".csv", ".json")]
+    tables.append(manifest_of(output).to_csv())
+    assert len(tables) == 4
+    for folder in (tmp_path, templates):
+        assert not any(str(folder) in table for table in tables)
+
+
+@pytest.mark.parametrize(("count", "error"), [(2, StopError), (4, KeyboardInterrupt)])
+def test_interrupted_then_resumed(make_job, phantom, finished, tree, tmp_path, count, error):
+    output = tmp_path / "data"
+    with pytest.raises(error):
+        make_job(phantom, output, on_batch=stop_after(count, error))
+    assert_valid_part(output, make_plan(VinDr(phantom).images, variants=1, seed=0), count)
+    assert (output / ".progress").is_dir()
+    counts = []
+    make_job(phantom, output, resume=True, on_batch=counts.append)
+    assert counts == list(range(count, 5, 2))
+    assert tree(output) == tree(finished)
+
+
+@pytest.mark.parametrize("sink", ["dicom", "png"])
+def test_a_stop_within_a_batch_leaves_none_of_its_files(make_job, phantom, finished, tree, tmp_path, monkeypatch, sink):
+    output, write, calls = tmp_path / "data", getattr(job, sink).write_synthesis, []
+
+    def write_three(*args, **options):
+        calls.append(args)
+        if len(calls) == 4:
+            raise StopError
+        write(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(job, sink), "write_synthesis", write_three)
+        with pytest.raises(StopError):
+            make_job(phantom, output)
+    assert_valid_part(output, make_plan(VinDr(phantom).images, variants=1, seed=0), 2)
+    assert all(any(path.iterdir()) for path in output.rglob("*") if path.is_dir())
+    make_job(phantom, output, resume=True)
+    assert tree(output) == tree(finished)
+
+
+def test_a_killed_run_is_resumed(make_job, phantom, finished, tree, tmp_path):
+    output = tmp_path / "data"
+    with pytest.raises(StopError):
+        make_job(phantom, output, on_batch=stop_after(2, StopError))
+    # No clean-up ran: no tables, but files of the second batch, and some under temporary names.
+    for name in ("manifest.parquet", "breast-level_annotations.csv", "finding_annotations.csv", "preview.png"):
+        (output / name).unlink()
+    begun = make_plan(VinDr(phantom).images, variants=1, seed=0)[2:4]
+    half_written = [
+        output / "images" / begun[0].study_id / f"{begun[0].image_id}.dicom",
+        output / "images" / begun[0].study_id / f".{begun[0].image_id}.png.99.tmp",
+        output / "masks" / begun[1].study_id / f".{begun[1].image_id}.png.99.tmp",
+        output / ".manifest.parquet.99.tmp",
+        output / ".progress" / ".batch-000001.json.99.tmp",
+    ]
+    for path in half_written:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    make_job(phantom, output, resume=True)
+    assert tree(output) == tree(finished)
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_stopped_before_the_first_batch_is_finished_nothing_stays(
+    make_job, phantom, finished, tree, tmp_path, monkeypatch, existed
+):
+    output = tmp_path / "data"
+    if existed:
+        output.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "preview_panels", stop_now)
+        with pytest.raises(KeyboardInterrupt):
+            make_job(phantom, output)
+    assert list(tmp_path.rglob("*")) == ([output] if existed else [])
+    make_job(phantom, output, resume=True)
+    assert tree(output) == tree(finished)
+
+
+def test_resuming_a_finished_job_does_nothing(make_job, phantom, finished, tmp_path, monkeypatch):
+    output, counts = shutil.copytree(finished, tmp_path / "data"), []
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    monkeypatch.delattr(GBCIPipeline, "__call__")
+    make_job(phantom, output, resume=True, on_batch=counts.append)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    assert counts == [4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"seed": 1}, "job_seed, descriptions differ"),
+        ({"variants": 2}, "images, masks, descriptions differ"),
+        ({"overrides": {"finding_birads": 5}}, "descriptions differ"),
+        ({"report": "a mass"}, "descriptions differ"),
+        ({"mask": "annotations"}, "images, masks, descriptions differ"),
+        ({"settings": {"batch_size": 4}}, "batch_size differ"),
+        ({"settings": {"formats": ("png",)}}, "formats differ"),
+        ({"settings": {"sampler": SamplerSettings(num_inference_steps=2)}}, "num_inference_steps, guidance_scale"),
+        ({"settings": {"weights_hash": "other"}}, "weights_hash differ"),
+    ],
+)
+def test_another_job_is_not_resumed(make_job, phantom, finished, tree, changes, sentence):
+    before = tree(finished)
+    with pytest.raises(GBCIError, match=f"holds another job: {sentence}.*; resume with the same arguments"):
+        make_job(phantom, finished, resume=True, **changes)
+    assert tree(finished) == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_with_something_else(make_job, phantom, tmp_path, resume):
+    (tmp_path / "notes.txt").write_text("mine")
+    sentence = "holds no job to resume" if resume else "is not empty; pass --resume"
+    with pytest.raises(GBCIError, match=sentence):
+        make_job(phantom, tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", "\0"])
+def test_a_damaged_job_file(make_job, phantom, tmp_path, content):
+    (tmp_path / "job.json").write_text(content)
+    with pytest.raises(GBCIError, match=r"job.json cannot be read, so .* holds no job to resume"):
+        make_job(phantom, tmp_path, resume=True)
+
+
+def test_an_output_that_is_a_file(make_job, phantom, tmp_path):
+    (tmp_path / "data").write_text("mine")
+    with pytest.raises(GBCIError, match="data is a file; expected a folder"):
+        make_job(phantom, tmp_path / "data")
+
+
+def test_a_missing_image_is_noticed_before_anything_is_made(make_job, phantom, tmp_path):
+    root = shutil.copytree(phantom, tmp_path / "root")
+    for record in VinDr(root).images[2:]:
+        record.path.unlink()
+    with pytest.raises(GBCIError, match=r"\.dicom does not exist \(nor do 1 more\); expected every image of the input"):
+        make_job(root, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_damaged_image_among_good_ones_stops_the_job_until_it_is_repaired(make_job, templates, tmp_path):
+    folder = tmp_path / "input"
+    folder.mkdir()
+    for name in ("a_LCC.dcm", "b_LCC.dcm", "d_LCC.dcm"):
+        shutil.copy(templates / "full_LCC.dcm", folder / name)
+    (folder / "c_LCC.dcm").write_bytes((folder / "a_LCC.dcm").read_bytes()[:5000])
+    with pytest.raises(GBCIError, match=r"c_LCC.dcm: damaged or not decodable"):
+        make_job(folder, tmp_path / "data")
+    assert_valid_part(tmp_path / "data", make_plan(find_inputs(folder), variants=1, seed=0), 2)
+    shutil.copy(templates / "full_LCC.dcm", folder / "c_LCC.dcm")
+    make_job(folder, tmp_path / "data", resume=True)
+    assert len(manifest_of(tmp_path / "data")) == 4
+
+
+def test_unknown_view_is_refused_for_dicom_and_blank_in_tables(make_job, templates, tmp_path):
+    shutil.copy(templates / "sixteen_LCC.png", tmp_path / "scan.png")
+    with pytest.raises(
+        GBCIError, match=r"scan.png: view is unknown and side unknown; DICOM needs both, pass --set view"
+    ):
+        make_job(tmp_path / "scan.png", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+    make_job(tmp_path / "scan.png", tmp_path / "data", settings={"formats": ("png",)})
+    (image,) = VinDr(tmp_path / "data").images
+    assert (image.view_position, image.laterality, image.path.suffix) == (None, None, ".png")
+    assert "dicom_file" not in manifest_of(tmp_path / "data")
+    named = {"overrides": {"view_position": "MLO", "laterality": "R"}}
+    make_job(tmp_path / "scan.png", tmp_path / "named", **named)
+    (image,) = VinDr(tmp_path / "named").images
+    assert (image.read().view_position, image.read().laterality) == ("MLO", "R")
+
+
+def test_equal_names_in_different_folders_do_not_collide(make_job, templates, tmp_path):
+    for folder in ("one", "two", "deep/one"):
+        (tmp_path / "input" / folder).mkdir(parents=True)
+        shutil.copy(templates / "full_LCC.dcm", tmp_path / "input" / folder / "same_LCC.dcm")
+    make_job(tmp_path / "input", tmp_path / "data")
+    images = VinDr(tmp_path / "data").images
+    assert len({image.image_id for image in images}) == 3
+    assert len(images_of(tmp_path / "data")) == 9
+    assert manifest_of(tmp_path / "data").dicom_sha256.nunique() == 3
+
+
+@pytest.mark.parametrize("formats", [("tiff",), ("dicom", "tiff"), ()])
+def test_unknown_format(formats):
+    with pytest.raises(GBCIError, match=r"format is '.*'; expected one or more of dicom, png"):
+        JobSettings(seed=0, formats=formats)
+
+
+def test_batch_size_of_nothing():
+    with pytest.raises(GBCIError, match="batch_size is 0; expected at least 1"):
+        JobSettings(seed=0, batch_size=0)

@@ -1,0 +1,92 @@
+"""The annotation tables, read back by the VinDr-Mammo reader."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.vindr import VinDr
+
+
+def only_image(output):
+    (image,) = VinDr(output).images
+    return image
+
+
+def tables(output):
+    for name in ("breast-level_annotations.csv", "finding_annotations.csv"):
+        with (output / name).open(newline="") as file:
+            yield list(csv.DictReader(file))
+
+
+def test_the_painted_lesion_and_the_templates_own(finished, phantom):
+    originals = {record.image_id: record for record in VinDr(phantom).images}
+    kept = 0
+    for image in VinDr(finished).images:
+        template = originals[image.extra["template_image_id"]]
+        painted, *own = image.findings
+        mask = np.asarray(Image.open(finished / "masks" / image.study_id / f"{image.image_id}.png")) == 255
+        ys, xs = np.nonzero(mask)
+        assert painted.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+        assert (painted.attributes.finding_categories, painted.attributes.finding_birads) == (("Mass",), 4)
+        assert [finding.box for finding in own] == [finding.box for finding in template.findings]
+        assert [finding.attributes.finding_birads for finding in own] == [3] * len(own)
+        assert image.attributes.breast_birads == 4
+        assert image.attributes.breast_density == template.attributes.breast_density
+        assert (image.laterality, image.view_position) == (template.laterality, template.view_position)
+        assert (image.split, image.extra["source"]) == (template.split, "synthetic")
+        assert (image.height, image.width) == image.read().shape
+        kept += len(own)
+    assert kept == 2
+
+
+def test_a_lesion_that_was_painted_over_loses_its_row(make_job, phantom, tmp_path):
+    make_job(phantom, tmp_path / "data", mask="annotations", overrides={"finding_birads": 5})
+    originals = {record.image_id: record for record in VinDr(phantom).images}
+    images = VinDr(tmp_path / "data").images
+    assert len(images) == 2
+    for image in images:
+        (finding,) = image.findings
+        (original,) = originals[image.extra["template_image_id"]].findings
+        assert finding.box == original.box
+        assert finding.attributes.finding_birads == image.attributes.breast_birads == 5
+        assert finding.extra["report"] == original.extra["report"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "categories", "birads"),
+    [
+        ({"finding_categories": "Mass,Skin Retraction", "finding_birads": 5}, ("Mass", "Skin Retraction"), 5),
+        ({"finding_categories": "unknown"}, None, 4),
+        ({"finding_birads": "unknown"}, ("Mass",), None),
+    ],
+)
+def test_what_was_asked_for_stands_in_the_tables(make_job, templates, tmp_path, overrides, categories, birads):
+    overrides = {**overrides, "breast_density": "D", "breast_birads": 3, "age": 61}
+    make_job(templates / "full_LCC.dcm", tmp_path / "data", overrides=overrides, report='a "round", mass\nin two lines')
+    image = only_image(tmp_path / "data")
+    (finding,) = image.findings
+    assert (finding.attributes.finding_categories, finding.attributes.finding_birads) == (categories, birads)
+    assert image.attributes == Attributes(
+        laterality="L", view_position="CC", breast_density="D", breast_birads=3, age=61
+    )
+    assert image.extra["report"] == 'a "round", mass\nin two lines'
+
+
+def test_healthy_tissue_is_no_finding(make_job, templates, tmp_path):
+    make_job(templates / "full_LCC.dcm", tmp_path / "data", overrides={"finding_categories": "No Finding"})
+    image = only_image(tmp_path / "data")
+    assert image.findings == ()
+    assert image.attributes.finding_categories == ()
+    assert image.attributes.breast_birads is None
+    _, (row,) = tables(tmp_path / "data")
+    assert (row["finding_categories"], row["finding_birads"], row["xmin"]) == ("['No Finding']", "", "")
+
+
+@pytest.mark.parametrize(("name", "spacing"), [("full_LCC.dcm", "0.5"), ("sixteen_LCC.png", "")])
+def test_only_a_stated_spacing_stands_in_the_tables(make_job, templates, tmp_path, name, spacing):
+    make_job(templates / name, tmp_path / "data")
+    for (row,) in tables(tmp_path / "data"):
+        assert row["spacing_mm"] == spacing

@@ -1,0 +1,178 @@
+"""Plans: what depends on what, descriptions, automatic masks and mask files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.vindr import Finding, ImageRecord
+from gbci_fast.errors import GBCIError
+from gbci_fast.generate.plan import DIAMETER_RANGE, MEDIAN_DIAMETER, automatic_mask, make_plan, read_mask_file
+
+BREAST = Attributes(laterality="L", view_position="CC", breast_density="C", breast_birads=2)
+MASS = Attributes(breast_density="C", breast_birads=3, finding_categories=("Mass",), finding_birads=3)
+
+
+def record(name="a", study="s", findings=(), **changes):
+    values = {"study_id": study, "image_id": name, "path": Path(f"{name}.dcm"), "attributes": BREAST, **changes}
+    return ImageRecord(findings=tuple(findings), **values)
+
+
+def disk(size=224, radius=100):
+    y, x = np.ogrid[:size, :size]
+    return np.hypot(y - size / 2, x) < radius
+
+
+def test_every_record_in_every_variant():
+    plan = make_plan([record("a"), record("b")], variants=3, seed=0)
+    assert [(item.index, item.template.image_id, item.variant) for item in plan] == [
+        (0, "a", 0), (1, "a", 1), (2, "a", 2), (3, "b", 0), (4, "b", 1), (5, "b", 2),
+    ]  # fmt: skip
+    assert len({item.image_id for item in plan}) == len({item.seed for item in plan}) == 6
+    assert all(0 <= item.seed < 2**63 for item in plan)
+    assert {item.mask_source for item in plan} == {"auto"}
+
+
+def test_noise_depends_on_job_seed_and_index_alone():
+    seeds = [item.seed for item in make_plan([record("a"), record("b")], variants=2, seed=5)]
+    other_inputs = make_plan([record("x", findings=[Finding(box=(1, 2, 3, 4), attributes=MASS)])], variants=4, seed=5,
+                             mask="annotations", overrides={"breast_density": "A"}, report="text")  # fmt: skip
+    assert [item.seed for item in other_inputs] == seeds
+    assert not set(seeds) & {item.seed for item in make_plan([record("a"), record("b")], variants=2, seed=6)}
+
+
+def test_views_of_a_study_share_the_synthetic_study_of_their_variant():
+    plan = make_plan([record("a"), record("b"), record("c", study="t")], variants=2, seed=0)
+    a0, a1, b0, b1, c0, _ = (item.study_id for item in plan)
+    assert (a0, a1) == (b0, b1)
+    assert len({a0, a1, c0}) == 3
+
+
+def test_the_default_lesion_grades_its_breast():
+    (item,) = make_plan([record()], variants=1, seed=0)
+    # View and side wait for the opened file.
+    assert item.attributes == Attributes(
+        breast_density="C", breast_birads=4, finding_categories=("Mass",), finding_birads=4
+    )
+    (worse,) = make_plan([record(attributes=Attributes(breast_birads=5))], variants=1, seed=0)
+    assert worse.attributes.breast_birads == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"finding_birads": "5"}, {"finding_birads": 5, "breast_birads": 5}),
+        ({"finding_birads": "3", "breast_birads": "2"}, {"finding_birads": 3, "breast_birads": 2}),
+        ({"finding_categories": "No Finding"}, {"finding_categories": (), "finding_birads": None, "breast_birads": 2}),
+        ({"finding_categories": "unknown"}, {"finding_categories": None, "finding_birads": 4}),
+        ({"breast_density": "unknown"}, {"breast_density": None}),
+        ({"view_position": "MLO", "laterality": "R"}, {"view_position": "MLO", "laterality": "R"}),
+        ({"finding_categories": "Asymmetry,Mass"}, {"finding_categories": ("Mass", "Asymmetry")}),
+    ],
+)
+def test_overrides(overrides, expected):
+    (item,) = make_plan([record()], variants=1, seed=0, overrides=overrides)
+    assert {name: getattr(item.attributes, name) for name in expected} == expected
+
+
+def test_annotations_take_the_boxes_in_turn_and_leave_out_images_without():
+    first = Finding(box=(1, 2, 3, 4), attributes=MASS, extra={"report": "round mass"})
+    second = Finding(box=(5, 6, 7, 8), attributes=Attributes(finding_categories=("Asymmetry",)))
+    records = [record("a", findings=[first, second], extra={"report": "whole image"}), record("b")]
+    plan = make_plan(records, variants=3, seed=0, mask="annotations")
+    assert [item.box for item in plan] == [(1, 2, 3, 4), (5, 6, 7, 8), (1, 2, 3, 4)]
+    assert [item.report for item in plan] == ["round mass", "whole image", "round mass"]
+    assert {item.mask_source for item in plan} == {"annotations"}
+    assert plan[0].attributes == MASS
+    assert plan[1].attributes.finding_categories == ("Asymmetry",)
+    assert [item.report for item in make_plan(records, variants=1, seed=0, mask="annotations", report="x")] == ["x"]
+
+
+def test_no_annotation_at_all():
+    with pytest.raises(GBCIError, match="no input has an annotated box"):
+        make_plan([record()], variants=1, seed=0, mask="annotations")
+
+
+@pytest.mark.parametrize("variants", [0, -1])
+def test_no_variant(variants):
+    with pytest.raises(GBCIError, match=f"variants is {variants}; expected at least 1"):
+        make_plan([record()], variants=variants, seed=0)
+
+
+def test_unknown_attribute():
+    with pytest.raises(GBCIError, match="attribute 'shape' is not known"):
+        make_plan([record()], variants=1, seed=0, overrides={"shape": "round"})
+
+
+def test_automatic_masks_lie_in_the_breast_and_have_lesion_sizes():
+    breast, diameters = disk(), []
+    for seed in range(200):
+        mask = automatic_mask(breast, seed)
+        assert not (mask & ~breast).any()
+        assert ndimage.label(mask)[1] == 1
+        diameters.append(2 * np.sqrt(mask.sum() / np.pi))
+    assert DIAMETER_RANGE[0] * 0.9 < min(diameters)
+    assert max(diameters) < DIAMETER_RANGE[1] * 1.2
+    assert abs(np.median(diameters) / MEDIAN_DIAMETER - 1) < 0.15
+
+
+def test_an_automatic_mask_is_a_function_of_its_seed():
+    np.testing.assert_array_equal(automatic_mask(disk(), 3), automatic_mask(disk(), 3))
+    assert (automatic_mask(disk(), 3) != automatic_mask(disk(), 4)).any()
+
+
+def test_a_breast_too_narrow_for_the_lesion_still_gets_one():
+    sliver = np.zeros((224, 224), bool)
+    sliver[60:160, :6] = True
+    for seed in range(20):
+        mask = automatic_mask(sliver, seed)
+        assert mask.any()
+        assert not (mask & ~sliver).any()
+
+
+@pytest.mark.parametrize(
+    ("values", "selected"),
+    [
+        (np.array([[0, 127, 128, 255]], np.uint8), [0, 0, 1, 1]),
+        (np.array([[0, 0, 1, 1]], np.uint8), [0, 0, 1, 1]),
+        (np.array([[0, 30000, 65535]], np.uint16), [0, 0, 1]),
+        (np.array([[False, True]]), [0, 1]),
+    ],
+)
+def test_mask_file_is_cut_at_half_of_its_range(tmp_path, values, selected):
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    mask = read_mask_file(tmp_path / "mask.png")
+    assert mask.dtype == bool
+    assert mask.tolist() == [[bool(value) for value in selected]]
+
+
+def test_mask_file_is_read_once_for_all(tmp_path):
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "mask.png")
+    plan = make_plan([record("a"), record("b")], variants=2, seed=0, mask=str(tmp_path / "mask.png"))
+    assert {item.mask_source for item in plan} == {"file"}
+    assert len({id(item.drawn) for item in plan}) == 1
+
+
+def damaged_png(path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        (lambda path: None, "cannot be read as a mask image: .*No such file"),
+        (lambda path: path.write_text("no image"), "cannot be read as a mask image: cannot identify"),
+        (damaged_png, "cannot be read as a mask image: .*truncated"),
+        (lambda path: Image.new("RGB", (4, 4), (9, 9, 9)).save(path), "is a color image; expected a gray mask"),
+        (lambda path: Image.new("L", (4, 4)).save(path), "is all zero; expected at least one pixel"),
+    ],
+)
+def test_bad_mask_file(tmp_path, write, sentence):
+    path = tmp_path / "mask.png"
+    write(path)
+    with pytest.raises(GBCIError, match=f"mask.png {sentence}"):
+        make_plan([record()], variants=1, seed=0, mask=str(path))
