@@ -58,7 +58,7 @@ class Task(Protocol):
 
     module: nn.Module
 
-    def loss(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]: ...
+    def loss(self, batch_size: int, generator: torch.Generator) -> Tensor: ...
 
     def sample_sheet(self, path: Path) -> None: ...
 
@@ -142,7 +142,7 @@ def _optimizer_step(
         generator = torch.Generator().manual_seed(_mix(config.seed, step, micro))
         autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
         with autocast:
-            loss, _ = task.loss(config.batch_size, generator)
+            loss = task.loss(config.batch_size, generator)
         _check_finite("loss", loss, step)
         (loss / config.accumulate).backward()
         total += loss.item() / config.accumulate

@@ -94,5 +94,5 @@ def train_ldm(
         pipe.unet.load_state_dict(trained.unet.state_dict())
         pipe.conditioner.load_state_dict(trained.conditioner.state_dict())
     pipe.to(place)
-    bank = build_bank(pipe, images, config.variants, loop.seed)
+    bank = build_bank(pipe, images, config.variants, loop.seed, loop.precision)
     train(LDMTask(pipe, bank, config, place), loop, output, resume=resume, device=place)

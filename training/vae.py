@@ -51,7 +51,7 @@ class VAETask:
         self.images, self.config, self.device = images, config, device
         self.module: nn.Module = build_vae(config)
 
-    def loss(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """One batch of crops [B, 1, c, c] in [-1, 1]."""
         x = self._crops(batch_size, generator).to(self.device)
         posterior = self.module.encode(x).latent_dist
@@ -60,7 +60,7 @@ class VAETask:
         pixel = (decoded - x).abs().mean() + 2.0 * (decoded - x).square().mean()
         edge = sum((decoded.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (-1, -2))
         kl = posterior.kl().mean() / x[0].numel()
-        return pixel + self.config.edge_weight * edge + self.config.kl_weight * kl, {"kl": kl.item()}
+        return pixel + self.config.edge_weight * edge + self.config.kl_weight * kl
 
     def sample_sheet(self, path: Path) -> None:
         """Eight training images above their reconstructions."""
