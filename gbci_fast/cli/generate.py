@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,26 +97,30 @@ def run(args: argparse.Namespace) -> None:
 def _progress(total: int, output: Path) -> Iterator[Callable[[int], None]]:
     """A progress bar, or a line per batch where there is no terminal; says what is finished when it is stopped."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     columns = (
         TextColumn("generating"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} images  {task.fields[rate]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.completed}/{task.total} images"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[pace]}"),
     )
     history: list[tuple[float, int]] = []  # (seconds, images done) at the start and after each batch
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("generate", total=total, rate="")
+        bar = progress.add_task("generate", total=total, pace="")
 
         def on_batch(images: int) -> None:
             history.append((time.monotonic(), images))
             start, before = history[0]
-            rate = f"{(images - before) / (history[-1][0] - start):.2f} images/s" if images > before else ""
-            progress.update(bar, completed=images, rate=rate)
+            pace = ""
+            if images > before:
+                rate = (images - before) / (history[-1][0] - start)
+                pace = f"{rate:.2f} images/s, {timedelta(seconds=round((total - images) / rate))} left"
+            progress.update(bar, completed=images, pace=pace)
             if images and not console.is_terminal:
-                console.print(f"{images}/{total} images  {rate}".rstrip())
+                console.print(f"{images}/{total} images  {pace}".rstrip())
 
         try:
             yield on_batch
