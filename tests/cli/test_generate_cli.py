@@ -113,6 +113,19 @@ def test_ctrl_c(weights, phantom, tmp_path):
     assert VinDr(output).missing() == []
 
 
+def test_a_damaged_input_says_what_is_finished(weights, image, tmp_path, capfd):
+    folder, output = tmp_path / "input", tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.dcm").write_bytes(image.read_bytes())
+    (folder / "b.dcm").write_bytes(image.read_bytes()[:2000])
+    assert generate(folder, "--output", output, "--weights", weights, *QUICK, "--batch-size", "1") == 1
+    first, finished, sentence = capfd.readouterr().err.splitlines()
+    assert first.startswith("1/2 images")
+    assert finished == f"1 of 2 images are finished in {output}; --resume continues"
+    assert sentence.startswith(f"gbci-fast generate: {folder / 'b.dcm'}: damaged or not decodable")
+    assert len(VinDr(output).images) == 1
+
+
 def test_terminated_politely(weights, image, tmp_path, capfd, monkeypatch):
     def terminate(synthesis):
         signal.raise_signal(signal.SIGTERM)

@@ -106,6 +106,13 @@ def test_manifest(finished, phantom):
     assert (row.xmin, row.ymin, row.xmax, row.ymax) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
 
 
+def test_the_preview_shows_a_choice_of_images(make_job, templates, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "PREVIEW_ROWS", 2)
+    make_job(templates / "full_LCC.dcm", tmp_path / "data", variants=3)
+    assert len(manifest_of(tmp_path / "data")) == 3
+    assert Image.open(tmp_path / "data" / "preview.png").size == (8 * 224, 2 * 224 + 18)
+
+
 def test_no_table_holds_an_absolute_path(make_job, templates, tmp_path):
     Image.fromarray(np.full((160, 120), 255, np.uint8)).save(tmp_path / "mask.png")
     output = tmp_path / "data"
