@@ -52,15 +52,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluates, writes figure and report, and prints the table."""
-    from diffusers.utils.logging import disable_progress_bar
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    from gbci_fast.checkpoint import checkpoint_folder
     from gbci_fast.devices import pick_device
     from gbci_fast.evaluate.paired import PairedSettings, evaluate_paired
     from gbci_fast.evaluate.paired_figure import draw_figure
     from gbci_fast.files import atomically
-    from gbci_fast.pipeline import PACKAGED_WEIGHTS
 
     figure = args.figure or args.output.with_suffix(".png")
     if figure.resolve() == args.output.resolve():
@@ -76,7 +75,6 @@ def run(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     for path in (args.output, figure):
         _check_writable(path)
-    disable_progress_bar()
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -89,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
         tasks = {stage: progress.add_task(stage, total=None) for stage in ("reading", "sampling")}
         report, examples = evaluate_paired(
             args.roots,
-            args.weights or PACKAGED_WEIGHTS,
+            checkpoint_folder(args.weights),
             settings,
             device=device,
             on_progress=lambda stage, done, total: progress.update(tasks[stage], completed=done, total=total),

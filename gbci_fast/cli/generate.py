@@ -6,12 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gbci_fast.errors import GBCIError
-
-if TYPE_CHECKING:
-    from gbci_fast.pipeline import GBCIPipeline
 
 EXAMPLE = """\
 example:
@@ -61,7 +57,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Plans the job, runs it with a progress bar, and prints where the preview is."""
+    import torch
+
+    from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
     from gbci_fast.data.vindr import find_inputs
+    from gbci_fast.devices import pick_device
     from gbci_fast.files import hash_weights
     from gbci_fast.generate.engine import SamplerSettings
     from gbci_fast.generate.job import JobSettings, run_job
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         overrides=_pairs(args.overrides),
         report=args.report,
     )
-    folder = _weights_folder(args.weights)
+    folder, device = checkpoint_folder(args.weights), pick_device(args.device)
     settings = JobSettings(
         seed=args.seed,
         formats=tuple(args.format.split(",")),
@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         weights_hash=hash_weights(folder),
     )
-    pipe = _load_pipeline(folder, args.dtype, args.device)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
+    pipe = load_pipeline(folder, device=device, dtype=dtype)
     with _progress(len(plan), args.output) as on_batch:
         preview = run_job(pipe, plan, args.output, settings, resume=args.resume, on_batch=on_batch)
     print(f"{len(plan)} synthetic images in {args.output}; look at {preview}")
@@ -128,33 +129,6 @@ def _progress(total: int, output: Path) -> Iterator[Callable[[int], None]]:
             if history and history[-1][1]:
                 console.print(f"{history[-1][1]} of {total} images are finished in {output}; --resume continues")
             raise
-
-
-def _weights_folder(given: Path | None) -> Path:
-    from gbci_fast.pipeline import PACKAGED_WEIGHTS
-
-    folder = given or PACKAGED_WEIGHTS
-    if not (folder / "model_index.json").exists():
-        raise GBCIError(f"{folder} has no model_index.json; expected a folder written by `gbci-fast train ldm`")
-    return folder
-
-
-def _load_pipeline(folder: Path, dtype: str, device: str) -> "GBCIPipeline":
-    """The pipeline on its device; quiet, for loading takes a second."""
-    import torch
-    from diffusers.utils.logging import disable_progress_bar
-
-    from gbci_fast.devices import pick_device
-    from gbci_fast.pipeline import GBCIPipeline
-
-    place = pick_device(device)
-    disable_progress_bar()
-    try:
-        pipe = GBCIPipeline.from_pretrained(folder, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
-    except (OSError, ValueError, KeyError) as error:
-        raise GBCIError(f"{folder} cannot be loaded as a pipeline: {' '.join(str(error).split())}") from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(place)
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

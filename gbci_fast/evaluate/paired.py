@@ -19,6 +19,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from gbci_fast.checkpoint import load_pipeline
 from gbci_fast.data.attributes import FINDING_CATEGORIES, Attributes
 from gbci_fast.data.fields import Lesion, field_of_view, lesion_truth, to_unit
 from gbci_fast.data.preprocess import breast_mask, whole_breast_frame
@@ -156,7 +157,7 @@ def evaluate_paired(
         GBCIError: no pipeline in `weights`, no image with a finding, or an image that cannot be read; the latter
             before anything is sampled.
     """
-    pipe = load_pipeline(weights, device)
+    pipe = load_pipeline(weights, device=device)
     cases, skipped = load_cases(roots, settings, pipe.unet.config.sample_size * pipe.vae_scale_factor, on_progress)
     shown = {i * len(cases) // NUM_EXAMPLES for i in range(NUM_EXAMPLES)}
     rows, examples = [], []
@@ -187,22 +188,6 @@ def evaluate_paired(
         "images": rows,
     }
     return report, examples
-
-
-def load_pipeline(folder: Path, device: torch.device | str) -> GBCIPipeline:
-    """Loads a pipeline folder in float32, quiet.
-
-    Raises:
-        GBCIError: the folder holds no pipeline, or a damaged one.
-    """
-    if not (folder / "model_index.json").is_file():
-        raise GBCIError(f"{folder} has no model_index.json; expected a pipeline folder as `gbci-fast train ldm` writes")
-    try:
-        pipe = GBCIPipeline.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise GBCIError(f"{folder} cannot be loaded as a pipeline: {' '.join(str(error).split())}") from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
 
 
 def load_cases(

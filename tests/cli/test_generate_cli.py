@@ -147,7 +147,7 @@ BAD = {
     "steps": (["--steps", "0"], "num_inference_steps is 0; expected at least 1"),
     "guidance": (["--guidance", "nan"], "guidance_scale is nan; expected a finite number"),
     "device": (["--device", "abacus"], "device is 'abacus'; expected"),
-    "weights": (["--weights", "{tmp}"], "has no model_index.json; expected a folder written by `gbci-fast train ldm`"),
+    "weights": (["--weights", "{tmp}"], "has no model_index.json; expected a pipeline folder"),
     "set": (["--set", "finding_birads"], "--set 'finding_birads' is not NAME=VALUE"),
     "set name": (["--set", "birads=4"], "attribute 'birads' is not known; expected one of laterality, view_position"),
     "set value": (["--set", "finding_birads=9"], "finding_birads is 9; expected one of 1, 2, 3, 4, 5"),

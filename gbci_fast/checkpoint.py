@@ -1,0 +1,39 @@
+"""Opening a pipeline folder for the command line: quiet, on its device, with one sentence where it cannot be done."""
+
+from pathlib import Path
+
+import torch
+from diffusers.utils.logging import disable_progress_bar
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.pipeline import PACKAGED_WEIGHTS, GBCIPipeline
+
+
+def checkpoint_folder(given: Path | None) -> Path:
+    """The given pipeline folder, or the packaged one.
+
+    Raises:
+        GBCIError: it holds no pipeline.
+    """
+    folder = given or PACKAGED_WEIGHTS
+    if not (folder / "model_index.json").is_file():
+        raise GBCIError(f"{folder} has no model_index.json; expected a pipeline folder as `gbci-fast train ldm` writes")
+    return folder
+
+
+def load_pipeline(
+    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> GBCIPipeline:
+    """Loads a pipeline folder without progress bars, in `dtype` on `device`; safetensors only.
+
+    Raises:
+        GBCIError: the folder holds no pipeline, or a damaged one.
+    """
+    checkpoint_folder(folder)
+    disable_progress_bar()
+    try:
+        pipe = GBCIPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise GBCIError(f"{folder} cannot be loaded as a pipeline: {' '.join(str(error).split())}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
