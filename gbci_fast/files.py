@@ -24,8 +24,11 @@ def sha256_of(path: Path) -> str:
 
 
 def hash_weights(folder: Path) -> str:
-    """SHA-256 over the names and bytes of every safetensors file below `folder`, in sorted order."""
+    """SHA-256 over the names and bytes of every safetensors and JSON file below `folder`, in sorted order.
+
+    The JSON files are the configs: another schedule or scaling is another model.
+    """
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json")):
         digest.update(f"{path.relative_to(folder).as_posix()}\n{sha256_of(path)}\n".encode())
     return digest.hexdigest()

@@ -84,6 +84,9 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         compression=args.compression,
         sampler=SamplerSettings(num_inference_steps=args.steps, guidance_scale=args.guidance),
+        # Eager in float32 is the reference itself; narrower types stay within the tolerance tier.
+        runtime="eager" if args.runtime == "auto" else args.runtime,
+        tier="exact" if args.dtype == "fp32" else "tolerance",
         dtype=args.dtype,
         weights_hash=hash_weights(folder),
     )

@@ -204,7 +204,8 @@ def find_inputs(path: str | Path) -> list[ImageRecord]:
 
     Returns:
         Records with unique ``image_id``. For plain files it is the file's stem (with ``-2``, ``-3`` … where stems
-        repeat), ``study_id`` the parent folder's name, and view and side what the file name says.
+        repeat), ``study_id`` the folder below `path` (``001-left`` for ``001/left/``, the folder's own name for
+        `path` itself), and view and side what the file name says.
 
     Raises:
         GBCIError: the path is absent or holds no image.
@@ -220,17 +221,17 @@ def find_inputs(path: str | Path) -> list[ImageRecord]:
         files = [path]
     else:
         raise GBCIError(f"{path} does not exist; expected a DICOM or PNG file or a folder of them")
-    return list(_file_records(files))
+    return list(_file_records(files, path if path.is_dir() else path.parent))
 
 
-def _file_records(files: list[Path]) -> Iterator[ImageRecord]:
+def _file_records(files: list[Path], root: Path) -> Iterator[ImageRecord]:
     taken: set[str] = set()
     for file in files:
         image_id = next(name for name in _numbered(file.stem) if name not in taken)
         taken.add(image_id)
         attributes = Attributes(laterality=laterality_in_text(file.stem), view_position=view_in_text(file.stem))
         yield ImageRecord(
-            study_id=file.absolute().parent.name,
+            study_id="-".join(file.parent.relative_to(root).parts) or root.absolute().name,
             image_id=image_id,
             path=file,
             laterality=attributes.laterality,

@@ -347,6 +347,13 @@ def test_inputs_of_a_folder_are_sorted_and_unique(tmp_path, make_dicom, ramp):
     assert [record.study_id for record in records] == ["a", "a", "a", "a", "b"]
 
 
+def test_folders_of_one_name_are_different_studies(tmp_path, make_dicom, ramp):
+    for name in ("001/left/CC.dcm", "002/left/CC.dcm", "CC.dcm"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        make_dicom(ramp, name=name)
+    assert [record.study_id for record in find_inputs(tmp_path)] == ["001-left", "002-left", tmp_path.name]
+
+
 def test_unique_names_do_not_collide_with_real_ones(tmp_path, make_dicom, ramp):
     for folder, name in (("a", "x.dcm"), ("a", "x-2.dcm"), ("b", "x.dcm")):
         (tmp_path / folder).mkdir(exist_ok=True)
