@@ -85,12 +85,20 @@ def run(args: argparse.Namespace) -> None:
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks = {stage: progress.add_task(stage, total=None) for stage in ("reading", "sampling")}
+        tenths = dict.fromkeys(tasks, 0)
+
+        def on_progress(stage: str, done: float, total: int) -> None:
+            progress.update(tasks[stage], completed=done, total=total)
+            if not console.is_terminal and 10 * done // total > tenths[stage]:  # a log gets a line per tenth
+                tenths[stage] = 10 * done // total
+                console.print(f"{stage} {done:.0f}/{total} images")
+
         report, examples = evaluate_paired(
             args.roots,
             checkpoint_folder(args.weights),
             settings,
             device=device,
-            on_progress=lambda stage, done, total: progress.update(tasks[stage], completed=done, total=total),
+            on_progress=on_progress,
         )
     atomically(figure, lambda path: draw_figure(path, report, examples))
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
