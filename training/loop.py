@@ -86,9 +86,10 @@ def train(task: Task, config: LoopConfig, output: Path, *, resume: bool, device:
     start = _load_state(state_path, module, ema, optimizer, config, device) if state_path.exists() else 0
 
     def save(step: int) -> None:
-        _save_state(state_path, module, ema, optimizer, config, step)
         with _Averaged(module, ema):
             task.export(output)
+        # Last: a state that says "finished" has its weights beside it.
+        _save_state(state_path, module, ema, optimizer, config, step)
 
     step = saved = start
     batch = config.batch_size * config.accumulate

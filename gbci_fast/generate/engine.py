@@ -111,11 +111,16 @@ class Synthesizer:
         images = self._pipe(
             torch.from_numpy(np.stack([template.pixels for template in templates]))[:, None],
             torch.from_numpy(np.stack(masks).astype(np.float32))[:, None],
-            attributes=described,
+            # A file's age and spacing go into the tables, not into the model: no real training image stated either.
+            attributes=[
+                replace(known, age=item.attributes.age, pixel_spacing=item.attributes.pixel_spacing)
+                for known, item in zip(described, batch, strict=True)
+            ],
             report=[item.report for item in batch],
             num_inference_steps=self._settings.num_inference_steps,
             guidance_scale=self._settings.guidance_scale,
             seed=[item.seed for item in batch],
+            paste_back=False,  # `paste` composites, on the native grid
             output_type="pt",
         ).images
         return images[:, 0].cpu().numpy()
@@ -157,7 +162,9 @@ def paste(template: Template, synthetic: np.ndarray, mask: np.ndarray, box: tupl
     xmin, ymin, xmax, ymax = box
     window = np.s_[ymin:ymax, xmin:xmax]
     change = template.frame.to_native(synthetic - template.pixels, box)
-    depth = ndimage.distance_transform_edt(np.pad(mask[window], 1))[1:-1, 1:-1]
+    # The image's border is no edge of the mask: a lesion cut by it is painted up to it.
+    around = np.pad(mask, 1, mode="edge")[ymin : ymax + 2, xmin : xmax + 2]
+    depth = ndimage.distance_transform_edt(around)[1:-1, 1:-1]
     weight = np.minimum(1.0, depth * template.frame.scale[0]).astype(np.float32)
     presentation = template.mammogram.presentation
     stored = template.mammogram.stored.copy()

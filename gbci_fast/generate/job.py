@@ -43,7 +43,7 @@ class JobSettings:
         batch_size: images sampled together (bytes are equal when it is).
         compression: of DICOM files: "none", "rle" or "jpeg2000"; lossless.
         sampler: steps and guidance.
-        runtime, tier, dtype, weights_hash: how and with what it is sampled.
+        runtime, tier, dtype, device, weights_hash: how and with what it is sampled.
     """
 
     seed: int
@@ -54,6 +54,7 @@ class JobSettings:
     runtime: str = "eager"
     tier: str = "exact"
     dtype: str = "fp32"
+    device: str = "cpu"
     weights_hash: str = ""
 
     def __post_init__(self):
@@ -100,7 +101,9 @@ def run_job(
     except BaseException:
         job.stop()
         raise
-    shutil.rmtree(job.progress)
+    finished = output / f"{PROGRESS_FOLDER}.finished"  # renamed first, so that a cut removal is no unfinished job
+    job.progress.rename(finished)
+    shutil.rmtree(finished)
     return output / PREVIEW
 
 

@@ -121,5 +121,8 @@ def test_both_views_and_sides_are_valid_for_dciodvfy(finished, written):
         assert "(0x0008,0x001c)" in errors[0]
 
 
-def test_inputs_are_never_touched(templates, written, tree):
-    assert len(tree(templates)) == len(find_inputs(templates)) == len(written)
+def test_inputs_are_never_touched(make_job, templates, tmp_path, tree):
+    before = tree(templates)
+    assert len(before) == len(find_inputs(templates))
+    make_job(templates, tmp_path / "data")
+    assert tree(templates) == before

@@ -47,7 +47,8 @@ def _header(synthesis: Synthesis, job_seed: int, weights_hash: str) -> Mammogram
             f"{item.template.path}: view is {attributes.view_position or 'unknown'} and side "
             f"{attributes.laterality or 'unknown'}; DICOM needs both, pass --set view_position=CC --set laterality=L"
         )
-    findings = ", ".join(attributes.finding_categories or ()) or NO_FINDING
+    categories = attributes.finding_categories
+    findings = "of unspecified category" if categories is None else ", ".join(categories) or NO_FINDING
     study_number = int(item.study_id[:8], 16)
     return MammogramHeader(
         view_position=attributes.view_position,
