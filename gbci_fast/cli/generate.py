@@ -48,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="images sampled together (default 8)")
     parser.add_argument("--compression", choices=("none", "rle", "jpeg2000"), default="rle", help="of DICOM, lossless")
     parser.add_argument("--weights", type=Path, help="pipeline folder (default: the packaged checkpoint)")
-    parser.add_argument("--runtime", choices=("auto", "eager"), default="auto", help="auto takes the fastest there is: eager, so far")
+    parser.add_argument("--runtime", choices=("auto", "eager"), default="auto", help="auto: the fastest, so far eager")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the networks")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted job in --output")
