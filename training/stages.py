@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
+from gbci_fast.checkpoint import load_pipeline
 from gbci_fast.data.preprocess import MODEL_SIZE
 from gbci_fast.devices import pick_device
 from gbci_fast.errors import GBCIError
@@ -86,13 +87,21 @@ def train_ldm(
     if not (vae / "vae" / "config.json").exists():
         raise GBCIError(f"{vae} has no vae/ folder; expected the output of `gbci-fast train vae`")
     autoencoder = AutoencoderKL.from_pretrained(vae / "vae").requires_grad_(False).eval()
-    images = load_images(roots, "training")
     torch.manual_seed(loop.seed)
     pipe = build_pipeline(config, autoencoder, MODEL_SIZE)
     if init is not None:
-        trained = GBCIPipeline.from_pretrained(init)
-        pipe.unet.load_state_dict(trained.unet.state_dict())
-        pipe.conditioner.load_state_dict(trained.conditioner.state_dict())
+        _start_from(pipe, init)
     pipe.to(place)
+    images = load_images(roots, "training")
     bank = build_bank(pipe, images, config.variants, loop.seed, loop.precision)
     train(LDMTask(pipe, bank, config, place), loop, output, resume=resume, device=place)
+
+
+def _start_from(pipe: GBCIPipeline, folder: Path) -> None:
+    """Copies the UNet and the conditioner of a pipeline folder into `pipe`."""
+    trained = load_pipeline(folder)
+    try:
+        pipe.unet.load_state_dict(trained.unet.state_dict())
+        pipe.conditioner.load_state_dict(trained.conditioner.state_dict())
+    except RuntimeError as error:
+        raise GBCIError(f"{folder} holds a model of another shape; expected that of the chosen --preset") from error

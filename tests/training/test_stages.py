@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from gbci_fast.cli import main
+from gbci_fast.errors import GBCIError
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training import stages
-from gbci_fast.training.ldm import LDMTask
+from gbci_fast.training.ldm import LDMTask, build_pipeline
 from gbci_fast.training.loop import STATE_FILE
-from gbci_fast.training.vae import VAETask
+from gbci_fast.training.vae import VAETask, build_vae
 
 STEPS = ("--steps", 30, "--save-every", 10, "--seed", 3)
 
@@ -165,3 +166,13 @@ def test_usage(capsys):
         train("ldm", "--help")
     assert exit_info.value.code == 0
     assert "gbci-fast train ldm --data VINDR_ROOT --vae runs/vae" in capsys.readouterr().out
+
+
+def test_starting_weights_of_another_shape_are_one_sentence(tmp_path):
+    autoencoder = build_vae(stages.vae_preset("tiny")[0])
+    small, large = (build_pipeline(stages.ldm_preset(name)[0], autoencoder, 224) for name in ("tiny", "base"))
+    small.save_pretrained(tmp_path / "small")
+    with pytest.raises(GBCIError, match="small holds a model of another shape; expected that of the chosen --preset"):
+        stages._start_from(large, tmp_path / "small")
+    with pytest.raises(GBCIError, match=r"absent has no model_index.json; expected a pipeline folder"):
+        stages._start_from(small, tmp_path / "absent")
