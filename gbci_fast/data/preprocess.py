@@ -1,4 +1,4 @@
-"""From native pixels to model space and back: breast mask, the affine, both resampling directions.
+"""From native pixels to model space and back: the affine, both resampling directions.
 
 Coordinates are continuous with pixel *i* covering ``[i, i + 1)``; boxes are half-open ``(xmin, ymin, xmax, ymax)``.
 Model space is a square image whose chest wall lies on the left.
@@ -9,16 +9,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
-from skimage.filters import threshold_otsu
 
+from gbci_fast.data.segmentation import breast_mask, chest_wall_side
 from gbci_fast.errors import GBCIError
+
+__all__ = [
+    "MODEL_SIZE",
+    "Box",
+    "Frame",
+    "box_ellipse",
+    "breast_mask",
+    "chest_wall_side",
+    "lesion_frame",
+    "whole_breast_frame",
+]
 
 MODEL_SIZE = 224
 Box = tuple[float, float, float, float]
-
-_MASK_SIDE = 256  # the breast outline is found at this resolution
-_MIN_BREAST_FRACTION = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,46 +110,6 @@ class Frame:
             source, torch.from_numpy(grid)[None], mode=mode, padding_mode="border", align_corners=False
         )
         return sampled[0, 0].numpy()
-
-
-def breast_mask(unit: np.ndarray) -> np.ndarray:
-    """The breast as the largest bright region, bool [H, W]; film labels and scanner borders are left out.
-
-    Args:
-        unit: float32 [H, W] in [0, 1], bright = dense.
-
-    Raises:
-        GBCIError: no region of at least 1 % of the image stands out.
-    """
-    height, width = unit.shape
-    shrink = min(1.0, _MASK_SIDE / max(height, width))
-    small_shape = max(1, round(height * shrink)), max(1, round(width * shrink))
-    tensor = torch.from_numpy(np.array(unit, np.float32))[None, None]
-    small = F.interpolate(tensor, small_shape, mode="area")[0, 0].numpy()
-    small = ndimage.gaussian_filter(small, 1.0)
-    if small.max() - small.min() < 1e-6:
-        raise GBCIError("no breast found: the image has one value only")
-    # Otsu separates dense tissue from the rest; fat is darker, but a third of the way up it is still above the air.
-    threshold = small.min() + 0.3 * (threshold_otsu(small) - small.min())
-    # The scanner's bright rim and light leaks touch the border as a thin frame: opening cuts them off the breast.
-    foreground = ndimage.binary_opening(small > threshold, iterations=4)
-    labels, count = ndimage.label(foreground)
-    if count == 0:
-        raise GBCIError("no breast found: nothing stands out from the background")
-    areas = ndimage.sum_labels(foreground, labels, np.arange(1, count + 1))
-    mask = labels == 1 + int(np.argmax(areas))
-    mask = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(mask, 4, mode="edge"), iterations=3))[4:-4, 4:-4]
-    if mask.mean() < _MIN_BREAST_FRACTION:
-        raise GBCIError(f"no breast found: the largest region covers {mask.mean():.2%} of the image, expected >= 1 %")
-    full = F.interpolate(torch.from_numpy(mask.astype(np.float32))[None, None], (height, width), mode="bilinear")
-    return full[0, 0].numpy() > 0.5
-
-
-def chest_wall_side(mask: np.ndarray) -> str:
-    """The side, "L" or "R", on which the breast in the mask [H, W] is taller (pixels are trusted over tags)."""
-    columns = np.trim_zeros(mask.sum(0))
-    half = len(columns) // 2
-    return "L" if columns[:half].sum() >= columns[len(columns) - half :].sum() else "R"
 
 
 def whole_breast_frame(mask: np.ndarray, size: int = MODEL_SIZE) -> Frame:

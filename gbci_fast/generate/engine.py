@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.dicom import Mammogram
-from gbci_fast.data.preprocess import Frame, box_ellipse, breast_mask, whole_breast_frame
+from gbci_fast.data.preprocess import Frame, box_ellipse, whole_breast_frame
+from gbci_fast.data.segmentation import breast_mask, placement_mask
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import sha256_of
@@ -19,11 +20,20 @@ from gbci_fast.generate.plan import PlanItem, automatic_mask
 from gbci_fast.pipeline import GBCIPipeline
 
 ASSUMED_SPACING = (0.05, 0.05)  # mm, where the input states none
+SKIN_MARGIN = 3 / 224  # of the model image's side: about 3 mm, the skin and what the outline may be off
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Template:
-    """One opened input: native pixels, the same in model space (float32 [S, S]), its breast (bool [S, S])."""
+    """One opened input.
+
+    Attributes:
+        record, sha256, mammogram: the file, and its native pixels.
+        frame: between the native grid and model space.
+        pixels: float32 [S, S], the image in model space.
+        breast: bool [S, S], the breast with its skin and muscle.
+        tissue: bool [S, S], where a lesion may lie: off the skin.
+    """
 
     record: ImageRecord
     sha256: str
@@ -31,6 +41,7 @@ class Template:
     frame: Frame
     pixels: np.ndarray
     breast: np.ndarray
+    tissue: np.ndarray
 
     @property
     def spacing(self) -> tuple[float, float]:
@@ -136,14 +147,17 @@ def open_template(record: ImageRecord) -> Template:
     unit = mammogram.presentation.to_unit(mammogram.stored)  # `mammogram.unit()` would keep 4 bytes per pixel
     with _naming(record.path):
         native_breast = breast_mask(unit)
-    frame = whole_breast_frame(native_breast)
+        frame = whole_breast_frame(native_breast)
+        pixels, breast = np.clip(frame.to_model(unit), 0, 1), frame.to_model(native_breast) > 0.5
+        tissue = placement_mask(breast, np.zeros_like(breast), SKIN_MARGIN * frame.size)
     return Template(
         record=record,
         sha256=sha256_of(record.path),
         mammogram=mammogram,
         frame=frame,
-        pixels=np.clip(frame.to_model(unit), 0, 1),
-        breast=frame.to_model(native_breast) > 0.5,
+        pixels=pixels,
+        breast=breast,
+        tissue=tissue,
     )
 
 
