@@ -15,11 +15,15 @@ from gbci_fast.errors import GBCIError
 
 @dataclass(frozen=True, kw_only=True)
 class Lesion:
-    """One finding in model space: its pixels (bool [S, S]), what is known of it, and the report sentence."""
+    """One finding in model space: its pixels (bool [S, S]), what is known of it, and the report sentence.
+
+    ``finding`` is its position among the image's findings.
+    """
 
     pixels: np.ndarray
     attributes: Attributes
     report: str | None
+    finding: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +66,14 @@ def field_of_view(
     pixel_spacing = frame.model_spacing(spacing)
     inside = frame.to_model(breast) > 0.5
     lesions = []
-    for finding, pixels in zip(record.findings, truth, strict=True):
+    for index, (finding, pixels) in enumerate(zip(record.findings, truth, strict=True)):
         share = frame.to_model(pixels)
         in_model = share > min(0.25, share.max() / 2)  # even the smallest finding keeps a pixel
         if in_model.any():
             inside |= in_model  # where there is a finding there is tissue, whatever the outline says
             attributes = replace(finding.attributes, pixel_spacing=pixel_spacing)
             report = finding.extra.get("report") or record.extra.get("report")
-            lesions.append(Lesion(pixels=in_model, attributes=attributes, report=report))
+            lesions.append(Lesion(pixels=in_model, attributes=attributes, report=report, finding=index))
     return FieldOfView(
         image=np.round(frame.to_model(unit) * 65535).astype(np.uint16),
         breast=inside,
