@@ -18,8 +18,16 @@ from pydicom import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
-from pydicom.uid import JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
+from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
 
+from gbci_fast.data.bounds import (
+    BoundedFile,
+    check_frame,
+    check_jpeg2000,
+    check_native,
+    check_png,
+    check_short_values,
+)
 from gbci_fast.data.jpeg import check_jpeg
 from gbci_fast.data.presentation import Presentation, full_scale, presentation_of
 from gbci_fast.data.views import laterality, laterality_in_text, view_in_text, view_position
@@ -79,6 +87,47 @@ class Mammogram:
         return unit
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageHeader:
+    """What an image file says before its pixels are decoded; ``None`` means unknown.
+
+    Attributes:
+        shape: (height, width) in pixels.
+        view_position, laterality: as in `Mammogram`.
+    """
+
+    shape: tuple[int, int]
+    view_position: str | None
+    laterality: str | None
+
+
+def read_header(path: str | Path) -> ImageHeader:
+    """Reads what stands before the pixels of a DICOM file or PNG, in a millisecond.
+
+    Raises:
+        GBCIError: as `read_mammogram`, as far as the header can tell.
+    """
+    path = Path(path)
+    with _one_sentence(path):
+        if _checked_magic(path) == "png":
+            width, height = _png_size(path)
+            return ImageHeader(
+                shape=(height, width), view_position=view_in_text(path.stem), laterality=laterality_in_text(path.stem)
+            )
+        with BoundedFile(path) as file:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        _check_header(dataset, has_pixels=True)
+        shape = int(dataset.Rows), int(dataset.Columns)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if not (syntax.is_encapsulated or syntax.is_deflated):
+            check_native(path.stat().st_size, *shape, dataset.BitsAllocated)
+        return ImageHeader(
+            shape=shape,
+            view_position=view_position(dataset, path.stem),
+            laterality=laterality(dataset, path.stem),
+        )
+
+
 def read_mammogram(path: str | Path) -> Mammogram:
     """Reads a DICOM file or an 8- or 16-bit gray PNG, told apart by content.
 
@@ -88,13 +137,7 @@ def read_mammogram(path: str | Path) -> Mammogram:
     """
     path = Path(path)
     with _one_sentence(path):
-        magic = _magic(path)
-        if magic == "png":
-            return _read_png(path)
-        if magic == "dicom":
-            return _read_dicom(path)
-        found = "an empty file" if path.stat().st_size == 0 else "neither DICOM nor PNG by its content"
-        raise GBCIError(f"{found}; expected a DICOM or PNG file")
+        return _read_png(path) if _checked_magic(path) == "png" else _read_dicom(path)
 
 
 def looks_like_image(path: Path) -> bool:
@@ -106,6 +149,14 @@ def looks_like_image(path: Path) -> bool:
     with suppress(OSError):
         return _magic(path) is not None
     return False
+
+
+def _checked_magic(path: Path) -> str:
+    magic = _magic(path)
+    if magic is None:
+        found = "an empty file" if path.stat().st_size == 0 else "neither DICOM nor PNG by its content"
+        raise GBCIError(f"{found}; expected a DICOM or PNG file")
+    return magic
 
 
 def _magic(path: Path) -> str | None:
@@ -158,8 +209,9 @@ def _one_sentence(path: Path) -> Iterator[None]:
 
 
 def _read_dicom(path: Path) -> Mammogram:
-    dataset = pydicom.dcmread(path)
-    _check_header(dataset)
+    with BoundedFile(path) as file:
+        dataset = pydicom.dcmread(file)
+    _check_header(dataset, has_pixels=bool(dataset.get("PixelData")))
     stored = _decode(dataset)
     del dataset.PixelData
     return Mammogram(
@@ -175,11 +227,12 @@ def _read_dicom(path: Path) -> Mammogram:
     )
 
 
-def _check_header(dataset: Dataset) -> None:
+def _check_header(dataset: Dataset, *, has_pixels: bool) -> None:
     """Refuses, before anything is decoded, what is not one gray image of 8 to 16 bits."""
+    check_short_values(dataset)
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise GBCIError("floating-point pixels; expected integers in PixelData")
-    if not dataset.get("PixelData"):
+    if not has_pixels:
         raise GBCIError("no PixelData, or cut short before its end; expected an image")
     photometric, samples = dataset.get("PhotometricInterpretation"), dataset.get("SamplesPerPixel", 1)
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
@@ -205,9 +258,16 @@ def _decode(dataset: Dataset) -> np.ndarray:
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     if not decoder.is_available:
         raise GBCIError(f"no decoder for {decoder.UID.name} is installed; expected python-gdcm or a pylibjpeg plugin")
-    if decoder.UID in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
+    rows, columns, allocated = dataset.Rows, dataset.Columns, dataset.BitsAllocated
+    if not decoder.UID.is_encapsulated:
+        check_native(len(dataset.PixelData), rows, columns, allocated)
+    else:
         frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
-        check_jpeg(frame, rows=dataset.Rows, columns=dataset.Columns, bits=dataset.BitsAllocated)
+        check_frame(frame, decoder.UID, rows, columns, allocated)
+        if decoder.UID in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
+            check_jpeg(frame, rows=rows, columns=columns, bits=allocated)
+        elif decoder.UID in JPEG2000TransferSyntaxes:
+            check_jpeg2000(frame, rows=rows, columns=columns)
     plugin = PREFERRED_PLUGIN if PREFERRED_PLUGIN in decoder.available_plugins else ""
     stored, _ = decoder.as_array(dataset, decoding_plugin=plugin)
     # Some decoders choose the narrowest type that holds the data, or leave the unused bits as they find them.
@@ -251,13 +311,8 @@ def _read_png(path: Path) -> Mammogram:
 
     PNG has no BitsStored, and 12- or 14-bit images are often kept in 16-bit files as they are.
     """
-    with path.open("rb") as file:
-        header = file.read(26)
-    width, height, bit_depth, color_type = struct.unpack(">IIBB", header[16:26])
-    _check_size(width, height)
-    if color_type != 0 or bit_depth not in (8, 16):
-        raise GBCIError(f"a PNG of color type {color_type} with {bit_depth} bits; expected gray (0) with 8 or 16")
-    with Image.open(path) as image:
+    _png_size(path)
+    with Image.open(path, formats=("PNG",)) as image:
         stored = np.array(image)
     if stored.min() == stored.max():
         raise GBCIError("every pixel has one and the same value; expected an image")
@@ -268,3 +323,15 @@ def _read_png(path: Path) -> Mammogram:
         view_position=view_in_text(path.stem),
         laterality=laterality_in_text(path.stem),
     )
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    """Width and height of a gray PNG, from its header."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    width, height, bit_depth, color_type = struct.unpack(">IIBB", header[16:26])
+    _check_size(width, height)
+    if color_type != 0 or bit_depth not in (8, 16):
+        raise GBCIError(f"a PNG of color type {color_type} with {bit_depth} bits; expected gray (0) with 8 or 16")
+    check_png(path, width, height, bit_depth)
+    return width, height

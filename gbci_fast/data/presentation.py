@@ -13,6 +13,7 @@ from pydicom import Dataset
 from pydicom.multival import MultiValue
 from scipy.special import expit
 
+from gbci_fast.data.bounds import check_lut
 from gbci_fast.errors import GBCIError
 
 # Without a VOI transformation: display from the first percentile of the breast to the second (percent).
@@ -255,6 +256,7 @@ def _ramp(values: np.ndarray, bottom: float, top: float) -> np.ndarray:
 
 def _lookup(dataset: Dataset, item: Dataset, values: np.ndarray) -> np.ndarray:
     """LUTData of a Modality or VOI LUT item (PS3.3 C.11.1.1.1, C.11.2.1.1) at ``values``, float64 [N] -> [N]."""
+    check_lut(item)
     size, first = int(item.LUTDescriptor[0]) & 0xFFFF or 0x10000, int(item.LUTDescriptor[1])
     # Its sign is that of the LUT's input, which an implicit VR or PixelRepresentation cannot tell after a rescale.
     if first >= 0x8000 and values.min() < 0:
