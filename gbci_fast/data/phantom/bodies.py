@@ -157,7 +157,8 @@ class StarBody:
         return self.reach(px / length, py / length, pz / length) - length
 
     def path(self, axes: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        step = max(FINEST_STEP, min(abs(u[1] - u[0]), self.radius / 12))
+        u, v, factor = _finer(u, v, max(FINEST_STEP, self.radius / 8))
+        step = max(FINEST_STEP, min(u[1] - u[0], self.radius / 12))
         count = int(np.ceil(self.radius / step)) + 1
         ticks = (np.arange(-count, count + 1) * step).astype(np.float32)
         points = [
@@ -165,7 +166,7 @@ class StarBody:
         ]
         coarse = _length_above_zero(self.level(*(point.astype(np.float32) for point in points)), step)
         rows, columns = np.meshgrid(v / step + count, u / step + count, indexing="ij")
-        return ndimage.map_coordinates(coarse, [rows, columns], order=1, output=np.float32)
+        return _block_mean(ndimage.map_coordinates(coarse, [rows, columns], order=1, output=np.float32), factor)
 
     def surface(self, direction: np.ndarray) -> np.ndarray:
         """The point [3] of the surface in the direction [3], in mm."""
