@@ -35,25 +35,32 @@ MAX_LINE = MEBIBYTE  # characters of a table's line
 
 
 class BoundedFile(io.BufferedReader):
-    """A file that pydicom reads: lengths beyond its end are cut before memory is taken for them."""
+    """A file for libraries that ask for as many bytes as a header claims: no memory is taken beyond the file's end."""
 
     def __init__(self, path: Path):
         super().__init__(io.FileIO(path))
         self._size = path.stat().st_size
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As `io.BufferedReader.read`.
-
-        Raises:
-            GBCIError: the rest is asked for, which pydicom does to inflate it, and it inflates beyond `MAX_INFLATED`.
-        """
-        if size is None or size < 0:
-            rest = super().read()
-            _check_deflated(rest)
-            return rest
-        if size > MEBIBYTE:
+        """As `io.BufferedReader.read`."""
+        if size is not None and size > MEBIBYTE:
             size = min(size, max(0, self._size - self.tell()))
         return super().read(size)
+
+
+class BoundedDicom(BoundedFile):
+    """A DICOM file for pydicom, which asks for the rest of a file only to inflate it all at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As `BoundedFile.read`.
+
+        Raises:
+            GBCIError: the rest is asked for, and inflates to more than `MAX_INFLATED` times its length.
+        """
+        content = super().read(size)
+        if size is None or size < 0:
+            _check_deflated(content)
+        return content
 
 
 def _check_deflated(packed: bytes) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.preprocess import Frame, box_ellipse
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
@@ -86,7 +86,7 @@ def field_of_view(
 def lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> list[np.ndarray]:
     """One bool [H, W] per finding: the pixel mask inside its box where ``masks/`` has one, else the box's ellipse."""
     path = root / "masks" / record.study_id / f"{record.image_id}.png"
-    drawn = _read_mask(path) if path.exists() else None
+    drawn = read_mask(path) if path.exists() else None
     if drawn is not None and drawn.shape != shape:
         raise GBCIError(f"{path} is {drawn.shape[1]}x{drawn.shape[0]}; expected the image's {shape[1]}x{shape[0]}")
     masks = []
@@ -104,11 +104,3 @@ def lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> lis
 def to_unit(image: np.ndarray) -> torch.Tensor:
     """uint16 [H, W] to float32 [H, W] in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image).astype(np.float32) / 65535)
-
-
-def _read_mask(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("L")) > 127
-    except OSError as error:  # PIL's UnidentifiedImageError is one
-        raise GBCIError(f"{path} cannot be read as an image of a lesion mask") from error

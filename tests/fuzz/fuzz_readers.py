@@ -71,13 +71,13 @@ def read_image(path: Path) -> None:
     assert mammogram.laterality in (None, "L", "R"), f"side is {mammogram.laterality!r}"
 
 
-def read_mask(path: Path) -> None:
-    """A drawn mask, as `generate --mask FILE` takes it."""
-    from gbci_fast.generate.plan import read_mask_file
+def read_drawing(path: Path) -> None:
+    """A drawn mask, as `generate --mask FILE` and a root's ``masks/`` have it."""
+    from gbci_fast.data.mask_files import read_mask
 
-    mask = read_mask_file(path)
+    mask = read_mask(path)
     assert mask.ndim == 2, f"mask has {mask.ndim} axes"
-    assert mask.any(), "mask is empty"
+    assert mask.dtype == bool, f"mask is {mask.dtype}"
 
 
 def read_table(path: Path) -> None:
@@ -93,7 +93,7 @@ def read_table(path: Path) -> None:
 READERS: dict[str, Callable[[Path], None]] = {
     "dicom": read_image,
     "png": read_image,
-    "mask": read_mask,
+    "mask": read_drawing,
     "table": read_table,
 }
 

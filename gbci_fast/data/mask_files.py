@@ -1,0 +1,46 @@
+"""Drawn masks: gray images of any common format, whichever two values their writer chose."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gbci_fast.data.bounds import MAX_DEFLATE, BoundedFile
+from gbci_fast.errors import GBCIError
+
+FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG")
+MAX_PIXELS = 150_000_000  # as of a mammogram
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Above half of the image's largest value = drawn: bool [H, W], possibly nowhere.
+
+    0 and 1, 0 and 255, 16 bits and anti-aliased edges all mean the same. A palette of grays is applied.
+
+    Raises:
+        GBCIError: absent, not an image, in color, or of a size that a file of its length cannot hold.
+    """
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            BoundedFile(path) as file,
+            Image.open(file, formats=FORMATS) as image,
+        ):
+            width, height = image.size
+            if width * height > min(MAX_PIXELS, 8 * MAX_DEFLATE * path.stat().st_size):
+                raise GBCIError(f"{path} claims {width} x {height} pixels, too many for a mask or for its length")
+            indexed = image.mode in ("P", "PA")
+            values = np.asarray(image.convert("RGB") if indexed else image)
+    except GBCIError:
+        raise
+    except Exception as error:  # Pillow raises half a dozen types for a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise GBCIError(f"{path} cannot be read as a mask image: {reason}") from error
+    if indexed and (values == values[..., :1]).all():
+        values = values[..., 0]
+    if values.ndim != 2:
+        raise GBCIError(f"{path} is a color image; expected a gray mask")
+    if not np.isfinite(values).all():
+        raise GBCIError(f"{path} holds NaN or infinity; expected a gray mask")
+    return values > max(0, values.max() / 2)
