@@ -14,11 +14,14 @@ _END_OF_SCAN = re.compile(rb"\xff+([\x80-\xcf\xd8-\xfe])")
 _END_OF_IMAGE = b"\xd9"
 
 
-def check_jpeg(frame: bytes, *, rows: int, columns: int, bits: int) -> None:
+def check_jpeg(frame: bytes, *, rows: int, columns: int, bits: int) -> int:
     """Walks the marker segments (ISO/IEC 10918-1 annex B, 14495-1 annex C) up to the end of the only scan.
 
     GDCM, the one freely licensed decoder of lossless JPEG, ends the whole process over some frames that are damaged
     there.
+
+    Returns:
+        the frame's bits per sample.
 
     Raises:
         GBCIError: a segment is out of place, the frame is not one component of that size with at most ``bits`` bits,
@@ -44,3 +47,4 @@ def check_jpeg(frame: bytes, *, rows: int, columns: int, bits: int) -> None:
     end = _END_OF_SCAN.search(frame, position)
     if end is None or end[1] != _END_OF_IMAGE:
         raise GBCIError("damaged JPEG data: its scan does not run to the end of the image")
+    return precision

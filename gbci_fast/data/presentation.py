@@ -11,6 +11,11 @@ from functools import cached_property
 import numpy as np
 from pydicom import Dataset
 from pydicom.multival import MultiValue
+from pydicom.uid import (
+    BreastProjectionXRayImageStorageForProcessing,
+    DigitalMammographyXRayImageStorageForProcessing,
+    DigitalXRayImageStorageForProcessing,
+)
 from scipy.special import expit
 
 from gbci_fast.data.bounds import check_lut
@@ -18,6 +23,11 @@ from gbci_fast.errors import GBCIError
 
 # Without a VOI transformation: display from the first percentile of the breast to the second (percent).
 BREAST_PERCENTILES = (0.5, 99.9)
+FOR_PROCESSING_CLASSES = (
+    DigitalMammographyXRayImageStorageForProcessing,
+    DigitalXRayImageStorageForProcessing,
+    BreastProjectionXRayImageStorageForProcessing,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,9 +39,10 @@ class Presentation:
             stored value itself: negative ones count from the end, which is two's complement.
         signed: whether stored values are two's complement (PixelRepresentation 1).
         padding: lowest and highest stored value that mean "no image here" (PS3.3 C.7.5.1.1.2), or ``None``.
-        kind: which VOI transformation: "window", "sigmoid", "lut", "percentiles" or "full scale".
+        kind: which VOI transformation: "window", "sigmoid", "lut", "percentiles", "for processing" or "full scale".
         window: WindowCenter and WindowWidth (LINEAR, of modality values) that a copy of the image needs in order to
-            display alike; ``None`` where the header states a VOI transformation already.
+            display alike; ``None`` where the header states a VOI transformation already, or `lut` is needed.
+        lut: the same as a VOI LUT, where no window does it: its first input value, and uint16 [N] (65535 = 1).
     """
 
     levels: np.ndarray
@@ -39,6 +50,7 @@ class Presentation:
     signed: bool = False
     padding: tuple[int, int] | None = None
     window: tuple[float, float] | None = None
+    lut: tuple[int, np.ndarray] | None = None
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -140,6 +152,10 @@ def presentation_of(dataset: Dataset, stored: np.ndarray) -> Presentation:
     The first of several VOI transformations is taken, a VOI LUT before a window. PresentationLUTShape is not looked
     at: it has to agree with PhotometricInterpretation (PS3.3 C.8.11.7), and MONOCHROME1 alone decides the inversion.
 
+    An image For Processing holds X-ray intensity and states no VOI. PixelIntensityRelationship (LIN: the logarithm is
+    taken) and its sign (1: more is less dense; PS3.3 C.8.11.3.1.2) then make it bright = dense, whatever
+    PhotometricInterpretation says.
+
     Args:
         dataset: header with PhotometricInterpretation, BitsStored and PixelRepresentation.
         stored: integers [H, W] within BitsStored.
@@ -159,8 +175,11 @@ def presentation_of(dataset: Dataset, stored: np.ndarray) -> Presentation:
     if signed:
         values[2 ** (bits - 1) :] -= 2**bits
     values = _modality(dataset, values)
-    window = None
-    if "VOILUTSequence" in dataset and dataset.VOILUTSequence:
+    window = lut = None
+    if is_for_processing(dataset) and not _displays_dense_bright(dataset, inverted):
+        levels, lut = _processed(dataset, values, counts, inverted)
+        kind = "for processing"
+    elif dataset.get("VOILUTSequence"):
         item = dataset.VOILUTSequence[0]
         levels, kind = _lookup(dataset, item, values) / (2 ** _lut_bits(item) - 1), "lut"
     elif _first(dataset, "WindowCenter") is not None or _first(dataset, "WindowWidth") is not None:
@@ -175,7 +194,50 @@ def presentation_of(dataset: Dataset, stored: np.ndarray) -> Presentation:
     shown = levels[counts > 0]
     if shown.size == 0 or shown.min() == shown.max():
         raise GBCIError("every pixel displays as one and the same value; expected an image")
-    return Presentation(levels=levels, kind=kind, signed=signed, padding=padding, window=window)
+    return Presentation(levels=levels, kind=kind, signed=signed, padding=padding, window=window, lut=lut)
+
+
+def is_for_processing(dataset: Dataset) -> bool:
+    """Whether an image is raw detector data, by its SOP class or PresentationIntentType."""
+    intent = str(dataset.get("PresentationIntentType") or "").strip().upper()
+    return intent == "FOR PROCESSING" or dataset.get("SOPClassUID") in FOR_PROCESSING_CLASSES
+
+
+def _displays_dense_bright(dataset: Dataset, inverted: bool) -> bool:
+    """Whether an image For Processing states a VOI all the same, and one that does not show dense tissue dark."""
+    stated = dataset.get("VOILUTSequence") or _first(dataset, "WindowCenter") is not None
+    return bool(stated) and _falls(dataset, inverted) == inverted
+
+
+def _falls(dataset: Dataset, inverted: bool) -> bool:
+    """Whether larger values are less dense; where PixelIntensityRelationshipSign is silent, as the display has it."""
+    sign = dataset.get("PixelIntensityRelationshipSign")
+    return sign == 1 if sign in (1, -1) else inverted
+
+
+def _processed(
+    dataset: Dataset, values: np.ndarray, counts: np.ndarray, inverted: bool
+) -> tuple[np.ndarray, tuple[int, np.ndarray]]:
+    """X-ray intensity, float64 [N], as attenuation between percentiles of the breast: VOI output [N] and its LUT.
+
+    Attenuation is the logarithm of the intensity, so that a millimeter of tissue changes the display by the same
+    amount anywhere (Beer-Lambert). Values up to 0 were not exposed: they do not count in the percentiles.
+    """
+    if dataset.get("ModalityLUTSequence") or (values != np.rint(values)).any() or np.ptp(values) != len(values) - 1:
+        raise GBCIError("an image For Processing with a modality transformation; expected none (PS3.3 C.8.11.3)")
+    falls = _falls(dataset, inverted)
+    density = -values if falls else values
+    if falls and str(dataset.get("PixelIntensityRelationship") or "").strip().upper() == "LIN":
+        exposed = values > 0
+        if not exposed.any():
+            raise GBCIError("an image For Processing without a positive X-ray intensity; expected some")
+        density = -np.log(np.where(exposed, values, values[exposed].min()))
+        counts = np.where(exposed, counts, 0)
+    table = np.rint(_ramp(density, *_breast_range(density, counts, inverted=False)) * 65535)
+    if inverted:
+        table = 65535 - table
+    order = np.argsort(values)
+    return table / 65535, (int(values[order[0]]), table[order].astype(np.uint16))
 
 
 def _padding(dataset: Dataset, bits: int, signed: bool) -> tuple[int, int] | None:

@@ -7,6 +7,24 @@ from pydicom import Dataset
 
 # PS3.16 CID 4014 "View for Mammography": SNOMED CT, and the retired SNOMED-RT codes of older files.
 VIEW_CODES = {"399162004": "CC", "399368009": "MLO", "R-10242": "CC", "R-10226": "MLO"}
+# PS3.16 CID 4015 "View Modifier for Mammography": SNOMED CT, retired SNOMED-RT, meaning.
+VIEW_MODIFIERS = (
+    ("399163009", "R-102D6", "Magnification"),
+    ("399055006", "R-102D7", "Spot Compression"),
+    ("399209000", "R-102D5", "Implant Displaced"),
+    ("399161006", "R-102D2", "Cleavage"),
+    ("399011000", "R-102D1", "Axillary Tail"),
+    ("442580003", "R-40AB2", "Axillary tissue"),
+    ("399197002", "R-102D3", "Rolled Lateral"),
+    ("399226006", "R-102D4", "Rolled Medial"),
+    ("415670009", "R-102C9", "Rolled Superior"),
+    ("414493004", "R-102CA", "Rolled Inferior"),
+    ("399110001", "R-102C2", "tangential"),
+    ("441752004", "P2-00161", "Anterior compression"),
+    ("442581004", "R-40AB3", "Nipple in profile"),
+    ("442593008", "R-40ABE", "Infra-mammary fold"),
+)
+MAGNIFICATION = ("399163009", "Magnification")
 
 _SIDE = r"(?:LEFT|RIGHT|LT|RT|L|R)"
 _VIEW = r"(?:CC|MLO)"
@@ -43,11 +61,24 @@ def view_position(dataset: Dataset, file_stem: str) -> str | None:
 
 
 def laterality(dataset: Dataset, file_stem: str) -> str | None:
-    """The first of ImageLaterality, Laterality, PatientOrientation, then names, that says L or R."""
-    for keyword in ("ImageLaterality", "Laterality"):
+    """The first of ImageLaterality (of an enhanced image: FrameLaterality), Laterality, PatientOrientation, then names,
+    that says L or R.
+    """
+    for keyword in ("ImageLaterality", "FrameLaterality", "Laterality"):
         if (stated := str(dataset.get(keyword) or "").strip().upper()) in ("L", "R"):
             return stated
     return _orientation(dataset)[1] or _first(laterality_in_text, dataset, file_stem)
+
+
+def view_modifiers(dataset: Dataset) -> list[tuple[str, str]]:
+    """(SNOMED CT code, meaning) of each known ViewModifierCodeSequence item, in their order."""
+    known = {code: (sct, meaning) for sct, srt, meaning in VIEW_MODIFIERS for code in (sct, srt)}
+    views = dataset.get("ViewCodeSequence")
+    # Inside the view's item (PS3.3 C.8.11.7); some files put it beside.
+    items = (*((views[0].get("ViewModifierCodeSequence") or ()) if views else ()),
+             *(dataset.get("ViewModifierCodeSequence") or ()))  # fmt: skip
+    codes = (str(item.get("CodeValue", "")).strip() for item in items)
+    return list(dict.fromkeys(known[code] for code in codes if code in known))
 
 
 def _orientation(dataset: Dataset) -> tuple[str | None, str | None]:

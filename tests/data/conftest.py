@@ -59,7 +59,7 @@ def write(dataset, path, syntax=ExplicitVRLittleEndian):
 
 
 def _transcode(path, syntax):
-    import gdcm  # not before pydicom, which has loaded the system's zlib: see gbci_fast/data/dicom.py
+    import gdcm  # not before pydicom, which has loaded the system's zlib: see gbci_fast/data/__init__.py
 
     reader = gdcm.ImageReader()
     reader.SetFileName(str(path))

@@ -94,7 +94,8 @@ def test_preamble_without_a_data_set(tmp_path):
         ({"Rows": None}, "the header claims 32 x None pixels; expected 1 to 150000000 in all"),
         ({"Rows": 60000, "Columns": 60000}, "the header claims 60000 x 60000 pixels; expected 1 to 150000000 in all"),
         ({"BitsStored": 4}, "BitsAllocated, BitsStored and HighBit are 16, 4 and 3; expected"),
-        ({"BitsStored": 12, "HighBit": 15}, "BitsAllocated, BitsStored and HighBit are 16, 12 and 15; expected"),
+        ({"BitsStored": 12, "HighBit": 10}, "BitsAllocated, BitsStored and HighBit are 16, 12 and 10; expected"),
+        ({"BitsStored": 12, "HighBit": 16}, "BitsAllocated, BitsStored and HighBit are 16, 12 and 16; expected"),
         ({"BitsAllocated": 32}, "BitsAllocated, BitsStored and HighBit are 32, 16 and 15; expected"),
         ({"PixelRepresentation": 2}, "PixelRepresentation is 2; expected 0 or 1"),
         (
@@ -204,7 +205,7 @@ def test_missing_decoder_is_named(make_dicom, monkeypatch):
 def test_unknown_transfer_syntax(make_dicom):
     path = make_dicom(NOISE)
     path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0"))
-    assert sentence(path).startswith("damaged or not decodable (")
+    assert sentence(path).startswith("transfer syntax 1.2.840.10008.1.2.9 cannot be decoded; expected uncompressed")
 
 
 # PNG ----------------------------------------------------------------------------------------------------------------

@@ -66,6 +66,16 @@ def test_bits_above_high_bit_are_ignored(make_dicom, syntax):
     np.testing.assert_array_equal(read_mammogram(path).stored, clean)
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless], ids=lambda syntax: syntax.keyword)
+@pytest.mark.parametrize("high", [11, 13, 15])
+def test_values_that_lie_higher_in_their_cell(make_dicom, syntax, high):
+    stored = np.arange(-2048, 2048, 8, dtype=np.int16).reshape(16, 32)
+    around = np.uint16(0xFFFF ^ (0xFFF << (high - 11)) & 0xFFFF)
+    cells = (stored.view(np.uint16) & 0xFFF) << (high - 11) | around
+    path = make_dicom(cells.view(np.int16), syntax=syntax, BitsStored=12, HighBit=high)
+    np.testing.assert_array_equal(read_mammogram(path).stored, stored)
+
+
 def test_twelve_bit_twos_complement_is_sign_extended(make_dicom):
     # 0x800 is the most negative and 0xFFF is -1 in 12 bits; the upper four bits are garbage.
     raw = np.array([[0x0800, 0x5FFF], [0xA7FF, 0x0001]], np.uint16).view(np.int16)
@@ -140,14 +150,14 @@ def test_reading_in_threads_leaves_the_warning_filters_as_they_were(make_dicom, 
     first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
     read = pydicom.dcmread
 
-    def dcmread(path):
+    def dcmread(path, **options):
         if not first_is_in.is_set():
             first_is_in.set()
             assert second_is_in.wait(10)
         else:
             second_is_in.set()
             assert first_is_out.wait(10)
-        return read(path)
+        return read(path, **options)
 
     monkeypatch.setattr(pydicom, "dcmread", dcmread)
     with ThreadPoolExecutor(2) as pool:
@@ -167,7 +177,7 @@ def test_gdcm_does_not_break_zlib():
 
 
 def test_interrupting_is_not_damage(make_dicom, ramp, monkeypatch):
-    def interrupted(path):
+    def interrupted(path, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pydicom, "dcmread", interrupted)

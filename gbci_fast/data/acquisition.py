@@ -1,0 +1,115 @@
+"""How a mammogram was taken: spacing in the plane of the breast, age, and what a user of the image should know."""
+
+import re
+from collections.abc import Iterator
+
+from pydicom import Dataset
+from pydicom.multival import MultiValue
+
+from gbci_fast.data.presentation import Presentation, is_for_processing
+from gbci_fast.data.views import MAGNIFICATION, view_modifiers
+from gbci_fast.errors import GBCIError
+
+# Plausible spacing in mm per pixel, from a fine film scan to a thumbnail.
+MIN_SPACING, MAX_SPACING = 0.01, 10.0
+MAX_MAGNIFICATION = 10.0
+# A breast on the detector is magnified by a few percent, too.
+NOTED_MAGNIFICATION = 1.2
+NOTED_ASPECT = 1.01
+
+
+def spacing(dataset: Dataset) -> tuple[float, float] | None:
+    """mm per pixel (between rows, between columns) in the plane of the breast, from the first attribute that says it.
+
+    ImagerPixelSpacing is that of the detector; `magnification` takes it to the breast (PS3.3 C.8.7.10). PixelSpacing
+    is taken as it is. An absurd value is an error, not unknown: a missing spacing has a documented default downstream,
+    but a wrong one would silently mis-scale every lesion.
+    """
+    for keyword in ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing"):
+        value = dataset.get(keyword)
+        if value is None or value == "":
+            continue
+        values = [float(part) for part in (value if isinstance(value, MultiValue) else [value])]
+        if len(values) != 2 or not all(MIN_SPACING <= part <= MAX_SPACING for part in values):
+            raise GBCIError(f"{keyword} is {value}; expected two numbers from {MIN_SPACING} to {MAX_SPACING} mm")
+        factor = magnification(dataset) if keyword == "ImagerPixelSpacing" else 1.0
+        return values[0] / factor, values[1] / factor
+    return None
+
+
+def magnification(dataset: Dataset) -> float:
+    """EstimatedRadiographicMagnificationFactor: size at the detector per size of the breast; 1 where unstated."""
+    value = dataset.get("EstimatedRadiographicMagnificationFactor")
+    if value is None or value == "" or value == 0:
+        return 1.0
+    if not 1 <= value <= MAX_MAGNIFICATION:
+        raise GBCIError(
+            f"EstimatedRadiographicMagnificationFactor is {value}; expected a number from 1 to {MAX_MAGNIFICATION:g}"
+        )
+    return float(value)
+
+
+def age(dataset: Dataset) -> float | None:
+    """PatientAge (``045Y``; PS3.5 6.2, AS) in years; malformed or impossible values count as unknown."""
+    match = re.fullmatch(r"(\d{1,3})([DWMY])", str(dataset.get("PatientAge") or "").strip().upper())
+    if match is None:
+        return None
+    years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[match[2]]
+    return years if 0 < years <= 120 else None
+
+
+def notes(dataset: Dataset, presentation: Presentation) -> Iterator[str]:
+    """What is unusual about an image and was taken care of, or has to be known: a short phrase each."""
+    if is_for_processing(dataset):
+        shown = "by its own histogram" if presentation.kind == "for processing" else "by the VOI that it states"
+        yield f"For Processing, not for reading: displayed {shown}"
+    if (count := _count(dataset.get("VOILUTSequence"))) > 1:
+        yield f"{count} VOI LUTs: the first is used"
+    elif not count and (count := _count(dataset.get("WindowCenter"))) > 1:
+        yield f"{count} windows: the first is used"
+    modifiers = view_modifiers(dataset)
+    if modifiers:
+        yield f"view modified: {', '.join(meaning for _, meaning in modifiers)}"
+    factor = magnification(dataset)
+    if factor >= NOTED_MAGNIFICATION:
+        yield f"magnified {factor:g} times: the spacing is that in the breast"
+    elif MAGNIFICATION in modifiers and factor == 1:
+        yield "magnified by an unknown factor: the spacing is that of the detector"
+    for keyword, phrase in (
+        ("BreastImplantPresent", "breast implant"),
+        ("PartialView", "partial view"),
+        ("BurnedInAnnotation", "burned-in annotation"),
+    ):
+        if str(dataset.get(keyword) or "").strip().upper() == "YES":
+            yield phrase
+    rows, columns = spacing(dataset) or _aspect(dataset)
+    if not 1 / NOTED_ASPECT <= rows / columns <= NOTED_ASPECT:
+        yield f"pixels are {rows / columns:.3g} times as high as wide"
+
+
+def side_contradiction(laterality: str | None, chest_wall: str) -> str | None:
+    """A phrase where the stated side and the pixels disagree. The pixels decide how the image is flipped.
+
+    Args:
+        laterality: the stated side of the patient, "L" or "R"; ``None`` contradicts nothing.
+        chest_wall: the side of the image, "L" or "R", on which the breast meets its edge; for a left breast the left
+            one (PatientOrientation ``A\\...``).
+    """
+    if laterality in (None, chest_wall):
+        return None
+    names = {"L": "left", "R": "right"}
+    return f"stated to be a {names[laterality]} breast, but the chest wall lies on the {names[chest_wall]}"
+
+
+def _aspect(dataset: Dataset) -> tuple[float, float]:
+    """PixelAspectRatio (vertical, horizontal), which is stated where a spacing is not; square where it is not legal."""
+    value = dataset.get("PixelAspectRatio")
+    if _count(value) == 2 and min(value) > 0:
+        return float(value[0]), float(value[1])
+    return 1.0, 1.0
+
+
+def _count(value: object) -> int:
+    if value is None or value == "":
+        return 0
+    return len(value) if isinstance(value, list | MultiValue) else 1

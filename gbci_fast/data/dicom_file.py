@@ -1,0 +1,60 @@
+"""A DICOM data set from a file, with or without the preamble that PS3.10 asks for."""
+
+import re
+from pathlib import Path
+
+import pydicom
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from gbci_fast.data.bounds import BoundedDicom, check_short_values
+from gbci_fast.errors import GBCIError
+
+MAGIC_LENGTH = 132
+DICOM_MAGIC = b"DICM"  # after a preamble of 128 bytes, PS3.10 section 7.1
+# What older software wrote: the data set alone. It begins with a short element of group 2 or 8, in either byte order,
+# with an explicit VR or a length of at most 65535.
+_BARE = re.compile(rb"[\x02\x08]\0.\0(?:[A-Z]{2}|..\0\0)|\0\x08\0.[A-Z]{2}", re.DOTALL)
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether the first `MAGIC_LENGTH` bytes of a file are those of a DICOM file with a preamble."""
+    return head[128:] == DICOM_MAGIC
+
+
+def is_bare_dicom(head: bytes) -> bool:
+    """Whether they are those of a data set without a preamble. Other formats can begin alike."""
+    return _BARE.match(head) is not None
+
+
+def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
+    """Reads a data set; its ``file_meta`` names a transfer syntax even where the file does not.
+
+    Raises:
+        GBCIError: encoded pixels of a transfer syntax that nothing names.
+    """
+    with BoundedDicom(path) as file:
+        dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            raise GBCIError("no TransferSyntaxUID, so its encoded pixels cannot be decoded; expected one")
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
+
+
+def flatten_functional_groups(dataset: Dataset) -> None:
+    """Copies what the functional groups of an enhanced single-frame image say to where a plain image says it.
+
+    Only what the data set itself does not state: Frame VOI LUT, Pixel Value Transformation, Pixel Measures, … of
+    PS3.3 C.7.6.16, one item each.
+    """
+    for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        groups = dataset.get(keyword)
+        for macro in groups[0] if groups else ():
+            if macro.VR == "SQ" and len(macro.value) == 1:
+                check_short_values(macro.value[0])
+                for element in macro.value[0]:
+                    if element.tag not in dataset:
+                        dataset.add(element)
