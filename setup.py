@@ -77,7 +77,10 @@ setup(
     packages=[*find_packages(include=["gbci_fast", "gbci_fast.*"], exclude=[f"{name}*" for name in MAPPED]), *MAPPED],
     package_dir=MAPPED,
     package_data={
-        "gbci_fast": [f"weights/**/{name}" for name in ("*.safetensors", "*.json", "*.md", "*.txt", "LICENSE*")]
+        "gbci_fast": [
+            "generate/*.json",
+            *(f"weights/**/{name}" for name in ("*.safetensors", "*.json", "*.md", "*.txt", "LICENSE*")),
+        ]
     },
     ext_modules=[extension()],
     cmdclass={"build_ext": Build},

@@ -48,11 +48,11 @@ def test_kernels_is_no_package():
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-def test_every_weight_file_is_in_the_wheel(script):
+def test_every_weight_file_and_the_priors_are_in_the_wheel(script):
     patterns = [pattern.replace("**/", "*") for pattern in script["setup"]["package_data"]["gbci_fast"]]
-    files = [
-        p.relative_to(ROOT / "gbci_fast").as_posix() for p in (ROOT / "gbci_fast/weights").rglob("*") if p.is_file()
-    ]
+    paths = [*(ROOT / "gbci_fast/weights").rglob("*"), ROOT / "gbci_fast/generate/priors.json"]
+    files = [p.relative_to(ROOT / "gbci_fast").as_posix() for p in paths if p.is_file()]
+    assert "generate/priors.json" in files
     assert [name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)] == []
 
 

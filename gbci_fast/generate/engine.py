@@ -11,12 +11,13 @@ from scipy import ndimage
 
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.dicom import Mammogram
-from gbci_fast.data.preprocess import Frame, box_ellipse, whole_breast_frame
+from gbci_fast.data.preprocess import Frame, whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask, placement_mask
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import sha256_of
-from gbci_fast.generate.plan import PlanItem, automatic_mask
+from gbci_fast.generate.masks import AutomaticMask, BoxMask, automatic_mask
+from gbci_fast.generate.plan import PlanItem
 from gbci_fast.pipeline import GBCIPipeline
 
 ASSUMED_SPACING = (0.05, 0.05)  # mm, where the input states none
@@ -191,24 +192,22 @@ def _masks(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray]:
     """The mask in model space and on the native grid."""
     shape, frame = template.mammogram.shape, template.frame
     native = np.zeros(shape, bool)
-    if item.mask_source == "auto":
-        model = automatic_mask(template.breast, item.seed)
+    if isinstance(item.mask, AutomaticMask):
+        view = template.mammogram.view_position
+        model = automatic_mask(item.mask.prior, template.breast, template.tissue, view, item.seed)
         xmin, ymin, xmax, ymax = window = _native_window(frame, model, shape)
-        native[ymin:ymax, xmin:xmax] = frame.to_native(model, window, mode="bilinear") > 0.5
+        share = frame.to_native(model, window, mode="bilinear")
+        native[ymin:ymax, xmin:xmax] = share > min(0.5, share.max() / 2)  # even the smallest lesion keeps a pixel
         return model, native
-    whole = item.drawn if item.box is None else box_ellipse(item.box, shape)
-    if whole.shape != shape:
-        raise GBCIError(
-            f"the mask file is {whole.shape[1]}x{whole.shape[0]} but {item.template.path} is {shape[1]}x{shape[0]}; "
-            "expected a mask of the same size"
-        )
+    with _naming(item.template.path):
+        whole = item.mask.on(shape, template.mammogram.spacing)
     # What the model does not see it cannot paint.
     seen = np.s_[max(frame.y0, 0) : frame.y1, max(frame.x0, 0) : frame.x1]
     native[seen] = whole[seen]
     share = frame.to_model(native)
     model = share > min(0.25, share.max() / 2)  # even the smallest lesion keeps a pixel
-    # Where a finding is annotated there is tissue, whatever the outline says.
-    if not (model.any() if item.box is not None else (model & template.breast).any()):
+    # Where a finding is boxed there is tissue, whatever the outline says.
+    if not (model.any() if isinstance(item.mask, BoxMask) else (model & template.breast).any()):
         raise GBCIError(f"{item.template.path}: the mask lies outside the breast; expected it to overlap")
     return model, native
 

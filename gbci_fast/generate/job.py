@@ -44,6 +44,7 @@ class JobSettings:
         compression: of DICOM files: "none", "rle" or "jpeg2000"; lossless.
         sampler: steps and guidance.
         runtime, tier, dtype, device, weights_hash: how and with what it is sampled.
+        priors_hash: of the priors that automatic masks and natural frequencies come from (`Priors.digest`).
     """
 
     seed: int
@@ -56,6 +57,7 @@ class JobSettings:
     dtype: str = "fp32"
     device: str = "cpu"
     weights_hash: str = ""
+    priors_hash: str = ""
 
     def __post_init__(self):
         if not self.formats or set(self.formats) - set(FORMATS):
@@ -257,11 +259,12 @@ def _identify(plan: Sequence[PlanItem]) -> dict[str, Any]:
     if missing:
         more = f" (nor do {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise GBCIError(f"{missing[0]} does not exist{more}; expected every image of the input")
-    drawn = {id(item.drawn): item.drawn for item in plan if item.drawn is not None}.values()
     return {
         "images": len(plan),
-        "masks": _sha256([[item.box for item in plan], [hashlib.sha256(mask).hexdigest() for mask in drawn]]),
-        "descriptions": _sha256([[item.image_id, item.attributes.to_mapping(), item.report] for item in plan]),
+        "masks": _sha256([item.mask.identity() for item in plan]),
+        "descriptions": _sha256(
+            [[item.image_id, item.seed, item.attributes.to_mapping(), item.report] for item in plan]
+        ),
     }
 
 

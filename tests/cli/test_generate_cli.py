@@ -154,7 +154,7 @@ BAD = {
     "set number": (["--set", "age=old"], "age is 'old'; expected a number"),
     "annotations": (["--mask", "annotations"], "no input has an annotated box; use --mask auto or a mask file"),
     "mask file": (["--mask", "{tmp}/absent.png"], "absent.png cannot be read as a mask image"),
-    "mask size": (["--mask", "{tmp}/small.png"], "the mask file is 8x8 but"),
+    "mask size": (["--mask", "{tmp}/small.png"], "small.png is 8x8 but the image is"),
     "output": (["--output", "{tmp}/text.dcm"], "text.dcm is a file; expected a folder to write to"),
     "output in a file": (["--output", "{tmp}/text.dcm/data"], "text.dcm"),
 }

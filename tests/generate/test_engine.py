@@ -148,7 +148,11 @@ def test_a_drawn_mask_ends_where_the_model_sees_nothing(pipe, templates, tmp_pat
     ("corner", "shape", "sentence"),
     [
         ((12, 82), (160, 120), "full_LCC.dcm: the mask lies outside the breast; expected it to overlap"),
-        ((3, 3), (80, 60), "the mask file is 60x80 but .*full_LCC.dcm is 120x160; expected a mask of the same size"),
+        (
+            (3, 3),
+            (80, 60),
+            r"full_LCC.dcm: the mask file .*mask.png is 60x80 but the image is 120x160; expected",
+        ),
     ],
 )
 def test_a_drawn_mask_that_does_not_fit(pipe, templates, tmp_path, corner, shape, sentence):

@@ -1,16 +1,17 @@
-"""Plans: what depends on what, descriptions, automatic masks and mask files."""
+"""Plans: what depends on what, and descriptions."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import ndimage
 
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.vindr import Finding, ImageRecord
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate.plan import DIAMETER_RANGE, MEDIAN_DIAMETER, automatic_mask, make_plan, read_mask_file
+from gbci_fast.generate.masks import FileMask
+from gbci_fast.generate.plan import make_plan
+from gbci_fast.generate.priors import POOLED, load_priors
 
 BREAST = Attributes(laterality="L", view_position="CC", breast_density="C", breast_birads=2)
 MASS = Attributes(breast_density="C", breast_birads=3, finding_categories=("Mass",), finding_birads=3)
@@ -19,11 +20,6 @@ MASS = Attributes(breast_density="C", breast_birads=3, finding_categories=("Mass
 def record(name="a", study="s", findings=(), **changes):
     values = {"study_id": study, "image_id": name, "path": Path(f"{name}.dcm"), "attributes": BREAST, **changes}
     return ImageRecord(findings=tuple(findings), **values)
-
-
-def disk(size=224, radius=100):
-    y, x = np.ogrid[:size, :size]
-    return np.hypot(y - size / 2, x) < radius
 
 
 def test_every_record_in_every_variant():
@@ -83,7 +79,7 @@ def test_annotations_take_the_boxes_in_turn_and_leave_out_images_without():
     second = Finding(box=(5, 6, 7, 8), attributes=Attributes(finding_categories=("Asymmetry",)))
     records = [record("a", findings=[first, second], extra={"report": "whole image"}), record("b")]
     plan = make_plan(records, variants=3, seed=0, mask="annotations")
-    assert [item.box for item in plan] == [(1, 2, 3, 4), (5, 6, 7, 8), (1, 2, 3, 4)]
+    assert [item.mask.box for item in plan] == [(1, 2, 3, 4), (5, 6, 7, 8), (1, 2, 3, 4)]
     assert [item.report for item in plan] == ["round mass", "whole image", "round mass"]
     assert {item.mask_source for item in plan} == {"annotations"}
     assert plan[0].attributes == MASS
@@ -107,72 +103,22 @@ def test_unknown_attribute():
         make_plan([record()], variants=1, seed=0, overrides={"shape": "round"})
 
 
-def test_automatic_masks_lie_in_the_breast_and_have_lesion_sizes():
-    breast, diameters = disk(), []
-    for seed in range(200):
-        mask = automatic_mask(breast, seed)
-        assert not (mask & ~breast).any()
-        assert ndimage.label(mask)[1] == 1
-        diameters.append(2 * np.sqrt(mask.sum() / np.pi))
-    assert DIAMETER_RANGE[0] * 0.9 < min(diameters)
-    assert max(diameters) < DIAMETER_RANGE[1] * 1.2
-    assert abs(np.median(diameters) / MEDIAN_DIAMETER - 1) < 0.15
-
-
-def test_an_automatic_mask_is_a_function_of_its_seed():
-    np.testing.assert_array_equal(automatic_mask(disk(), 3), automatic_mask(disk(), 3))
-    assert (automatic_mask(disk(), 3) != automatic_mask(disk(), 4)).any()
-
-
-def test_a_breast_too_narrow_for_the_lesion_still_gets_one():
-    sliver = np.zeros((224, 224), bool)
-    sliver[60:160, :6] = True
-    for seed in range(20):
-        mask = automatic_mask(sliver, seed)
-        assert mask.any()
-        assert not (mask & ~sliver).any()
-
-
-@pytest.mark.parametrize(
-    ("values", "selected"),
-    [
-        (np.array([[0, 127, 128, 255]], np.uint8), [0, 0, 1, 1]),
-        (np.array([[0, 0, 1, 1]], np.uint8), [0, 0, 1, 1]),
-        (np.array([[0, 30000, 65535]], np.uint16), [0, 0, 1]),
-        (np.array([[False, True]]), [0, 1]),
-    ],
-)
-def test_mask_file_is_cut_at_half_of_its_range(tmp_path, values, selected):
-    Image.fromarray(values).save(tmp_path / "mask.png")
-    mask = read_mask_file(tmp_path / "mask.png")
-    assert mask.dtype == bool
-    assert mask.tolist() == [[bool(value) for value in selected]]
-
-
-def test_mask_file_is_read_once_for_all(tmp_path):
+def test_a_mask_file_holds_for_every_record(tmp_path):
     Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "mask.png")
     plan = make_plan([record("a"), record("b")], variants=2, seed=0, mask=str(tmp_path / "mask.png"))
     assert {item.mask_source for item in plan} == {"file"}
-    assert len({id(item.drawn) for item in plan}) == 1
+    assert {item.mask for item in plan} == {FileMask.of(tmp_path / "mask.png")}
+    with pytest.raises(GBCIError, match=r"absent.png cannot be read as a mask image"):
+        make_plan([record()], variants=1, seed=0, mask=str(tmp_path / "absent.png"))
 
 
-def damaged_png(path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:-300])
-
-
-@pytest.mark.parametrize(
-    ("write", "sentence"),
-    [
-        (lambda path: None, "cannot be read as a mask image: .*No such file"),
-        (lambda path: path.write_text("no image"), "cannot be read as a mask image: cannot identify"),
-        (damaged_png, "cannot be read as a mask image: .*truncated"),
-        (lambda path: Image.new("RGB", (4, 4), (9, 9, 9)).save(path), "is a color image; expected a gray mask"),
-        (lambda path: Image.new("L", (4, 4)).save(path), "is all zero; expected at least one pixel"),
-    ],
-)
-def test_bad_mask_file(tmp_path, write, sentence):
-    path = tmp_path / "mask.png"
-    write(path)
-    with pytest.raises(GBCIError, match=f"mask.png {sentence}"):
-        make_plan([record()], variants=1, seed=0, mask=str(path))
+def test_an_automatic_mask_has_the_prior_of_its_category():
+    priors = load_priors()
+    for categories, expected in (
+        ("Asymmetry", "Asymmetry"),
+        ("Nipple Retraction, Mass", "Mass"),
+        ("Nipple Retraction", "Nipple Retraction"),
+        ("No Finding", POOLED),
+    ):
+        (item,) = make_plan([record()], variants=1, seed=0, overrides={"finding_categories": categories}, priors=priors)
+        assert item.mask.prior.category == expected

@@ -1,0 +1,85 @@
+"""Which lesions a plan holds: evenly over categories and BI-RADS, or as frequent as in the priors' data."""
+
+import hashlib
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gbci_fast.data.attributes import FINDING_CATEGORIES
+from gbci_fast.errors import GBCIError
+from gbci_fast.generate.priors import Priors
+
+NATURAL = "natural"
+# BI-RADS 1 and 2 need no further look, so VinDr-Mammo marks findings from 3 on.
+BALANCED_VALUES = {"finding_categories": tuple((name,) for name in FINDING_CATEGORIES), "finding_birads": (3, 4, 5)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """How the lesions of a plan are chosen, a pure function of the job's seed and the item's index.
+
+    Attributes:
+        lesions: every combination of the balanced attributes' values; empty = drawn from `priors`.
+        given: attributes that are set, and so are not drawn.
+    """
+
+    lesions: tuple[Mapping[str, Any], ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
+    priors: Priors
+
+    @classmethod
+    def parse(cls, text: str, given: Mapping[str, Any], priors: Priors) -> "Balance":
+        """Reads "natural", or the names of the attributes to balance, separated by commas.
+
+        "natural" draws the category by its number of boxes per image in the priors, and the BI-RADS by its share in
+        that category; what is set is not drawn.
+
+        Raises:
+            GBCIError: another name (a breast's density or view belongs to the template), or an attribute that is set.
+        """
+        if text == NATURAL:
+            if not sum(prior.boxes_per_image for prior in priors.categories.values()):
+                raise GBCIError("the priors count no box in any category; --balance natural has nothing to draw from")
+            return cls(given=given, priors=priors)
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in BALANCED_VALUES:
+                raise GBCIError(f"balance is {name!r}; expected {NATURAL} or out of {', '.join(BALANCED_VALUES)}")
+            if name in given:
+                raise GBCIError(f"{name} is both set and balanced; choose one")
+            if names.count(name) > 1:
+                raise GBCIError(f"balance names {name} twice; expected each attribute once")
+        values = [BALANCED_VALUES[name] for name in names]
+        lesions = tuple(dict(zip(names, lesion, strict=True)) for lesion in itertools.product(*values))
+        return cls(lesions=lesions, given=given, priors=priors)
+
+    def of(self, job_seed: int, index: int) -> dict[str, Any]:
+        """The drawn attributes of item `index`.
+
+        Every run of ``len(lesions)`` items holds each lesion once, in an order of its own: a fixed order would tie
+        lesions to views, because templates come in a fixed order too.
+        """
+        if self.lesions:
+            block, place = divmod(index, len(self.lesions))
+            order = _stream("balance", job_seed, block).permutation(len(self.lesions))
+            return dict(self.lesions[order[place]])
+        return {name: value for name, value in self._draw(job_seed, index).items() if name not in self.given}
+
+    def _draw(self, job_seed: int, index: int) -> dict[str, Any]:
+        rng = _stream(NATURAL, job_seed, index)
+        frequencies = np.array([prior.boxes_per_image for prior in self.priors.categories.values()])
+        names = tuple(self.priors.categories)
+        category = (names[rng.choice(len(names), p=frequencies / frequencies.sum())],)
+        categories = self.given.get("finding_categories", category)
+        shares = self.priors.of(categories).birads
+        total = sum(shares.values())
+        grade = int(rng.choice(list(shares), p=[share / total for share in shares.values()]))
+        return {"finding_categories": category, "finding_birads": None if categories == () else grade}
+
+
+def _stream(*names: object) -> np.random.Generator:
+    """An independent random stream for every tuple of names."""
+    return np.random.default_rng(int(hashlib.sha256("\x1f".join(map(str, names)).encode()).hexdigest(), 16))

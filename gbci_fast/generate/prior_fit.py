@@ -1,0 +1,295 @@
+"""Fits `Priors` from annotated boxes in the VinDr layout."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from gbci_fast.data.attributes import FINDING_CATEGORIES, VIEW_POSITIONS
+from gbci_fast.data.preprocess import MODEL_SIZE
+from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
+from gbci_fast.errors import GBCIError
+from gbci_fast.generate.engine import Template, open_template
+from gbci_fast.generate.priors import (
+    BIRADS_OF_FINDINGS,
+    GRID,
+    POOLED,
+    SURFACE_CATEGORIES,
+    CategoryPrior,
+    LogNormal,
+    Priors,
+)
+
+SHRINKAGE = 20.0  # a category of 20 boxes counts as much as all boxes together
+ENOUGH = 30  # boxes of its own from which a category needs no fallback
+SMOOTHING = 0.8  # of position maps, in cells
+QUANTILES = (0.02, 0.98)  # where distributions are cut
+FORMULA = (
+    "Diameters are sqrt(width * height) of the annotated box in pixels of the whole-breast view at 224 pixels; "
+    "aspect is height / width. A category of n boxes is shrunk toward all boxes: figure = w * own + (1 - w) * pooled "
+    "with w = n / (n + shrinkage) (for positions with the n of the view), for medians, standard deviations and cuts "
+    "(in logarithms), BI-RADS shares and positions alike. Positions are relative to the tissue: 1 = as often as if "
+    "spread evenly."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One annotated box in model space.
+
+    Attributes:
+        categories: that it counts for; see `counted_categories`.
+        source: name of its data set.
+        view: "CC", "MLO" or None.
+        diameter, aspect: see `CategoryPrior`.
+        diameter_mm: None where the spacing is unknown.
+        place: (height, depth) of its center in the breast's bounding box, each in [0, 1].
+        birads: None where unknown.
+    """
+
+    categories: tuple[str, ...]
+    source: str
+    view: str | None
+    diameter: float
+    aspect: float
+    diameter_mm: float | None
+    place: tuple[float, float]
+    birads: int | None
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """Observations, and what they are relative to: the number of images, and where their tissue is."""
+
+    observations: list[Observation] = field(default_factory=list)
+    images: Counter = field(default_factory=Counter)  # per source, with and without findings
+    tissue: dict[str, np.ndarray] = field(default_factory=lambda: {view: _no_cells() for view in VIEW_POSITIONS})
+
+    def of(self, category: str) -> list[Observation]:
+        """The boxes of a category."""
+        return [each for each in self.observations if category in each.categories]
+
+
+def fit_priors(
+    roots: Sequence[Path],
+    fallbacks: Sequence[Path] = (),
+    *,
+    split: str = "training",
+    notes: Sequence[str] = (),
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> Priors:
+    """Reads every annotated image of `split` and fits size, aspect, position and BI-RADS per category.
+
+    Args:
+        roots: folders in the VinDr layout.
+        fallbacks: further ones (such as phantoms), used only for categories with fewer than `ENOUGH` boxes in `roots`.
+        notes: kept in the result, such as the attribution of the data.
+        on_image: called with the number of images read, and of images to read.
+
+    Raises:
+        GBCIError: an unreadable folder or image, or no box at all in `roots`.
+    """
+    groups = [[record for root in group for record in _records(root, split)] for group in (roots, fallbacks)]
+    total = sum(bool(record.findings) for group in groups for record in group)
+    done = iter(range(1, total + 1))
+    main, fallback = (observe(group, lambda: on_image(next(done), total)) for group in groups)
+    if not main.observations:
+        raise GBCIError(f"no annotated box in the {split} split of {', '.join(map(str, roots))}; nothing to fit")
+    pooled = _Figures.of(main.observations, main.tissue)
+    scarce = {name for name in FINDING_CATEGORIES if len(main.of(name)) < ENOUGH}
+    categories = {}
+    for name in FINDING_CATEGORIES:
+        samples = [main, fallback] if name in scarce else [main]
+        categories[name] = _category_prior(name, samples, pooled)
+    used = [*main.observations, *(o for o in fallback.observations if scarce & set(o.categories))]
+    boxes = Counter(observation.source for observation in used)
+    return Priors(
+        notes=(FORMULA, *notes),
+        sources={
+            name: {"images": count, "boxes": boxes[name]} for name, count in (main.images + fallback.images).items()
+        },
+        shrinkage=SHRINKAGE,
+        pooled=_prior(POOLED, main.observations, 1.0, pooled, _rate([(main, main.observations)])),
+        categories=categories,
+    )
+
+
+def observe(records: Iterable[ImageRecord], on_image: Callable[[], None] = lambda: None) -> Sample:
+    """Opens the images with findings, one after the other, and measures their boxes and their tissue."""
+    sample = Sample()
+    for record in records:
+        source = record.extra["source"]
+        sample.images[source] += 1
+        if record.findings:
+            template = open_template(record)
+            view = template.mammogram.view_position
+            if view:
+                cells = _cells(np.argwhere(template.tissue) + 0.5, template.breast)
+                sample.tissue[view] += cells / cells.sum()
+            sample.observations += [_observation(finding, template, view, source) for finding in record.findings]
+            on_image()
+    return sample
+
+
+def counted_categories(categories: tuple[str, ...] | None) -> tuple[str, ...]:
+    """What a box with these labels is a box of.
+
+    Beside a mass, "Nipple Retraction" says something of the image; the box outlines the mass.
+    """
+    inner = tuple(name for name in categories or () if name not in SURFACE_CATEGORIES)
+    return inner or categories or ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Figures:
+    """What is shrunk: every number of a prior, as arrays that can be averaged."""
+
+    boxes: int
+    views: Counter  # boxes per view
+    diameter: np.ndarray  # [4] of the logarithm: median, standard deviation, low, high
+    aspect: np.ndarray  # [4]
+    birads: np.ndarray  # [4] shares
+    position: dict[str, np.ndarray]  # [GRID, GRID] relative to the tissue
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation], tissue: dict[str, np.ndarray]) -> "_Figures":
+        grades = Counter(each.birads for each in observations)
+        counts = np.array([grades[grade] for grade in BIRADS_OF_FINDINGS], float)
+        return cls(
+            boxes=len(observations),
+            views=Counter(each.view for each in observations),
+            diameter=_log_figures([each.diameter for each in observations]),
+            aspect=_log_figures([each.aspect for each in observations]),
+            birads=counts / counts.sum() if counts.any() else np.full(len(counts), 1 / len(counts)),
+            position={view: _relative_density(observations, view, tissue[view]) for view in VIEW_POSITIONS},
+        )
+
+    def shrunk(self, pooled: "_Figures") -> "_Figures":
+        """Empirical Bayes: w * own + (1 - w) * pooled with w = n / (n + `SHRINKAGE`); positions by the view's n."""
+
+        def mix(own: np.ndarray, all_boxes: np.ndarray, boxes: int) -> np.ndarray:
+            return all_boxes + _weight(boxes) * (own - all_boxes)
+
+        return replace(
+            self,
+            diameter=mix(self.diameter, pooled.diameter, self.boxes),
+            aspect=mix(self.aspect, pooled.aspect, self.boxes),
+            birads=mix(self.birads, pooled.birads, self.boxes),
+            position={v: mix(self.position[v], pooled.position[v], self.views[v]) for v in VIEW_POSITIONS},
+        )
+
+
+def _category_prior(name: str, samples: Sequence[Sample], pooled: _Figures) -> CategoryPrior:
+    found = [(sample, sample.of(name)) for sample in samples]
+    observations = [each for _, group in found for each in group]
+    tissue = {view: sum(sample.tissue[view] for sample, group in found if group) for view in VIEW_POSITIONS}
+    figures = _Figures.of(observations, tissue).shrunk(pooled) if observations else pooled
+    return _prior(name, observations, _weight(len(observations)), figures, _rate(found))
+
+
+def _prior(
+    name: str, observations: Sequence[Observation], weight: float, figures: _Figures, rate: float
+) -> CategoryPrior:
+    millimeters = [each.diameter_mm for each in observations if each.diameter_mm is not None]
+    low, middle, high = np.quantile(millimeters, (0.05, 0.5, 0.95)) if millimeters else (0, 0, 0)
+    quantiles = {"boxes": len(millimeters), "p05": _short(low), "median": _short(middle), "p95": _short(high)}
+    return CategoryPrior(
+        category=name,
+        boxes=dict(sorted(Counter(each.source for each in observations).items())),
+        own_weight=_short(weight),
+        diameter=_log_normal(figures.diameter),
+        diameter_mm=quantiles if millimeters else None,
+        aspect=_log_normal(figures.aspect),
+        position={view: np.round(figures.position[view], 2).clip(0.01) for view in VIEW_POSITIONS},
+        birads={grade: _short(share) for grade, share in zip(BIRADS_OF_FINDINGS, figures.birads, strict=True)},
+        boxes_per_image=_short(rate),
+    )
+
+
+def _observation(finding: Finding, template: Template, view: str | None, source: str) -> Observation:
+    xmin, ymin, xmax, ymax = template.frame.box_to_model(finding.box)
+    width, height = xmax - xmin, ymax - ymin
+    spacing = template.frame.model_spacing(template.mammogram.spacing)
+    diameter = float(np.sqrt(width * height))
+    return Observation(
+        categories=counted_categories(finding.attributes.finding_categories),
+        source=source,
+        view=view,
+        diameter=diameter * MODEL_SIZE / template.frame.size,
+        aspect=height / width,
+        diameter_mm=None if spacing is None else diameter * spacing,
+        place=tuple(_normalized(np.array([[(ymin + ymax) / 2, (xmin + xmax) / 2]]), template.breast)[0]),
+        birads=finding.attributes.finding_birads,
+    )
+
+
+def _records(root: Path, split: str) -> list[ImageRecord]:
+    """A root's images; those whose table names no source get the folder's name."""
+    name = Path(root).absolute().name
+    return [replace(record, extra={"source": name, **record.extra}) for record in VinDr(root).of_split(split)]
+
+
+def _normalized(points: np.ndarray, breast: np.ndarray) -> np.ndarray:
+    """(y, x) points [N, 2] of model space in the breast's bounding box, float64 [N, 2] in [0, 1]."""
+    spans = [np.flatnonzero(breast.any(axis)) for axis in (1, 0)]
+    begin, end = np.array([(span[0], span[-1] + 1) for span in spans], float).T
+    return np.clip((points - begin) / (end - begin), 0, 1)
+
+
+def _cells(points: np.ndarray, breast: np.ndarray) -> np.ndarray:
+    return _histogram(_normalized(points, breast))
+
+
+def _histogram(places: np.ndarray) -> np.ndarray:
+    """Number of places per cell, float64 [GRID, GRID]."""
+    return np.histogram2d(places[:, 0], places[:, 1], bins=GRID, range=((0, 1), (0, 1)))[0]
+
+
+def _relative_density(observations: Sequence[Observation], view: str, tissue: np.ndarray) -> np.ndarray:
+    """Smoothed density of the centers over that of the tissue, float64 [GRID, GRID]; 1 where nothing was seen."""
+    places = np.array([each.place for each in observations if each.view == view])
+    if not len(places) or not np.any(tissue):
+        return np.ones((GRID, GRID))
+    lesions, exposed = (
+        ndimage.gaussian_filter(cells / cells.sum(), SMOOTHING, mode="nearest")
+        for cells in (_histogram(places), tissue)
+    )
+    floor = 0.1 / GRID**2  # cells in which there is next to no tissue tell nothing
+    return (lesions + floor) / (exposed + floor)
+
+
+def _weight(boxes: int) -> float:
+    return boxes / (boxes + SHRINKAGE)
+
+
+def _rate(found: Sequence[tuple[Sample, Sequence[Observation]]]) -> float:
+    """Boxes per image, added over samples: each counts against its own images."""
+    return sum(len(group) / sample.images.total() for sample, group in found if group)
+
+
+def _log_figures(values: Sequence[float]) -> np.ndarray:
+    """Median, half the width of the middle 68 % (robust against outliers), and `QUANTILES` of the logarithm."""
+    logs = np.log(values)
+    below, median, above = np.quantile(logs, (0.16, 0.5, 0.84))
+    return np.array([median, (above - below) / 2, *np.quantile(logs, QUANTILES)])
+
+
+def _log_normal(figures: np.ndarray) -> LogNormal:
+    median, log_sd, low, high = figures
+    return LogNormal(
+        median=_short(np.exp(median)),
+        log_sd=max(_short(log_sd), 0.01),
+        low=_short(np.exp(low)),
+        high=_short(np.exp(high)),
+    )
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _no_cells() -> np.ndarray:
+    return np.zeros((GRID, GRID))
