@@ -12,6 +12,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    UID,
     DigitalMammographyXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -19,6 +20,8 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import DSfloat
 
+from gbci_fast.data.acquisition import magnification
+from gbci_fast.data.views import view_modifiers
 from gbci_fast.errors import GBCIError
 
 ASSUMED_SPACING = (0.05, 0.05)
@@ -26,12 +29,9 @@ COMPRESSIONS = {"none": ExplicitVRLittleEndian, "rle": RLELossless, "jpeg2000": 
 
 _UID_NAMESPACE = uuid.UUID("6b0c1c0e-8f0f-5d0a-9a53-1d0f8a3e6f11")
 _VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
-_PATIENT_ORIENTATION = {
-    ("CC", "L"): ["A", "R"],
-    ("CC", "R"): ["P", "L"],
-    ("MLO", "L"): ["A", "FR"],
-    ("MLO", "R"): ["P", "FL"],
-}
+# PatientOrientation (PS3.3 C.7.6.1.1.1): where rows lead to, by the side of the chest wall, and columns.
+_ALONG_ROWS = {"L": "A", "R": "P"}
+_DOWN_COLUMNS = {("CC", "L"): "R", ("CC", "R"): "L", ("MLO", "L"): "FR", ("MLO", "R"): "FL"}
 # What gives the stored values of a source their meaning: modality, padding, VOI and calibrated size.
 _MODALITY = ("RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence")
 _VOI = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence")
@@ -51,6 +51,9 @@ _KEPT = (
     "LossyImageCompression",
     "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
+    "PixelIntensityRelationship",
+    "PixelIntensityRelationshipSign",
+    "EstimatedRadiographicMagnificationFactor",
 )
 
 
@@ -66,8 +69,10 @@ class SourceImage:
 class MammogramHeader:
     """Who, what and when: everything in a file that the pixels do not say. No clock and no random UID is ever used.
 
-    ``spacing`` is in mm per pixel (row, column) at the detector; ``None`` is written as an assumed 0.05 mm and
-    said so in DerivationDescription. ``patient_age`` is in years. ``derivation`` is the text of DerivationDescription.
+    ``spacing`` is in mm per pixel (row, column) in the plane of the breast; ``None`` is written as an assumed 0.05 mm
+    and said so in DerivationDescription. ``chest_wall`` is the side of the image, "L" or "R", on which it lies, where
+    that is not ``laterality``. ``patient_age`` is in years. ``derivation`` is the text of DerivationDescription.
+    ``from_scratch``: rendered without a source image, and so without annotation, implant or partial view.
     """
 
     view_position: str
@@ -82,16 +87,20 @@ class MammogramHeader:
     synthetic: bool = True
     source: SourceImage | None = None
     spacing: tuple[float, float] | None = None
+    chest_wall: str | None = None
     patient_age: float | None = None
+    from_scratch: bool = False
     series_number: int = 1
     instance_number: int = 1
 
     def __post_init__(self):
-        if (self.view_position, self.laterality) not in _PATIENT_ORIENTATION:
+        if (self.view_position, self.laterality) not in _DOWN_COLUMNS:
             raise GBCIError(
                 f"image of patient {self.patient_id!r} has view {self.view_position!r} and side {self.laterality!r}; "
                 "a mammogram For Presentation needs view CC or MLO and side L or R"
             )
+        if self.chest_wall not in (None, *_ALONG_ROWS):
+            raise GBCIError(f"chest_wall is {self.chest_wall!r}; expected L, R or None")
         if len(self.derivation_description) > 1024:
             raise GBCIError(f"derivation has {len(self.derivation)} characters; DICOM holds at most 1024")
 
@@ -109,23 +118,27 @@ def uid_from_seed(*parts: object) -> str:
 
 
 def mammogram_dataset(
-    stored: np.ndarray,  # [H, W] uint8, uint16 or int16
+    stored: np.ndarray,  # [H, W] uint8, uint16, int8 or int16
     header: MammogramHeader,
     *,
     like: Dataset | None = None,
     window: tuple[float, float] | None = None,
+    lut: tuple[int, np.ndarray] | None = None,
 ) -> Dataset:
     """A mammogram For Presentation whose stored values mean what they mean in ``like``.
 
     Args:
         stored: the pixels, written as they are.
         header: identity, geometry and provenance.
-        like: header of the source image; its photometric interpretation, bit depth, modality transform, VOI, padding
-            and calibrated spacing are kept, and nothing else: no patient data. Without it: MONOCHROME2, all bits of
-            the dtype. (The standard allows unsigned pixels and an identity rescale only. Other sources are kept as
-            they are, because changing them would change every stored value.)
+        like: header of the source image; its photometric interpretation, bit depth, modality transform, VOI, padding,
+            calibrated spacing, magnification, view modifiers, and what it says of annotations, implants and lossy
+            compression are kept, and nothing else: no patient data. Without it: MONOCHROME2, all bits of the dtype.
+            (The standard allows unsigned pixels and an identity rescale only. Other sources are kept as they are,
+            because changing them would change every stored value.) BurnedInAnnotation must be stated: where the
+            source does not, nobody has looked, and it is YES.
         window: WindowCenter and WindowWidth (linear, after the modality transform), used where ``like`` has no VOI.
-            Without either: the full range.
+            Without any: the full range.
+        lut: VOI LUT as in `Presentation`, used instead of whatever ``like`` has.
 
     Raises:
         GBCIError: pixels that are not [H, W] of those types, or do not fit the bit depth of ``like``.
@@ -133,9 +146,10 @@ def mammogram_dataset(
     dataset = Dataset()
     _set_general(dataset, header)
     _set_series(dataset, header)
-    _set_geometry(dataset, header)
+    _set_geometry(dataset, header, like)
     _set_pixels(dataset, stored, like)
-    _set_display(dataset, like, window)
+    _set_display(dataset, like, window, lut)
+    _set_assurances(dataset, header)
     return dataset
 
 
@@ -151,13 +165,22 @@ def write_dicom(dataset: Dataset, path: str | os.PathLike[str], *, compression: 
     output = copy.deepcopy(dataset)
     output.file_meta = _file_meta(dataset)
     if compression != "none":
-        output.compress(COMPRESSIONS[compression], encoding_plugin="pylibjpeg", generate_instance_uid=False)
+        _compress(output, COMPRESSIONS[compression])
     partial = path.with_name(f".{path.name}.partial")
     try:
         output.save_as(partial, implicit_vr=False, little_endian=True, enforce_file_format=True)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _compress(dataset: Dataset, syntax: UID) -> None:
+    """RLE codes whole cells (PS3.5 G.2), but its encoder would take 8 bits stored in 16 to be cells of 8."""
+    stated = dataset.BitsStored
+    if syntax == RLELossless:
+        dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1
+    dataset.compress(syntax, encoding_plugin="pylibjpeg", generate_instance_uid=False)
+    dataset.BitsStored, dataset.HighBit = stated, stated - 1
 
 
 def _file_meta(dataset: Dataset) -> FileMetaDataset:
@@ -216,7 +239,7 @@ def _set_series(dataset: Dataset, header: MammogramHeader) -> None:
     dataset.InstanceNumber = header.instance_number
 
 
-def _set_geometry(dataset: Dataset, header: MammogramHeader) -> None:
+def _set_geometry(dataset: Dataset, header: MammogramHeader, like: Dataset | None) -> None:
     """Mammography Image, DX Anatomy Imaged, DX Detector and DX Positioning."""
     dataset.BodyPartExamined = "BREAST"
     dataset.OrganExposed = "BREAST"
@@ -227,19 +250,26 @@ def _set_geometry(dataset: Dataset, header: MammogramHeader) -> None:
     dataset.ViewPosition = header.view_position
     value, meaning = _VIEWS[header.view_position]
     dataset.ViewCodeSequence = _code(value, "SCT", meaning)
-    dataset.ViewCodeSequence[0].ViewModifierCodeSequence = Sequence()
+    modifiers = view_modifiers(like) if like is not None else ()
+    dataset.ViewCodeSequence[0].ViewModifierCodeSequence = Sequence(
+        _code(code, "SCT", meaning)[0] for code, meaning in modifiers
+    )
     dataset.ImageLaterality = header.laterality
-    dataset.PatientOrientation = _PATIENT_ORIENTATION[header.view_position, header.laterality]
-    dataset.ImagerPixelSpacing = _decimals(header.spacing or ASSUMED_SPACING)
+    dataset.PatientOrientation = [
+        _ALONG_ROWS[header.chest_wall or header.laterality],
+        _DOWN_COLUMNS[header.view_position, header.laterality],
+    ]
+    factor = magnification(like) if like is not None else 1.0
+    dataset.ImagerPixelSpacing = _decimals(part * factor for part in header.spacing or ASSUMED_SPACING)
 
 
 def _set_pixels(dataset: Dataset, stored: np.ndarray, like: Dataset | None) -> None:
     """Image Pixel, with the photometric interpretation and bit depth of ``like``."""
-    if stored.ndim != 2 or stored.dtype not in (np.uint8, np.uint16, np.int16):
-        raise GBCIError(f"pixels are {stored.dtype} {list(stored.shape)}; expected [H, W] uint8, uint16 or int16")
+    if stored.ndim != 2 or stored.dtype not in (np.uint8, np.uint16, np.int8, np.int16):
+        raise GBCIError(f"pixels are {stored.dtype} {list(stored.shape)}; expected [H, W] uint8, uint16, int8 or int16")
     bits = 8 * stored.dtype.itemsize
     bits_stored = int(like.BitsStored) if like is not None else bits
-    lowest, highest = _stored_range(bits_stored, signed=stored.dtype == np.int16)
+    lowest, highest = _stored_range(bits_stored, signed=stored.dtype.kind == "i")
     if bits_stored > bits or stored.min() < lowest or stored.max() > highest:
         raise GBCIError(
             f"stored values go from {stored.min()} to {stored.max()} in {stored.dtype}; "
@@ -251,33 +281,52 @@ def _set_pixels(dataset: Dataset, stored: np.ndarray, like: Dataset | None) -> N
     dataset.BitsAllocated = bits
     dataset.BitsStored = bits_stored
     dataset.HighBit = bits_stored - 1
-    dataset.PixelRepresentation = int(stored.dtype == np.int16)
+    dataset.PixelRepresentation = int(stored.dtype.kind == "i")
     pixels = np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("<")).tobytes()
     dataset.add_new("PixelData", "OB" if bits == 8 else "OW", pixels + b"\0" * (len(pixels) % 2))
 
 
-def _set_display(dataset: Dataset, like: Dataset | None, window: tuple[float, float] | None) -> None:
+def _set_display(
+    dataset: Dataset,
+    like: Dataset | None,
+    window: tuple[float, float] | None,
+    lut: tuple[int, np.ndarray] | None,
+) -> None:
     """Modality LUT, VOI LUT and Presentation LUT Shape: how stored values become brightness."""
     for keyword in _KEPT if like is not None else ():
-        if keyword in like and not like[keyword].is_empty:
+        if keyword in like and not like[keyword].is_empty and not (lut is not None and keyword in _VOI):
             dataset[keyword] = copy.deepcopy(like[keyword])
     if "ModalityLUTSequence" not in dataset:
         for keyword, identity in (("RescaleIntercept", 0), ("RescaleSlope", 1), ("RescaleType", "US")):
             dataset.setdefault(keyword, identity)
-    if "WindowCenter" not in dataset and "VOILUTSequence" not in dataset:
+    if lut is not None:
+        dataset.VOILUTSequence = _lut_sequence(*lut)
+    elif "WindowCenter" not in dataset and "VOILUTSequence" not in dataset:
         center, width = _full_window(dataset) if window is None else window
         dataset.WindowCenter, dataset.WindowWidth = _decimals((center, width))
-    for keyword, value in (
-        ("BurnedInAnnotation", "NO"),
-        ("LossyImageCompression", "00"),
-        *((("BreastImplantPresent", "NO"), ("PartialView", "NO")) if like is None else ()),
-    ):
-        dataset.setdefault(keyword, value)
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
     dataset.PresentationLUTShape = "INVERSE" if inverted else "IDENTITY"
+    if dataset.get("PixelIntensityRelationship") not in ("LIN", "LOG"):
+        dataset.PixelIntensityRelationship = "LOG"
     # Bright is dense: in MONOCHROME2 a higher value is less X-ray at the detector, in MONOCHROME1 more.
-    dataset.PixelIntensityRelationship = "LOG"
-    dataset.PixelIntensityRelationshipSign = 1 if inverted else -1
+    if dataset.get("PixelIntensityRelationshipSign") not in (1, -1):
+        dataset.PixelIntensityRelationshipSign = 1 if inverted else -1
+
+
+def _set_assurances(dataset: Dataset, header: MammogramHeader) -> None:
+    """What has to be stated and the source did not state; nothing is claimed that nobody looked at."""
+    dataset.setdefault("LossyImageCompression", "00")
+    dataset.setdefault("BurnedInAnnotation", "NO" if header.from_scratch else "YES")
+    if header.from_scratch:
+        dataset.BreastImplantPresent = dataset.PartialView = "NO"
+
+
+def _lut_sequence(first: int, table: np.ndarray) -> Sequence:
+    """A VOI LUT of 16 bits; its first input value is two's complement where it is negative."""
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(table) & 0xFFFF, first & 0xFFFF, 16])
+    item.add_new("LUTData", "OW", np.ascontiguousarray(table, "<u2").tobytes())
+    return Sequence([item])
 
 
 def _full_window(dataset: Dataset) -> tuple[float, float]:

@@ -66,6 +66,26 @@ def test_valid_for_dciodvfy(tmp_path, view, laterality, photometric, bits):
 
 
 @needs_dciodvfy
+def test_lut_magnification_and_modifiers_are_valid_for_dciodvfy(tmp_path):
+    spot, view = Dataset(), Dataset()
+    spot.CodeValue = "399055006"
+    view.ViewModifierCodeSequence = [spot]
+    like = source_header(
+        EstimatedRadiographicMagnificationFactor="1.8",
+        ViewCodeSequence=[view],
+        PixelIntensityRelationship="LIN",
+        PixelIntensityRelationshipSign=1,
+        WindowCenter=5,
+        WindowWidth=2,
+    )
+    lut = (0, np.arange(4096, dtype=np.uint16)[::-1] * 16)
+    dataset = mammogram_dataset(pixels(), header(chest_wall="L"), like=like, lut=lut)
+    assert "WindowCenter" not in dataset
+    write_dicom(dataset, tmp_path / "image.dicom")
+    assert [line for line in dciodvfy_errors(tmp_path / "image.dicom") if "(0x0008,0x001c)" not in line] == []
+
+
+@needs_dciodvfy
 def test_dciodvfy_would_object(tmp_path):
     dataset = mammogram_dataset(pixels(), header())
     del dataset.PatientOrientation
@@ -79,10 +99,25 @@ def dciodvfy_errors(path) -> list[str]:
 
 
 @pytest.mark.parametrize("compression", ["none", "rle", "jpeg2000"])
-@pytest.mark.parametrize("stored", [pixels(8), pixels(12), pixels(16), pixels(12).astype(np.int16) - 2048])
-def test_pixels_survive(tmp_path, stored, compression):
+@pytest.mark.parametrize(
+    ("stored", "bits"),
+    [
+        (pixels(8), 8),
+        ((pixels(8).astype(np.int16) - 128).astype(np.int8), 8),
+        (pixels(8).astype(np.uint16), 8),
+        (pixels(8).astype(np.int16) - 128, 8),
+        (pixels(12), 12),
+        (pixels(12).astype(np.int16) - 2048, 12),
+        (pixels(16), 16),
+    ],
+    ids=str,
+)
+def test_pixels_survive(tmp_path, stored, bits, compression):
     path = tmp_path / "image.dicom"
-    write_dicom(mammogram_dataset(stored, header()), path, compression=compression)
+    write_dicom(
+        mammogram_dataset(stored, header(), like=source_header(bits_stored=bits)), path, compression=compression
+    )
+    assert (dcmread(path).BitsStored, dcmread(path).HighBit) == (bits, bits - 1)
     dataset = dcmread(path)
     assert dataset.pixel_array.dtype == stored.dtype
     np.testing.assert_array_equal(dataset.pixel_array, stored)
@@ -153,6 +188,56 @@ def test_meaning_of_stored_values_is_kept_and_identity_is_not():
     assert "InstitutionName" not in dataset
 
 
+def test_nothing_is_assured_that_nobody_looked_at():
+    silent = mammogram_dataset(pixels(), header(), like=source_header())
+    assert (silent.BurnedInAnnotation, silent.LossyImageCompression) == ("YES", "00")
+    assert "BreastImplantPresent" not in silent
+    assert "PartialView" not in silent
+    stated = source_header(BurnedInAnnotation="NO", BreastImplantPresent="YES", LossyImageCompression="01")
+    kept = mammogram_dataset(pixels(), header(), like=stated)
+    assert (kept.BurnedInAnnotation, kept.BreastImplantPresent, kept.LossyImageCompression) == ("NO", "YES", "01")
+    # A PNG template is a source that states nothing, though `like` is None.
+    assert mammogram_dataset(pixels(), header(source=None)).BurnedInAnnotation == "YES"
+    rendered = mammogram_dataset(pixels(), header(source=None, from_scratch=True))
+    assert (rendered.BurnedInAnnotation, rendered.BreastImplantPresent, rendered.PartialView) == ("NO", "NO", "NO")
+
+
+@pytest.mark.parametrize(("chest_wall", "expected"), [(None, ["P", "FL"]), ("R", ["P", "FL"]), ("L", ["A", "FL"])])
+def test_rows_lead_away_from_the_chest_wall_of_the_pixels(chest_wall, expected):
+    dataset = mammogram_dataset(pixels(), header(laterality="R", chest_wall=chest_wall))
+    assert (dataset.PatientOrientation, dataset.ImageLaterality) == (expected, "R")
+
+
+def test_chest_wall_on_another_side_is_refused():
+    with pytest.raises(GBCIError, match="chest_wall is 'left'; expected L, R or None"):
+        header(chest_wall="left")
+
+
+def test_magnification_and_view_modifiers_are_kept():
+    magnified, spot = Dataset(), Dataset()
+    magnified.CodeValue, spot.CodeValue = "R-102D6", "399055006"
+    view = Dataset()
+    view.ViewModifierCodeSequence = [magnified, spot]
+    like = source_header(EstimatedRadiographicMagnificationFactor="1.8", ViewCodeSequence=[view])
+    dataset = mammogram_dataset(pixels(), header(spacing=(0.05, 0.04)), like=like)
+    assert list(dataset.ImagerPixelSpacing) == [pytest.approx(0.09), pytest.approx(0.072)]
+    assert dataset.EstimatedRadiographicMagnificationFactor == 1.8
+    modifiers = dataset.ViewCodeSequence[0].ViewModifierCodeSequence
+    assert [(item.CodeValue, item.CodingSchemeDesignator) for item in modifiers] == [
+        ("399163009", "SCT"),
+        ("399055006", "SCT"),
+    ]
+
+
+def test_pixel_intensity_relationship_is_kept_where_it_is_legal():
+    stated = source_header("MONOCHROME1", PixelIntensityRelationship="LIN", PixelIntensityRelationshipSign=1)
+    dataset = mammogram_dataset(pixels(), header(), like=stated)
+    assert (dataset.PixelIntensityRelationship, dataset.PixelIntensityRelationshipSign) == ("LIN", 1)
+    other = source_header(PixelIntensityRelationship="DISP", PixelIntensityRelationshipSign=0)
+    dataset = mammogram_dataset(pixels(), header(), like=other)
+    assert (dataset.PixelIntensityRelationship, dataset.PixelIntensityRelationshipSign) == ("LOG", -1)
+
+
 def test_modality_lut_replaces_the_rescale(tmp_path):
     lut = Dataset()
     lut.LUTDescriptor = [4096, 0, 12]
@@ -194,7 +279,7 @@ def test_values_beyond_the_source_bits_are_refused():
 
 @pytest.mark.parametrize("stored", [np.zeros((2, 2), np.float32), np.zeros((1, 2, 2), np.uint16)])
 def test_pixels_of_another_type_are_refused(stored):
-    with pytest.raises(GBCIError, match="expected \\[H, W\\] uint8, uint16 or int16"):
+    with pytest.raises(GBCIError, match="expected \\[H, W\\] uint8, uint16, int8 or int16"):
         mammogram_dataset(stored, header())
 
 

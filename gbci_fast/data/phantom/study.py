@@ -207,4 +207,5 @@ def _header(plan: StudyPlan, laterality: str, view: str, grid: Grid) -> Mammogra
         derivation="Procedural phantom; no patient was imaged.",
         spacing=(grid.spacing, grid.spacing),
         instance_number=1 + 2 * LATERALITIES.index(laterality) + VIEW_POSITIONS.index(view),
+        from_scratch=True,
     )

@@ -15,7 +15,7 @@ from gbci_fast.data.dicom_writer import (
     uid_from_seed,
     write_dicom,
 )
-from gbci_fast.errors import GBCIError
+from gbci_fast.generate.checks import check_view
 from gbci_fast.generate.engine import Synthesis
 
 _EPOCH = datetime(2000, 1, 1)  # dates are invented: a day and second after this, by the job's seed and the study
@@ -35,6 +35,7 @@ def write_synthesis(synthesis: Synthesis, path: Path, *, job_seed: int, weights_
         _header(synthesis, job_seed, weights_hash),
         like=mammogram.dataset,
         window=mammogram.presentation.window,
+        lut=mammogram.presentation.lut,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_dicom(dataset, path, compression=compression)
@@ -42,11 +43,7 @@ def write_synthesis(synthesis: Synthesis, path: Path, *, job_seed: int, weights_
 
 def _header(synthesis: Synthesis, job_seed: int, weights_hash: str) -> MammogramHeader:
     item, attributes = synthesis.item, synthesis.attributes
-    if attributes.view_position is None or attributes.laterality is None:
-        raise GBCIError(
-            f"{item.template.path}: view is {attributes.view_position or 'unknown'} and side "
-            f"{attributes.laterality or 'unknown'}; DICOM needs both, pass --set view_position=CC --set laterality=L"
-        )
+    check_view(item.template.path, attributes.view_position, attributes.laterality)
     categories = attributes.finding_categories
     findings = "of unspecified category" if categories is None else ", ".join(categories) or NO_FINDING
     study_number = int(item.study_id[:8], 16)
@@ -63,6 +60,7 @@ def _header(synthesis: Synthesis, job_seed: int, weights_hash: str) -> Mammogram
         f"seed {item.seed}); research data, not for diagnosis.",
         source=_source(synthesis.template.mammogram.dataset),
         spacing=synthesis.template.mammogram.spacing,
+        chest_wall="R" if synthesis.template.frame.flip else "L",
         patient_age=attributes.age,
         instance_number=1 + item.index,
     )
