@@ -1,4 +1,9 @@
-"""Where the breast is, and where in it a lesion may lie: outline, pectoral muscle, placement. No learned weights."""
+"""Where the breast is, where the pectoral muscle covers it, and where a lesion may lie. No learned weights.
+
+All outlines are found at 256 pixels, whatever the size of the image; constants in pixels refer to that grid.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,12 +13,30 @@ from skimage.filters import threshold_otsu
 
 from gbci_fast.errors import GBCIError
 
-_MASK_SIDE = 256  # the breast outline is found at this resolution
+_SIDE = 256  # pixels of the longer side while an outline is found
 _MIN_BREAST_FRACTION = 0.01
+
+# Breast: gray levels as shares of the way from black to Otsu's threshold, which separates dense tissue from the rest.
+_DIMMEST_FAT = 0.3  # nothing above it is air
+_AIR_MARGIN = 0.12  # what tissue has over the air, at least
+_AIR_NOISE = 4.0  # and in standard deviations of the air
+_RIM = 6  # pixels: what is thinner than twice this (rims, tape, light leaks) is cut off the breast ...
+_NIPPLE = 4  # ... and as far from the cut, what was the breast's own comes back
+
+# Muscle: lengths as shares of the breast's height.
+_ANGLES = np.deg2rad(np.arange(6, 61, 3))  # between the muscle's edge and the chest wall
+_BLUR = 0.009
+_SKIN = 0.02
+_BAND = 0.05  # how far the edge may leave the straight line
+_LINE_SAMPLES = 48
 
 
 def breast_mask(unit: np.ndarray) -> np.ndarray:
-    """The breast as the largest bright region, bool [H, W]; film labels and scanner borders are left out.
+    """The breast with its skin as the largest bright region, bool [H, W]; labels, tape and bright rims are left out.
+
+    The threshold follows the air of this very image: its most frequent dark level plus its noise. What it
+    brightens is opened, so that thin attachments fall off, reduced to the largest component, grown back where the
+    opening took the breast's own edge, and smoothed.
 
     Args:
         unit: float32 [H, W] in [0, 1], bright = dense.
@@ -21,27 +44,19 @@ def breast_mask(unit: np.ndarray) -> np.ndarray:
     Raises:
         GBCIError: no region of at least 1 % of the image stands out.
     """
-    height, width = unit.shape
-    shrink = min(1.0, _MASK_SIDE / max(height, width))
-    small_shape = max(1, round(height * shrink)), max(1, round(width * shrink))
-    tensor = torch.from_numpy(np.array(unit, np.float32))[None, None]
-    small = F.interpolate(tensor, small_shape, mode="area")[0, 0].numpy()
-    small = ndimage.gaussian_filter(small, 1.0)
-    if small.max() - small.min() < 1e-6:
+    if unit.max() - unit.min() < 1e-6:
         raise GBCIError("no breast found: the image has one value only")
-    # Otsu separates dense tissue from the rest; fat is darker, but a third of the way up it is still above the air.
-    threshold = small.min() + 0.3 * (threshold_otsu(small) - small.min())
-    # The scanner's bright rim and light leaks touch the border as a thin frame: opening cuts them off the breast.
-    foreground = ndimage.binary_opening(small > threshold, iterations=4)
-    labels, count = ndimage.label(foreground)
-    if count == 0:
-        raise GBCIError("no breast found: nothing stands out from the background")
-    areas = ndimage.sum_labels(foreground, labels, np.arange(1, count + 1))
-    mask = labels == 1 + int(np.argmax(areas))
-    mask = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(mask, 4, mode="edge"), iterations=3))[4:-4, 4:-4]
-    if mask.mean() < _MIN_BREAST_FRACTION:
-        raise GBCIError(f"no breast found: the largest region covers {mask.mean():.2%} of the image, expected >= 1 %")
-    full = F.interpolate(torch.from_numpy(mask.astype(np.float32))[None, None], (height, width), mode="bilinear")
+    # A median keeps the skin line where it is; a Gaussian would push a low threshold outward.
+    small = ndimage.median_filter(_shrunk(unit, _small_shape(unit.shape)), 3)
+    bright = small > _air_threshold(small)
+    body = _largest(ndimage.binary_opening(bright, iterations=_RIM))
+    body = ndimage.binary_dilation(body, iterations=_NIPPLE, mask=bright | body)
+    padded = np.pad(body, 8, mode="edge")
+    padded = ndimage.binary_fill_holes(ndimage.binary_closing(padded, iterations=5))
+    body = ndimage.gaussian_filter(padded.astype(np.float32), 1.5)[8:-8, 8:-8] > 0.5
+    if body.mean() < _MIN_BREAST_FRACTION:
+        raise GBCIError(f"no breast found: the largest region covers {body.mean():.2%} of the image, expected >= 1 %")
+    full = F.interpolate(torch.from_numpy(body.astype(np.float32))[None, None], unit.shape, mode="bilinear")
     return full[0, 0].numpy() > 0.5
 
 
@@ -52,11 +67,54 @@ def chest_wall_side(mask: np.ndarray) -> str:
     return "L" if columns[:half].sum() >= columns[len(columns) - half :].sum() else "R"
 
 
+def pectoral_mask(unit: np.ndarray, breast: np.ndarray, view_position: str | None) -> np.ndarray:
+    """The pectoral muscle, the bright triangle between chest wall and upper edge of an oblique view, bool [H, W].
+
+    Its border is first the straight line across which the image darkens most consistently (Karssemeijer, Phys. Med.
+    Biol. 43, 1998, found it by a Hough transform), then the path of least cost along it, which may bulge. Where
+    nothing stands out there is no muscle: a border must darken along most of its length, and by more than the breast's
+    own texture.
+
+    Args:
+        unit: float32 [H, W] in [0, 1], bright = dense.
+        breast: bool [H, W], from `breast_mask`; the chest wall may be on either side.
+        view_position: a CC view has no muscle; in an unknown view (None) only a border that no CC view is likely to
+            imitate counts.
+
+    Returns:
+        Part of `breast`; all False where no muscle is found.
+    """
+    muscle = np.zeros_like(breast)
+    if view_position == "CC" or not breast.any():
+        return muscle
+    ys, xs = np.flatnonzero(breast.any(1)), np.flatnonzero(breast.any(0))
+    # A view whose left-right direction has the chest wall first.
+    window = np.s_[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+    forward = slice(None, None, 1 if chest_wall_side(breast) == "L" else -1)
+    inside = breast[window][:, forward]
+    shape = _small_shape(inside.shape)
+    small, small_inside = _shrunk(unit[window][:, forward], shape), _shrunk(inside, shape) > 0.5
+    field = _Shading.of(small, small_inside)
+    line = _strongest_line(field)
+    if line is None:
+        return muscle
+    border = _border(field, line)
+    if not _stands_out(field, line, border, known=view_position == "MLO"):
+        return muscle
+    height, width = inside.shape
+    rows = (np.arange(height) + 0.5) * shape[0] / height - 0.5
+    # The muscle thins out toward its border: it ends at the foot of the edge, not where the edge is steepest.
+    border = border + _BLUR * shape[0] / line.normal[0]
+    reach = np.interp(rows, np.arange(len(border)), border, right=0.0) * width / shape[1]
+    muscle[window][:, forward] = (np.arange(width) + 0.5 < reach[:, None]) & inside
+    return muscle
+
+
 def placement_mask(breast: np.ndarray, pectoral: np.ndarray, skin: float) -> np.ndarray:
     """Where a lesion's pixels may lie: in the breast, off the muscle, `skin` pixels or more from the skin.
 
-    Where the breast leaves the image (chest wall, axilla) there is no skin. In a breast so small that `skin` pixels
-    reach deeper than half way into its tissue, the margin is half of that depth: it shrinks before anything else
+    Where the breast leaves the image (chest wall, axilla) there is no skin. Where it is so small that `skin` pixels
+    reach more than half way into its tissue, the margin is half of that depth: it shrinks before anything else
     gives way, and no pixel on the muscle or outside the breast is ever part of the result.
 
     Args:
@@ -72,5 +130,167 @@ def placement_mask(breast: np.ndarray, pectoral: np.ndarray, skin: float) -> np.
     if not tissue.any():
         raise GBCIError("no place for a lesion: no pixel of the breast is off the pectoral muscle")
     # Distance to the nearest air in the image; a breast that fills the whole image has none.
-    depth = ndimage.distance_transform_edt(breast) if not breast.all() else np.full(breast.shape, np.inf)
+    depth = np.full(breast.shape, np.inf) if breast.all() else ndimage.distance_transform_edt(breast)
     return tissue & (depth > min(skin, depth[tissue].max() / 2))
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """The mask's own outermost pixels, bool [H, W], to draw over an image; closed along the image's border."""
+    return mask & ~ndimage.binary_erosion(mask)
+
+
+def _small_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    scale = min(1.0, _SIDE / max(shape))
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def _shrunk(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """float32 [shape], each pixel the mean of its area."""
+    tensor = torch.from_numpy(np.array(image, np.float32))[None, None]
+    return F.interpolate(tensor, shape, mode="area")[0, 0].numpy()
+
+
+def _air_threshold(small: np.ndarray) -> float:
+    """The gray value between air and fat."""
+    low = float(small.min())
+    step = float(threshold_otsu(small)) - low
+    if step <= 0:
+        return low
+    limit = low + _DIMMEST_FAT * step
+    dark = small[small <= limit]
+    counts, edges = np.histogram(dark, 64, range=(low, limit))
+    air = edges[np.argmax(counts) + 1]
+    # Fat and glow only add to the bright side of the air's peak; its dark side shows the noise.
+    noise = np.sqrt(np.mean((air - dark[dark <= air]) ** 2))
+    return min(air + _AIR_MARGIN * step + _AIR_NOISE * noise, limit)
+
+
+def _largest(foreground: np.ndarray) -> np.ndarray:
+    labels, count = ndimage.label(foreground)
+    if count == 0:
+        raise GBCIError("no breast found: nothing stands out from the background")
+    return labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shading:
+    """A breast [H, W], chest wall on the left: smoothed gray values, their falls along x and y, and where they count.
+
+    Falls are in units of the breast's root-mean-square gradient, zero at the skin; `spread` is the gray values'
+    standard deviation.
+    """
+
+    gray: np.ndarray
+    fall_x: np.ndarray
+    fall_y: np.ndarray
+    deep: np.ndarray
+    spread: float
+
+    @classmethod
+    def of(cls, small: np.ndarray, inside: np.ndarray) -> "_Shading":
+        sigma = _BLUR * len(small)
+        # Smoothed inside the breast alone: the air makes no gradient.
+        weight = ndimage.gaussian_filter(inside.astype(np.float32), sigma, mode="nearest")
+        gray = ndimage.gaussian_filter(np.where(inside, small, 0), sigma, mode="nearest") / np.maximum(weight, 1e-3)
+        deep = ndimage.binary_erosion(inside, iterations=max(1, round(_SKIN * len(small))), border_value=1)
+        slope_y, slope_x = np.gradient(np.pad(gray, 1, mode="edge"))
+        slope_y, slope_x = slope_y[1:-1, 1:-1] * deep, slope_x[1:-1, 1:-1] * deep
+        scale = np.sqrt((slope_x**2 + slope_y**2).sum() / max(1, deep.sum())) + 1e-6
+        spread = float(gray[deep].std()) + 1e-6 if deep.any() else 1.0
+        return cls(gray=gray, fall_x=-slope_x / scale, fall_y=-slope_y / scale, deep=deep, spread=spread)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """From (`top`, 0) on the upper edge to (0, `tip`) on the chest wall, in pixels; `score` says how clear it is."""
+
+    top: float
+    tip: float
+    score: float
+
+    @property
+    def normal(self) -> tuple[float, float]:
+        """The unit vector (x, y) that points away from the muscle."""
+        length = np.hypot(self.top, self.tip)
+        return self.tip / length, self.top / length
+
+
+def _strongest_line(field: _Shading) -> _Line | None:
+    """The line of largest (mean fall across it) x sqrt(its length in breast heights); None in too small a breast."""
+    height, width = field.gray.shape
+    tops = np.arange(0.06, min(width / height, 0.75), 0.012) * height
+    top, angle = (grid.ravel() for grid in np.meshgrid(tops, _ANGLES, indexing="ij"))
+    tip = top / np.tan(angle)
+    possible = (0.15 * height < tip) & (tip < 1.15 * height)
+    top, tip, angle = top[possible, None], tip[possible, None], angle[possible, None]
+    if not len(top):
+        return None
+    along = np.linspace(0.02, 0.98, _LINE_SAMPLES)
+    y, x = np.rint(along * tip).astype(int), np.rint((1 - along) * top).astype(int)
+    seen = (y < height) & (x < width)
+    y, x = np.minimum(y, height - 1), np.minimum(x, width - 1)
+    seen &= field.deep[y, x]
+    # Clipped: one bright speck does not make a line.
+    fall = np.clip(field.fall_x[y, x] * np.cos(angle) + field.fall_y[y, x] * np.sin(angle), -1.5, 1.5) * seen
+    share = seen.mean(1)
+    length = share * np.hypot(top, tip)[:, 0] / height
+    score = np.where(share > 0.5, fall.mean(1) / np.maximum(share, 1e-6) * np.sqrt(length), -np.inf)
+    best = int(np.argmax(score))
+    return _Line(top=float(top[best, 0]), tip=float(tip[best, 0]), score=float(score[best]))
+
+
+def _border(field: _Shading, line: _Line) -> np.ndarray:
+    """Where the muscle ends in each row, in pixels from the chest wall; the rows end where it does.
+
+    Dynamic programming over offsets from the line: the fall across it is the gain, a step aside and the distance to the
+    line are costs.
+    """
+    height, width = field.gray.shape
+    rows = np.arange(min(height, round(1.15 * line.tip)))  # a bulging muscle ends below the line
+    half = max(2, round(_BAND * height))
+    offsets = np.arange(-half, half + 1)
+    straight = line.top * (1 - rows / line.tip)
+    x = straight[:, None] + offsets
+    across = field.fall_x * line.normal[0] + field.fall_y * line.normal[1]
+    gain = ndimage.map_coordinates(across, [np.broadcast_to(rows[:, None], x.shape), x], order=1, mode="constant")
+    gain = np.where((x >= 0) & (x < width), np.clip(gain, -1, 2) - 0.3 * (offsets / half) ** 2, 0)
+    border = straight + offsets[_best_path(gain, step_cost=0.5)]
+    ended = np.flatnonzero(border <= 0)
+    return border[: ended[0]] if len(ended) else border
+
+
+def _best_path(gain: np.ndarray, step_cost: float) -> np.ndarray:
+    """One column per row of `gain` [N, K], neighbors at most one apart, of the largest sum."""
+    total, came = gain[0], np.zeros(gain.shape, int)
+    for row in range(1, len(gain)):
+        padded = np.pad(total, 1, constant_values=-np.inf)
+        choices = np.stack([total, padded[:-2] - step_cost, padded[2:] - step_cost])
+        choice = np.argmax(choices, 0)
+        came[row] = np.array([0, -1, 1])[choice]
+        total = choices.max(0) + gain[row]
+    path = np.empty(len(gain), int)
+    path[-1] = np.argmax(total)
+    for row in range(len(gain) - 1, 0, -1):
+        path[row - 1] = path[row] + came[row, path[row]]
+    return path
+
+
+def _stands_out(field: _Shading, line: _Line, border: np.ndarray, known: bool) -> bool:
+    """Whether the border is a muscle's: clear, falling nearly everywhere, bright above and dark below.
+
+    The limits separate MLO from CC views of real mammograms; in an MLO view (`known`) a muscle is likely beforehand.
+    """
+    rows = np.arange(len(border))
+    counts = ndimage.map_coordinates(field.deep.astype(np.float32), [rows, border], order=0, mode="nearest") > 0
+    if not counts.any():
+        return False
+    (nx, ny), reach = line.normal, 0.03 * len(field.gray)
+
+    def at(image: np.ndarray, distance: float) -> np.ndarray:
+        x, y = np.maximum(border + distance * nx, 0), np.maximum(rows + distance * ny, 0)
+        return ndimage.map_coordinates(image, [y, x], order=1, mode="nearest")[counts]
+
+    falling = at(field.fall_x * nx + field.fall_y * ny, 0) > 0.15
+    contrast = np.median(at(field.gray, -reach) - at(field.gray, reach)) / field.spread
+    limits = (0.25, 0.45, 0.0) if known else (0.7, 0.9, 0.8)
+    return line.score >= limits[0] and falling.mean() >= limits[1] and contrast >= limits[2]
