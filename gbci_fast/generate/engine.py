@@ -12,7 +12,7 @@ from scipy import ndimage
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.dicom import Mammogram
 from gbci_fast.data.preprocess import Frame, whole_breast_frame
-from gbci_fast.data.segmentation import breast_mask, placement_mask
+from gbci_fast.data.segmentation import breast_mask, pectoral_mask, placement_mask
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import sha256_of
@@ -33,7 +33,7 @@ class Template:
         frame: between the native grid and model space.
         pixels: float32 [S, S], the image in model space.
         breast: bool [S, S], the breast with its skin and muscle.
-        tissue: bool [S, S], where a lesion may lie: off the skin.
+        tissue: bool [S, S], where a lesion may lie: off the skin and the pectoral muscle.
     """
 
     record: ImageRecord
@@ -150,7 +150,8 @@ def open_template(record: ImageRecord) -> Template:
         native_breast = breast_mask(unit)
         frame = whole_breast_frame(native_breast)
         pixels, breast = np.clip(frame.to_model(unit), 0, 1), frame.to_model(native_breast) > 0.5
-        tissue = placement_mask(breast, np.zeros_like(breast), SKIN_MARGIN * frame.size)
+        pectoral = pectoral_mask(pixels, breast, mammogram.view_position)
+        tissue = placement_mask(breast, pectoral, SKIN_MARGIN * frame.size)
     return Template(
         record=record,
         sha256=sha256_of(record.path),
