@@ -87,7 +87,7 @@ LESIONS = {
     "irregular": Acoustics(echo=-12.0, attenuation=1.10, mottle=2.0),
     "spiculated": Acoustics(echo=-13.0, attenuation=1.30, mottle=2.0),
     "star": Acoustics(echo=-9.0, attenuation=1.30, mottle=1.0),
-    "calcifications": Acoustics(echo=24.0, attenuation=16.0),
+    "calcifications": Acoustics(echo=28.0, attenuation=16.0),
 }
 
 
@@ -127,7 +127,7 @@ def render_slice(streams: Streams, density: str, laterality: str, body: Body | N
         streams: a random stream for each purpose; with the body they decide everything.
         density: class A to D.
         laterality: "L" or "R"; the patient's left is on the right of the picture.
-        body: the lesion; None for the healthy twin, which differs inside, behind and within 2 mm of the lesion alone.
+        body: the lesion; None for the healthy twin, which differs in, behind and within 3 mm of the lesion alone.
 
     Raises:
         GBCIError: a body of a kind that has no acoustics.
@@ -148,7 +148,7 @@ def render_slice(streams: Streams, density: str, laterality: str, body: Body | N
 def place(rng: np.random.Generator, density: str, body: Body) -> tuple[float, float]:
     """(depth, lateral) in mm of the lesion's center: in the parenchyma, or as near to it as its size allows."""
     top, bottom, _ = LAYERS[density]
-    core = getattr(body, "core", None) or body  # strands may reach into the fat
+    core = (isinstance(body, SpiculatedBody) and body.core) or body  # strands may reach into the fat
     low, high = max(top, SKIN_DEPTH + 0.5 + core.radius), bottom - 1 - core.radius
     share = rng.uniform(0.0, 0.7)  # not so deep that what lies behind it is out of the picture
     return (low + share * (high - low) if high > low else (low + high) / 2), rng.uniform(-3, 3)
