@@ -87,7 +87,7 @@ LESIONS = {
     "irregular": Acoustics(echo=-12.0, attenuation=1.10, mottle=2.0),
     "spiculated": Acoustics(echo=-13.0, attenuation=1.30, mottle=2.0),
     "star": Acoustics(echo=-9.0, attenuation=1.30, mottle=1.0),
-    "calcifications": Acoustics(echo=28.0, attenuation=16.0),
+    "calcifications": Acoustics(echo=26.0, attenuation=16.0, capsule=26.0),
 }
 
 
@@ -169,6 +169,8 @@ def slice_distance(body: Body, laterality: str, u: np.ndarray, v: np.ndarray) ->
             continue  # beyond the edge of the picture or of the beam
         x, y, z = (axes[0][i] * u[None, window[1]] + axes[1][i] * v[window[0], None] for i in range(3))
         level = np.asarray(part.level(x, y, z), np.float32)
+        if level.max() <= 0:
+            continue  # the plane just misses it
         slope = np.hypot(*np.gradient(level, spacing))
         distance = np.clip(level / np.maximum(slope, 1e-6), -REACH, REACH)
         nearest[window] = np.maximum(nearest[window], distance)
