@@ -208,6 +208,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
     ) -> tuple[Tensor, Tensor]:
         """Report tokens [B, M, D] and their mask; M is 0 when nobody has a report."""
         device, width = self.null_token.device, self.config.width
+        if mask is not None and embeds is None:
+            raise GBCIError("report_mask was given without report_embeds; expected both or neither")
         if self.config.report_width is not None:
             if any(report or ()):
                 raise GBCIError("report was given; this checkpoint has an external text encoder, pass report_embeds=")

@@ -1,9 +1,15 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Files that appear whole or not at all, folders that one process writes to, and digests."""
 
+import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from gbci_fast.errors import GBCIError
+
+LOCK_FILE = ".lock"
 
 
 def atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -15,6 +21,41 @@ def atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps every other caller out of an existing folder while the block runs.
+
+    The operating system's lock (``flock``), so that a process that is killed leaves none behind; its `LOCK_FILE` may
+    stay, and means nothing by itself.
+
+    Raises:
+        GBCIError: somebody else is in there.
+    """
+    path = folder / LOCK_FILE
+    while True:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise GBCIError(
+                    f"{folder} is in use by another run; wait until it ends, or choose another folder"
+                ) from None
+            if not _is_at(file.fileno(), path):
+                continue  # its last holder removed it between our two steps
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sha256_of(path: Path) -> str:

@@ -6,13 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gbci_fast.errors import GBCIError
+
+if TYPE_CHECKING:
+    from gbci_fast.generate.plan import PlanItem
+    from gbci_fast.generate.priors import Priors
 
 EXAMPLE = """\
 example:
   gbci-fast generate mammograms/ --output out/synthetic --variants 4 --seed 0 --set finding_birads=4
   gbci-fast generate VINDR_ROOT --output out/synthetic --mask annotations --format png --resume
+  gbci-fast generate VINDR_ROOT --output out/balanced --balance finding_categories,finding_birads --variants 30
+  gbci-fast generate VINDR_ROOT --balance natural --write-plan plan.csv     (edit it, then)
+  gbci-fast generate VINDR_ROOT --plan plan.csv --output out/planned
 """
 
 
@@ -27,15 +35,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("input", type=Path, metavar="INPUT")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the new data set")
-    parser.add_argument("--variants", type=int, default=4, help="synthetic images per input (default 4)")
+    parser.add_argument("--output", type=Path, help="folder of the new data set; needed unless --write-plan is given")
+    parser.add_argument("--variants", type=int, help="synthetic images per input (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the whole job (default 0)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance scale (default 3.0)")
     parser.add_argument("--format", default="dicom,png", help="dicom, png or both, comma-separated (default both)")
     parser.add_argument(
-        "--mask", default="auto", help="auto (sampled in the breast), annotations (the boxes), or a mask image file"
+        "--mask", help="auto (the default: drawn from the priors), annotations (the boxes), or a mask image file"
     )
+    parser.add_argument("--priors", type=Path, help="lesion priors of gbci-fast priors (default: the packaged ones)")
     parser.add_argument(
         "--set",
         action="append",
@@ -45,6 +54,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="attribute of every lesion, such as finding_birads=4 or finding_categories=Mass; repeatable",
     )
     parser.add_argument("--report", help="report text of every lesion")
+    parser.add_argument(
+        "--balance",
+        metavar="NAMES",
+        help="finding_categories, finding_birads or both, comma-separated: every value equally often; or natural: as "
+        "frequent as in the priors' data",
+    )
+    parser.add_argument("--plan", type=Path, metavar="CSV", help="one row per synthetic image, instead of --variants")
+    parser.add_argument(
+        "--write-plan", type=Path, metavar="CSV", help="write the plan of these arguments, to be edited, and stop"
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="images sampled together (default 8)")
     parser.add_argument("--compression", choices=("none", "rle", "jpeg2000"), default="rle", help="of DICOM, lossless")
     parser.add_argument("--weights", type=Path, help="pipeline folder (default: the packaged checkpoint)")
@@ -52,7 +71,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the networks")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted job in --output")
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out inputs that cannot be used, and list them in skipped.csv, instead of stopping",
+    )
+    parser.set_defaults(run=run, refuse=parser.error)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,23 +84,25 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
-    from gbci_fast.data.vindr import find_inputs
     from gbci_fast.devices import pick_device
     from gbci_fast.files import hash_weights
     from gbci_fast.generate.engine import SamplerSettings
     from gbci_fast.generate.job import JobSettings, run_job
-    from gbci_fast.generate.plan import make_plan
+    from gbci_fast.generate.manifest import SKIPPED
+    from gbci_fast.generate.plan_csv import write_plan
+    from gbci_fast.generate.priors import load_priors
 
+    priors = load_priors(args.priors)
+    if args.write_plan is not None:
+        plan = _plan(args, priors)
+        write_plan(plan, args.write_plan)
+        print(f"{len(plan)} synthetic images planned in {args.write_plan}; edit it and run it with --plan")
+        return
+    if args.output is None:
+        args.refuse("the following arguments are required: --output")
     if args.input.resolve() in (args.output.resolve(), *args.output.resolve().parents):
         raise GBCIError(f"{args.output} lies in {args.input}, where images are read from; choose a folder outside")
-    plan = make_plan(
-        find_inputs(args.input),
-        variants=args.variants,
-        seed=args.seed,
-        mask=args.mask,
-        overrides=_pairs(args.overrides),
-        report=args.report,
-    )
+    plan = _plan(args, priors)
     folder, device = checkpoint_folder(args.weights), pick_device(args.device)
     settings = JobSettings(
         seed=args.seed,
@@ -90,12 +116,43 @@ def run(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         device=device.type,
         weights_hash=hash_weights(folder),
+        priors_hash=priors.digest,
     )
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     pipe = load_pipeline(folder, device=device, dtype=dtype)
     with _progress(len(plan), args.output) as on_batch:
-        preview = run_job(pipe, plan, args.output, settings, resume=args.resume, on_batch=on_batch)
-    print(f"{len(plan)} synthetic images in {args.output}; look at {preview}")
+        result = run_job(
+            pipe, plan, args.output, settings, resume=args.resume, skip_bad=args.skip_bad, on_batch=on_batch
+        )
+    print(f"{result.images} synthetic images in {args.output}; look at {result.preview}")
+    if result.skipped:
+        print(f"skipped {result.skipped} of {len(plan)}, see {args.output / SKIPPED}")
+
+
+def _plan(args: argparse.Namespace, priors: "Priors") -> "list[PlanItem]":
+    """The rows of --plan, or the inputs' variants."""
+    from gbci_fast.data.vindr import find_inputs
+    from gbci_fast.generate.plan import make_plan
+    from gbci_fast.generate.plan_csv import read_plan
+
+    records, overrides = find_inputs(args.input), _pairs(args.overrides)
+    if args.plan is None:
+        return make_plan(
+            records,
+            variants=4 if args.variants is None else args.variants,
+            seed=args.seed,
+            mask=args.mask or "auto",
+            overrides=overrides,
+            report=args.report,
+            balance=args.balance,
+            priors=priors,
+        )
+    for name in ("variants", "mask", "balance"):
+        if getattr(args, name) is not None:
+            args.refuse(f"argument --{name}: not allowed with --plan, whose rows say it")
+    return read_plan(
+        args.plan, records, args.input, seed=args.seed, overrides=overrides, report=args.report, priors=priors
+    )
 
 
 @contextmanager
@@ -130,7 +187,7 @@ def _progress(total: int, output: Path) -> Iterator[Callable[[int], None]]:
         try:
             yield on_batch
         except BaseException:
-            if history and history[-1][1]:
+            if history and history[-1][1] and output.exists():  # a job without a finished batch leaves no folder
                 console.print(f"{history[-1][1]} of {total} images are finished in {output}; --resume continues")
             raise
 

@@ -92,7 +92,7 @@ def parse_categories(key: str, value: Any) -> tuple[str, ...] | None:
         if text.startswith("["):
             try:
                 value = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deeply
                 raise GBCIError(f"{key} is {text!r}; expected a list such as ['Mass']") from None
         else:
             value = [part.strip() for part in text.split(",")]

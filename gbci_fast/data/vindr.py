@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 
 from gbci_fast.data.attributes import NO_FINDING, Attributes, is_unknown
+from gbci_fast.data.bounds import bounded_lines
 from gbci_fast.data.dicom import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
 from gbci_fast.data.views import laterality_in_text, view_in_text
 from gbci_fast.errors import GBCIError
@@ -37,6 +38,7 @@ IMAGE_COLUMNS = (
 OTHER_BIRADS = re.compile(r"(BI-?RADS\s*)?[06](\.0)?", re.IGNORECASE)
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 FINDING_COLUMNS = ("image_id", "finding_categories", "finding_birads", *BOX_COLUMNS)
+LONGEST_ID = 200  # bytes; file names hold 255, with a suffix
 AGE_COLUMN = "age"  # not VinDr's, but understood where a table has it
 
 Box = tuple[float, float, float, float]
@@ -82,24 +84,29 @@ class ImageRecord:
             GBCIError: the file is absent, not a mammogram, damaged, or not of the size that the table states.
         """
         mammogram = read_mammogram(self.path)
-        stated = (self.height or mammogram.shape[0], self.width or mammogram.shape[1])
-        if mammogram.shape != stated:
-            raise GBCIError(
-                f"{self.path} has {mammogram.shape[0]} rows and {mammogram.shape[1]} columns; expected {stated[0]} "
-                f"and {stated[1]} as {BREAST_TABLE} says, or its boxes do not fit"
-            )
+        self.check_shape(mammogram.shape)
         return replace(
             mammogram,
             view_position=mammogram.view_position or self.view_position,
             laterality=mammogram.laterality or self.laterality,
         )
 
+    def check_shape(self, shape: tuple[int, int]) -> None:
+        """Raises GBCIError where the file's (height, width) is not what the table states."""
+        stated = (self.height or shape[0], self.width or shape[1])
+        if shape != stated:
+            raise GBCIError(
+                f"{self.path} has {shape[0]} rows and {shape[1]} columns; expected {stated[0]} "
+                f"and {stated[1]} as {BREAST_TABLE} says, or its boxes do not fit"
+            )
+
 
 class VinDr:
     """A data set in the VinDr-Mammo layout.
 
     Args:
-        root: folder with the two tables and ``images/``. Without `FINDING_TABLE` no image has findings.
+        root: folder with the two tables and ``images/``. Without `FINDING_TABLE` no image has findings. Ids are plain
+            file names, so that no row leads out of it; a link inside it leads where its owner wants.
 
     Attributes:
         images: one `ImageRecord` per row of `BREAST_TABLE`, in its order.
@@ -130,7 +137,7 @@ class VinDr:
     def _read_images(self) -> dict[str, ImageRecord]:
         listings: dict[str, set[str]] = {}
         images: dict[str, ImageRecord] = {}
-        for where, row in _read_table(self.root / BREAST_TABLE, IMAGE_COLUMNS):
+        for where, row in read_table(self.root / BREAST_TABLE, IMAGE_COLUMNS):
             study_id, image_id = (_check_id(where, key, row[key]) for key in ("study_id", "image_id"))
             if image_id in images:
                 raise GBCIError(f"{where}: image_id {image_id!r} stands in the table twice")
@@ -165,7 +172,7 @@ class VinDr:
 
     def _add_findings(self, images: dict[str, ImageRecord]) -> dict[str, ImageRecord]:
         findings: dict[str, list[Finding]] = {}
-        for where, row in _read_table(self.root / FINDING_TABLE, FINDING_COLUMNS):
+        for where, row in read_table(self.root / FINDING_TABLE, FINDING_COLUMNS):
             image = images.get(row["image_id"])
             if image is None:
                 raise GBCIError(f"{where}: image_id {row['image_id']!r} does not stand in {BREAST_TABLE}")
@@ -250,23 +257,25 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names)
 
 
-def _read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields ("file, line n", {column: text}) of every row that is not blank; texts are stripped.
 
     The standard library's reader, because pandas takes rows that are too short or too long without a word.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(bounded_lines(file), strict=True)
             lines = [(reader.line_num, [text.strip() for text in fields]) for fields in reader]
     except FileNotFoundError:
         raise GBCIError(f"{path} does not exist; a VinDr-Mammo folder has it") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, GBCIError) as error:
         raise GBCIError(f"{path} cannot be read as a table: {error}") from None
     header = lines[0][1] if lines else []
     absent = [column for column in required if column not in header]
     if absent:
         raise GBCIError(f"{path} has no column {', '.join(absent)}; expected at least {', '.join(required)}")
+    if repeated := [column for column in dict.fromkeys(header) if column and header.count(column) > 1]:
+        raise GBCIError(f"{path} has more than one column {', '.join(repeated)}; expected one of each")
     for number, fields in lines[1:]:
         if any(fields):
             if len(fields) != len(header):
@@ -275,8 +284,9 @@ def _read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, di
 
 
 def _check_id(where: str, key: str, value: str) -> str:
-    """An id becomes a file name: nothing that could leave ``images/``."""
-    if not value or value in (".", "..") or any(character in value for character in "/\\\0:"):
+    """An id becomes a file name: nothing that could leave ``images/``, or be no name."""
+    legal = value.isprintable() and not any(character in value for character in "/\\:")
+    if not legal or value in ("", ".", "..") or len(value.encode(errors="replace")) > LONGEST_ID:
         raise GBCIError(f"{where}: {key} is {value!r}; expected an identifier that is a plain file name")
     return value
 
@@ -296,7 +306,7 @@ def _extra(row: dict[str, str], known: tuple[str, ...]) -> dict[str, str]:
 def _parse_size(where: str, key: str, text: str) -> int | None:
     if is_unknown(text):
         return None
-    if not re.fullmatch(r"\d+(\.0+)?", text) or not float(text):
+    if not re.fullmatch(r"\d{1,9}(\.0+)?", text) or not float(text):
         raise GBCIError(f"{where}: {key} is {text!r}; expected a number of pixels")
     return int(float(text))
 

@@ -1,6 +1,6 @@
 """Batches of a plan through the sampler and back onto the templates' own pixel grids."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,64 +78,102 @@ class SamplerSettings:
     guidance_scale: float = 3.0
 
 
+def _raise(item: PlanItem, error: GBCIError) -> None:
+    raise error
+
+
 class Synthesizer:
     """Takes plan items batch by batch; a template stays open while consecutive batches use it."""
 
     def __init__(self, pipe: GBCIPipeline, settings: SamplerSettings):
         self._pipe = pipe
         self._settings = settings
-        self._opened: dict[Path, Template] = {}
+        self._opened: dict[Path, Template | GBCIError] = {}
 
-    def __call__(self, batch: Sequence[PlanItem]) -> Iterator[Synthesis]:
+    def __call__(
+        self, batch: Sequence[PlanItem], on_bad: Callable[[PlanItem, GBCIError], None] = _raise
+    ) -> Iterator[Synthesis]:
         """Samples the batch as one, then pastes and yields image after image: native pixels are not held together.
+
+        Args:
+            on_bad: called with an item that cannot be made and why; the rest of the batch goes on without it.
 
         Raises:
             GBCIError: a template cannot be read or shows no breast, or a mask does not lie in it; names the file.
         """
-        templates = self._open(batch)
-        masks = [_masks(item, template) for item, template in zip(batch, templates, strict=True)]
-        described = [_described(item, template) for item, template in zip(batch, templates, strict=True)]
-        images = self._sample(batch, templates, [model for model, _ in masks], described)
-        for item, template, attributes, (_, mask), image in zip(
-            batch, templates, described, masks, images, strict=True
-        ):
-            box = _bounding_box(mask)
-            with _naming(item.template.path):
-                stored = paste(template, image, mask, box)
-            yield Synthesis(item=item, template=template, attributes=attributes, stored=stored, mask=mask, box=box)
-
-    def _open(self, batch: Sequence[PlanItem]) -> list[Template]:
         paths = {item.template.path for item in batch}
         self._opened = {path: template for path, template in self._opened.items() if path in paths}
+        ready = []
         for item in batch:
-            if item.template.path not in self._opened:
-                self._opened[item.template.path] = open_template(item.template)
-        return [self._opened[item.template.path] for item in batch]
+            try:
+                ready.append(self._prepare(item))
+            except GBCIError as error:
+                on_bad(item, error)
+        for part, image in zip(ready, self._sample(ready) if ready else (), strict=True):
+            box = _bounding_box(part.mask)
+            try:
+                with _naming(part.item.template.path):
+                    stored = paste(part.template, image, part.mask, box)
+            except GBCIError as error:
+                on_bad(part.item, error)
+                continue
+            yield Synthesis(
+                item=part.item,
+                template=part.template,
+                attributes=part.attributes,
+                stored=stored,
+                mask=part.mask,
+                box=box,
+            )
 
-    def _sample(
-        self,
-        batch: Sequence[PlanItem],
-        templates: Sequence[Template],
-        masks: Sequence[np.ndarray],
-        described: Sequence[Attributes],
-    ) -> np.ndarray:
+    def _prepare(self, item: PlanItem) -> "_Prepared":
+        path = item.template.path
+        if path not in self._opened:
+            try:
+                self._opened[path] = open_template(item.template)
+            except GBCIError as error:
+                self._opened[path] = error  # its other variants need not read it again
+        template = self._opened[path]
+        if isinstance(template, GBCIError):
+            raise template
+        with _naming(path):
+            model_mask, mask = _masks(item, template)
+            attributes = _described(item, template)
+        return _Prepared(item=item, template=template, attributes=attributes, model_mask=model_mask, mask=mask)
+
+    def _sample(self, ready: Sequence["_Prepared"]) -> np.ndarray:
         """float32 [B, S, S] in [0, 1]."""
         images = self._pipe(
-            torch.from_numpy(np.stack([template.pixels for template in templates]))[:, None],
-            torch.from_numpy(np.stack(masks).astype(np.float32))[:, None],
+            torch.from_numpy(np.stack([part.template.pixels for part in ready]))[:, None],
+            torch.from_numpy(np.stack([part.model_mask for part in ready]).astype(np.float32))[:, None],
             # A file's age and spacing go into the tables, not into the model: no real training image stated either.
             attributes=[
-                replace(known, age=item.attributes.age, pixel_spacing=item.attributes.pixel_spacing)
-                for known, item in zip(described, batch, strict=True)
+                replace(
+                    part.attributes,
+                    age=part.item.attributes.age,
+                    pixel_spacing=part.item.attributes.pixel_spacing,
+                )
+                for part in ready
             ],
-            report=[item.report for item in batch],
+            report=[part.item.report for part in ready],
             num_inference_steps=self._settings.num_inference_steps,
             guidance_scale=self._settings.guidance_scale,
-            seed=[item.seed for item in batch],
+            seed=[part.item.seed for part in ready],
             paste_back=False,  # `paste` composites, on the native grid
             output_type="pt",
         ).images
         return images[:, 0].cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Prepared:
+    """An item whose template is open: its description and its mask, bool [S, S] in model space and native [H, W]."""
+
+    item: PlanItem
+    template: Template
+    attributes: Attributes
+    model_mask: np.ndarray
+    mask: np.ndarray
 
 
 def open_template(record: ImageRecord) -> Template:
@@ -200,8 +238,7 @@ def _masks(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray]:
         share = frame.to_native(model, window, mode="bilinear")
         native[ymin:ymax, xmin:xmax] = share > min(0.5, share.max() / 2)  # even the smallest lesion keeps a pixel
         return model, native
-    with _naming(item.template.path):
-        whole = item.mask.on(shape, template.mammogram.spacing)
+    whole = item.mask.on(shape, template.mammogram.spacing)
     # What the model does not see it cannot paint.
     seen = np.s_[max(frame.y0, 0) : frame.y1, max(frame.x0, 0) : frame.x1]
     native[seen] = whole[seen]
@@ -209,7 +246,7 @@ def _masks(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray]:
     model = share > min(0.25, share.max() / 2)  # even the smallest lesion keeps a pixel
     # Where a finding is boxed there is tissue, whatever the outline says.
     if not (model.any() if isinstance(item.mask, BoxMask) else (model & template.breast).any()):
-        raise GBCIError(f"{item.template.path}: the mask lies outside the breast; expected it to overlap")
+        raise GBCIError("the mask lies outside the breast; expected it to overlap")
     return model, native
 
 
@@ -235,16 +272,17 @@ def _described(item: PlanItem, template: Template) -> Attributes:
         "pixel_spacing": template.frame.model_spacing(mammogram.spacing),
     }
     missing = {name: value for name, value in known.items() if getattr(item.attributes, name) is None}
-    with _naming(item.template.path):
-        return replace(item.attributes, **missing)
+    return replace(item.attributes, **missing)
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Begins the sentence of an error with the file at fault."""
+    """Begins the sentence of an error with the file at fault, unless it names it already."""
     try:
         yield
     except GBCIError as error:
+        if str(path) in str(error):
+            raise
         raise GBCIError(f"{path}: {error}") from error
 
 

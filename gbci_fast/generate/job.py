@@ -5,23 +5,26 @@ are compiled from them after the last batch, or when the job is stopped.
 """
 
 import hashlib
-import itertools
 import json
+import os
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from gbci_fast import __version__
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically, sha256_of
+from gbci_fast.files import LOCK_FILE, atomically, locked, sha256_of
+from gbci_fast.generate.checks import check_inputs
 from gbci_fast.generate.engine import SamplerSettings, Synthesis, Synthesizer
-from gbci_fast.generate.manifest import TABLES, write_tables
+from gbci_fast.generate.manifest import SKIPPED, TABLES, write_skipped, write_tables
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.preview import PREVIEW, preview_panels, write_preview
 from gbci_fast.generate.sinks import dicom, png
@@ -71,6 +74,15 @@ class JobSettings:
         return {"job_seed": flat.pop("seed"), "formats": ",".join(flat.pop("formats")), **flat.pop("sampler"), **flat}
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """What a job left: `images` made and `skipped` (items of its plan), and the `preview` of the former."""
+
+    preview: Path
+    images: int
+    skipped: int
+
+
 def run_job(
     pipe: GBCIPipeline,
     plan: Sequence[PlanItem],
@@ -78,57 +90,79 @@ def run_job(
     settings: JobSettings,
     *,
     resume: bool = False,
+    skip_bad: bool = False,
     on_batch: Callable[[int], None] = lambda images: None,
-) -> Path:
-    """Makes every image of `plan` in `output` and returns the preview's path.
+) -> JobResult:
+    """Makes every image of `plan` in `output`.
 
     Whatever stops it, the finished batches stay as a valid data set, without files of an unfinished one. Where no batch
-    is finished, nothing stays.
+    is finished, nothing stays. While it runs, no other job can use the folder.
+
+    Headers, sizes and views of all inputs are looked at first; what only the pixels can tell is found at their turn.
+    An item that cannot be made stops the job, or with `skip_bad` leaves a hole: batches are cut from the plan, not
+    from what is left of it, and the noise of an image follows from its index, so that no other image changes beyond
+    the rounding of a smaller batch. A hole in a finished batch stays a hole when the job is resumed; batches that were
+    not finished see an input that was repaired meanwhile. A job that a bad input stopped may go on with `skip_bad`.
 
     Args:
         resume: keep the finished batches of an interrupted run of the same job; a finished job is left as it is.
-        on_batch: called with the number of images done after each batch (and once for what was already there).
+        skip_bad: list items that cannot be made in `SKIPPED` (file, reason) instead of stopping.
+        on_batch: called with the number of plan items done after each batch (and once for what was already there).
 
     Raises:
-        GBCIError: `output` is not empty and `resume` is not set, or it holds another job; an input is missing, damaged
-            or does not suit the job.
+        GBCIError: `output` is not empty and `resume` is not set, or it holds another job or one that is running; an
+            input is missing, damaged or does not suit the job; all inputs were skipped.
     """
-    job = _Job(plan, output, settings, scheduler=type(pipe.scheduler).__name__)
-    if job.open(resume=resume):
+    job = _Job(plan, output, settings, scheduler=type(pipe.scheduler).__name__, skip_bad=skip_bad)
+    if job.inspect(resume=resume):
         on_batch(len(plan))
-        return output / PREVIEW
+        return job.result()
+    job.check()
     try:
-        job.run(Synthesizer(pipe, settings.sampler), on_batch)
-        job.compile()
+        with job.claimed():
+            try:
+                job.run(Synthesizer(pipe, settings.sampler), on_batch)
+                job.compile()
+            except BaseException:
+                job.stop()
+                raise
+            job.finish()
     except BaseException:
-        job.stop()
+        job.leave()
         raise
-    finished = output / f"{PROGRESS_FOLDER}.finished"  # renamed first, so that a cut removal is no unfinished job
-    job.progress.rename(finished)
-    shutil.rmtree(finished)
-    return output / PREVIEW
+    return job.result()
 
 
 class _Job:
     """A plan on its way into a folder."""
 
-    def __init__(self, plan: Sequence[PlanItem], output: Path, settings: JobSettings, *, scheduler: str):
+    def __init__(
+        self, plan: Sequence[PlanItem], output: Path, settings: JobSettings, *, scheduler: str, skip_bad: bool
+    ):
         self.output = output
         self.progress = output / PROGRESS_FOLDER
+        self._plan = plan
         self._created = not output.exists()
         self._settings = settings
+        self._skip_bad = skip_bad
+        self._faults: dict[int, GBCIError] = {}
         self._columns = {"gbci_fast": __version__, "scheduler": scheduler, **settings.columns()}
         self._identity = self._columns | _identify(plan)
         self._batches = [plan[i : i + settings.batch_size] for i in range(0, len(plan), settings.batch_size)]
-        self._previewed = _preview_indices(len(plan))
+        self._slots = _preview_slots(len(plan))
+        self._shown: dict[int, Path] = {}
+        self._names = _short_names({item.template.path for item in plan})
 
-    def open(self, *, resume: bool) -> bool:
-        """Creates the folder, or checks that it holds this job; True when the job is already complete."""
+    def inspect(self, *, resume: bool) -> bool:
+        """Whether this job is already complete in the folder; changes nothing.
+
+        Raises:
+            GBCIError: the folder cannot be used.
+        """
         output, file = self.output, self.output / JOB_FILE
         if output.exists() and not output.is_dir():
             raise GBCIError(f"{output} is a file; expected a folder to write to")
-        if self._created or not any(output.iterdir()):
-            atomically(file, lambda temporary: temporary.write_text(json.dumps(self._identity, indent=1) + "\n"))
+        if not output.exists() or not {path.name for path in output.iterdir()} - {LOCK_FILE}:
             return False
         if not resume:
             raise GBCIError(f"{output} is not empty; pass --resume to continue the job there, or choose another folder")
@@ -141,61 +175,146 @@ class _Job:
             raise GBCIError(f"{output} holds another job: {', '.join(changed)} differ; resume with the same arguments")
         return not self.progress.exists() and (output / TABLES[0]).exists()
 
+    def check(self) -> None:
+        """Looks at the headers of what is still to be made.
+
+        Raises:
+            GBCIError: an item cannot be made, and must not be skipped; or none can.
+        """
+        finished = self._finished()
+        pending = [item for i, batch in enumerate(self._batches) if i not in finished for item in batch]
+        self._faults = check_inputs(pending, self._settings.formats)
+        files = {item.template.path for item in pending if item.index in self._faults}
+        if self._faults and not self._skip_bad:
+            more = f" ({len(files) - 1} more inputs cannot be used either)" if len(files) > 1 else ""
+            raise GBCIError(f"{next(iter(self._faults.values()))}{more}")
+        if len(self._faults) == len(self._plan):
+            raise _all_skipped(len(self._plan), next(iter(self._faults.values())))
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The folder, made where it is not there, with this job's name on it, and nobody else in it."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        with locked(self.output):
+            if self.inspect(resume=not self._created):  # again, now that nobody else can change it
+                raise GBCIError(f"{self.output} was just finished by another run; nothing is left to do")
+            file = self.output / JOB_FILE
+            if not file.exists():
+                text = json.dumps(self._identity, indent=1) + "\n"
+                atomically(file, lambda temporary: temporary.write_text(text))
+            yield
+
     def run(self, synthesizer: Synthesizer, on_batch: Callable[[int], None]) -> None:
         """Every batch that is not finished, in order."""
         self._remove_unfinished()  # where an earlier run was killed
+        self._shown = self._panels(self._done("rows"))
         finished = self._finished()
         count = sum(len(self._batches[i]) for i in finished)
         on_batch(count)
         for i, batch in enumerate(self._batches):
             if i not in finished:
-                rows = []
-                for image in synthesizer(batch):
-                    rows.append(self._write_image(image) | {"batch": i, **self._columns})
-                    if image.item.index in self._previewed:
-                        png.save_png(preview_panels(image), self.progress / f"panels-{image.item.index:06d}.png")
-                file = self.progress / f"batch-{i:06d}.json"
-                atomically(file, lambda temporary, rows=rows: temporary.write_text(json.dumps(rows)))
+                self._run_batch(i, batch, synthesizer)
                 count += len(batch)
                 on_batch(count)
+        if not self._done("rows"):
+            first = self._done("skipped")[0]
+            raise _all_skipped(len(self._plan), f"{first['file']}: {first['reason']}")
 
     def compile(self) -> None:
         """Tables and preview of the finished batches."""
-        files = sorted(self.progress.glob("batch-*.json"))
-        rows = [row for file in files for row in json.loads(file.read_text())]
+        rows, skipped = self._done("rows"), self._done("skipped")
         write_tables(rows, self.output)
-        shown = sorted(self._previewed & {row["index"] for row in rows})
-        panels = [np.asarray(Image.open(self.progress / f"panels-{index:06d}.png")) for index in shown]
-        write_preview(panels, self.output / PREVIEW)
+        if skipped:
+            write_skipped([(item["file"], item["reason"]) for item in skipped], self.output)
+        shown = sorted(self._panels(rows).values())
+        write_preview([np.asarray(Image.open(file)) for file in shown], self.output / PREVIEW)
+
+    def finish(self) -> None:
+        """Removes what only an unfinished job needs."""
+        finished = self.output / f"{PROGRESS_FOLDER}.finished"  # renamed first: a cut removal is no unfinished job
+        self.progress.rename(finished)
+        shutil.rmtree(finished)
 
     def stop(self) -> None:
-        """Makes a valid data set of the finished batches; without any, takes back what `open` made."""
+        """Makes a valid data set of the finished batches; without any, takes back what this job made."""
         self._remove_unfinished()
-        if self._finished():
+        if self._done("rows"):
             self.compile()
             return
         shutil.rmtree(self.progress, ignore_errors=True)
         (self.output / JOB_FILE).unlink(missing_ok=True)
+
+    def leave(self) -> None:
+        """Removes the folder where this job made it and nothing is in it."""
         if self._created:
-            self.output.rmdir()
+            with suppress(OSError):  # absent, or not empty
+                self.output.rmdir()
+
+    def result(self) -> JobResult:
+        """Of a finished job."""
+        images = len(pd.read_parquet(self.output / TABLES[0], columns=["index"]))
+        return JobResult(preview=self.output / PREVIEW, images=images, skipped=len(self._plan) - images)
+
+    def _run_batch(self, number: int, batch: Sequence[PlanItem], synthesizer: Synthesizer) -> None:
+        rows, skipped = [], []
+
+        def on_bad(item: PlanItem, error: GBCIError) -> None:
+            if not self._skip_bad:
+                raise error
+            self._remove_files(item)
+            name = self._names[item.template.path]
+            reason = str(error).replace(str(item.template.path), name).removeprefix(f"{name}: ")
+            skipped.append({"index": item.index, "file": name, "reason": reason})
+
+        for item in batch:
+            if item.index in self._faults:
+                on_bad(item, self._faults[item.index])
+        for image in synthesizer([item for item in batch if item.index not in self._faults], on_bad):
+            try:
+                row = self._write_image(image)
+            except GBCIError as error:
+                on_bad(image.item, error)
+                continue
+            rows.append(row | {"batch": number, **self._columns})
+            index = image.item.index
+            if self._shown.setdefault(self._slots[index], file := self._panel_file(index)) == file:
+                png.save_png(preview_panels(image), file)
+        result = json.dumps({"rows": rows, "skipped": sorted(skipped, key=lambda item: item["index"])})
+        atomically(self.progress / f"batch-{number:06d}.json", lambda temporary: temporary.write_text(result))
 
     def _finished(self) -> set[int]:
         return {int(file.stem.removeprefix("batch-")) for file in self.progress.glob("batch-*.json")}
 
+    def _done(self, kind: str) -> list[dict[str, Any]]:
+        """The "rows" or the "skipped" items of the finished batches."""
+        files = sorted(self.progress.glob("batch-*.json"))
+        return [entry for file in files for entry in json.loads(file.read_text())[kind]]
+
+    def _panels(self, rows: Sequence[dict[str, Any]]) -> dict[int, Path]:
+        """The preview's panels that finished batches have drawn, by slot: of its first image that was made."""
+        files = {self._slots[row["index"]]: self._panel_file(row["index"]) for row in reversed(rows)}
+        return {slot: file for slot, file in files.items() if file.exists()}
+
+    def _panel_file(self, index: int) -> Path:
+        return self.progress / f"panels-{index:06d}.png"
+
     def _remove_unfinished(self) -> None:
         """Removes files of the first unfinished batch, the only one that can have begun, and half-written tables."""
         finished = self._finished()
-        begun = next((batch for i, batch in enumerate(self._batches) if i not in finished), ())
-        for item, folder in itertools.product(begun, ("images", "masks")):
+        for item in next((batch for i, batch in enumerate(self._batches) if i not in finished), ()):
+            self._remove_files(item)
+        for name in (*TABLES, SKIPPED, PREVIEW):
+            for file in list(self.output.glob(f".{name}.*")):
+                file.unlink()
+
+    def _remove_files(self, item: PlanItem) -> None:
+        for folder in ("images", "masks"):
             study = self.output / folder / item.study_id
             for file in list(study.glob(f"*{item.image_id}*")):
                 file.unlink()
             with suppress(OSError):  # absent, or not empty
                 study.rmdir()
                 study.parent.rmdir()
-        for name in (*TABLES, PREVIEW):
-            for file in list(self.output.glob(f".{name}.*")):
-                file.unlink()
 
     def _write_image(self, image: Synthesis) -> dict[str, Any]:
         """Writes the files of one image and returns its manifest row."""
@@ -250,15 +369,7 @@ class _Job:
 
 
 def _identify(plan: Sequence[PlanItem]) -> dict[str, Any]:
-    """What tells a plan from others. Inputs count by name, so that a damaged one can be repaired before a resume.
-
-    Raises:
-        GBCIError: an input does not exist.
-    """
-    missing = [path for path in dict.fromkeys(item.template.path for item in plan) if not path.is_file()]
-    if missing:
-        more = f" (nor do {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise GBCIError(f"{missing[0]} does not exist{more}; expected every image of the input")
+    """What tells a plan from others. Inputs count by name, so that a damaged one can be repaired before a resume."""
     return {
         "images": len(plan),
         "masks": _sha256([item.mask.identity() for item in plan]),
@@ -275,10 +386,22 @@ def _covered(box: tuple[float, float, float, float], mask: np.ndarray) -> bool:
     return bool(inside.size and inside.mean() > 0.5)
 
 
-def _preview_indices(total: int) -> set[int]:
-    """Up to `PREVIEW_ROWS` plan positions, evenly spread."""
+def _preview_slots(total: int) -> list[int]:
+    """Which of up to `PREVIEW_ROWS` rows of the preview each plan position belongs to; evenly spread."""
     rows = min(PREVIEW_ROWS, total)
-    return {row * total // rows for row in range(rows)}
+    starts = [row * total // rows for row in range(rows)]
+    return [bisect_right(starts, index) - 1 for index in range(total)]
+
+
+def _short_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """Paths below the folder that all have in common: no table says where a user keeps things."""
+    absolute = {path: path.absolute() for path in paths}
+    common = os.path.commonpath([path.parent for path in absolute.values()]) if absolute else ""
+    return {path: full.relative_to(common).as_posix() for path, full in absolute.items()}
+
+
+def _all_skipped(total: int, first: object) -> GBCIError:
+    return GBCIError(f"all {total} images were skipped, so nothing was made; the first reason: {first}")
 
 
 def _sha256(content: object) -> str:

@@ -12,6 +12,7 @@ from gbci_fast.data.vindr import AGE_COLUMN, BOX_COLUMNS, BREAST_TABLE, FINDING_
 from gbci_fast.files import atomically
 
 MANIFEST = "manifest.parquet"
+SKIPPED = "skipped.csv"
 TABLES = (MANIFEST, BREAST_TABLE, FINDING_TABLE)
 _EXTRA = (AGE_COLUMN, "report", "source", "spacing_mm", "template_image_id")
 _FINDING_COLUMNS = (*IMAGE_COLUMNS[:-1], "finding_categories", "finding_birads", *BOX_COLUMNS, "split", *_EXTRA)
@@ -29,6 +30,12 @@ def write_tables(rows: Sequence[dict[str, Any]], output: Path) -> None:
     atomically(output / MANIFEST, lambda temporary: manifest.to_parquet(temporary, index=False))
     atomically(output / BREAST_TABLE, lambda temporary: breasts.to_csv(temporary, index=False))
     atomically(output / FINDING_TABLE, lambda temporary: findings.to_csv(temporary, index=False))
+
+
+def write_skipped(skipped: Sequence[tuple[str, str]], output: Path) -> None:
+    """Writes `SKIPPED`: every (file, reason) once, in their order."""
+    table = pd.DataFrame(list(dict.fromkeys(skipped)), columns=["file", "reason"])
+    atomically(output / SKIPPED, lambda temporary: table.to_csv(temporary, index=False))
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

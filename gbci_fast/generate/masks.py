@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from scipy.signal import fftconvolve
 from skimage.draw import polygon2mask
 
+from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.preprocess import MODEL_SIZE, Box, box_ellipse
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.priors import CategoryPrior
@@ -180,17 +180,7 @@ def read_mask_file(path: Path) -> np.ndarray:
     Raises:
         GBCIError: absent, not an image, in color, or all zero.
     """
-    try:
-        with Image.open(path) as image:
-            indexed = image.mode in ("P", "PA")
-            values = np.asarray(image.convert("RGB") if indexed else image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
-        raise GBCIError(f"{path} cannot be read as a mask image: {error}") from error
-    if indexed and (values == values[..., :1]).all():
-        values = values[..., 0]
-    if values.ndim != 2:
-        raise GBCIError(f"{path} is a color image; expected a gray mask")
-    mask = values > values.max() / 2
+    mask = read_mask(path)
     if not mask.any():
         raise GBCIError(f"{path} is all zero; expected at least one pixel to synthesize")
     return mask

@@ -113,17 +113,37 @@ def test_ctrl_c(weights, phantom, tmp_path):
     assert VinDr(output).missing() == []
 
 
-def test_a_damaged_input_says_what_is_finished(weights, image, tmp_path, capfd):
-    folder, output = tmp_path / "input", tmp_path / "data"
+@pytest.fixture
+def half_bad(image, tmp_path):
+    """A folder of a good input and of one that shows nothing, which only its pixels tell."""
+    folder, content = tmp_path / "input", image.read_bytes()
     folder.mkdir()
-    (folder / "a.dcm").write_bytes(image.read_bytes())
-    (folder / "b.dcm").write_bytes(image.read_bytes()[:2000])
-    assert generate(folder, "--output", output, "--weights", weights, *QUICK, "--batch-size", "1") == 1
+    (folder / "a.dcm").write_bytes(content)
+    (folder / "b.dcm").write_bytes(content[: -2 * 192 * 160] + b"\xff\xff\xff\xff" + bytes(2 * 192 * 160 - 4))
+    return folder
+
+
+def test_a_bad_input_says_what_is_finished(weights, half_bad, tmp_path, capfd):
+    output = tmp_path / "data"
+    assert generate(half_bad, "--output", output, "--weights", weights, *QUICK, "--batch-size", "1") == 1
     first, finished, sentence = capfd.readouterr().err.splitlines()
     assert first.startswith("1/2 images")
     assert finished == f"1 of 2 images are finished in {output}; --resume continues"
-    assert sentence.startswith(f"gbci-fast generate: {folder / 'b.dcm'}: damaged or not decodable")
+    assert sentence.startswith(f"gbci-fast generate: {half_bad / 'b.dcm'}: no breast found")
     assert len(VinDr(output).images) == 1
+
+
+def test_skip_bad(weights, half_bad, tmp_path, capfd):
+    output = tmp_path / "data"
+    assert generate(half_bad, "--output", output, "--weights", weights, *QUICK, "--skip-bad") == 0
+    made, skipped = capfd.readouterr().out.splitlines()
+    assert made == f"1 synthetic images in {output}; look at {output / 'preview.png'}"
+    assert skipped == f"skipped 1 of 2, see {output / 'skipped.csv'}"
+    assert len(VinDr(output).images) == 1
+    (half_bad / "a.dcm").unlink()
+    assert generate(half_bad, "--output", tmp_path / "none", "--weights", weights, *QUICK, "--skip-bad") == 1
+    assert "gbci-fast generate: all 1 images were skipped, so nothing was made" in capfd.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_terminated_politely(weights, image, tmp_path, capfd, monkeypatch):

@@ -38,13 +38,17 @@ def pipe(tmp_path_factory):
 def make_job(pipe):
     """`make_job(records or INPUT, output, mask=..., overrides=..., ...)`: a plan and its run; returns the plan."""
 
-    def make(inputs, output, *, resume=False, on_batch=lambda images: None, settings=None, seed=0, **planned):
+    def make(
+        inputs, output, *, resume=False, skip_bad=False, on_batch=lambda images: None, settings=None, seed=0, **planned
+    ):
         records = inputs if isinstance(inputs, list) else find_inputs(inputs)
         plan = make_plan(records, **{"variants": 1, "seed": seed, **planned})
         settings = {"batch_size": 2, "sampler": QUICK, "weights_hash": "ab" * 32, **(settings or {})}
-        run_job(pipe, plan, output, JobSettings(seed=seed, **settings), resume=resume, on_batch=on_batch)
+        settings = JobSettings(seed=seed, **settings)
+        run_job(pipe, plan, output, settings, resume=resume, skip_bad=skip_bad, on_batch=on_batch)
         return plan
 
+    make.sampler = QUICK
     return make
 
 

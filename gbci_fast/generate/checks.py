@@ -1,0 +1,78 @@
+"""What can be known of a job's inputs before anything is sampled: files, headers, sizes, views. No pixels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gbci_fast.data.dicom import ImageHeader, read_header
+from gbci_fast.data.vindr import ImageRecord
+from gbci_fast.errors import GBCIError
+from gbci_fast.generate.masks import BoxMask, FileMask
+from gbci_fast.generate.plan import PlanItem
+
+
+def check_inputs(items: Sequence[PlanItem], formats: Sequence[str]) -> dict[int, GBCIError]:
+    """Looks at every input once, a millisecond each.
+
+    Returns:
+        The plan index of every item that cannot be made, and why; each sentence names the file.
+    """
+    headers: dict[Path, ImageHeader | GBCIError] = {}
+    faults = {}
+    for item in items:
+        path = item.template.path
+        if path not in headers:
+            headers[path] = _header(item.template)
+        header = headers[path]
+        fault = header if isinstance(header, GBCIError) else _fault(item, header, formats)
+        if fault is not None:
+            faults[item.index] = fault
+    return faults
+
+
+def check_view(path: Path, view_position: str | None, laterality: str | None) -> None:
+    """Refuses a DICOM output without view or side, which the standard demands.
+
+    Raises:
+        GBCIError: one is unknown; the sentence says what can be done.
+    """
+    if view_position is None or laterality is None:
+        raise GBCIError(
+            f"{path}: view is {view_position or 'unknown'} and side {laterality or 'unknown'}; DICOM needs both: "
+            "write them into the file's name (such as scan_LCC.png), pass --set view_position=CC --set laterality=L if "
+            "that holds for every input, leave such inputs out with --skip-bad, or take --format png"
+        )
+
+
+def _header(record: ImageRecord) -> ImageHeader | GBCIError:
+    try:
+        if not record.path.is_file():
+            raise GBCIError(f"{record.path} does not exist; expected every image of the input")
+        header = read_header(record.path)
+        record.check_shape(header.shape)
+    except GBCIError as error:
+        return error
+    return header
+
+
+def _fault(item: PlanItem, header: ImageHeader, formats: Sequence[str]) -> GBCIError | None:
+    record, attributes = item.template, item.attributes
+    try:
+        if "dicom" in formats:
+            check_view(
+                record.path,
+                attributes.view_position or header.view_position or record.view_position,
+                attributes.laterality or header.laterality or record.laterality,
+            )
+        if isinstance(item.mask, FileMask):
+            item.mask.on(header.shape, None)
+        if isinstance(item.mask, BoxMask):
+            _check_box(item.mask.box, header.shape)
+    except GBCIError as error:
+        return error if str(record.path) in str(error) else GBCIError(f"{record.path}: {error}")
+    return None
+
+
+def _check_box(box: tuple[float, float, float, float], shape: tuple[int, int]) -> None:
+    xmin, ymin, xmax, ymax = box
+    if max(xmin, 0) >= min(xmax, shape[1]) or max(ymin, 0) >= min(ymax, shape[0]):
+        raise GBCIError(f"the box {box} lies outside the image of {shape[1]} x {shape[0]} pixels")
