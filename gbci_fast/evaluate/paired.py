@@ -22,7 +22,8 @@ from torch import Tensor
 from gbci_fast.checkpoint import load_pipeline
 from gbci_fast.data.attributes import FINDING_CATEGORIES, Attributes
 from gbci_fast.data.fields import Lesion, field_of_view, lesion_truth, to_unit
-from gbci_fast.data.preprocess import breast_mask, whole_breast_frame
+from gbci_fast.data.preprocess import whole_breast_frame
+from gbci_fast.data.segmentation import breast_mask
 from gbci_fast.data.vindr import ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.metrics import (

@@ -13,7 +13,8 @@ from gbci_fast.cli import evaluate as command
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.fields import Lesion
 from gbci_fast.data.phantom import generate_phantom
-from gbci_fast.data.preprocess import breast_mask, whole_breast_frame
+from gbci_fast.data.preprocess import whole_breast_frame
+from gbci_fast.data.segmentation import breast_mask
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.paired import (

@@ -8,7 +8,8 @@ from PIL import Image
 from scipy import ndimage
 
 from gbci_fast.data.attributes import Attributes
-from gbci_fast.data.preprocess import box_ellipse, breast_mask
+from gbci_fast.data.preprocess import box_ellipse
+from gbci_fast.data.segmentation import breast_mask
 from gbci_fast.data.vindr import Finding, VinDr, find_inputs
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.engine import SamplerSettings, Synthesizer, open_template, paste
