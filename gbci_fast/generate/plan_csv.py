@@ -1,0 +1,255 @@
+"""Plan files: one CSV row per synthetic image, to be written, edited and run.
+
+Only ``image`` is needed. A blank cell means what the command would do without the file, and "unknown" that nothing is
+known.
+"""
+
+import csv
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from gbci_fast.data.attributes import NO_FINDING, Attributes
+from gbci_fast.data.vindr import BOX_COLUMNS, ImageRecord, read_table
+from gbci_fast.errors import GBCIError
+from gbci_fast.files import atomically
+from gbci_fast.generate.masks import AutomaticMask, BoxMask, EllipseMask, FileMask, Mask
+from gbci_fast.generate.plan import PlanItem, automatic, describe, identities, parse_overrides
+from gbci_fast.generate.priors import Priors, load_priors
+
+ATTRIBUTES = tuple(each.name for each in fields(Attributes))
+DIAMETERS = {"diameter_px": "px", "diameter_mm": "mm"}
+ELLIPSE_COLUMNS = ("center_x", "center_y", *DIAMETERS, "aspect", "tilt")
+PLAN_COLUMNS = ("image", "variant", "seed", *ATTRIBUTES, "report", "mask", *BOX_COLUMNS, *ELLIPSE_COLUMNS)
+
+
+def read_plan(
+    path: Path,
+    records: Sequence[ImageRecord],
+    root: Path,
+    *,
+    seed: int,
+    overrides: Mapping[str, Any] | None = None,
+    report: str | None = None,
+    priors: Priors | None = None,
+) -> list[PlanItem]:
+    """The rows of a plan file, in their order.
+
+    Columns (`PLAN_COLUMNS`; all but ``image`` may be absent or blank):
+        image: image_id of a record, or its path below `root`.
+        variant: 0, 1, ...; blank = one more than the image's row before.
+        seed: of noise and automatic mask, in [0, 2^63); blank = from the job's seed and the row's number.
+        attributes: as in `Attributes`; several categories as ``['Mass', 'Asymmetry']`` or ``Mass|Asymmetry``.
+        report: free text.
+        mask: "auto", or a mask file's path from the plan's folder; blank = auto, or what the next columns say.
+        xmin, ymin, xmax, ymax: a box in native pixels; its ellipse is the mask.
+        center_x, center_y, diameter_px | diameter_mm, aspect, tilt: see `EllipseMask`.
+
+    Args:
+        records: the images of INPUT, which is at `root`.
+        seed, overrides, report, priors: as for `make_plan`; a filled cell goes before `overrides` and `report`.
+
+    Raises:
+        GBCIError: an unreadable file, or an unknown column, image or value; names the file and the line.
+    """
+    if not path.is_file():
+        raise GBCIError(f"{path} does not exist; expected a plan file with the column image")
+    known = _Known(
+        records={record.image_id: record for record in records} | {_below(root, record): record for record in records},
+        overrides=parse_overrides(overrides or {}),
+        report=report,
+        priors=priors or load_priors(),
+        folder=path.parent,
+    )
+    items: list[PlanItem] = []
+    for where, row in read_table(path, ("image",)):
+        if unknown := [column for column in row if column not in PLAN_COLUMNS]:
+            raise GBCIError(f"{path}: column {unknown[0]!r} is not known; expected out of {', '.join(PLAN_COLUMNS)}")
+        try:
+            items.append(_item(row, len(items), seed, known))
+        except GBCIError as error:
+            raise GBCIError(f"{where}: {error}") from None
+    if not items:
+        raise GBCIError(f"{path} has no rows; expected one per synthetic image")
+    return items
+
+
+def write_plan(plan: Sequence[PlanItem], path: Path) -> None:
+    """Writes a plan that `read_plan`, with the same seed and records, turns into the same images.
+
+    Every cell is filled in but those of other kinds of masks, and ``breast_birads`` where it follows from the finding.
+    An automatic mask is drawn from the opened image, by the seed: it has no columns. Boxes of annotations become boxes
+    of the plan.
+
+    Raises:
+        GBCIError: the file exists.
+    """
+    if path.exists():
+        raise GBCIError(f"{path} exists, and may have been edited; choose another name or remove it")
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, PLAN_COLUMNS, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(_row(item, path.parent) for item in plan)
+
+    atomically(path, write)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What holds for every row."""
+
+    records: Mapping[str, ImageRecord]
+    overrides: Mapping[str, Any]
+    report: str | None
+    priors: Priors
+    folder: Path
+    variants: Counter = field(default_factory=Counter)  # the next one of each image
+    files: dict[Path, FileMask] = field(default_factory=dict)
+
+
+def _item(row: dict[str, str], index: int, job_seed: int, known: _Known) -> PlanItem:
+    record = known.records.get(row["image"])
+    if record is None:
+        raise GBCIError(f"image is {row['image']!r}; expected an image_id of INPUT or a path below it")
+    cells = {name: row[name] for name in ATTRIBUTES if row.get(name)}
+    if "finding_categories" in cells:
+        cells["finding_categories"] = cells["finding_categories"].replace("|", ",")
+    attributes = describe(record, None, {**known.overrides, **parse_overrides(cells)})
+    variant = _whole(row, "variant", below=10**9)
+    if variant is None:
+        variant = known.variants[record.image_id]
+    known.variants[record.image_id] = variant + 1
+    own_seed = _whole(row, "seed", below=2**63)
+    item = PlanItem(
+        index=index,
+        template=record,
+        variant=variant,
+        mask=_mask(row, known) or automatic(known.priors, attributes.finding_categories),
+        attributes=attributes,
+        report=row.get("report") or known.report,
+        **identities(job_seed, index, record, variant),
+    )
+    return item if own_seed is None else replace(item, seed=own_seed)
+
+
+def _mask(row: dict[str, str], known: _Known) -> Mask | None:
+    """What the row says of its mask; None = automatic."""
+    box, ellipse = ([name for name in names if row.get(name)] for names in (BOX_COLUMNS, ELLIPSE_COLUMNS))
+    name = row.get("mask", "")
+    kinds = [kind for kind, there in (("a box", box), ("an ellipse", ellipse), (f"mask {name!r}", name)) if there]
+    if len(kinds) > 1:
+        raise GBCIError(f"the row has {' and '.join(kinds)}; expected one of them, or none for an automatic mask")
+    if box:
+        return _box(row)
+    if ellipse:
+        return _ellipse(row)
+    if name in ("", "auto"):
+        return None
+    path = known.folder / name
+    if path not in known.files:
+        known.files[path] = FileMask.of(path)
+    return known.files[path]
+
+
+def _box(row: dict[str, str]) -> BoxMask:
+    box = tuple(_number(row, name) for name in BOX_COLUMNS)
+    if None in box or not (box[0] < box[2] and box[1] < box[3]):
+        texts = ", ".join(row.get(name, "") for name in BOX_COLUMNS)
+        raise GBCIError(f"the box is ({texts}); expected numbers with xmin < xmax and ymin < ymax")
+    return BoxMask(box=box, source="plan")
+
+
+def _ellipse(row: dict[str, str]) -> EllipseMask:
+    numbers = {name: _number(row, name) for name in ELLIPSE_COLUMNS}
+    diameters = [name for name in DIAMETERS if numbers[name] is not None]
+    if numbers["center_x"] is None or numbers["center_y"] is None or len(diameters) != 1:
+        given = ", ".join(name for name, value in numbers.items() if value is not None)
+        raise GBCIError(f"an ellipse has {given}; expected center_x, center_y and one of {' and '.join(DIAMETERS)}")
+    diameter, aspect = numbers[diameters[0]], 1.0 if numbers["aspect"] is None else numbers["aspect"]
+    for name, value, low, high in ((diameters[0], diameter, 0.01, 1e5), ("aspect", aspect, 0.1, 10)):
+        if not low <= value <= high:
+            raise GBCIError(f"{name} is {value:g}; expected a number from {low:g} to {high:g}")
+    return EllipseMask(
+        center=(numbers["center_x"], numbers["center_y"]),
+        diameter=diameter,
+        unit=DIAMETERS[diameters[0]],
+        aspect=aspect,
+        tilt=numbers["tilt"] or 0.0,
+    )
+
+
+def _number(row: dict[str, str], name: str) -> float | None:
+    text = row.get(name, "")
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise GBCIError(f"{name} is {text!r}; expected a number")
+    return value
+
+
+def _whole(row: dict[str, str], name: str, *, below: int) -> int | None:
+    text = row.get(name, "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < below):
+        raise GBCIError(f"{name} is {text!r}; expected a whole number from 0 to {below - 1}")
+    return int(text)
+
+
+def _below(root: Path, record: ImageRecord) -> str:
+    """A record's path as a row may name it."""
+    return Path(os.path.relpath(record.path, root if root.is_dir() else root.parent)).as_posix()
+
+
+def _row(item: PlanItem, folder: Path) -> dict[str, Any]:
+    """The inverse of `_item`."""
+    given = {name: getattr(item.attributes, name) for name in ATTRIBUTES}
+    # Left blank where it follows from the rest, so that it still does when the finding's BI-RADS is edited.
+    graded = describe(item.template, None, {name: given[name] for name in ATTRIBUTES if name != "breast_birads"})
+    if graded == item.attributes:
+        del given["breast_birads"]
+    blank = describe(item.template, None, {})
+    known = {name for name in given if given[name] is not None or getattr(blank, name) is not None}
+    return {
+        "image": item.template.image_id,
+        "variant": item.variant,
+        "seed": item.seed,
+        **{name: _text(given[name]) for name in known},
+        "report": item.report or "",
+        **_mask_cells(item.mask, folder),
+    }
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    return str(list(value) or [NO_FINDING]) if isinstance(value, tuple) else str(value)
+
+
+def _mask_cells(mask: Mask, folder: Path) -> dict[str, Any]:
+    match mask:
+        case AutomaticMask():
+            return {"mask": "auto"}
+        case FileMask():
+            return {"mask": os.path.relpath(mask.path, folder)}
+        case BoxMask():
+            return dict(zip(BOX_COLUMNS, map(_short, mask.box), strict=True))
+        case EllipseMask():
+            numbers = (*mask.center, mask.diameter, mask.aspect, mask.tilt)
+            names = ("center_x", "center_y", f"diameter_{mask.unit}", "aspect", "tilt")
+            return dict(zip(names, map(_short, numbers), strict=True))
+
+
+def _short(value: float) -> float | int:
+    """Whole numbers without a decimal point; other floats as Python writes them, exactly."""
+    return int(value) if value == int(value) else value

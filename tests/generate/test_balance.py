@@ -1,0 +1,103 @@
+"""Balanced plans: evenly over values, as frequent as in the priors, and tied to nothing else."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gbci_fast.data.attributes import FINDING_CATEGORIES
+from gbci_fast.data.vindr import ImageRecord
+from gbci_fast.errors import GBCIError
+from gbci_fast.generate.plan import make_plan
+from gbci_fast.generate.priors import load_priors
+
+RECORDS = [ImageRecord(study_id="s", image_id=f"{i}", path=Path(f"{i}.dcm")) for i in range(12)]
+
+
+def lesions(variants=5, seed=0, **options):
+    plan = make_plan(RECORDS, variants=variants, seed=seed, **options)
+    return [(item.attributes.finding_categories, item.attributes.finding_birads) for item in plan]
+
+
+def test_every_combination_equally_often():
+    counts = Counter(lesions(balance="finding_categories, finding_birads"))
+    assert counts == {((name,), grade): 2 for name in FINDING_CATEGORIES for grade in (3, 4, 5)}
+    assert Counter(category for category, _ in lesions(balance="finding_categories")) == {
+        (name,): 6 for name in FINDING_CATEGORIES
+    }
+    assert Counter(lesions(balance="finding_birads", overrides={"finding_categories": "Asymmetry"})) == {
+        (("Asymmetry",), grade): 20 for grade in (3, 4, 5)
+    }
+
+
+def test_every_template_gets_every_category_where_it_has_as_many_variants():
+    found = lesions(variants=10, balance="finding_categories")
+    for start in range(0, 120, 10):
+        assert {category for (category,), _ in found[start : start + 10]} == set(FINDING_CATEGORIES)
+
+
+def test_balance_is_tied_to_no_template():
+    """In a fixed order, five variants would show the same five categories to every other template."""
+    found = lesions(balance="finding_categories")
+    assert len({category for start in range(0, 60, 10) for category, _ in found[start : start + 5]}) > 7
+
+
+def test_balance_depends_on_the_seed_and_the_index_alone():
+    assert lesions(balance="natural") == lesions(balance="natural") != lesions(balance="natural", seed=1)
+    assert lesions(balance="finding_categories")[:20] == lesions(balance="finding_categories", variants=9)[:20]
+
+
+def test_the_mask_has_the_prior_of_the_drawn_category():
+    plan = make_plan(RECORDS, variants=2, seed=0, balance="finding_categories")
+    assert [(item.mask.prior.category,) for item in plan] == [item.attributes.finding_categories for item in plan]
+
+
+def test_natural_is_as_frequent_as_the_priors_say():
+    priors = load_priors()
+    rates = dict(zip(FINDING_CATEGORIES, (5, 0, 0, 0, 3, 0, 0, 0, 2, 0), strict=True))
+    shares = {"Mass": {2: 0.0, 3: 0.25, 4: 0.75, 5: 0.0}}
+    categories = {
+        name: dataclasses.replace(prior, boxes_per_image=rates[name], birads=shares.get(name, prior.birads))
+        for name, prior in priors.categories.items()
+    }
+    priors = dataclasses.replace(priors, categories=categories)
+    found = lesions(variants=100, seed=1, balance="natural", priors=priors)
+    counts = Counter(category for (category,), _ in found)
+    np.testing.assert_allclose([counts[name] / 1200 for name in rates], np.array([*rates.values()]) / 10, atol=0.04)
+    graded = Counter(grade for category, grade in found if category == ("Mass",))
+    assert set(graded) == {3, 4}
+    assert graded[4] / counts["Mass"] == pytest.approx(0.75, abs=0.06)
+    # What is set is not drawn.
+    assert {grade for _, grade in lesions(balance="natural", overrides={"finding_birads": 5}, priors=priors)} == {5}
+    masses = lesions(variants=20, balance="natural", overrides={"finding_categories": "Mass"}, priors=priors)
+    assert {category for category, _ in masses} == {("Mass",)}
+    assert {grade for _, grade in masses} == {3, 4}
+    healthy = lesions(balance="natural", overrides={"finding_categories": "No Finding"}, priors=priors)
+    assert set(healthy) == {((), None)}
+
+
+@pytest.mark.parametrize(
+    ("balance", "overrides", "sentence"),
+    [
+        (
+            "breast_density",
+            {},
+            "balance is 'breast_density'; expected natural or out of finding_categories",
+        ),
+        ("natural,finding_birads", {}, "balance is 'natural'; expected natural or out of"),
+        ("finding_birads,finding_birads", {}, "balance names finding_birads twice; expected each attribute once"),
+        ("finding_birads", {"finding_birads": 4}, "finding_birads is both set and balanced; choose one"),
+    ],
+)
+def test_bad_balance(balance, overrides, sentence):
+    with pytest.raises(GBCIError, match=sentence):
+        lesions(balance=balance, overrides=overrides)
+
+
+def test_priors_without_any_box_have_no_natural_frequency():
+    priors = load_priors()
+    empty = {name: dataclasses.replace(prior, boxes_per_image=0) for name, prior in priors.categories.items()}
+    with pytest.raises(GBCIError, match="the priors count no box in any category"):
+        lesions(balance="natural", priors=dataclasses.replace(priors, categories=empty))

@@ -1,0 +1,199 @@
+"""Plan files: a written plan reads back as itself; every kind of mask; what is refused, with file and line."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
+from gbci_fast.errors import GBCIError
+from gbci_fast.generate.job import JobSettings, run_job
+from gbci_fast.generate.masks import BoxMask, EllipseMask, FileMask
+from gbci_fast.generate.plan import make_plan
+from gbci_fast.generate.plan_csv import read_plan, write_plan
+
+
+@pytest.fixture
+def records(tmp_path):
+    known = Attributes(laterality="L", view_position="CC", breast_density="C", breast_birads=3, age=61)
+    mass = Attributes(breast_density="C", breast_birads=3, finding_categories=("Mass", "Asymmetry"), finding_birads=3)
+    found = Finding(box=(1.5, 2, 31, 4.25), attributes=mass, extra={"report": 'round, "dense"\nmass'})
+    return [
+        ImageRecord(study_id="s", image_id="a", path=tmp_path / "in" / "s" / "a.dicom", attributes=known,
+                    findings=(found,)),
+        ImageRecord(study_id="s", image_id="b", path=tmp_path / "in" / "s" / "b.dicom"),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def read(tmp_path, records):
+    """`read(text, **options)`: the items of a plan file."""
+
+    (tmp_path / "in").mkdir()
+
+    def parse(text, seed=5, **options):
+        (tmp_path / "plan.csv").write_text(text)
+        return read_plan(tmp_path / "plan.csv", records, tmp_path / "in", seed=seed, **options)
+
+    return parse
+
+
+def content(item):
+    values = {each.name: getattr(item, each.name) for each in dataclasses.fields(item)}
+    return {**values, "mask": item.mask.identity()[item.mask_source in ("annotations", "plan") :]}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"variants": 35, "balance": "finding_categories,finding_birads"},
+        {"balance": "natural"},
+        {"mask": "annotations"},
+        {"mask": "mask.png"},
+        {"overrides": {"finding_categories": "No Finding", "breast_density": "unknown", "age": "unknown"}},
+        {"overrides": {"finding_categories": "unknown", "finding_birads": "unknown", "breast_birads": "2"}},
+        {"overrides": {"view_position": "MLO", "pixel_spacing": "0.7"}, "report": "spiculated, irregular"},
+    ],
+)
+def test_a_written_plan_reads_back_as_itself(tmp_path, records, options, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save("mask.png")
+    plan = make_plan(records, **{"variants": 2, "seed": 5, **options})
+    write_plan(plan, tmp_path / "deep" / "plan.csv")
+    read = read_plan(tmp_path / "deep" / "plan.csv", records, tmp_path / "in", seed=5)
+    for item, other in zip(plan, read, strict=True):
+        if isinstance(item.mask, FileMask):
+            assert other.mask.path.samefile(item.mask.path)
+        assert content(other) == content(item)
+
+
+def test_a_plan_makes_the_same_images(pipe, make_job, phantom, finished, tmp_path):
+    """Bytes of every image and mask of the job that the plan was written of."""
+    records = VinDr(phantom).images
+    write_plan(make_plan(records, variants=1, seed=0), tmp_path / "plan.csv")
+    plan = read_plan(tmp_path / "plan.csv", records, phantom, seed=0)
+    settings = JobSettings(seed=0, batch_size=2, sampler=make_job.sampler, weights_hash="ab" * 32)
+    run_job(pipe, plan, tmp_path / "data", settings)
+    expected, made = (pd.read_parquet(folder / "manifest.parquet") for folder in (finished, tmp_path / "data"))
+    for column in ("image_id", "seed", "dicom_sha256", "png_sha256", "mask_sha256"):
+        assert list(made[column]) == list(expected[column])
+
+
+def test_resume_refuses_a_changed_plan(pipe, make_job, phantom, tmp_path):
+    records = VinDr(phantom).images[:1]
+    settings = JobSettings(seed=0, formats=("png",), sampler=make_job.sampler)
+
+    def run(row, **options):
+        (tmp_path / "plan.csv").write_text(f"image,seed,xmin,ymin,xmax,ymax\n{records[0].image_id},{row}\n")
+        run_job(
+            pipe, read_plan(tmp_path / "plan.csv", records, phantom, seed=0), tmp_path / "data", settings, **options
+        )
+
+    run("1,20,80,40,100")
+    run("1,20,80,40,100", resume=True)
+    for row, changed in (("2,20,80,40,100", "descriptions"), ("1,20,80,41,100", "masks")):
+        with pytest.raises(GBCIError, match=f"holds another job: {changed} differ"):
+            run(row, resume=True)
+
+
+def test_blank_cells_are_what_the_command_would_do(read, records):
+    (item,) = read("image,finding_birads,report,seed\na,,,\n", overrides={"finding_birads": 5}, report="x")
+    (like,) = make_plan(records[:1], variants=1, seed=5, overrides={"finding_birads": 5}, report="x")
+    assert content(item) == content(like)
+    (item,) = read("image,finding_birads,report,seed\na,3,y,77\n", overrides={"finding_birads": 5}, report="x")
+    assert (item.attributes.finding_birads, item.report, item.seed) == (3, "y", 77)
+
+
+def test_rows_name_images_by_id_or_path_and_count_variants(read):
+    items = read("image,variant\na,\ns/b.dicom,\na,\na,7\na,\n")
+    assert [(item.template.image_id, item.variant) for item in items] == [
+        ("a", 0), ("b", 0), ("a", 1), ("a", 7), ("a", 8),
+    ]  # fmt: skip
+    assert len({item.image_id for item in items}) == 5
+
+
+@pytest.mark.parametrize(
+    "text", ["Mass|Asymmetry", '"Mass, Asymmetry"', "\"['Mass', 'Asymmetry']\"", "Asymmetry | Mass"]
+)
+def test_categories(read, text):
+    (item,) = read(f"image,finding_categories\na,{text}\n")
+    assert item.attributes.finding_categories == ("Mass", "Asymmetry")
+
+
+def test_masks(read, tmp_path):
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "masks" / "m.png")
+    items = read(
+        "image,mask,xmin,ymin,xmax,ymax,center_x,center_y,diameter_px,diameter_mm,aspect,tilt\n"
+        "a,,1,2,3.5,4,,,,,,\n"
+        "a,,,,,,30,40,12,,,\n"
+        "a,,,,,,30,40,,7.5,1.5,30\n"
+        "a,masks/m.png,,,,,,,,,,\n"
+        "a,auto,,,,,,,,,,\n"
+    )
+    assert [item.mask for item in items[:3]] == [
+        BoxMask(box=(1, 2, 3.5, 4), source="plan"),
+        EllipseMask(center=(30, 40), diameter=12, unit="px"),
+        EllipseMask(center=(30, 40), diameter=7.5, unit="mm", aspect=1.5, tilt=30),
+    ]
+    assert [item.mask_source for item in items] == ["plan", "plan", "plan", "file", "auto"]
+    write_plan(items, tmp_path / "masks" / "again.csv")
+    again = read((tmp_path / "masks" / "again.csv").read_text().replace("m.png", "masks/m.png"))
+    assert [item.mask.identity() for item in again] == [item.mask.identity() for item in items]
+
+
+BAD = {
+    "no column": ("picture\na\n", "has no column image; expected at least image"),
+    "no rows": ("image\n", "has no rows; expected one per synthetic image"),
+    "unknown column": ("image,shape\na,round\n", "column 'shape' is not known; expected out of image, variant, seed"),
+    "twice": ("image,seed,seed\na,1,2\n", "has more than one column seed"),
+    "short row": ("image,seed\na\n", "line 2 has 1 fields; expected 2"),
+    "unknown image": ("image\na\n\nc\n", "line 4: image is 'c'; expected an image_id of INPUT or a path below it"),
+    "outside": ("image\n../in/s/a.dicom\n", "line 2: image is '../in/s/a.dicom'; expected an image_id"),
+    "category": ("image,finding_categories\na,Lump\n", "line 2: finding_categories is 'Lump'; expected one of Mass"),
+    "birads": ("image,finding_birads\na,7\n", "line 2: finding_birads is 7; expected one of 1, 2, 3, 4, 5"),
+    "seed": ("image,seed\na,-1\n", "line 2: seed is '-1'; expected a whole number from 0 to 9223372036854775807"),
+    "large seed": ("image,seed\na,9223372036854775808\n", "seed is '9223372036854775808'; expected a whole number"),
+    "variant": ("image,variant\na,1.5\n", "line 2: variant is '1.5'; expected a whole number from 0 to"),
+    "half a box": ("image,xmin,ymin,xmax,ymax\na,1,2,,4\n", r"line 2: the box is \(1, 2, , 4\); expected numbers"),
+    "no box": ("image,xmin\na,1\n", r"line 2: the box is \(1, , , \); expected numbers with xmin < xmax"),
+    "turned box": (
+        "image,xmin,ymin,xmax,ymax\na,9,2,3,4\n",
+        r"the box is \(9, 2, 3, 4\); expected numbers",
+    ),
+    "number": ("image,xmin,ymin,xmax,ymax\na,1,2,nan,4\n", "line 2: xmax is 'nan'; expected a number"),
+    "center": (
+        "image,center_x,diameter_px\na,1,2\n",
+        "line 2: an ellipse has center_x, diameter_px; expected",
+    ),
+    "two sizes": (
+        "image,center_x,center_y,diameter_px,diameter_mm\na,1,2,3,4\n",
+        "an ellipse has center_x, center_y, diameter_px, diameter_mm; expected center_x, center_y and one of",
+    ),
+    "size": ("image,center_x,center_y,diameter_mm\na,1,2,0\n", "diameter_mm is 0; expected a number from 0.01"),
+    "aspect": ("image,center_x,center_y,diameter_mm,aspect\na,1,2,3,99\n", "aspect is 99; expected a number from 0.1"),
+    "two masks": (
+        "image,mask,xmin,ymin,xmax,ymax\na,auto,1,2,3,4\n",
+        "line 2: the row has a box and mask 'auto'; expected one of them, or none for an automatic mask",
+    ),
+    "mask file": ("image,mask\na,absent.png\n", "line 2: .*absent.png cannot be read as a mask image"),
+}
+
+
+@pytest.mark.parametrize(("text", "sentence"), BAD.values(), ids=BAD)
+def test_bad_plans(read, text, sentence):
+    with pytest.raises(GBCIError, match=rf"plan\.csv.*{sentence}"):
+        read(text)
+
+
+def test_no_plan_and_one_too_many(tmp_path, records):
+    with pytest.raises(GBCIError, match=r"absent\.csv does not exist; expected a plan file with the column image"):
+        read_plan(tmp_path / "absent.csv", records, tmp_path, seed=0)
+    (tmp_path / "plan.csv").write_text("edited")
+    with pytest.raises(GBCIError, match=r"plan\.csv exists, and may have been edited; choose another name"):
+        write_plan(make_plan(records, variants=1, seed=0), tmp_path / "plan.csv")
+    assert (tmp_path / "plan.csv").read_text() == "edited"

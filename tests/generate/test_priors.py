@@ -1,0 +1,247 @@
+"""Lesion priors: a known distribution is found again, small categories are shrunk, files are checked."""
+
+import csv
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from gbci_fast.cli import main
+from gbci_fast.data.attributes import FINDING_CATEGORIES
+from gbci_fast.errors import GBCIError
+from gbci_fast.generate import prior_fit
+from gbci_fast.generate.prior_fit import Observation, Sample, counted_categories, fit_priors
+from gbci_fast.generate.priors import PACKAGED, LogNormal, load_priors
+
+
+@pytest.fixture(scope="module")
+def priors():
+    return load_priors()
+
+
+def observations(count, categories=("Mass",), *, diameter=20.0, aspect=1.0, place=(0.3, 0.6), seed=0, birads=4):
+    """Boxes around these values, in both views."""
+    rng = np.random.default_rng(seed)
+    return [
+        Observation(
+            categories=categories,
+            source="real",
+            view="CC" if i % 2 else "MLO",
+            diameter=diameter * math.exp(0.4 * rng.standard_normal()),
+            aspect=aspect * math.exp(0.2 * rng.standard_normal()),
+            diameter_mm=None,
+            place=tuple(np.clip(place + 0.05 * rng.standard_normal(2), 0, 1)),
+            birads=birads,
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def fit(monkeypatch):
+    """`fit(main, fallback)`: priors of observations in 1,000 images each, whose tissue is even."""
+
+    def run(main, fallback=()):
+        samples = {"main": main, "fallback": fallback}
+
+        def observe(records, on_image):
+            found = list(samples[records[0]]) if records else []
+            tissue = {view: np.ones((8, 8)) for view in ("CC", "MLO")}
+            sample = Sample(observations=found, tissue=tissue)
+            sample.images[found[0].source if found else "none"] = 1000
+            return sample
+
+        monkeypatch.setattr(prior_fit, "observe", observe)
+        monkeypatch.setattr(prior_fit, "_records", lambda root, split: [Named(root)])
+        return fit_priors(["main"], ["fallback"] if fallback else [])
+
+    class Named(str):
+        findings = ()
+
+    return run
+
+
+def test_a_known_distribution_is_found_again(fit):
+    prior = fit(observations(2000, aspect=1.3)).of(("Mass",))
+    assert prior.boxes == {"real": 2000}
+    assert prior.diameter.median == pytest.approx(20, rel=0.03)
+    assert prior.diameter.log_sd == pytest.approx(0.4, rel=0.08)
+    assert math.log(prior.diameter.high / 20) == pytest.approx(2.05 * 0.4, rel=0.1)
+    assert prior.aspect.median == pytest.approx(1.3, rel=0.02)
+    assert prior.birads == {2: 0, 3: 0, 4: 1, 5: 0}
+    assert prior.boxes_per_image == 2
+    for grid in prior.position.values():  # row = height, column = depth
+        assert np.unravel_index(grid.argmax(), grid.shape) == (2, 4)
+        assert grid[6, 1] < 0.2
+
+
+def test_a_small_category_is_shrunk_toward_all(fit):
+    """20 boxes, of twice the size and elsewhere: half their own."""
+    few = observations(20, ("Asymmetry",), diameter=40, place=(0.8, 0.2), birads=3, seed=1)
+    priors = fit([*observations(5000), *few])
+    prior, alone = priors.of(("Asymmetry",)), prior_fit._Figures.of(few, {v: np.ones((8, 8)) for v in ("CC", "MLO")})
+    assert prior.own_weight == 0.5
+    own = math.exp(alone.diameter[0])
+    assert prior.diameter.median == pytest.approx(math.sqrt(own * priors.pooled.diameter.median), rel=1e-3)
+    assert prior.birads[3] == pytest.approx(0.5, abs=0.01)
+    # Each view holds ten of them, so a third of its map.
+    third = (alone.position["CC"] + 2 * priors.pooled.position["CC"]) / 3
+    np.testing.assert_allclose(prior.position["CC"], third, atol=0.02)
+    # A category without a box is all categories together.
+    empty = priors.of(("Skin Thickening",))
+    assert (empty.boxes, empty.own_weight, empty.boxes_per_image) == ({}, 0, 0)
+    assert empty.diameter == priors.pooled.diameter
+
+
+def test_a_fallback_serves_scarce_categories_alone(fit):
+    main = [*observations(100), *observations(10, ("Asymmetry",), diameter=30, seed=1)]
+    other = [
+        dataclasses.replace(each, source="phantom")
+        for each in [*observations(50, diameter=60, seed=2), *observations(70, ("Asymmetry",), diameter=30, seed=3)]
+    ]
+    priors = fit(main, other)
+    assert priors.of(("Mass",)).boxes == {"real": 100}
+    assert priors.of(("Asymmetry",)).boxes == {"phantom": 70, "real": 10}
+    assert priors.of(("Asymmetry",)).boxes_per_image == pytest.approx(0.08)
+    assert priors.pooled.boxes == {"real": 110}
+    assert priors.sources == {"real": {"images": 1000, "boxes": 110}, "phantom": {"images": 1000, "boxes": 70}}
+
+
+@pytest.mark.parametrize(
+    ("labels", "counted"),
+    [
+        (("Mass", "Asymmetry"), ("Mass", "Asymmetry")),
+        (("Mass", "Nipple Retraction"), ("Mass",)),
+        (("Skin Thickening", "Nipple Retraction"), ("Skin Thickening", "Nipple Retraction")),
+        (None, ()),
+    ],
+)
+def test_a_box_around_a_mass_is_no_box_around_the_nipple(labels, counted):
+    assert counted_categories(labels) == counted
+
+
+def test_no_box_at_all(fit):
+    with pytest.raises(GBCIError, match="no annotated box in the training split of main; nothing to fit"):
+        fit([])
+
+
+def test_draws_follow_a_cut_log_normal():
+    rng, size = np.random.default_rng(0), LogNormal(median=20, log_sd=0.4, low=10, high=50)
+    draws = np.array([size.draw(rng) for _ in range(4000)])
+    assert draws.min() >= 10
+    assert draws.max() <= 50
+    assert np.median(draws) == pytest.approx(20, rel=0.04)
+    assert np.std(np.log(draws)) == pytest.approx(0.36, rel=0.08)  # 0.4, cut at 1.7 and 2.3 deviations
+    limited = [size.draw(rng, (30, 40)) for _ in range(200)]
+    assert (min(limited) >= 30, max(limited) <= 40, np.ptp(limited) > 5) == (True, True, True)
+    assert (size.draw(rng, (60, 70)), size.draw(rng, (1, 2))) == (60, 2)
+
+
+def test_the_command_reads_boxes_in_model_space(tmp_path, capsys):
+    """Two phantoms: their boxes, in pixels of the whole-breast view and in mm."""
+    assert main(["phantom", "--output", str(tmp_path / "phantom"), "--studies", "2", "--size", "160x128"]) == 0
+    arguments = ["priors", str(tmp_path / "phantom"), "--split", "training", "--note", "CC0", "--output"]
+    assert main([*arguments, str(tmp_path / "a.json")]) == main([*arguments, str(tmp_path / "b.json")]) == 0
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    priors = load_priors(tmp_path / "a.json")
+    with (tmp_path / "phantom" / "finding_annotations.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "training" and row["xmin"]]
+    boxes = np.array([[float(row[name]) for name in ("xmin", "ymin", "xmax", "ymax", "spacing_mm")] for row in rows])
+    native = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    assert priors.pooled.boxes == {"phantom": len(rows)}
+    assert priors.pooled.diameter_mm["median"] == pytest.approx(np.median(native * boxes[:, 4]), rel=0.03)
+    # A breast fills the 224 pixels of the model, and at most the 160 of the image.
+    assert priors.pooled.diameter.median > np.median(native) * 1.2
+    assert priors.notes[-1] == "CC0"
+    assert capsys.readouterr().out.endswith(f"priors of {len(rows)} boxes: {tmp_path / 'b.json'}\n")
+
+
+def test_the_packaged_priors_tell_their_sources(priors):
+    assert set(priors.categories) == set(FINDING_CATEGORIES)
+    assert priors.of(("Mass",)).boxes["CBIS-DDSM"] > 1000
+    for prior in priors.categories.values():
+        real = sum(count for source, count in prior.boxes.items() if source != "phantom")
+        assert real >= 30 or "phantom" in prior.boxes
+    notes = " ".join(priors.notes)
+    for attribution in ("CBIS-DDSM", "CC BY 3.0", "CDD-CESM", "CC BY 4.0", "10.7937/K9/TCIA.2016.7O02S9CY"):
+        assert attribution in notes
+
+
+def test_saving_what_was_loaded_changes_nothing(priors, tmp_path):
+    priors.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == PACKAGED.read_bytes()
+    assert load_priors(tmp_path / "again.json").digest == priors.digest
+
+
+def test_the_digest_is_of_the_content(priors, tmp_path):
+    content = json.loads(PACKAGED.read_text())
+    (tmp_path / "flat.json").write_text(json.dumps(content))
+    assert load_priors(tmp_path / "flat.json").digest == priors.digest
+    content["categories"]["Mass"]["diameter"]["median"] += 0.5
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    assert load_priors(tmp_path / "other.json").digest != priors.digest
+
+
+def at(*path):
+    """Replaces, or with ... deletes, the value at a path of keys."""
+
+    def change(content, value):
+        for key in path[:-1]:
+            content = content[key]
+        if value is ...:
+            del content[path[-1]]
+        else:
+            content[path[-1]] = value
+
+    return change
+
+
+BAD = {
+    "format": (at("format"), "other 7", "format is 'other 7'; expected 'gbci_fast lesion priors 1'"),
+    "category": (at("categories", "Mass"), ..., 'categories is ["all categories", "Suspicious'),
+    "unknown category": (at("categories", "Lump"), {}, "expected an object of all categories, Mass"),
+    "entry": (at("categories", "Mass"), 3, "categories.Mass holds no birads; expected a JSON object"),
+    "missing": (at("categories", "Mass", "diameter"), ..., "categories.Mass.diameter is missing"),
+    "text": (at("categories", "Mass", "diameter", "median"), "big", 'Mass.diameter.median is "big"; expected a number'),
+    "negative": (at("categories", "Mass", "diameter", "median"), -3, "Mass.diameter.median is -3; expected a number"),
+    "nan": (at("categories", "Mass", "aspect", "log_sd"), math.nan, "Mass.aspect.log_sd is NaN; expected a number"),
+    "order": (at("categories", "Mass", "diameter", "low"), 1e3, "expected low <= median <= high"),
+    "rows": (at("categories", "Mass", "position", "CC"), [[1.0]], "Mass.position.CC is [[1.0]]; expected 8 rows of 8"),
+    "cell": (at("categories", "Mass", "position", "CC", 2, 3), 0, "Mass.position.CC.2 3 is 0; expected a number from"),
+    "view": (at("categories", "Mass", "position", "MLO"), ..., 'position is ["CC"]; expected an object of CC, MLO'),
+    "shares": (at("categories", "Mass", "birads", "4"), 1, "expected shares that add up to 1"),
+    "counts": (at("categories", "Mass", "boxes"), {"x": 1.5}, 'Mass.boxes is {"x": 1.5}; expected whole numbers'),
+    "notes": (at("notes"), "text", 'notes is "text"; expected a list of texts'),
+    "shrinkage": (at("shrinkage"), True, "shrinkage is true; expected a number from 0"),
+}
+
+
+@pytest.mark.parametrize(("change", "value", "sentence"), BAD.values(), ids=BAD)
+def test_bad_priors(tmp_path, change, value, sentence):
+    content = json.loads(PACKAGED.read_text())
+    change(content, value)
+    (tmp_path / "priors.json").write_text(json.dumps(content))
+    with pytest.raises(GBCIError) as error:
+        load_priors(tmp_path / "priors.json")
+    assert str(error.value).startswith(f"{tmp_path / 'priors.json'}: ")
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "does not exist; expected lesion priors as gbci-fast priors writes them"),
+        ("no JSON", "cannot be read as lesion priors: Expecting value"),
+        ("[1]", "format is '[1]'; expected"),
+        ("[" * 100_000, "cannot be read as lesion priors"),
+    ],
+)
+def test_no_priors(tmp_path, text, sentence):
+    path = tmp_path / "priors.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(GBCIError) as error:
+        load_priors(path)
+    assert sentence in str(error.value)
