@@ -5,25 +5,27 @@ optimizer and the step number, and then continues bit for bit on the same machin
 kernels repeat themselves).
 """
 
+import json
 import math
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically
+from gbci_fast.files import atomically, locked
 from gbci_fast.training.ema import EMA
 from gbci_fast.training.progress import TrainingProgress
 
 STATE_FILE = "state.pt"
+FREE = ("save_every", "sample_every")  # may differ in a resumed run: they decide no weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,31 +67,50 @@ class Task(Protocol):
     def export(self, folder: Path) -> None: ...
 
 
-def train(task: Task, config: LoopConfig, output: Path, *, resume: bool, device: torch.device) -> int:
+def train(
+    task: Task,
+    config: LoopConfig,
+    output: Path,
+    *,
+    resume: bool,
+    device: torch.device,
+    inputs: Mapping[str, Any] | None = None,
+) -> int:
     """Runs `task` to ``config.steps`` and returns that number.
 
     Writes ``state.pt`` (resume point), ``samples/<step>.png`` and, after every save, the averaged weights through
     ``task.export(output)``. Ctrl-C or a polite kill finishes the step under way, saves, and then interrupts.
 
+    Args:
+        inputs: what else decides the result (digests of data and starting weights, the model's settings), as JSON
+            values; kept in the state and compared, with `config`, when the run is resumed.
+
     Raises:
         KeyboardInterrupt: stopped before the last step; everything up to the last whole step is saved.
-        GBCIError: `output` already holds a run and `resume` is not set; the loss or its gradient is not finite.
+        GBCIError: `output` already holds a run and `resume` is not set, or another run, or one that is under way; the
+            loss or its gradient is not finite.
     """
-    state_path = output / STATE_FILE
-    check_output(output, resume)
+    inputs = _as_json(inputs)
+    check_output(output, resume, config, inputs)
     output.mkdir(parents=True, exist_ok=True)
+    with locked(output):
+        return _train(task, config, output, device, inputs)
+
+
+def _train(task: Task, config: LoopConfig, output: Path, device: torch.device, inputs: dict[str, Any]) -> int:
+    state_path = output / STATE_FILE
     module = task.module.to(device)
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
     )
     ema = EMA(module, config.ema_decay)
-    start = _load_state(state_path, module, ema, optimizer, config, device) if state_path.exists() else 0
+    start = _load_state(state_path, module, ema, optimizer, device) if state_path.exists() else 0
 
     def save(step: int) -> None:
         with _Averaged(module, ema):
             task.export(output)
         # Last: a state that says "finished" has its weights beside it.
-        _save_state(state_path, module, ema, optimizer, config, step)
+        _save_state(state_path, module, ema, optimizer, config, inputs, step)
 
     step = saved = start
     batch = config.batch_size * config.accumulate
@@ -115,10 +136,32 @@ def train(task: Task, config: LoopConfig, output: Path, *, resume: bool, device:
     return step
 
 
-def check_output(output: Path, resume: bool) -> None:
-    """Raises GBCIError where `output` already holds a run that is not to be resumed: before any slow work."""
-    if (output / STATE_FILE).exists() and not resume:
+def check_output(
+    output: Path, resume: bool, config: LoopConfig | None = None, inputs: Mapping[str, Any] | None = None
+) -> None:
+    """Looks at what `output` holds, before any slow work.
+
+    Raises:
+        GBCIError: a run that is not to be resumed, a damaged one, or (given `config`) one of other settings or inputs.
+    """
+    path = output / STATE_FILE
+    if not path.exists():
+        return
+    if not resume:
         raise GBCIError(f"{output} already holds a training run; pass --resume to continue it or choose another folder")
+    if config is None:
+        return
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = {**state["config"], **state["inputs"]}
+    except Exception as error:  # torch raises half a dozen types for a damaged or foreign file
+        raise _no_state(path, error) from error
+    wanted = {**asdict(config), **_as_json(inputs)}
+    names = [name for name in dict.fromkeys((*found, *wanted)) if name not in FREE]
+    changed = [name for name in names if found.get(name) != wanted.get(name)]
+    if changed:
+        told = ", ".join(f"{name} {found.get(name)}, not {wanted.get(name)}" for name in changed)
+        raise GBCIError(f"{path} is of a run with {told}; resume with the same arguments, or choose another folder")
 
 
 def learning_rate_at(config: LoopConfig, step: int) -> float:
@@ -206,11 +249,18 @@ class _Averaged:
 
 
 def _save_state(
-    path: Path, module: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, config: LoopConfig, step: int
+    path: Path,
+    module: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    config: LoopConfig,
+    inputs: Mapping[str, Any],
+    step: int,
 ) -> None:
     state = {
         "step": step,
         "config": asdict(config),
+        "inputs": inputs,
         "module": module.state_dict(),
         "ema": ema.shadow,
         "optimizer": optimizer.state_dict(),
@@ -223,7 +273,6 @@ def _load_state(
     module: nn.Module,
     ema: EMA,
     optimizer: torch.optim.Optimizer,
-    config: LoopConfig,
     device: torch.device,
 ) -> int:
     try:
@@ -231,13 +280,19 @@ def _load_state(
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         ema.shadow = state["ema"]
-        step, seed = state["step"], state["config"]["seed"]
-    except Exception as error:  # torch raises half a dozen types for a damaged or foreign file
-        kind = type(error).__name__
-        raise GBCIError(f"{path} cannot be resumed from: it is damaged, or of another model ({kind})") from error
-    if seed != config.seed:
-        raise GBCIError(f"{path} was made with seed {seed}, not {config.seed}; pass the same --seed")
-    return step
+        return state["step"]
+    except Exception as error:
+        raise _no_state(path, error) from error
+
+
+def _no_state(path: Path, error: Exception) -> GBCIError:
+    kind = type(error).__name__
+    return GBCIError(f"{path} cannot be resumed from: it is damaged, or of another model or version ({kind})")
+
+
+def _as_json(inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """As they come back from a file: tuples are lists."""
+    return json.loads(json.dumps(dict(inputs or {})))
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:

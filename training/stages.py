@@ -1,7 +1,8 @@
 """Presets, and the two entry points the command line calls."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import torch
 from diffusers import AutoencoderKL
 
 from gbci_fast.checkpoint import load_pipeline
+from gbci_fast.data.cache import CACHE_FILE
 from gbci_fast.data.preprocess import MODEL_SIZE
+from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE
 from gbci_fast.devices import pick_device
 from gbci_fast.errors import GBCIError
+from gbci_fast.files import hash_weights, sha256_of
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.data import load_images
 from gbci_fast.training.ldm import LDMConfig, LDMTask, build_bank, build_pipeline
@@ -41,10 +45,11 @@ def train_vae(
     config, loop = vae_preset(preset)
     loop = replace(loop, **overrides)
     place = pick_device(device)
-    check_output(output, resume)
+    inputs = {"preset": preset, **_model_settings(config), "data": digest_roots(roots)}
+    check_output(output, resume, loop, inputs)
     images = load_images(roots, "training")
     torch.manual_seed(loop.seed)
-    train(VAETask(images, config, place), loop, output, resume=resume, device=place)
+    train(VAETask(images, config, place), loop, output, resume=resume, device=place, inputs=inputs)
 
 
 def ldm_preset(name: str) -> tuple[LDMConfig, LoopConfig]:
@@ -83,10 +88,17 @@ def train_ldm(
     given = {"variants": variants, "latent_crop": latent_crop}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     place = pick_device(device)
-    check_output(output, resume)
     if not (vae / "vae" / "config.json").exists():
         raise GBCIError(f"{vae} has no vae/ folder; expected the output of `gbci-fast train vae`")
-    autoencoder = AutoencoderKL.from_pretrained(vae / "vae").requires_grad_(False).eval()
+    inputs = {
+        "preset": preset,
+        **_model_settings(config),
+        "data": digest_roots(roots),
+        "vae": hash_weights(vae / "vae")[:16],
+        "init": None if init is None else hash_weights(init)[:16],
+    }
+    check_output(output, resume, loop, inputs)
+    autoencoder = _open_vae(vae / "vae")
     torch.manual_seed(loop.seed)
     pipe = build_pipeline(config, autoencoder, MODEL_SIZE)
     if init is not None:
@@ -94,7 +106,32 @@ def train_ldm(
     pipe.to(place)
     images = load_images(roots, "training")
     bank = build_bank(pipe, images, config.variants, loop.seed, loop.precision)
-    train(LDMTask(pipe, bank, config, place), loop, output, resume=resume, device=place)
+    train(LDMTask(pipe, bank, config, place), loop, output, resume=resume, device=place, inputs=inputs)
+
+
+def digest_roots(roots: Sequence[Path]) -> str:
+    """SHA-256 over the tables of VinDr-layout roots and the digests that caches keep of themselves, in their order.
+
+    Not over the pixels of a root, which would take as long as reading them.
+    """
+    digest = hashlib.sha256()
+    for root in roots:
+        for name in (CACHE_FILE, BREAST_TABLE, FINDING_TABLE):
+            file = Path(root) / name
+            digest.update((sha256_of(file) if file.is_file() else "-").encode())
+    return digest.hexdigest()[:16]
+
+
+def _model_settings(config: VAEConfig | LDMConfig) -> dict[str, Any]:
+    return {f"model.{name}": value for name, value in asdict(config).items()}
+
+
+def _open_vae(folder: Path) -> AutoencoderKL:
+    try:
+        return AutoencoderKL.from_pretrained(folder, use_safetensors=True).requires_grad_(False).eval()
+    except Exception as error:  # diffusers and safetensors raise half a dozen types for a damaged folder
+        reason = " ".join(str(error).split())
+        raise GBCIError(f"{folder} cannot be loaded as an autoencoder: {reason}") from error
 
 
 def _start_from(pipe: GBCIPipeline, folder: Path) -> None:

@@ -284,7 +284,7 @@ def other_model(path):
     ("damage", "kind"),
     [
         (truncated, "RuntimeError"),
-        (lambda path: path.write_bytes(b"not a checkpoint"), "UnpicklingError"),
+        (lambda path: path.write_bytes(b"not a checkpoint"), "RuntimeError"),
         (lambda path: torch.save({"step": 3}, path), "KeyError"),
         (other_model, "RuntimeError"),
     ],
@@ -297,15 +297,49 @@ def test_damaged_state_is_one_sentence(tmp_path, damage, kind):
     before = path.read_bytes()
     with pytest.raises(GBCIError) as raised:
         train(Line(), CONFIG, tmp_path, resume=True, device=CPU)
-    assert str(raised.value) == f"{path} cannot be resumed from: it is damaged, or of another model ({kind})"
+    assert str(raised.value) == f"{path} cannot be resumed from: it is damaged, or of another model or version ({kind})"
     assert path.read_bytes() == before
 
 
-def test_another_seed_cannot_resume(tmp_path):
-    train(Line(), CONFIG, tmp_path, resume=False, device=CPU)
+@pytest.mark.parametrize(
+    ("changes", "inputs", "told"),
+    [
+        ({"seed": 8}, {"data": "abc"}, "seed 0, not 8"),
+        ({"steps": 9}, {"data": "abc"}, "steps 6, not 9"),
+        ({"batch_size": 2, "learning_rate": 0.1}, {"data": "abc"}, "batch_size 4, not 2, learning_rate 0.05, not 0.1"),
+        ({"precision": "bf16"}, {"data": "abc"}, "precision fp32, not bf16"),
+        ({}, {"data": "abd"}, "data abc, not abd"),
+        ({}, {"data": "abc", "init": "f00"}, "init None, not f00"),
+        ({}, {}, "data abc, not None"),
+    ],
+)
+def test_another_run_is_not_resumed(tmp_path, changes, inputs, told):
+    train(Line(), CONFIG, tmp_path, resume=False, device=CPU, inputs={"data": "abc"})
+    before = (tmp_path / STATE_FILE).read_bytes()
     with pytest.raises(GBCIError) as raised:
-        train(Line(), replace(CONFIG, seed=8), tmp_path, resume=True, device=CPU)
-    assert str(raised.value) == f"{tmp_path / STATE_FILE} was made with seed 0, not 8; pass the same --seed"
+        train(Line(), replace(CONFIG, **changes), tmp_path, resume=True, device=CPU, inputs=inputs)
+    assert str(raised.value) == (
+        f"{tmp_path / STATE_FILE} is of a run with {told}; resume with the same arguments, or choose another folder"
+    )
+    assert (tmp_path / STATE_FILE).read_bytes() == before
+
+
+def test_how_often_a_run_is_saved_may_change(tmp_path):
+    inputs = {"widths": (1, 2)}  # a tuple comes back as a list
+    train(Line(), CONFIG, tmp_path, resume=False, device=CPU, inputs=inputs)
+    config = replace(CONFIG, save_every=1, sample_every=2)
+    assert train(Line(), config, tmp_path, resume=True, device=CPU, inputs=inputs) == 6
+
+
+def test_one_run_at_a_time(tmp_path):
+    def second():
+        with pytest.raises(GBCIError, match="is in use by another run; wait until it ends, or choose another folder"):
+            train(Line(), CONFIG, tmp_path, resume=True, device=CPU)
+
+    task = Line({3: second})
+    assert train(task, CONFIG, tmp_path, resume=False, device=CPU) == 6
+    assert task.calls == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples", STATE_FILE]
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_damaged_state_is_one_line(vae_run, phantom_root, tmp_path, capsys):
     )
     assert said == (
         f"gbci-fast train: {tmp_path / STATE_FILE} cannot be resumed from: "
-        "it is damaged, or of another model (UnpicklingError)\n"
+        "it is damaged, or of another model or version (RuntimeError)\n"
     )
 
 
