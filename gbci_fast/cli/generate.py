@@ -81,6 +81,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Plans the job, runs it with a progress bar, and prints where the preview is."""
+    from gbci_fast.generate.priors import load_priors
+
+    if args.write_plan is not None:
+        _write_plan(args, load_priors(args.priors))
+        return
+    if args.output is None:
+        args.refuse("the following arguments are required: --output")
+
     import torch
 
     from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
@@ -89,17 +97,8 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.generate.engine import SamplerSettings
     from gbci_fast.generate.job import JobSettings, run_job
     from gbci_fast.generate.manifest import SKIPPED
-    from gbci_fast.generate.plan_csv import write_plan
-    from gbci_fast.generate.priors import load_priors
 
     priors = load_priors(args.priors)
-    if args.write_plan is not None:
-        plan = _plan(args, priors)
-        write_plan(plan, args.write_plan)
-        print(f"{len(plan)} synthetic images planned in {args.write_plan}; edit it and run it with --plan")
-        return
-    if args.output is None:
-        args.refuse("the following arguments are required: --output")
     if args.input.resolve() in (args.output.resolve(), *args.output.resolve().parents):
         raise GBCIError(f"{args.output} lies in {args.input}, where images are read from; choose a folder outside")
     plan = _plan(args, priors)
@@ -127,6 +126,14 @@ def run(args: argparse.Namespace) -> None:
     print(f"{result.images} synthetic images in {args.output}; look at {result.preview}")
     if result.skipped:
         print(f"skipped {result.skipped} of {len(plan)}, see {args.output / SKIPPED}")
+
+
+def _write_plan(args: argparse.Namespace, priors: "Priors") -> None:
+    from gbci_fast.generate.plan_csv import write_plan
+
+    plan = _plan(args, priors)
+    write_plan(plan, args.write_plan)
+    print(f"{len(plan)} synthetic images planned in {args.write_plan}; edit it and run it with --plan")
 
 
 def _plan(args: argparse.Namespace, priors: "Priors") -> "list[PlanItem]":

@@ -13,6 +13,7 @@ from PIL import Image
 from gbci_fast.cli import main
 from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.vindr import VinDr
+from gbci_fast.generate.priors import PACKAGED, load_priors
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae
@@ -88,6 +89,26 @@ def test_png_alone_and_a_mask_file(weights, image, tmp_path):
     (made,) = VinDr(tmp_path / "data").images
     assert made.path.suffix == ".png"
     assert made.findings[0].box == (10, 76, 50, 116)
+
+
+def test_a_plan_is_written_edited_and_run(weights, phantom, tmp_path, capfd):
+    plan, output = tmp_path / "plan.csv", tmp_path / "data"
+    options = ("--seed", "3", "--priors", PACKAGED)
+    assert generate(phantom, *options, "--balance", "finding_categories", "--variants", "1", "--write-plan", plan) == 0
+    assert capfd.readouterr().out == f"4 synthetic images planned in {plan}; edit it and run it with --plan\n"
+    rows = pd.read_csv(plan)
+    assert len(rows) == rows.finding_categories.nunique() == 4
+    edited = rows.iloc[[2, 0]].assign(finding_categories="Asymmetry|Mass")
+    edited.to_csv(plan, index=False)
+    quick = (*QUICK[2:], "--format", "png", "--weights", weights)
+    assert generate(phantom, *options, *quick, "--plan", plan, "--output", output) == 0
+    manifest = pd.read_parquet(output / "manifest.parquet")
+    assert list(manifest.seed) == list(edited.seed)
+    assert list(manifest.template_image_id) == list(edited.image)
+    assert set(manifest.priors_hash) == {load_priors().digest}
+    assert {image.findings[0].attributes.finding_categories for image in VinDr(output).images} == {
+        ("Mass", "Asymmetry")
+    }
 
 
 def test_ctrl_c(weights, phantom, tmp_path):
@@ -175,6 +196,8 @@ BAD = {
     "annotations": (["--mask", "annotations"], "no input has an annotated box; use --mask auto or a mask file"),
     "mask file": (["--mask", "{tmp}/absent.png"], "absent.png cannot be read as a mask image"),
     "mask size": (["--mask", "{tmp}/small.png"], "small.png is 8x8 but the image is"),
+    "balance": (["--balance", "age"], "balance is 'age'; expected natural or out of finding_categories"),
+    "priors": (["--priors", "{tmp}/text.dcm"], "text.dcm cannot be read as lesion priors"),
     "output": (["--output", "{tmp}/text.dcm"], "text.dcm is a file; expected a folder to write to"),
     "output in a file": (["--output", "{tmp}/text.dcm/data"], "text.dcm"),
 }
@@ -217,7 +240,10 @@ def test_damaged_weights(weights, image, tmp_path, capfd, damage):
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("option", [["--compression", "zip"], ["--steps", "many"], ["--dtype", "fp8"], []])
+@pytest.mark.parametrize(
+    "option",
+    [["--compression", "zip"], ["--steps", "many"], ["--dtype", "fp8"], ["--plan", "x.csv", "--variants", "1"], []],
+)
 def test_bad_usage(image, option, capsys):
     arguments = [str(image), *(["--output", "data", *option] if option else [])]
     with pytest.raises(SystemExit) as exit_info:
