@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from pydicom import Dataset
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 
 from gbci_fast.data.presentation import Presentation, is_for_processing
 from gbci_fast.data.views import MAGNIFICATION, view_modifiers
@@ -112,4 +113,4 @@ def _aspect(dataset: Dataset) -> tuple[float, float]:
 def _count(value: object) -> int:
     if value is None or value == "":
         return 0
-    return len(value) if isinstance(value, list | MultiValue) else 1
+    return len(value) if isinstance(value, list | MultiValue | Sequence) else 1

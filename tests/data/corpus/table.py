@@ -1,0 +1,76 @@
+"""The corpus as the table of docs/dicom.md."""
+
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+from gbci_fast.data.acquisition import side_contradiction
+from gbci_fast.data.dicom import Mammogram, read_mammogram
+from gbci_fast.data.segmentation import breast_mask, chest_wall_side
+from gbci_fast.errors import GBCIError
+
+from . import second
+from .case import Case
+from .cases import CASES
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "dicom.md"
+DCMTK = "3.6.7"  # another version may round otherwise
+UNKNOWN = "?"  # where another or none is installed
+INTRODUCTION = f"""\
+# Which DICOM files are read
+
+Made by `python tests/data/corpus`, from the files of `tests/data/corpus`, each of which is a test: its display against
+values worked out by hand, and against dcmtk where that has a renderer of it. What is read can also be written: with
+another lesion in it, every other pixel has the same stored value and the same display.
+
+- Display values go from 0 (black) to 1 (white), bright = dense, and are computed at 16 bits. The last column is the
+  largest difference to dcmtk {DCMTK} in levels of 65535: it scales VOI LUTs by 1 / 2^bits and rounds after a rescale.
+- A phrase after "read" is a note of the image (`Mammogram.notes`); `generate` and `prepare` list them.
+- An image **For Processing** holds X-ray intensities. Its PixelIntensityRelationship decides: the logarithm of linear
+  ones is taken, and PixelIntensityRelationshipSign makes it bright = dense, whatever PhotometricInterpretation is.
+  Without a VOI (or with one that shows dense tissue dark) its own histogram gives black and white. A written copy is
+  For Presentation, with the same stored values and that display as a VOI LUT.
+- The **side** comes from the header, the flip from the pixels; a contradiction is a note.
+- **Spacing** is that in the breast: ImagerPixelSpacing / EstimatedRadiographicMagnificationFactor.
+- **Lossy** images (by their transfer syntax, whatever LossyImageCompression says of JPEG) stay marked as lossy.
+- BurnedInAnnotation must be stated in a mammogram For Presentation: where the source does not state it, nobody has
+  looked, and copies say YES.
+- A PNG states no bit depth: white is the largest value of the fewest bits (8 at least) that hold its largest pixel.
+- Overlays, in unused bits or beside the pixels, are not part of the image and not written.
+
+| | file | result | dcmtk |
+|---|---|---|---|
+"""
+
+
+def make_document() -> str:
+    """The whole document, with `UNKNOWN` in the last column where dcmtk is absent or of another version."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [_row(case, Path(folder) / "image.dcm") for case in CASES]
+    shown = [group if group != before else "" for before, group in pairwise(["", *(case.group for case in CASES)])]
+    return INTRODUCTION + "".join(f"| {group} | {row} |\n" for group, row in zip(shown, rows, strict=True))
+
+
+def _row(case: Case, path: Path) -> str:
+    path.write_bytes(case.build())
+    try:
+        mammogram = read_mammogram(path)
+    except GBCIError as error:
+        return f"{case.name} | refused: {str(error).removeprefix(f'{path}: ')} | "
+    return f"{case.name} | {'; '.join(['read', *_notes(mammogram)])} | {_difference(case, path, mammogram)}"
+
+
+def _notes(mammogram: Mammogram) -> list[str]:
+    notes = list(mammogram.notes)
+    if mammogram.shape[0] >= 128:  # a picture of a breast
+        contradiction = side_contradiction(mammogram.laterality, chest_wall_side(breast_mask(mammogram.unit())))
+        notes += [contradiction] if contradiction else []
+    return notes
+
+
+def _difference(case: Case, path: Path, mammogram: Mammogram) -> str:
+    if not case.second:
+        return "-"
+    if second.version() != DCMTK:
+        return UNKNOWN
+    return str(second.difference(mammogram.unit(), second.render(path, *case.second), case.padding))
