@@ -1,5 +1,9 @@
 """Frames that would end the process inside GDCM are refused before they reach it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pydicom
 import pytest
@@ -60,3 +64,32 @@ def test_damage(path, damage, reason):
     dataset.save_as(path)
     with pytest.raises(GBCIError, match=rf"image.dcm: damaged JPEG data: {reason}"):
         read_mammogram(path)
+
+
+def test_damaged_lossy_frames_are_survived():
+    # GDCM ends the process over the 275th of these.
+    code = f"""
+import random, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from corpus import frames
+from corpus.files import RAMP_8, dataset
+from pydicom.encaps import encapsulate
+from pydicom.dataset import FileMetaDataset
+from gbci_fast.data.pixels import decode
+header = dataset(RAMP_8)
+header.file_meta = FileMetaDataset()
+header.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.50"
+outcomes = []
+for seed in range(300):
+    rng, frame = random.Random(seed), bytearray(frames.JPEG_8)
+    for _ in range(rng.choice([1, 2, 4])):
+        frame[rng.randrange(160 if rng.random() < 0.5 else len(frame))] = rng.randrange(256)
+    header.PixelData = encapsulate([bytes(frame)])
+    try:
+        outcomes.append(decode(header).shape == (16, 32))
+    except Exception:
+        outcomes.append(False)
+print(sum(outcomes))
+"""
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert 20 < int(result.stdout) < 280
