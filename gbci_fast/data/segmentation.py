@@ -29,6 +29,7 @@ _BLUR = 0.009
 _SKIN = 0.02
 _BAND = 0.05  # how far the edge may leave the straight line
 _LINE_SAMPLES = 48
+_SMALLEST = 32  # pixels: no muscle is looked for in a breast that is not as high
 
 
 def breast_mask(unit: np.ndarray) -> np.ndarray:
@@ -223,7 +224,7 @@ def _strongest_line(field: _Shading) -> _Line | None:
     tip = top / np.tan(angle)
     possible = (0.15 * height < tip) & (tip < 1.15 * height)
     top, tip, angle = top[possible, None], tip[possible, None], angle[possible, None]
-    if not len(top):
+    if height < _SMALLEST or not len(top):
         return None
     along = np.linspace(0.02, 0.98, _LINE_SAMPLES)
     y, x = np.rint(along * tip).astype(int), np.rint((1 - along) * top).astype(int)
