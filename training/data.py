@@ -1,72 +1,77 @@
-"""Training images in model space, held in memory, and the masks that the model learns to fill."""
+"""Training images in model space, from images or from caches, and the masks that the model learns to fill."""
 
-import zlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
+from typing import overload
 
 import numpy as np
-from rich.progress import track
+from rich.progress import Progress
 from scipy import ndimage
 
 from gbci_fast.data.attributes import Attributes
-from gbci_fast.data.fields import FieldOfView, field_of_view, lesion_truth
-from gbci_fast.data.preprocess import (
-    MODEL_SIZE,
-    Frame,
-    box_ellipse,
-    breast_mask,
-    whole_breast_frame,
-)
-from gbci_fast.data.vindr import ImageRecord, VinDr
+from gbci_fast.data.cache import Cache, Selected, is_cache
+from gbci_fast.data.fields import FieldOfView
+from gbci_fast.data.framing import read_views
+from gbci_fast.data.preprocess import MODEL_SIZE, box_ellipse
+from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 
 
-def patient_fold(patient: str) -> str:
-    """ "A" or "B" by hash of the patient id: the scorer sees A alone, the verifier B alone."""
-    return "AB"[zlib.crc32(patient.encode()) & 1]
+def load_images(roots: Sequence[Path], split: str, size: int = MODEL_SIZE) -> Sequence[FieldOfView]:
+    """Every field of view of `split` under `roots`: VinDr-layout folders, caches of `gbci-fast prepare`, or both.
 
-
-def load_images(roots: Sequence[Path], split: str, size: int = MODEL_SIZE) -> list[FieldOfView]:
-    """Reads every image of `split` under the VinDr-layout `roots`, whole breast, and zoomed where pixels allow.
-
-    An image whose native resolution is at least 1.6 times the whole-breast model resolution also yields one field of
-    view at twice the magnification around each lesion.
+    A folder of images is read as `read_views` does, into memory; a cache holds the same, and stays on the disk until
+    an item is asked for.
 
     Raises:
-        GBCIError: no image in that split.
+        GBCIError: no image in that split, or a cache of another size.
     """
-    images: list[FieldOfView] = []
-    for root in roots:
-        records = [record for record in VinDr(root).images if record.split == split]
-        for record in track(records, description=f"reading {Path(root).name}", disable=not records):
-            images.extend(_load_record(record, Path(root), size))
+    images = Chained([_load_root(Path(root), split, size) for root in roots])
     if not images:
         raise GBCIError(f"no {split!r} image in {', '.join(map(str, roots))}; check the split column")
     return images
 
 
-def _load_record(record: ImageRecord, root: Path, size: int) -> list[FieldOfView]:
-    mammogram = record.read()
-    unit = mammogram.unit()
-    breast = breast_mask(unit)
-    frame = whole_breast_frame(breast, size)
-    truth = lesion_truth(record, root, unit.shape)
-    boxes = [finding.box for finding in record.findings]
-    frames = [frame]
-    if frame.scale[0] <= 1 / 1.6:
-        field = size / frame.scale[0] / 2
-        frames += [_zoomed(frame, box) for box in boxes if max(box[2] - box[0], box[3] - box[1]) < 0.8 * field]
-    return [field_of_view(record, mammogram.spacing, unit, breast, truth, view) for view in frames]
+class Chained(Sequence[FieldOfView]):
+    """Sequences one after another, as one; items are fetched when they are asked for."""
+
+    def __init__(self, parts: Sequence[Sequence[FieldOfView]]):
+        self._parts = parts
+        self._ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, key: int) -> FieldOfView: ...
+    @overload
+    def __getitem__(self, key: slice) -> Selected: ...
+    def __getitem__(self, key):
+        picked = range(len(self))[key]
+        if isinstance(key, slice):
+            return Selected(self, picked)
+        part = bisect_right(self._ends, picked)
+        return self._parts[part][picked - (self._ends[part - 1] if part else 0)]
 
 
-def _zoomed(frame: Frame, box: tuple[float, float, float, float]) -> Frame:
-    """The field of view at twice the magnification of `frame`, centered on `box`."""
-    half = round(frame.size / frame.scale[0] / 4)
-    x, y = round((box[0] + box[2]) / 2), round((box[1] + box[3]) / 2)
-    return replace(
-        frame, x0=x - half, x1=x + half, y0=y - half, y1=y + half, width=frame.size, height=frame.size, left=0, top=0
-    )
+def _load_root(root: Path, split: str, size: int) -> Sequence[FieldOfView]:
+    if is_cache(root):
+        cache = Cache(root)
+        if cache.size != size:
+            raise GBCIError(f"{root} is a cache of {cache.size} pixels; expected {size}: prepare it with --size {size}")
+        return cache.of_split(split)
+    records = [record for record in VinDr(root).images if record.split == split]
+    fields: list[FieldOfView] = []
+    # Not `rich.progress.track`: an error would leave its thread to the garbage collector, which may wait forever.
+    with Progress(disable=not records) as progress:
+        task = progress.add_task(f"reading {root.name}", total=len(records))
+        for record in records:
+            fields += [view.field for view in read_views(record, root, size).views]
+            progress.advance(task)
+    return fields
 
 
 def augment(item: FieldOfView, rng: np.random.Generator) -> FieldOfView:

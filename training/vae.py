@@ -1,5 +1,6 @@
 """First stage: the autoencoder, trained on random crops inside the breast."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def build_vae(config: VAEConfig) -> AutoencoderKL:
 class VAETask:
     """Loss: L1 + L2 of pixels, L1 of their horizontal and vertical differences, and a faint KL term."""
 
-    def __init__(self, images: list[FieldOfView], config: VAEConfig, device: torch.device):
+    def __init__(self, images: Sequence[FieldOfView], config: VAEConfig, device: torch.device):
         self.images, self.config, self.device = images, config, device
         self.module: nn.Module = build_vae(config)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from gbci_fast.errors import GBCIError
 
-COMMANDS = ("generate", "phantom", "train", "evaluate")
+COMMANDS = ("generate", "phantom", "prepare", "priors", "train", "evaluate")
 
 
 def build_parser() -> argparse.ArgumentParser:

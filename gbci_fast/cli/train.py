@@ -49,7 +49,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="VinDr-layout roots (training split used)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="VinDr-layout roots or caches of `prepare` (training split used)",
+    )
     parser.add_argument("--output", type=Path, required=True, help="run folder: state.pt, samples/, the weights")
     parser.add_argument("--preset", choices=("tiny", "base"), default="base")
     parser.add_argument("--steps", type=int, help="optimizer steps in all")

@@ -11,9 +11,10 @@ from PIL import Image
 
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, Lesion, to_unit
+from gbci_fast.data.framing import patient_fold
 from gbci_fast.data.vindr import Finding, ImageRecord
 from gbci_fast.errors import GBCIError
-from gbci_fast.training.data import augment, draw_mask, load_images, patient_fold
+from gbci_fast.training.data import augment, draw_mask, load_images
 
 MASS = Attributes(view_position="MLO", finding_categories=("Mass",), finding_birads=4)
 SPECKS = Attributes(view_position="MLO", finding_categories=("Suspicious Calcification",))
@@ -266,7 +267,7 @@ def test_masks_of_another_size_are_refused(broken_root):
 def test_damaged_masks_are_refused(broken_root):
     root, path = broken_root
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(GBCIError, match=rf"^{re.escape(str(path))} cannot be read as an image of a lesion mask$"):
+    with pytest.raises(GBCIError, match=rf"^{re.escape(str(path))} cannot be read as a mask image: "):
         load_images([root], "training", size=64)
 
 

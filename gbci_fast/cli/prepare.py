@@ -1,0 +1,66 @@
+"""`gbci-fast prepare`: data sets to a cache that training reads without decoding a single image."""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = """\
+example:
+  gbci-fast prepare VINDR_ROOT out/phantom --output out/cache
+  gbci-fast train vae --data out/cache --output runs/vae
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the command's options."""
+    parser = subparsers.add_parser(
+        "prepare",
+        help="read data sets once into a memory-mapped cache for training, with a quality report",
+        description="Resample every image of the ROOTs (VinDr-Mammo roots, folders of DICOM or PNG files, or single "
+        "files) into model space. CACHE gets pixels.npy, masks.npy, index.parquet, and qc/ to look at. The same inputs "
+        "give the same bytes, whatever the number of workers.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT")
+    parser.add_argument("--output", type=Path, required=True, metavar="CACHE", help="a new or an empty folder")
+    parser.add_argument("--size", type=int, default=224, help="side of the fields of view in pixels (default 224)")
+    parser.add_argument(
+        "--views",
+        default="whole,lesion",
+        help="whole (the breast), lesion (around each at twice the magnification) or both (default both)",
+    )
+    parser.add_argument(
+        "--split", choices=("training", "test"), help="of the images whose tables name none (default: unknown)"
+    )
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--sheets", type=int, default=1, metavar="N", help="pages of the contact sheet (default 1)")
+    parser.add_argument("--skip-bad", action="store_true", help="list unusable files in skipped.csv and go on")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted job in --output")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prepares with a progress bar, and says what there is to look at."""
+    from gbci_fast.cli.progress import image_progress
+    from gbci_fast.data.prepare import SKIPPED, prepare
+    from gbci_fast.data.prepare_image import PrepareSettings
+    from gbci_fast.data.qc import QC_FOLDER, REPORT
+
+    settings = PrepareSettings(size=args.size, views=tuple(args.views.split(",")), split=args.split)
+    with image_progress("preparing", args.output) as on_image:
+        made = prepare(
+            args.roots,
+            args.output,
+            settings,
+            workers=args.workers,
+            resume=args.resume,
+            skip_bad=args.skip_bad,
+            sheets=args.sheets,
+            on_image=on_image,
+        )
+    if made.skipped:
+        print(f"skipped {made.skipped} of {made.images + made.skipped}, see {args.output / SKIPPED}")
+    print(
+        f"{made.views} fields of view of {made.images} images in {args.output}; look at "
+        f"{args.output / QC_FOLDER / REPORT}"
+    )

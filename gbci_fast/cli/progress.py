@@ -1,0 +1,55 @@
+"""How a command that handles many images tells where it is."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+PROGRESS_FOLDER = ".progress"  # in the output of a job that can be resumed
+LINES = 20  # in a log, for the whole job
+
+
+@contextmanager
+def image_progress(verb: str, output: Path) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, or `LINES` lines where there is no terminal; says what is finished when it is stopped.
+
+    Yields:
+        ``on_image(done, total)``, to be called once at the start and whenever images are done.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    columns = (
+        TextColumn(verb),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} images"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[pace]}"),
+    )
+    first: tuple[float, int] | None = None  # (seconds, images done) when the first image came: the start is slow
+    before = count = of = said = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(verb, total=None, pace="")
+
+        def on_image(done: int, total: int) -> None:
+            nonlocal first, before, count, of, said
+            before = before if of else done
+            count, of, pace = done, total, ""
+            if first is None and done > before:
+                first = time.monotonic(), done
+            elif first is not None:
+                rate = (done - first[1]) / max(time.monotonic() - first[0], 1e-6)
+                pace = f"{rate:.1f} images/s, {timedelta(seconds=round((total - done) / rate))} left"
+            progress.update(bar, completed=done, total=total, pace=pace)
+            if not console.is_terminal and LINES * done // total > said:
+                said = LINES * done // total
+                console.print(f"{done}/{total} images  {pace}".rstrip())
+
+        try:
+            yield on_image
+        except BaseException:
+            if count and (output / PROGRESS_FOLDER).exists():
+                console.print(f"{count} of {of} images are finished in {output}; --resume continues")
+            raise

@@ -1,0 +1,150 @@
+"""One image of a cache: its pixels, its masks and its rows of the index. What the worker processes do."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gbci_fast.data.acquisition import side_contradiction
+from gbci_fast.data.cache import attribute_columns, frame_columns, pack_masks
+from gbci_fast.data.fields import Lesion
+from gbci_fast.data.framing import VIEWS, FramedView, Reading, patient_fold, read_views
+from gbci_fast.data.preprocess import MODEL_SIZE
+from gbci_fast.data.segmentation import chest_wall_side
+from gbci_fast.data.vindr import SPLITS, ImageRecord
+from gbci_fast.errors import GBCIError
+from gbci_fast.files import sha256_of
+
+MIN_SIZE, MAX_SIZE = 16, 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """What decides a cache's bytes, besides its inputs.
+
+    Attributes:
+        size: side of the fields of view in pixels.
+        views: out of `gbci_fast.data.framing.VIEWS`.
+        split: of the images whose tables name none ("training", "test" or None = unknown).
+    """
+
+    size: int = MODEL_SIZE
+    views: tuple[str, ...] = VIEWS
+    split: str | None = None
+
+    def __post_init__(self):
+        if not MIN_SIZE <= self.size <= MAX_SIZE:
+            raise GBCIError(f"size is {self.size}; expected {MIN_SIZE} to {MAX_SIZE} pixels")
+        if not self.views or set(self.views) - set(VIEWS) or len(set(self.views)) < len(self.views):
+            raise GBCIError(f"views is {','.join(self.views)!r}; expected one or more of {', '.join(VIEWS)}")
+        if self.split not in (None, *SPLITS):
+            raise GBCIError(f"split is {self.split!r}; expected one of {', '.join(SPLITS)}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedImage:
+    """The fields of view of one image.
+
+    Attributes:
+        rows: of the index, without ``mask``.
+        pixels: uint16 [n, S, S].
+        masks: uint8 [k, bytes], the rows' runs one after another.
+    """
+
+    rows: list[dict[str, Any]]
+    pixels: np.ndarray
+    masks: list[np.ndarray]
+
+
+def prepare_image(record: ImageRecord, root: Path, source: str, settings: PrepareSettings) -> PreparedImage:
+    """Reads an image and everything the cache keeps of it.
+
+    Raises:
+        GBCIError: see `read_views`.
+    """
+    reading = read_views(record, root, settings.size, settings.views)
+    common = {
+        "source": source,
+        "study_id": record.study_id,
+        "image_id": record.image_id,
+        "path": record.path.relative_to(root).as_posix(),
+        "sha256": sha256_of(record.path),
+        "bytes": record.path.stat().st_size,
+        "split": record.split or settings.split,
+        "fold": patient_fold(record.study_id),
+        **_native_columns(record, reading),
+    }
+    pectoral = reading.pectoral
+    return PreparedImage(
+        rows=[common | _view_columns(record, reading, view) for view in reading.views],
+        pixels=np.array([view.field.image for view in reading.views], np.uint16),
+        masks=[_masks(view, pectoral) for view in reading.views],
+    )
+
+
+def _masks(view: FramedView, pectoral: np.ndarray) -> np.ndarray:
+    """The run of one field of view in ``masks.npy``: breast, pectoral muscle, lesions."""
+    muscle = view.frame.to_model(pectoral) > 0.5
+    return pack_masks([view.field.breast, muscle & view.field.breast, *(x.pixels for x in view.field.lesions)])
+
+
+def _native_columns(record: ImageRecord, reading: Reading) -> dict[str, Any]:
+    height, width = reading.mammogram.shape
+    row_spacing, column_spacing = reading.mammogram.spacing or (None, None)
+    return {
+        "height": height,
+        "width": width,
+        "row_spacing": row_spacing,
+        "column_spacing": column_spacing,
+        "findings": len(record.findings),
+        "notes": [*reading.mammogram.notes, *contradictions(record, reading)],
+        "extra": _json(record.extra),
+        "breast_fraction": float(reading.breast.mean()),
+    }
+
+
+def _view_columns(record: ImageRecord, reading: Reading, view: FramedView) -> dict[str, Any]:
+    field, frame = view.field, view.frame
+    inside = field.image[field.breast]
+    return {
+        "kind": view.kind,
+        **attribute_columns(field.attributes),
+        "frame": frame_columns(frame),
+        "lesions": [_lesion_columns(record, reading, view, lesion) for lesion in field.lesions],
+        "brightness": float(inside.mean() / 65535) if inside.size else 0.0,
+        "saturated": float((inside == 65535).mean()) if inside.size else 0.0,
+        "aspect": (frame.y1 - frame.y0) / (frame.x1 - frame.x0),
+    }
+
+
+def _lesion_columns(record: ImageRecord, reading: Reading, view: FramedView, lesion: Lesion) -> dict[str, Any]:
+    finding, truth = record.findings[lesion.finding], reading.truth[lesion.finding]
+    xmin, ymin, xmax, ymax = (int(value) for value in finding.box)
+    part = slice(ymin, ymax + 1), slice(xmin, xmax + 1)
+    return {
+        "finding": lesion.finding,
+        "box": list(finding.box),
+        "model_box": list(view.frame.box_to_model(finding.box)),
+        "pixels": int(lesion.pixels.sum()),
+        "inside": float(reading.breast[part][truth[part]].mean()),
+        "report": lesion.report,
+        "attributes": attribute_columns(lesion.attributes),
+        "extra": _json(finding.extra),
+    }
+
+
+def contradictions(record: ImageRecord, reading: Reading) -> list[str]:
+    """Where table, header and pixels disagree about side or view, a phrase each."""
+    mammogram, notes = reading.mammogram, list[str | None]()
+    for name in ("laterality", "view_position"):
+        table, header = getattr(record, name), getattr(mammogram, name)
+        if table and header and table != header:
+            notes.append(f"{name} is {table} in the table and {header} in the image's header")
+    notes.append(side_contradiction(mammogram.laterality, chest_wall_side(reading.breast)))
+    return [note for note in notes if note]
+
+
+def _json(extra: dict[str, str]) -> str:
+    return json.dumps(extra, ensure_ascii=False)
