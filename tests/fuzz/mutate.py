@@ -11,7 +11,7 @@ import zlib
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 HEADER_BYTES = 1200  # where most of a small file's structure is
 EDGES = {1: (0, 1, 0x7F, 0x80, 0xFF), 2: (0, 1, 0x7FFF, 0x8000, 0xFFFF), 4: (0, 1, 0x7FFFFFFF, 0xFFFFFFFE, 0xFFFFFFFF)}
-CSV_TOKENS = (
+TEXT_TOKENS = (
     b",",
     b'"',
     b"\n",
@@ -35,7 +35,7 @@ def mutate(content: bytes, donor: bytes, rng: random.Random, *, is_text: bool) -
         return _mutate_png(content, donor, rng)
     if b"1.2.840.10008.1.2.1.99" in content[:400] and rng.random() < 0.6:
         return _mutate_deflated(content, donor, rng)
-    return _mutate_bytes(content, donor, rng, CSV_TOKENS if is_text else ())
+    return _mutate_bytes(content, donor, rng, TEXT_TOKENS if is_text else ())
 
 
 def _mutate_bytes(content: bytes, donor: bytes, rng: random.Random, tokens: tuple[bytes, ...] = ()) -> bytes:

@@ -1,5 +1,6 @@
 """Small, valid files of every kind that the readers take: what the fuzzer damages. No date, no random UID in them."""
 
+import io
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     DigitalMammographyXRayImageStorageForPresentation,
@@ -14,10 +16,13 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
+
+import gbci_fast
 
 GDCM_NAMES = {JPEGLosslessSV1: "JPEGLosslessProcess14_1", JPEGLSLossless: "JPEGLSLossless"}
 SYNTAXES = (
@@ -42,9 +47,18 @@ i2,['No Finding'],,,,,,
 """
 
 
+PLAN = """\
+image,variant,seed,finding_categories,finding_birads,mask,xmin,ymin,xmax,ymax,center_x,center_y,diameter_px,aspect,tilt
+i1,0,17,Mass|Asymmetry,4,auto,,,,,,,,,
+i2,,,"['Mass']",5,,4,5,20.5,30,,,,,
+images/s1/i1.dicom,1,,unknown,,,,,,,20,24,9.5,1.2,30
+"""
+PRIORS = Path(gbci_fast.__file__).parent / "generate" / "priors.json"
+
+
 def write_seeds(folder: Path) -> None:
-    """`folder/<kind>/<name>`: dicom, png, mask, table (a VinDr root per table to damage, named first in its name)."""
-    for kind in ("dicom", "png", "mask", "table"):
+    """`folder/<kind>/<name>`: dicom, png, mask, table, plan, priors."""
+    for kind in ("dicom", "png", "mask", "table", "plan", "priors"):
         (folder / kind).mkdir(parents=True)
     stored = _stored()
     for syntax in SYNTAXES:
@@ -52,6 +66,7 @@ def write_seeds(folder: Path) -> None:
             if syntax.is_encapsulated and variant == "signed":
                 continue  # what compresses signed pixels is the encoder's affair, not the reader's
             _write_dicom(folder / "dicom" / f"{syntax.keyword}-{variant}.dcm", pixels, tags, syntax)
+    _write_lossy(folder / "dicom" / "JPEGBaseline8Bit.dcm", (stored >> 4).astype(np.uint8))
     for name, pixels in (("gray8", (stored >> 4).astype(np.uint8)), ("gray16", stored)):
         Image.fromarray(pixels).save(folder / "png" / f"{name}.png")
     drawn = np.zeros(stored.shape, np.uint8)
@@ -59,6 +74,8 @@ def write_seeds(folder: Path) -> None:
     Image.fromarray(drawn).save(folder / "mask" / "gray.png")
     Image.fromarray(drawn).convert("1").save(folder / "mask" / "bits.png")
     Image.fromarray(drawn).save(folder / "mask" / "gray.tif")
+    (folder / "plan" / "plan.csv").write_text(PLAN)
+    (folder / "priors" / "priors.json").write_bytes(PRIORS.read_bytes())
     (folder / "table" / "breast-level_annotations.csv").write_text(BREAST_TABLE)
     (folder / "table" / "finding_annotations.csv").write_text(FINDING_TABLE)
 
@@ -86,8 +103,9 @@ def _variants(stored: np.ndarray) -> dict[str, tuple[np.ndarray, dict]]:
     }
 
 
-def _write_dicom(path: Path, stored: np.ndarray, tags: dict, syntax: str) -> None:
+def _dataset(stored: np.ndarray, tags: dict) -> Dataset:
     dataset, bits = Dataset(), 8 * stored.dtype.itemsize
+    dataset.file_meta = FileMetaDataset()
     dataset.SOPClassUID, dataset.SOPInstanceUID = DigitalMammographyXRayImageStorageForPresentation, "1.2.3"
     dataset.Modality, dataset.PatientID = "MG", "P_1_LEFT_CC"
     dataset.PatientOrientation, dataset.ImagerPixelSpacing = ["A", "R"], [0.1, 0.1]
@@ -97,10 +115,14 @@ def _write_dicom(path: Path, stored: np.ndarray, tags: dict, syntax: str) -> Non
     dataset.HighBit, dataset.PixelRepresentation = dataset.BitsStored - 1, int(stored.dtype.kind == "i")
     for keyword, value in tags.items():
         setattr(dataset, keyword, value)
+    return dataset
+
+
+def _write_dicom(path: Path, stored: np.ndarray, tags: dict, syntax: str) -> None:
+    dataset = _dataset(stored, tags)
     if syntax == ExplicitVRBigEndian:
         stored = stored.astype(stored.dtype.newbyteorder(">"))
-    dataset.add_new("PixelData", "OB" if bits == 8 else "OW", stored.tobytes())
-    dataset.file_meta = FileMetaDataset()
+    dataset.add_new("PixelData", "OB" if stored.itemsize == 1 else "OW", stored.tobytes())
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax.is_encapsulated else syntax
     if syntax.is_encapsulated and syntax not in GDCM_NAMES:
         dataset.compress(syntax, encoding_plugin="pylibjpeg", generate_instance_uid=False)
@@ -109,8 +131,20 @@ def _write_dicom(path: Path, stored: np.ndarray, tags: dict, syntax: str) -> Non
         _transcode(path, GDCM_NAMES[syntax])
 
 
+def _write_lossy(path: Path, stored: np.ndarray) -> None:
+    """8 bits as JPEG, which film scans come in."""
+    dataset = _dataset(stored, {})
+    buffer = io.BytesIO()
+    Image.fromarray(stored).save(buffer, format="JPEG", quality=90)
+    dataset.PixelData = encapsulate([buffer.getvalue()])
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.LossyImageCompression = "01"
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.save_as(path, enforce_file_format=True)
+
+
 def _transcode(path: Path, name: str) -> None:
-    import gdcm  # after pydicom, which has loaded the system's zlib: see gbci_fast/data/dicom.py
+    import gdcm  # after pydicom, which has loaded the system's zlib: see gbci_fast/data/__init__.py
 
     reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
     reader.SetFileName(str(path))
