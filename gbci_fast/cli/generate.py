@@ -126,6 +126,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"{result.images} synthetic images in {args.output}; look at {result.preview}")
     if result.skipped:
         print(f"skipped {result.skipped} of {len(plan)}, see {args.output / SKIPPED}")
+    for note, inputs in result.noted.items():
+        print(f"note of {inputs} input{'s' * (inputs > 1)}: {note}")
 
 
 def _write_plan(args: argparse.Namespace, priors: "Priors") -> None:

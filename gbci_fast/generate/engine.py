@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from gbci_fast.data.acquisition import side_contradiction
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.dicom import Mammogram
 from gbci_fast.data.preprocess import Frame, whole_breast_frame
@@ -48,6 +49,12 @@ class Template:
     def spacing(self) -> tuple[float, float]:
         """mm per native pixel; `ASSUMED_SPACING` where the file is silent."""
         return self.mammogram.spacing or ASSUMED_SPACING
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is unusual about the file, and whether its pixels contradict the side that it states."""
+        contradiction = side_contradiction(self.mammogram.laterality, "R" if self.frame.flip else "L")
+        return self.mammogram.notes if contradiction is None else (*self.mammogram.notes, contradiction)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

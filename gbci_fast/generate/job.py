@@ -76,11 +76,15 @@ class JobSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """What a job left: `images` made and `skipped` (items of its plan), and the `preview` of the former."""
+    """What a job left: `images` made and `skipped` (items of its plan), and the `preview` of the former.
+
+    `noted` tells how many inputs that were used are unusual, by each of their notes (the manifest's template_notes).
+    """
 
     preview: Path
     images: int
     skipped: int
+    noted: dict[str, int]
 
 
 def run_job(
@@ -252,8 +256,12 @@ class _Job:
 
     def result(self) -> JobResult:
         """Of a finished job."""
-        images = len(pd.read_parquet(self.output / TABLES[0], columns=["index"]))
-        return JobResult(preview=self.output / PREVIEW, images=images, skipped=len(self._plan) - images)
+        table = pd.read_parquet(self.output / TABLES[0], columns=["template_sha256", "template_notes"])
+        notes = table.drop_duplicates("template_sha256")["template_notes"].str.split("; ").explode()
+        noted = {note: int(count) for note, count in notes[notes != ""].value_counts().items()}
+        return JobResult(
+            preview=self.output / PREVIEW, images=len(table), skipped=len(self._plan) - len(table), noted=noted
+        )
 
     def _run_batch(self, number: int, batch: Sequence[PlanItem], synthesizer: Synthesizer) -> None:
         rows, skipped = [], []
@@ -358,6 +366,7 @@ class _Job:
             "template_image_id": record.image_id,
             "template_file": record.path.name,
             "template_sha256": template.sha256,
+            "template_notes": "; ".join(template.notes),
             "template_findings": [
                 {"box": list(f.box), "attributes": f.attributes.to_mapping()}
                 for f in record.findings

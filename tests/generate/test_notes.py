@@ -1,0 +1,33 @@
+"""What is unusual about an input goes from the reader into the manifest, the summary, and the written image."""
+
+import numpy as np
+import pandas as pd
+import pydicom
+
+from gbci_fast.data.vindr import find_inputs
+from gbci_fast.generate.job import JobSettings, run_job
+from gbci_fast.generate.plan import make_plan
+
+
+def test_notes_of_the_inputs(pipe, make_job, breast, write_template, tmp_path):
+    twelve = np.round(400 + 3000 * breast()).astype(np.uint16)
+    usual = {"BurnedInAnnotation": "NO", "WindowCenter": 2048, "WindowWidth": 4096}
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    write_template(folder / "implant.dcm", twelve, bits=12, BreastImplantPresent="YES", **usual)
+    write_template(folder / "mirrored.dcm", np.ascontiguousarray(twelve[:, ::-1]), bits=12, **usual)
+    plan = make_plan(find_inputs(folder), variants=2, seed=0)
+    settings = JobSettings(seed=0, batch_size=2, sampler=make_job.sampler, formats=("dicom",), weights_hash="ab" * 32)
+    result = run_job(pipe, plan, tmp_path / "out", settings)
+    high = "pixels are 2 times as high as wide"
+    side = "stated to be a left breast, but the chest wall lies on the right"
+    assert result.noted == {high: 2, "breast implant": 1, side: 1}
+    manifest = pd.read_parquet(tmp_path / "out" / "manifest.parquet").groupby("template_file").first()
+    assert manifest.template_notes["implant.dcm"] == f"breast implant; {high}"
+    assert manifest.template_notes["mirrored.dcm"] == f"{high}; {side}"
+    written = {name: pydicom.dcmread(tmp_path / "out" / row.dicom_file) for name, row in manifest.iterrows()}
+    assert written["implant.dcm"].BreastImplantPresent == "YES"
+    assert written["implant.dcm"].PatientOrientation == ["A", "R"]
+    # The side stays what the header said; where rows lead to is what the pixels show.
+    assert written["mirrored.dcm"].ImageLaterality == "L"
+    assert written["mirrored.dcm"].PatientOrientation == ["P", "R"]
