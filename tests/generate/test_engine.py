@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.preprocess import box_ellipse
-from gbci_fast.data.segmentation import breast_mask
+from gbci_fast.data.segmentation import breast_mask, pectoral_mask
 from gbci_fast.data.vindr import Finding, VinDr, find_inputs
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.engine import SamplerSettings, Synthesizer, open_template, paste
@@ -117,6 +117,23 @@ def test_automatic_masks_lie_in_the_breast_of_either_side(pipe, phantom):
         ys, xs = np.nonzero(synthesis.mask)
         assert synthesis.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
         assert (synthesis.stored != synthesis.template.mammogram.stored).any()
+
+
+def test_tissue_is_off_the_skin_and_the_muscle(phantom):
+    views = []
+    for record in VinDr(phantom).images:
+        template = open_template(record)
+        view, tissue = template.mammogram.view_position, template.tissue
+        muscle = pectoral_mask(template.pixels, template.breast, view)
+        assert muscle.any() == (view == "MLO")
+        assert not (tissue & (muscle | ~template.breast)).any()
+        # 3 of 224 pixels of skin, none at the chest wall on the left
+        deep = ndimage.binary_erosion(template.breast, np.ones((9, 9)), border_value=1)
+        assert tissue[deep & ~muscle].all()
+        assert not (tissue & ~ndimage.binary_erosion(template.breast, iterations=3, border_value=1)).any()
+        assert tissue[:, 0].any()
+        views.append(view)
+    assert set(views) == {"CC", "MLO"}
 
 
 def test_an_annotated_box_becomes_its_ellipse(pipe, phantom):
