@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from gbci_fast.errors import GBCIError
+
 EXAMPLE = """example:
   gbci-fast priors VINDR_ROOT --output priors.json
   gbci-fast priors VINDR_ROOT --fallback out/phantom --output priors.json
@@ -44,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
 
     from gbci_fast.generate.prior_fit import fit_priors
 
+    if args.output.is_dir():  # before an hour of reading
+        raise GBCIError(f"{args.output} is a folder; expected the name of a JSON file")
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("images", total=None)

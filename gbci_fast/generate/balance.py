@@ -34,14 +34,14 @@ class Balance:
     def parse(cls, text: str, given: Mapping[str, Any], priors: Priors) -> "Balance":
         """Reads "natural", or the names of the attributes to balance, separated by commas.
 
-        "natural" draws the category by its number of boxes per image in the priors, and the BI-RADS by its share in
+        "natural" draws the category by its frequency in the priors, and the BI-RADS by its share in
         that category; what is set is not drawn.
 
         Raises:
             GBCIError: another name (a breast's density or view belongs to the template), or an attribute that is set.
         """
         if text == NATURAL:
-            if not sum(prior.boxes_per_image for prior in priors.categories.values()):
+            if not sum(prior.frequency for prior in priors.categories.values()):
                 raise GBCIError("the priors count no box in any category; --balance natural has nothing to draw from")
             return cls(given=given, priors=priors)
         names = [name.strip() for name in text.split(",")]
@@ -70,7 +70,7 @@ class Balance:
 
     def _draw(self, job_seed: int, index: int) -> dict[str, Any]:
         rng = _stream(NATURAL, job_seed, index)
-        frequencies = np.array([prior.boxes_per_image for prior in self.priors.categories.values()])
+        frequencies = np.array([prior.frequency for prior in self.priors.categories.values()])
         names = tuple(self.priors.categories)
         category = (names[rng.choice(len(names), p=frequencies / frequencies.sum())],)
         categories = self.given.get("finding_categories", category)

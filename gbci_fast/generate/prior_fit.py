@@ -31,8 +31,8 @@ FORMULA = (
     "Diameters are sqrt(width * height) of the annotated box in pixels of the whole-breast view at 224 pixels; "
     "aspect is height / width. A category of n boxes is shrunk toward all boxes: figure = w * own + (1 - w) * pooled "
     "with w = n / (n + shrinkage) (for positions with the n of the view), for medians, standard deviations and cuts "
-    "(in logarithms), BI-RADS shares and positions alike. Positions are relative to the tissue: 1 = as often as if "
-    "spread evenly."
+    "(in logarithms), BI-RADS shares and positions alike. Positions are relative to the tissue (1 = as often as if "
+    "spread evenly), chest wall left, left and right breasts together."
 )
 
 
@@ -112,7 +112,7 @@ def fit_priors(
             name: {"images": count, "boxes": boxes[name]} for name, count in (main.images + fallback.images).items()
         },
         shrinkage=SHRINKAGE,
-        pooled=_prior(POOLED, main.observations, 1.0, pooled, _rate([(main, main.observations)])),
+        pooled=_prior(POOLED, main.observations, 1.0, pooled, _frequency([(main, main.observations)])),
         categories=categories,
     )
 
@@ -187,11 +187,11 @@ def _category_prior(name: str, samples: Sequence[Sample], pooled: _Figures) -> C
     observations = [each for _, group in found for each in group]
     tissue = {view: sum(sample.tissue[view] for sample, group in found if group) for view in VIEW_POSITIONS}
     figures = _Figures.of(observations, tissue).shrunk(pooled) if observations else pooled
-    return _prior(name, observations, _weight(len(observations)), figures, _rate(found))
+    return _prior(name, observations, _weight(len(observations)), figures, _frequency(found))
 
 
 def _prior(
-    name: str, observations: Sequence[Observation], weight: float, figures: _Figures, rate: float
+    name: str, observations: Sequence[Observation], weight: float, figures: _Figures, frequency: float
 ) -> CategoryPrior:
     millimeters = [each.diameter_mm for each in observations if each.diameter_mm is not None]
     low, middle, high = np.quantile(millimeters, (0.05, 0.5, 0.95)) if millimeters else (0, 0, 0)
@@ -205,7 +205,7 @@ def _prior(
         aspect=_log_normal(figures.aspect),
         position={view: np.round(figures.position[view], 2).clip(0.01) for view in VIEW_POSITIONS},
         birads={grade: _short(share) for grade, share in zip(BIRADS_OF_FINDINGS, figures.birads, strict=True)},
-        boxes_per_image=_short(rate),
+        frequency=_short(frequency),
     )
 
 
@@ -265,9 +265,9 @@ def _weight(boxes: int) -> float:
     return boxes / (boxes + SHRINKAGE)
 
 
-def _rate(found: Sequence[tuple[Sample, Sequence[Observation]]]) -> float:
-    """Boxes per image, added over samples: each counts against its own images."""
-    return sum(len(group) / sample.images.total() for sample, group in found if group)
+def _frequency(found: Sequence[tuple[Sample, Sequence[Observation]]]) -> float:
+    """Share of a category among all boxes, added over samples: each counts against its own boxes."""
+    return sum(len(group) / len(sample.observations) for sample, group in found if group)
 
 
 def _log_figures(values: Sequence[float]) -> np.ndarray:

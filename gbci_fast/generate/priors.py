@@ -70,7 +70,7 @@ class CategoryPrior:
         position: per view, float [GRID, GRID] (row = height in the breast from the top, column = depth from the chest
             wall to the nipple): how often a lesion's center lies here, relative to evenly spread over the tissue.
         birads: share of each BI-RADS category.
-        boxes_per_image: how frequent the category is.
+        frequency: share of the boxes of its source that are of the category.
     """
 
     category: str
@@ -81,7 +81,7 @@ class CategoryPrior:
     aspect: LogNormal
     position: Mapping[str, np.ndarray]
     birads: Mapping[int, float]
-    boxes_per_image: float
+    frequency: float
 
     def position_weights(self, breast: np.ndarray, view: str | None) -> np.ndarray:
         """The density of lesion centers over a breast, float64 [S, S], up to a factor.
@@ -110,7 +110,7 @@ class CategoryPrior:
             "aspect": self.aspect.to_json(),
             "position": {view: np.asarray(grid).tolist() for view, grid in self.position.items()},
             "birads": {str(grade): share for grade, share in self.birads.items()},
-            "boxes_per_image": self.boxes_per_image,
+            "frequency": self.frequency,
         }
 
 
@@ -216,7 +216,7 @@ def _parse_prior(reader: "_Reader", category: str, entry: object) -> CategoryPri
         aspect=_parse_log_normal(reader, entry, "aspect"),
         position={view: reader.inside("position").grid(views, view) for view in VIEW_POSITIONS},
         birads=birads,
-        boxes_per_image=reader.number(entry, "boxes_per_image", low=0),
+        frequency=reader.number(entry, "frequency", low=0),
     )
 
 

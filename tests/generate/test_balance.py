@@ -59,7 +59,7 @@ def test_natural_is_as_frequent_as_the_priors_say():
     rates = dict(zip(FINDING_CATEGORIES, (5, 0, 0, 0, 3, 0, 0, 0, 2, 0), strict=True))
     shares = {"Mass": {2: 0.0, 3: 0.25, 4: 0.75, 5: 0.0}}
     categories = {
-        name: dataclasses.replace(prior, boxes_per_image=rates[name], birads=shares.get(name, prior.birads))
+        name: dataclasses.replace(prior, frequency=rates[name], birads=shares.get(name, prior.birads))
         for name, prior in priors.categories.items()
     }
     priors = dataclasses.replace(priors, categories=categories)
@@ -98,6 +98,6 @@ def test_bad_balance(balance, overrides, sentence):
 
 def test_priors_without_any_box_have_no_natural_frequency():
     priors = load_priors()
-    empty = {name: dataclasses.replace(prior, boxes_per_image=0) for name, prior in priors.categories.items()}
+    empty = {name: dataclasses.replace(prior, frequency=0) for name, prior in priors.categories.items()}
     with pytest.raises(GBCIError, match="the priors count no box in any category"):
         lesions(balance="natural", priors=dataclasses.replace(priors, categories=empty))

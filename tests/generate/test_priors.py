@@ -71,7 +71,7 @@ def test_a_known_distribution_is_found_again(fit):
     assert math.log(prior.diameter.high / 20) == pytest.approx(2.05 * 0.4, rel=0.1)
     assert prior.aspect.median == pytest.approx(1.3, rel=0.02)
     assert prior.birads == {2: 0, 3: 0, 4: 1, 5: 0}
-    assert prior.boxes_per_image == 2
+    assert prior.frequency == 1
     for grid in prior.position.values():  # row = height, column = depth
         assert np.unravel_index(grid.argmax(), grid.shape) == (2, 4)
         assert grid[6, 1] < 0.2
@@ -91,7 +91,7 @@ def test_a_small_category_is_shrunk_toward_all(fit):
     np.testing.assert_allclose(prior.position["CC"], third, atol=0.02)
     # A category without a box is all categories together.
     empty = priors.of(("Skin Thickening",))
-    assert (empty.boxes, empty.own_weight, empty.boxes_per_image) == ({}, 0, 0)
+    assert (empty.boxes, empty.own_weight, empty.frequency) == ({}, 0, 0)
     assert empty.diameter == priors.pooled.diameter
 
 
@@ -104,7 +104,7 @@ def test_a_fallback_serves_scarce_categories_alone(fit):
     priors = fit(main, other)
     assert priors.of(("Mass",)).boxes == {"real": 100}
     assert priors.of(("Asymmetry",)).boxes == {"phantom": 70, "real": 10}
-    assert priors.of(("Asymmetry",)).boxes_per_image == pytest.approx(0.08)
+    assert priors.of(("Asymmetry",)).frequency == pytest.approx(10 / 110 + 70 / 120, abs=1e-4)
     assert priors.pooled.boxes == {"real": 110}
     assert priors.sources == {"real": {"images": 1000, "boxes": 110}, "phantom": {"images": 1000, "boxes": 70}}
 
@@ -156,6 +156,10 @@ def test_the_command_reads_boxes_in_model_space(tmp_path, capsys):
     assert priors.pooled.diameter.median > np.median(native) * 1.2
     assert priors.notes[-1] == "CC0"
     assert capsys.readouterr().out.endswith(f"priors of {len(rows)} boxes: {tmp_path / 'b.json'}\n")
+    assert main([*arguments, str(tmp_path)]) == 1
+    assert f"{tmp_path} is a folder; expected the name of a JSON file" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "c.json"), "--split", "half"]) == 1
+    assert "split is 'half'; expected one of training, test" in capsys.readouterr().err
 
 
 def test_the_packaged_priors_tell_their_sources(priors):
