@@ -4,6 +4,11 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser):
+    """Sizes that a quick run leaves small."""
+    parser.addoption("--prepare-images", type=int, default=64, help="images of bench_prepare.py (default 64)")
+
+
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request) -> torch.device:
     """Every benchmark runs on the CPU, and on a CUDA device where there is one."""
