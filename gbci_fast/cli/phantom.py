@@ -6,6 +6,8 @@ from pathlib import Path
 
 EXAMPLE = """example:
   gbci-fast phantom --output out/phantom --studies 100 --seed 0
+  gbci-fast phantom --output out/rare --studies 100 --balance --twins --truth --workers 2
+  gbci-fast phantom --output out/growth --studies 20 --growth 4 --interval 180
   gbci-fast phantom --output out/full-field --studies 2 --size 4096x3328
 """
 
@@ -15,13 +17,13 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "phantom",
         help="write procedural mammograms with exact truth, in the VinDr-Mammo layout",
-        description="Writes procedural mammograms (DICOM), lesion masks (PNG) and annotations (CSV)\n"
+        description="Writes procedural mammograms (DICOM), lesion masks (PNG), annotations (CSV) and a contact sheet\n"
         "in the VinDr-Mammo layout. The same seed gives the same bytes.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or an empty folder")
-    parser.add_argument("--studies", type=int, default=100, metavar="N", help="four images each (default: 100)")
+    parser.add_argument("--studies", type=int, default=100, metavar="N", help="patients, four images (default: 100)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides everything (default: 0)")
     parser.add_argument(
         "--size",
@@ -30,6 +32,21 @@ def add_parser(subparsers) -> None:
         metavar="HEIGHT[xWIDTH]",
         help="pixels, from 128 to 4096; the height spans 240 mm (default: 512)",
     )
+    parser.add_argument(
+        "--prevalence", type=float, default=0.5, metavar="P", help="primary findings per breast (default: 0.5)"
+    )
+    parser.add_argument(
+        "--balance", action="store_true", help="every category equally often (default: VinDr-Mammo's rates)"
+    )
+    parser.add_argument(
+        "--growth", type=int, default=1, metavar="N", help="studies per patient, of growing lesions (default: 1)"
+    )
+    parser.add_argument(
+        "--interval", type=int, default=365, metavar="DAYS", help="between the studies of a patient (default: 365)"
+    )
+    parser.add_argument("--twins", action="store_true", help="also write each breast without its findings: twins/")
+    parser.add_argument("--truth", action="store_true", help="also write masks of breast and pectoral muscle: truth/")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes; same bytes (default: 1)")
     parser.set_defaults(run=run)
 
 
@@ -38,15 +55,27 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from gbci_fast.data.phantom import generate_phantom
+    from gbci_fast.data.phantom import Population, generate_phantom
 
+    population = Population(prevalence=args.prevalence, balance=args.balance)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("studies", total=args.studies)
+        task = progress.add_task("patients", total=args.studies)
         generate_phantom(
-            args.output, args.studies, args.seed, args.size, lambda done: progress.update(task, completed=done)
+            args.output,
+            args.studies,
+            args.seed,
+            args.size,
+            lambda done: progress.update(task, completed=done),
+            population=population,
+            timepoints=args.growth,
+            interval=args.interval,
+            twins=args.twins,
+            truth=args.truth,
+            workers=args.workers,
         )
-    print(f"{args.studies} studies, {4 * args.studies} images: {args.output}")
+    studies = args.studies * args.growth
+    print(f"{studies} studies, {4 * studies} images: {args.output}")
 
 
 def image_size(text: str) -> tuple[int, int]:

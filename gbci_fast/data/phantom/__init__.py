@@ -1,10 +1,12 @@
 """A procedural mammography phantom: images with pixel-exact truth, in the VinDr-Mammo layout.
 
-`anatomy` draws the breast, `texture` its tissue, `lesions` what is wrong with it, `projection` its X-ray image; `study`
-decides who has what, and `dataset` writes the files.
+`anatomy` draws the breast and `texture` its tissue; `population` decides who has what, `bodies` are lesions in three
+dimensions, `placement` says where they lie, `findings` what they are, and `lesions` draws them; `projection` is the
+X-ray image. `study` puts one study together, `dataset` writes the files and `preview` a contact sheet.
 """
 
 from gbci_fast.data.phantom.dataset import generate_phantom
-from gbci_fast.data.phantom.study import PhantomImage, render_study
+from gbci_fast.data.phantom.population import Population
+from gbci_fast.data.phantom.study import LesionTruth, PhantomImage, render_study
 
-__all__ = ["PhantomImage", "generate_phantom", "render_study"]
+__all__ = ["LesionTruth", "PhantomImage", "Population", "generate_phantom", "render_study"]

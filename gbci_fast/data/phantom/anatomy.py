@@ -9,6 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
+from gbci_fast.data.phantom.bodies import VIEW_AXES
+
 FIELD_HEIGHT = 240.0  # mm from the top to the bottom edge of every image
 SKIN = 0.75  # mm
 NIPPLE_RADIUS = 5.0  # mm
@@ -57,12 +59,35 @@ class BreastShape:
         """The height y of the nipple line at depth ``x``."""
         return self.nipple_y + self.droop * ((x / self.depth) ** 2 - 1)
 
+    def outline(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Positive inside the outline (without the nipple), ``v`` mm below the nipple line."""
+        reach = np.full_like(v, self.depth)
+        for amplitude, cycles, phase in self.waves:
+            reach += self.depth * amplitude * np.cos(2 * np.pi * cycles / 100 * v + phase)
+        semi_axis = np.where(v < 0, np.float32(self.upper), np.float32(self.lower))
+        return 1 - ((x / reach) ** self.exponent + (np.abs(v) / semi_axis) ** self.exponent) ** (1 / self.exponent)
+
+    def rim(self, v: float) -> tuple[float, float]:
+        """The point (x, y) of the skin that is ``v`` mm below the nipple line."""
+        x = np.arange(0, 1.2 * self.depth, 0.05)
+        inside = np.flatnonzero(self.outline(x, np.full_like(x, v)) > 0)
+        rim = float(x[inside[-1]]) if len(inside) else 0.0
+        return rim, float(self.nipple_line(rim) + v)
+
+    def point(self, center: tuple[float, float, float], view: str) -> tuple[float, float]:
+        """Where (x, y) this view shows a place ``center``: mm behind, lateral of and above the nipple."""
+        behind, lateral, above = center
+        x = self.depth - behind
+        _, down_of_lateral, down_of_above = VIEW_AXES[view][1]
+        return x, self.nipple_line(x) + down_of_lateral * lateral + down_of_above * above
+
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """Maps [H, W] in mm: signed depth under the outline, and path lengths of the X-rays."""
+    """Maps [H, W] in mm: signed depth under the outline (and without the nipple), and path lengths of the X-rays."""
 
     inside: np.ndarray
+    without_nipple: np.ndarray
     thickness: np.ndarray
     skin: np.ndarray
     muscle: np.ndarray
@@ -101,23 +126,25 @@ def draw_shape(rng: np.random.Generator, *, view_position: str, depth: float, th
 def map_anatomy(shape: BreastShape, grid: Grid) -> Anatomy:
     """Rasterizes the shape; at the edge the slab is rounded off by a half circle of its thickness."""
     v = grid.y - shape.nipple_line(grid.x)  # [H, W] distance from the nipple line
-    inside = np.maximum(_outline_depth(shape, grid, v), -FIELD_HEIGHT)
+    without_nipple = np.maximum(_outline_depth(shape, grid, v), -FIELD_HEIGHT)
     nipple = NIPPLE_RADIUS - np.hypot(grid.x - shape.depth + 1.5, v)
-    inside = _smooth_maximum(inside, nipple, 3.0)
-    thickness = _chord(inside, shape.thickness)
-    skin = thickness - _chord(inside - SKIN, shape.thickness - 2 * SKIN)
+    inside = _smooth_maximum(without_nipple, nipple, 3.0)
+    thickness = chord(inside, shape.thickness)
+    skin = thickness - chord(inside - SKIN, shape.thickness - 2 * SKIN)
     muscle = np.zeros_like(inside) if shape.pectoral is None else _pectoral_path(shape, grid, thickness - skin)
-    return Anatomy(inside=inside, thickness=thickness, skin=skin, muscle=muscle, nipple_line_distance=v)
+    return Anatomy(
+        inside=inside,
+        without_nipple=without_nipple,
+        thickness=thickness,
+        skin=skin,
+        muscle=muscle,
+        nipple_line_distance=v,
+    )
 
 
 def _outline_depth(shape: BreastShape, grid: Grid, v: np.ndarray) -> np.ndarray:
     """First-order distance to the outline, f / |grad f|: exact at the edge, where it matters."""
-    reach = np.full_like(v, shape.depth)
-    for amplitude, cycles, phase in shape.waves:
-        reach += shape.depth * amplitude * np.cos(2 * np.pi * cycles / 100 * v + phase)
-    semi_axis = np.where(v < 0, np.float32(shape.upper), np.float32(shape.lower))
-    p = shape.exponent
-    f = 1 - ((grid.x / reach) ** p + (np.abs(v) / semi_axis) ** p) ** (1 / p)
+    f = shape.outline(grid.x, v)
     slope_y, slope_x = np.gradient(f, np.float32(grid.spacing))
     return f / np.maximum(np.hypot(slope_x, slope_y), 1e-4)
 
@@ -131,7 +158,7 @@ def _pectoral_path(shape: BreastShape, grid: Grid, interior: np.ndarray) -> np.n
     return interior * 0.5 * (1 - np.exp(-depth / 9))
 
 
-def _chord(depth: np.ndarray, thickness: float) -> np.ndarray:
+def chord(depth: np.ndarray, thickness: float | np.ndarray) -> np.ndarray:
     """Path through a slab whose rim is a half circle, ``depth`` mm inside the rim."""
     depth = np.clip(depth, 0, thickness / 2)
     return 2 * np.sqrt(depth * (thickness - depth))

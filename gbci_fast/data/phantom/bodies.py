@@ -5,7 +5,7 @@ x toward the nipple, y toward the side of the body (lateral +, medial -), z upwa
 """
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Protocol
 
 import numpy as np
@@ -120,13 +120,8 @@ class StarBody:
     @cached_property
     def _sphere(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Directions [n, 3], their solid angles [n] and radii [n] in the unit frame."""
-        cosine, weight = np.polynomial.legendre.leggauss(48)
-        angle = np.arange(96) * (2 * np.pi / 96)
-        sine = np.sqrt(1 - cosine**2)[:, None]
-        directions = np.stack(
-            [sine * np.cos(angle), sine * np.sin(angle), np.repeat(cosine[:, None], 96, axis=1)], axis=-1
-        ).reshape(-1, 3)
-        return directions, np.repeat(weight * (2 * np.pi / 96), 96), self.reach(*directions.T)
+        directions, solid_angle = _sphere_rule()
+        return directions, solid_angle, self.reach(*directions.T)
 
     @cached_property
     def radius(self) -> float:
@@ -322,10 +317,10 @@ def draw_core(rng: np.random.Generator, kind: str, radius: float) -> StarBody:
 def draw_star(rng: np.random.Generator, radius: float) -> SpiculatedBody:
     """Fine strands that point at the center and leave it empty: the spicules of an architectural distortion."""
     strands = []
-    for direction in _even_directions(rng, int(rng.integers(22, 32))):
-        start = direction * radius * rng.uniform(0.06, 0.2)
+    for direction in _even_directions(rng, int(rng.integers(28, 40))):
+        start = direction * radius * rng.uniform(0.0, 0.12)
         end = direction * radius * rng.uniform(0.6, 0.95)
-        strands.append(_strand(start, end, rng.uniform(0.35, 0.6)))
+        strands.append(_strand(start, end, rng.uniform(0.5, 0.85)))
     return SpiculatedBody(kind="star", core=None, strands=tuple(strands))
 
 
@@ -356,10 +351,10 @@ def draw_cluster(rng: np.random.Generator, radius: float, duct: np.ndarray) -> C
 
 def _draw_strands(rng: np.random.Generator, core: StarBody, radius: float) -> tuple[Ellipsoid, ...]:
     strands = []
-    for direction in _even_directions(rng, int(rng.integers(26, 40))):
+    for direction in _even_directions(rng, int(rng.integers(32, 46))):
         root = core.surface(direction)
-        length = radius * rng.uniform(0.5, 1.4)
-        width = rng.uniform(0.35, 0.8)
+        length = radius * rng.uniform(0.6, 1.5)
+        width = rng.uniform(0.5, 1.0)
         # Slender ellipsoids taper to both ends: one of them hides in the core.
         strands.append(_strand(root - 0.5 * length * direction, root + length * direction, width))
         if rng.uniform() < 0.6:
@@ -381,6 +376,16 @@ def _strand(start: np.ndarray, end: np.ndarray, half_width: float) -> Ellipsoid:
     return Ellipsoid(to_unit=frame / semi_axes[:, None], center=(start + end) / 2)
 
 
+@cache
+def _sphere_rule() -> tuple[np.ndarray, np.ndarray]:
+    """Directions [n, 3] and solid angles [n] that integrate over the sphere: Gauss-Legendre times even angles."""
+    cosine, weight = np.polynomial.legendre.leggauss(48)
+    angle = np.arange(96) * (2 * np.pi / 96)
+    sine = np.sqrt(1 - cosine**2)[:, None]
+    axes = (sine * np.cos(angle), sine * np.sin(angle), np.repeat(cosine[:, None], 96, axis=1))
+    return np.stack(axes, axis=-1).reshape(-1, 3), np.repeat(weight * (2 * np.pi / 96), 96)
+
+
 def _random_directions(rng: np.random.Generator, count: int) -> np.ndarray:
     vectors = rng.standard_normal((count, 3))
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -393,7 +398,10 @@ def _even_directions(rng: np.random.Generator, count: int) -> np.ndarray:
     ring = np.sqrt(1 - z**2)
     vectors = np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=1) @ _random_rotation(rng)
     vectors += rng.normal(0, 0.5 / np.sqrt(count), vectors.shape)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    # A real spicule is never straight enough to be seen end on, as a bright dot.
+    end_on = np.max([np.abs(vectors @ axes[2]) for axes in VIEW_AXES.values()], axis=0)
+    return vectors[end_on < 0.92]
 
 
 def _random_rotation(rng: np.random.Generator) -> np.ndarray:

@@ -1,26 +1,79 @@
-"""Writes phantom studies in the VinDr-Mammo layout, with masks; the folder appears whole or not at all."""
+"""Writes phantom studies in the VinDr-Mammo layout, with their truth; the folder appears whole or not at all."""
 
 import csv
+import multiprocessing
 import os
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from gbci_fast.data.attributes import NO_FINDING
-from gbci_fast.data.dicom_writer import mammogram_dataset, write_dicom
-from gbci_fast.data.phantom.study import PhantomImage, make_grid, render_study
+from gbci_fast.data.dicom_writer import mammogram_dataset, uid_from_seed, write_dicom
+from gbci_fast.data.phantom.population import Population
+from gbci_fast.data.phantom.preview import PREVIEW, write_preview
+from gbci_fast.data.phantom.study import (
+    LesionTruth,
+    PhantomImage,
+    StudyPlan,
+    draw_study,
+    growth_series,
+    make_grid,
+    render_plan,
+)
 from gbci_fast.errors import GBCIError
 
+PATIENT_COLUMNS = ("source", "spacing_mm", "patient_id", "timepoint", "days", "age", "hazard", "twin")
+LESION_COLUMNS = ("report", "pathology", "volume_mm3", "doubling_days", "mask_file")
 BREAST_COLUMNS = (
     "study_id", "series_id", "image_id", "laterality", "view_position", "height", "width", "breast_birads",
-    "breast_density", "split", "report", "pathology", "source", "spacing_mm",
+    "breast_density", "split", *PATIENT_COLUMNS,
 )  # fmt: skip
 FINDING_COLUMNS = (
-    *BREAST_COLUMNS[:9], "finding_categories", "finding_birads", "xmin", "ymin", "xmax", "ymax", *BREAST_COLUMNS[9:],
+    *BREAST_COLUMNS[:9], "finding_categories", "finding_birads", "xmin", "ymin", "xmax", "ymax", "split",
+    *LESION_COLUMNS, *PATIENT_COLUMNS,
 )  # fmt: skip
+
+Rows = list[dict[str, object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomJob:
+    """What `generate_phantom` writes.
+
+    Args:
+        seed: of the data set; a study depends on it and on its index alone.
+        size: height (and width) in pixels; see `study.render_study`.
+        population: what patients are drawn from.
+        timepoints: studies per patient, of growing lesions; see `study.growth_series`.
+        interval: days from one timepoint to the next.
+        twins: write the healthy twin of every image with a finding.
+        truth: write masks of the breast and of the pectoral muscle.
+
+    Raises:
+        GBCIError: an impossible size, number of timepoints or interval.
+    """
+
+    seed: int = 0
+    size: int | tuple[int, int] = 512
+    population: Population = field(default_factory=Population)
+    timepoints: int = 1
+    interval: int = 365
+    twins: bool = False
+    truth: bool = False
+
+    def __post_init__(self):
+        make_grid(self.size)
+        if not 1 <= self.timepoints <= 100:
+            raise GBCIError(f"number of timepoints is {self.timepoints}; expected 1 to 100")
+        if not 1 <= self.interval <= 3650:
+            raise GBCIError(f"interval between timepoints is {self.interval}; expected 1 to 3650 days")
 
 
 def generate_phantom(
@@ -29,62 +82,141 @@ def generate_phantom(
     seed: int = 0,
     size: int | tuple[int, int] = 512,
     progress: Callable[[int], None] | None = None,
+    *,
+    population: Population | None = None,
+    timepoints: int = 1,
+    interval: int = 365,
+    twins: bool = False,
+    truth: bool = False,
+    workers: int = 1,
 ) -> None:
-    """Writes ``studies`` studies of four images each; study ``i`` is the same for any number of studies.
+    """Writes ``studies`` patients of four images per timepoint; patient ``i`` is the same for any number of them.
 
-    ``output`` gets ``images/<study_id>/<image_id>.dicom``, ``masks/<study_id>/<image_id>.png`` (255 on the lesion,
-    all black without one), ``breast-level_annotations.csv`` and ``finding_annotations.csv``: VinDr-Mammo's columns and
-    ``report``, ``pathology``, ``source``, ``spacing_mm``. ``progress`` is called with the number of studies done.
+    ``output`` gets VinDr-Mammo's ``images/<study_id>/<image_id>.dicom``, ``breast-level_annotations.csv`` and
+    ``finding_annotations.csv``; ``masks/<study_id>/<image_id>.png`` (255 on any finding),
+    ``finding_masks/<study_id>/<image_id>-<k>.png`` for the k-th finding of an image, counted from 1 in the order of
+    its rows; with ``twins`` and ``truth`` also ``twins/<study_id>/<image_id>.dicom`` and
+    ``truth/breast|pectoral/<study_id>/<image_id>.png``; and ``preview.png``.
+
+    Columns besides VinDr-Mammo's: ``source``, ``spacing_mm``, ``patient_id``, ``timepoint``, ``days`` since the first
+    timepoint, ``age``, ``hazard`` (see `population.relative_hazard`), ``twin`` (its file, where there is one), and per
+    finding ``report``, ``pathology``, ``volume_mm3`` and ``doubling_days`` (blank where it has none), ``mask_file``.
+
+    Args:
+        output: a new or an empty folder.
+        studies: number of patients.
+        progress: called with the number of patients done.
+        workers: processes; they do not change a byte.
+        seed: see `PhantomJob`, as the others.
 
     Raises:
-        GBCIError: an ``output`` that holds something, fewer than one study, or a size that `render_study` refuses.
+        GBCIError: an ``output`` that holds something, fewer than one study or worker, or options that `PhantomJob`
+            refuses.
     """
     output = Path(output)
     if studies < 1:
         raise GBCIError(f"number of studies is {studies}; expected at least 1")
-    make_grid(size)
+    if workers < 1:
+        raise GBCIError(f"number of workers is {workers}; expected at least 1")
+    job = PhantomJob(
+        seed=seed,
+        size=size,
+        population=population or Population(),
+        timepoints=timepoints,
+        interval=interval,
+        twins=twins,
+        truth=truth,
+    )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise GBCIError(f"output {output} already exists and is not empty; expected a new or an empty folder")
-    partial = output.absolute().with_name(f".{output.absolute().name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
+    partial_folder = output.absolute().with_name(f".{output.absolute().name}.{os.getpid()}.partial")
+    partial_folder.mkdir(parents=True)
     try:
-        images = []
-        for index in range(studies):
-            for image in render_study(seed, index, size):
-                _write_image(image, partial)
-                images.append(_describe(image))
+        breasts: Rows = []
+        findings: Rows = []
+        for done, (more_breasts, more_findings) in enumerate(_write_all(partial_folder, job, studies, workers), 1):
+            breasts += more_breasts
+            findings += more_findings
             if progress is not None:
-                progress(index + 1)
-        _write_csv(partial / "breast-level_annotations.csv", BREAST_COLUMNS, images)
-        _write_csv(partial / "finding_annotations.csv", FINDING_COLUMNS, images)
-        partial.replace(output)
+                progress(done)
+        _write_csv(partial_folder / "breast-level_annotations.csv", BREAST_COLUMNS, breasts)
+        _write_csv(partial_folder / "finding_annotations.csv", FINDING_COLUMNS, findings)
+        write_preview(partial_folder, findings, partial_folder / PREVIEW)
+        partial_folder.replace(output)
     except BaseException:
-        shutil.rmtree(partial)
+        shutil.rmtree(partial_folder)
         raise
 
 
-def _write_image(image: PhantomImage, root: Path) -> None:
-    for folder in ("images", "masks"):
-        (root / folder / image.study_id).mkdir(parents=True, exist_ok=True)
-    dataset = mammogram_dataset(image.stored, image.header, window=image.window)
-    write_dicom(dataset, root / "images" / image.study_id / f"{image.image_id}.dicom")
-    mask = Image.fromarray(image.mask.astype(np.uint8) * 255)
-    mask.save(root / "masks" / image.study_id / f"{image.image_id}.png")
+def _write_all(root: Path, job: PhantomJob, studies: int, workers: int) -> Iterator[tuple[Rows, Rows]]:
+    """The rows of every patient, in order."""
+    write = partial(_write_patient, root, job)
+    if workers == 1:
+        yield from map(write, range(studies))
+        return
+    # Spawned, because a fork of a process with threads may hang; an interrupt is the parent's to handle.
+    context, deaf = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=deaf)
+    try:
+        yield from pool.map(write, range(studies))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _describe(image: PhantomImage) -> dict[str, object]:
-    """The row of `FINDING_COLUMNS`; a breast without a lesion is BI-RADS 1."""
-    lesion = image.lesion
+def _write_patient(root: Path, job: PhantomJob, index: int) -> tuple[Rows, Rows]:
+    """Writes the files of one patient; returns the rows of both tables."""
+    grid = make_grid(job.size)
+    breasts, findings = [], []
+    plan = draw_study(job.seed, index, job.population)
+    for timepoint in growth_series(plan, job.timepoints, job.interval):
+        for image in render_plan(timepoint, grid, twins=job.twins):
+            row = _describe(image, _write_image(image, root, job))
+            breasts.append(row)
+            findings += [row | _describe_lesion(image, lesion, k) for k, lesion in enumerate(image.lesions, 1)] or [
+                row | {"finding_categories": str([NO_FINDING])}
+            ]
+    return breasts, findings
+
+
+def _write_image(image: PhantomImage, root: Path, job: PhantomJob) -> str:
+    """Writes all files of an image; returns the name of its twin's, or a blank."""
+    name = f"{image.study_id}/{image.image_id}"
+    _write_dicom(image.stored, image, root / "images" / f"{name}.dicom")
+    masks = {f"masks/{name}": image.mask}
+    masks |= {_mask_file(image, k): lesion.mask for k, lesion in enumerate(image.lesions, 1)}
+    if job.truth:
+        masks |= {f"truth/breast/{name}": image.breast, f"truth/pectoral/{name}": image.pectoral}
+    for file, mask in masks.items():
+        path = (root / file).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+    if not (job.twins and image.lesions):
+        return ""
+    header = replace(
+        image.header,
+        series_uid=uid_from_seed("twin", image.header.series_uid),
+        instance_uid=uid_from_seed("twin", image.header.instance_uid),
+        series_number=2,
+        derivation=f"{image.header.derivation} Healthy twin of {image.header.instance_uid}.",
+    )
+    _write_dicom(image.twin, replace(image, header=header), root / "twins" / f"{name}.dicom")
+    return f"twins/{name}.dicom"
+
+
+def _write_dicom(stored: np.ndarray, image: PhantomImage, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_dicom(mammogram_dataset(stored, image.header, window=image.window), path)
+
+
+def _mask_file(image: PhantomImage, number: int) -> str:
+    return f"finding_masks/{image.study_id}/{image.image_id}-{number}.png"
+
+
+def _describe(image: PhantomImage, twin: str) -> dict[str, object]:
+    """What both tables say of an image; a breast without a finding is BI-RADS 1."""
+    plan: StudyPlan = image.plan
     height, width = image.stored.shape
-    finding = dict.fromkeys(("finding_birads", "xmin", "ymin", "xmax", "ymax", "report", "pathology"), "")
-    if lesion is not None:
-        finding |= {
-            "finding_birads": f"BI-RADS {lesion.birads}",
-            "report": lesion.report,
-            "pathology": lesion.pathology,
-        }
-        finding |= dict(zip(("xmin", "ymin", "xmax", "ymax"), image.box, strict=True))
-    return finding | {
+    return {
         "study_id": image.study_id,
         "series_id": image.series_id,
         "image_id": image.image_id,
@@ -92,16 +224,40 @@ def _describe(image: PhantomImage) -> dict[str, object]:
         "view_position": image.header.view_position,
         "height": height,
         "width": width,
-        "breast_birads": f"BI-RADS {1 if lesion is None else lesion.birads}",
-        "breast_density": f"DENSITY {image.breast_density}",
-        "finding_categories": str([NO_FINDING if lesion is None else lesion.category]),
-        "split": image.split,
+        "breast_birads": f"BI-RADS {image.breast_plan.birads}",
+        "breast_density": f"DENSITY {plan.breast_density}",
+        "split": plan.split,
         "source": "phantom",
         "spacing_mm": image.header.spacing[0],
+        "patient_id": plan.patient_id,
+        "timepoint": plan.timepoint,
+        "days": plan.days,
+        "age": plan.age,
+        "hazard": f"{plan.hazard:.4f}",
+        "twin": twin,
     }
 
 
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
+def _describe_lesion(image: PhantomImage, lesion: LesionTruth, number: int) -> dict[str, object]:
+    finding = lesion.finding
+    xmin, ymin, xmax, ymax = lesion.box
+    volume, doubling = finding.volume_mm3, finding.doubling_days
+    return {
+        "finding_categories": str(list(finding.categories)),
+        "finding_birads": f"BI-RADS {finding.birads}",
+        "xmin": xmin,
+        "ymin": ymin,
+        "xmax": xmax,
+        "ymax": ymax,
+        "report": finding.report,
+        "pathology": finding.pathology,
+        "volume_mm3": "" if volume is None else f"{volume:.2f}",
+        "doubling_days": "" if doubling is None else f"{doubling:.1f}",
+        "mask_file": _mask_file(image, number),
+    }
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: Rows) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

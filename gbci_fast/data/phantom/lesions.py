@@ -1,173 +1,286 @@
-"""Lesions as path lengths: round, lobulated and spiculated masses, and clusters of calcifications."""
+"""Draws findings into one view of a breast, each with the exact pixels that it changes.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+A finding acts on one of three things: the outline and the skin, the glandular tissue, or the X-rays' paths, to which a
+body adds its own. All changes have compact support; a change too thin to see (`LEAST_PATH`) is left out, so that the
+mask is exact: outside it the line integral of the breast is the healthy one, bit by bit.
+"""
+
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import ndimage
 from skimage.morphology import convex_hull_image
 
-from gbci_fast.data.phantom.anatomy import Grid
-from gbci_fast.data.phantom.projection import MU_CALCIFICATION, MU_GLAND
+from gbci_fast.data.phantom.anatomy import SKIN, Anatomy, BreastShape, Grid, chord
+from gbci_fast.data.phantom.bodies import VIEW_AXES, Ellipsoid
+from gbci_fast.data.phantom.findings import Finding
+from gbci_fast.data.phantom.placement import skin_point
+from gbci_fast.data.phantom.projection import MU_CALCIFICATION, MU_GLAND, attenuation
+from gbci_fast.data.phantom.texture import Tissue, share_of, threshold
 
-MASS_RADII = (5.0, 7.0, 9.0)  # mm
-LEAST_PATH = 0.1  # mm: thinner than this is no lesion, so that the mask is exact
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lesion:
-    """One lesion and its description: VinDr category, BI-RADS, report sentence and pathology.
-
-    ``radius`` is in mm, ``density`` relative to glandular tissue (masses only).
-    """
-
-    kind: str
-    radius: float
-    density: float
-    category: str
-    birads: int
-    pathology: str
-    report: str
+LEAST_PATH = 0.1  # mm of a body; thinner is no lesion
+LEAST_SHARE = 0.04  # of a change of the glandular share
+LEAST_SKIN = 0.3  # mm of a change of the path through skin
+SKIN_FADE = 4.0  # mm under thickened skin in which the rest of its path fades out
+FINE_GRAIN = 0.3  # standard deviation of what an asymmetry adds to the texture
 
 
-@dataclass(frozen=True, kw_only=True)
-class LesionPatch:
-    """Rows and columns of the image, and there: the attenuation that the lesion adds, and where it is (bool)."""
+@dataclass(kw_only=True)
+class Scene:
+    """One view of one breast as it is being changed; maps [H, W], see `Anatomy` and `Tissue`."""
 
-    window: tuple[slice, slice]
-    added: np.ndarray
-    mask: np.ndarray
+    view: str
+    grid: Grid
+    shape: BreastShape
+    anatomy: Anatomy
+    tissue: Tissue
+    inside: np.ndarray
+    thickness: np.ndarray
+    skin: np.ndarray
+    share: np.ndarray
+    integral: np.ndarray
+    interior: np.ndarray
 
-
-def draw_lesion(rng: np.random.Generator) -> Lesion:
-    """Masses three times in four, clusters of calcifications otherwise."""
-    kind = rng.choice(("round", "lobulated", "spiculated", "calcifications"))
-    suspicion = rng.uniform()
-    if kind == "calcifications":
-        return Lesion(
-            kind=str(kind),
-            radius=5.0,
-            density=0.0,
-            category="Suspicious Calcification",
-            birads=4 if suspicion < 0.7 else 5,
-            pathology="benign" if suspicion < 0.5 else "malignant",
-            report="pleomorphic calcifications with clustered distribution",
+    @classmethod
+    def healthy(cls, view: str, grid: Grid, shape: BreastShape, anatomy: Anatomy, tissue: Tissue) -> "Scene":
+        """The breast without findings."""
+        integral, interior = attenuation(anatomy.thickness, anatomy.skin, anatomy.muscle, tissue.share)
+        return cls(
+            view=view,
+            grid=grid,
+            shape=shape,
+            anatomy=anatomy,
+            tissue=tissue,
+            inside=anatomy.inside,
+            thickness=anatomy.thickness,
+            skin=anatomy.skin,
+            share=tissue.share,
+            integral=integral,
+            interior=interior,
         )
-    spiculated = kind == "spiculated"
-    return Lesion(
-        kind=str(kind),
-        radius=float(rng.choice(MASS_RADII)),
-        density=rng.uniform(1.0, 1.1),
-        category="Mass",
-        birads=3 if not spiculated else 4 if suspicion < 0.4 else 5,
-        pathology="malignant" if spiculated else "benign",
-        report="irregular mass with spiculated margins" if spiculated else f"{kind} mass with circumscribed margins",
-    )
+
+    def copy(self) -> "Scene":
+        """The same scene, to be changed."""
+        changing = ("inside", "thickness", "skin", "share", "integral", "interior")
+        return replace(self, **{name: getattr(self, name).copy() for name in changing})
+
+    def add(self, findings: tuple[Finding, ...], rngs: list[np.random.Generator]) -> list[np.ndarray]:
+        """Draws the findings that this view shows, outline and tissue first; one mask [H, W] for each.
+
+        A finding that is too small to see, or that another view shows, has an empty mask.
+        """
+        masks = [np.zeros(self.integral.shape, bool) for _ in findings]
+        shown = [item for item in zip(findings, rngs, masks, strict=True) if self.view in item[0].views]
+        for finding, rng, mask in shown:
+            if finding.kind in _TISSUE:
+                _TISSUE[finding.kind](self, rng, finding, mask)
+            if finding.distortion:
+                _distort(self, rng, finding, mask)
+        for finding, rng, mask in shown:
+            for body in _bodies(self, rng, finding):
+                _add_body(self, body, mask)
+        return masks
+
+    def window(self, point: tuple[float, float], reach: float) -> tuple[slice, slice]:
+        """Rows and columns within ``reach`` mm of the point (x, y), cut at the image's edge."""
+        column, row = point[0] / self.grid.spacing, point[1] / self.grid.spacing + self.grid.height / 2
+        pixels = reach / self.grid.spacing + 1
+        return (
+            slice(max(0, int(row - pixels)), max(0, min(self.grid.height, int(row + pixels) + 1))),
+            slice(max(0, int(column - pixels)), max(0, min(self.grid.width, int(column + pixels) + 1))),
+        )
+
+    def offsets(self, window: tuple[slice, slice], point: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+        """Pixel centers relative to the point: dx [1, w] and dy [h, 1] in mm."""
+        return self.grid.x[:, window[1]] - np.float32(point[0]), self.grid.y[window[0]] - np.float32(point[1])
+
+    def repaint(self, window: tuple[slice, slice], changed: np.ndarray, **maps: np.ndarray) -> None:
+        """Takes new maps over where ``changed`` (bool [h, w]) and computes the attenuation there anew."""
+        for name, values in maps.items():
+            whole = getattr(self, name)
+            whole[window] = np.where(changed, values, whole[window])
+        integral, interior = attenuation(
+            self.thickness[window], self.skin[window], self.anatomy.muscle[window], self.share[window]
+        )
+        self.integral[window] = np.where(changed, integral, self.integral[window])
+        self.interior[window] = np.where(changed, interior, self.interior[window])
 
 
-def render_lesion(
-    rng: np.random.Generator,
-    lesion: Lesion,
-    center: tuple[float, float],  # (x, y) mm
-    duct: float,  # radians, the direction to the nipple
-    interior: np.ndarray,  # [H, W] attenuation of the tissue that a mass displaces, 1/mm
-    room: np.ndarray,  # [H, W] path between the skins, mm: no lesion is thicker
-    grid: Grid,
-) -> LesionPatch:
-    """The lesion at ``center``; outside the mask it adds exactly nothing."""
-    window = _window(center, 3.2 * lesion.radius, grid)
-    dx = grid.x[:, window[1]] - np.float32(center[0])
-    dy = grid.y[window[0], :] - np.float32(center[1])
-    path = _PATHS[lesion.kind](rng, lesion.radius, dx, dy, duct, grid.spacing)
-    if lesion.kind == "calcifications":
-        path[path < 0.02 * path.max()] = 0
-        return LesionPatch(window=window, added=MU_CALCIFICATION * path, mask=convex_hull_image(path > 0))
-    path = np.minimum(path, room[window])
+@dataclass(frozen=True)
+class _Placed:
+    """A body at a point (x, y) of the view; ``mu`` in 1/mm replaces the tissue's, or with ``alone`` adds to it."""
+
+    body: object
+    point: tuple[float, float]
+    mu: float
+    alone: bool = False
+
+
+def _bodies(scene: Scene, rng: np.random.Generator, finding: Finding) -> list[_Placed]:
+    if finding.body is not None:
+        calcified = finding.kind == "calcifications"
+        mu = finding.strength * (MU_CALCIFICATION if calcified else MU_GLAND)
+        return [_Placed(finding.body, scene.shape.point(finding.place, scene.view), mu, calcified)]
+    if finding.kind == "skin retraction":
+        return _tether(scene, rng, finding)
+    if finding.kind == "nipple retraction":
+        return _inverted_nipple(scene, finding)
+    return []
+
+
+def _add_body(scene: Scene, placed: _Placed, mask: np.ndarray) -> None:
+    window = scene.window(placed.point, placed.body.radius)
+    dx, dy = scene.offsets(window, placed.point)
+    if dx.shape[1] < 2 or dy.shape[0] < 2:
+        return  # outside the image
+    path = placed.body.path(VIEW_AXES[scene.view], dx[0].astype(float), dy[:, 0].astype(float))
+    room = scene.thickness[window] - scene.skin[window]
+    if placed.alone:
+        path[(path < 0.02 * path.max()) | (room <= 0)] = 0
+        scene.integral[window] += np.float32(placed.mu) * path
+        mask[window] |= convex_hull_image(path > 0) if path.any() else False
+        return
+    path = np.minimum(path, room)
     path[path < LEAST_PATH] = 0
-    added = (lesion.density * MU_GLAND - interior[window]) * path
-    return LesionPatch(window=window, added=added, mask=path > 0)
+    scene.integral[window] += (np.float32(placed.mu) - scene.interior[window]) * path
+    mask[window] |= path > 0
 
 
-def _window(center: tuple[float, float], reach: float, grid: Grid) -> tuple[slice, slice]:
-    column, row = center[0] / grid.spacing, center[1] / grid.spacing + grid.height / 2
-    pixels = reach / grid.spacing
-    return (
-        slice(max(0, int(row - pixels)), min(grid.height, int(row + pixels) + 1)),
-        slice(max(0, int(column - pixels)), min(grid.width, int(column + pixels) + 1)),
-    )
+def _distort(scene: Scene, rng: np.random.Generator, finding: Finding, mask: np.ndarray) -> None:
+    """Pulls the tissue toward the finding, along some directions more than along others."""
+    point, radius = scene.shape.point(finding.place, scene.view), finding.distortion
+    window = scene.window(point, radius)
+    dx, dy = scene.offsets(window, point)
+    rho = np.hypot(dx, dy) / np.float32(radius)
+    folds, phase = rng.integers(5, 9), rng.uniform(0, 2 * np.pi)
+    pull = 0.75 + 0.5 * np.cos(folds * np.arctan2(dy, dx) + phase) * np.minimum(2 * rho, 1)
+    stretch = 1 + np.float32(1.1) * pull * np.maximum(1 - rho, 0) ** 2  # 1 at the rim
+    rows = (dy * stretch + point[1]) / scene.grid.spacing + (scene.grid.height - 1) / 2
+    columns = (dx * stretch + point[0]) / scene.grid.spacing - 0.5
+    pulled = ndimage.map_coordinates(scene.share, [rows, columns], order=1, mode="nearest")
+    changed = (rho < 1) & (scene.inside[window] > 0)
+    scene.repaint(window, changed, share=pulled)
+    mask[window] |= changed
 
 
-def _round_path(rng, radius, dx, dy, duct, spacing) -> np.ndarray:
-    return _solid(dx, dy, radius * _ripple(rng, np.arctan2(dy, dx), range(2, 4), 0.05))
-
-
-def _lobulated_path(rng, radius, dx, dy, duct, spacing) -> np.ndarray:
+def _add_gland(scene: Scene, rng: np.random.Generator, finding: Finding, mask: np.ndarray) -> None:
+    """Lowers the threshold between fat and gland: the tissue's own texture makes concave borders and leaves fat."""
+    point, radius = scene.shape.point(finding.place, scene.view), finding.radius
+    window = scene.window(point, 1.4 * radius)
+    dx, dy = scene.offsets(window, point)
     angle = np.arctan2(dy, dx)
-    lobes = np.abs(np.cos(rng.integers(3, 6) * angle / 2 + rng.uniform(0, np.pi)))
-    return _solid(dx, dy, radius * (0.8 + 0.25 * lobes) * _ripple(rng, angle, range(1, 4), 0.1))
+    cusps, phase = rng.integers(3, 6), rng.uniform(0, 2 * np.pi, 2)
+    scallops = 1.15 - 0.25 * np.abs(np.sin(cusps * angle / 2 + phase[0]))  # hollow outward
+    reach = radius * scallops * (1 + 0.2 * np.cos(2 * angle + phase[1]))
+    rho = np.hypot(dx, dy) / reach.astype(np.float32)
+    envelope = np.maximum(1 - rho**2, 0)
+    texture, offset, share = scene.tissue.texture[window], scene.tissue.offset[window], scene.share[window]
+    core = (rho < 0.5) & (scene.inside[window] > 0)
+    if not core.any():
+        return  # outside the image
+    # The fine structure decides where fat is left and where the border runs; it is too weak in a field of this size.
+    fine = texture - ndimage.gaussian_filter(texture, 0.3 * radius / scene.grid.spacing)
+    grained = texture + np.float32(FINE_GRAIN / fine.std()) * fine * np.sqrt(envelope)
+    target = min(0.85, max(finding.strength, float(share[core].mean()) + 0.2))
+    level = threshold(grained[core], offset[core], np.ones(core.sum(), np.float32), target)
+    lifted = share_of(grained, offset - np.float32(level) * envelope)
+    room = scene.thickness[window] - scene.skin[window] - scene.anatomy.muscle[window]
+    changed = (lifted > share + LEAST_SHARE) & (room > 1) & (envelope > 0)
+    scene.repaint(window, changed, share=lifted)
+    mask[window] |= ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(changed, 3), iterations=2))[3:-3, 3:-3]
 
 
-def _spiculated_path(rng, radius, dx, dy, duct, spacing) -> np.ndarray:
-    """An irregular core, and strands that leave it, taper and fork."""
-    path = _solid(dx, dy, 0.85 * radius * _ripple(rng, np.arctan2(dy, dx), range(2, 12), 0.16))
-    count = int(rng.integers(14, 23))
-    for i in range(count):
-        angle = 2 * np.pi * (i + rng.uniform(-0.35, 0.35)) / count
-        length = radius * rng.uniform(0.9, 2.0)
-        width = rng.uniform(0.6, 1.2)
-        start = 0.6 * radius * _direction(angle)
-        fork = start + 0.6 * length * _direction(angle)
-        path = np.maximum(path, _strand(dx, dy, start, fork, width, 0.7 * width, spacing))
-        for turn in (rng.uniform(0.1, 0.4), -rng.uniform(0.1, 0.4)):
-            tip = fork + 0.5 * length * _direction(angle + turn)
-            path = np.maximum(path, _strand(dx, dy, fork, tip, 0.7 * width, 0.2 * width, spacing))
-    return path
+def _thicken_skin(scene: Scene, rng: np.random.Generator, finding: Finding, mask: np.ndarray) -> None:
+    point = skin_point(scene.shape, finding.place, scene.view)
+    window = scene.window(point, finding.radius)
+    along = _bump(np.hypot(*scene.offsets(window, point)) / np.float32(finding.radius))
+    skin, changed = _skin_of(scene, window, (finding.strength - SKIN) * along)
+    scene.repaint(window, changed, skin=skin)
+    mask[window] |= changed
 
 
-def _cluster_path(rng, radius, dx, dy, duct, spacing) -> np.ndarray:
-    """Specks along a duct; each keeps its volume however coarse the pixels."""
-    path = np.zeros(np.broadcast_shapes(dx.shape, dy.shape), np.float32)
-    for _ in range(int(rng.integers(7, 18))):
-        along, across = np.clip(rng.normal(0, (0.5, 0.25)), -1, 1) * radius
-        x = along * np.cos(duct) - across * np.sin(duct)
-        y = along * np.sin(duct) + across * np.cos(duct)
-        speck = rng.uniform(0.12, 0.38)
-        variance = (speck / 2) ** 2 + (spacing / 2) ** 2
-        volume = 4 / 3 * np.pi * speck**3
-        path += volume / (2 * np.pi * variance) * np.exp(-((dx - x) ** 2 + (dy - y) ** 2) / (2 * variance))
-    return path
+def _skin_of(scene: Scene, window: tuple[slice, slice], extra: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The path through skin ``extra`` mm thicker, only where it is seen from the side; and where that shows."""
+    inside, thickness = scene.inside[window], scene.thickness[window]
+    depth = SKIN + extra * _bump(np.maximum(inside - SKIN - extra, 0) / np.float32(SKIN_FADE))
+    slab = np.float32(scene.shape.thickness)
+    skin = np.minimum(thickness - chord(inside - depth, slab - 2 * depth), thickness)
+    return skin, (skin > scene.skin[window] + LEAST_SKIN) & (inside > 0)
 
 
-# (rng, radius in mm, dx [1, w] and dy [h, 1] in mm, angle of the duct, mm per pixel) -> path [h, w] in mm
-_PATHS: dict[str, Callable[..., np.ndarray]] = {
-    "round": _round_path,
-    "lobulated": _lobulated_path,
-    "spiculated": _spiculated_path,
-    "calcifications": _cluster_path,
+def _retract_skin(scene: Scene, rng: np.random.Generator, finding: Finding, mask: np.ndarray) -> None:
+    point = skin_point(scene.shape, finding.place, scene.view)
+    window = scene.window(point, finding.radius)
+    bump = _bump(np.hypot(*scene.offsets(window, point)) / np.float32(finding.radius))
+    _dent(scene, window, scene.inside[window] - np.float32(finding.strength) * bump, bump, mask)
+
+
+def _retract_nipple(scene: Scene, rng: np.random.Generator, finding: Finding, mask: np.ndarray) -> None:
+    point = (scene.shape.depth, scene.shape.nipple_y)
+    window = scene.window(point, finding.radius)
+    rho = np.hypot(*scene.offsets(window, point)) / np.float32(finding.radius)
+    # A narrow dent, its lips at the edge of the areola.
+    dent = np.float32(finding.strength) * _bump(rho / 0.7)
+    flat = np.where(rho < 1, scene.anatomy.without_nipple[window], scene.inside[window])
+    _dent(scene, window, flat - dent, _bump(rho), mask)
+
+
+def _dent(scene: Scene, window: tuple[slice, slice], inside: np.ndarray, bump: np.ndarray, mask: np.ndarray) -> None:
+    """A new outline (and 1.5 mm of skin in the dent); the mask is what was or is breast there and changed."""
+    before = scene.inside[window]
+    slab = np.float32(scene.shape.thickness)
+    thickness = chord(inside, slab)
+    depth = SKIN + np.float32(0.75) * bump
+    skin = np.minimum(thickness - chord(inside - depth, slab - 2 * depth), thickness)
+    edge = 0.5 * scene.grid.spacing  # the outline is drawn half a pixel softer
+    breast = np.maximum(before, inside) > -edge
+    changed = breast & ((np.abs(thickness - scene.thickness[window]) > LEAST_PATH) | (inside <= edge) & (bump > 0))
+    scene.repaint(window, changed, inside=inside, thickness=thickness, skin=skin)
+    mask[window] |= changed
+
+
+def _tether(scene: Scene, rng: np.random.Generator, finding: Finding) -> list[_Placed]:
+    """Strands from the dent into the breast."""
+    x, y = skin_point(scene.shape, finding.place, scene.view)
+    inward = np.array([0.45 * scene.shape.depth - x, 0.8 * (scene.shape.nipple_y - y)])
+    inward /= np.linalg.norm(inward)
+    strands = []
+    for turn in (-0.35, 0.0, 0.3):
+        turned = turn + rng.uniform(-0.1, 0.1)
+        direction = np.array(
+            [
+                inward[0] * np.cos(turned) - inward[1] * np.sin(turned),
+                inward[0] * np.sin(turned) + inward[1] * np.cos(turned),
+            ]
+        )
+        length = finding.radius * rng.uniform(0.9, 1.5)
+        middle = np.array([x, y]) + direction * (0.8 * finding.strength + length / 2)
+        axes = VIEW_AXES[scene.view]
+        frame = np.stack([direction[0] * axes[0] + direction[1] * axes[1], axes[2]])
+        frame = np.stack([frame[0], frame[1], np.cross(frame[0], frame[1])])
+        body = Ellipsoid(to_unit=frame / np.array([length / 2, 3.0, rng.uniform(0.5, 0.9)])[:, None])
+        strands.append(_Placed(body, (float(middle[0]), float(middle[1])), MU_GLAND))
+    return strands
+
+
+def _inverted_nipple(scene: Scene, finding: Finding) -> list[_Placed]:
+    """The nipple behind the skin, dense, with the ducts that pull it in."""
+    x, y = scene.shape.depth - finding.strength - 5.0, scene.shape.nipple_y
+    nipple = Ellipsoid(to_unit=np.diag(1 / np.array([5.5, 3.6, 3.6])))
+    cord = Ellipsoid(to_unit=np.diag(1 / np.array([13.0, 1.6, 1.6])), center=np.array([-9.0, 0.0, 0.0]))
+    return [_Placed(nipple, (x, y), 1.05 * MU_GLAND), _Placed(cord, (x, y), MU_GLAND)]
+
+
+def _bump(rho: np.ndarray) -> np.ndarray:
+    """1 in the middle, 0 with zero slope from ``rho`` = 1 on."""
+    return np.maximum(1 - rho**2, 0) ** 2
+
+
+_TISSUE = {
+    "focal asymmetry": _add_gland,
+    "asymmetry": _add_gland,
+    "global asymmetry": _add_gland,
+    "skin thickening": _thicken_skin,
+    "skin retraction": _retract_skin,
+    "nipple retraction": _retract_nipple,
 }
-
-
-def _ripple(rng: np.random.Generator, angle: np.ndarray, orders: range, amplitude: float) -> np.ndarray:
-    """1 plus a random Fourier series over the angle, of about that standard deviation."""
-    weights = np.array([1 / k for k in orders])
-    weights *= amplitude * np.sqrt(2) / np.linalg.norm(weights)
-    terms = (w * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k, w in zip(orders, weights, strict=True))
-    return (1 + sum(terms)).astype(np.float32)
-
-
-def _solid(dx: np.ndarray, dy: np.ndarray, boundary: np.ndarray) -> np.ndarray:
-    """Path through a body that is as thick in the middle as it is wide on average."""
-    return 2 * boundary.mean() * np.sqrt(np.maximum(1 - (dx**2 + dy**2) / boundary**2, 0))
-
-
-def _strand(dx, dy, start, end, width, end_width, spacing) -> np.ndarray:
-    """Path through a tapering strand twice as deep as wide, with half widths in mm, softened to the pixel."""
-    delta = end - start
-    along = np.clip(((dx - start[0]) * delta[0] + (dy - start[1]) * delta[1]) / (delta @ delta), 0, 1)
-    squared = (dx - start[0] - along * delta[0]) ** 2 + (dy - start[1] - along * delta[1]) ** 2
-    half = width + (end_width - width) * along
-    variance = (half / 1.5) ** 2 + (0.4 * spacing) ** 2
-    return 3 * half**2 / np.sqrt(variance) * np.exp(-squared / (2 * variance))
-
-
-def _direction(angle: float) -> np.ndarray:
-    return np.array([np.cos(angle), np.sin(angle)])

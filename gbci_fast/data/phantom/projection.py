@@ -25,43 +25,63 @@ STORED_FAT = 12800  # the stored value of full-thickness fat
 STORED_PER_UNIT = 18400.0  # stored values per unit of log attenuation
 
 
-@dataclass(frozen=True)
-class Presentation:
-    """Stored values [H, W] uint16, and the window (center, width) to show them with."""
-
-    stored: np.ndarray
-    window: tuple[float, float]
-
-
-def attenuation(anatomy: Anatomy, glandular: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def attenuation(
+    thickness: np.ndarray, skin: np.ndarray, muscle: np.ndarray, share: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The line integral of attenuation and the local mean coefficient of the interior (1/mm), both [H, W]."""
-    interior = MU_FAT + (MU_GLAND - MU_FAT) * glandular
-    path = anatomy.thickness - anatomy.skin - anatomy.muscle
-    return MU_SKIN * anatomy.skin + interior * path + MU_MUSCLE * anatomy.muscle, interior
+    interior = np.float32(MU_FAT) + np.float32(MU_GLAND - MU_FAT) * share
+    path = thickness - skin - muscle
+    return MU_SKIN * skin + interior * path + MU_MUSCLE * muscle, interior
 
 
-def expose(rng: np.random.Generator, integral: np.ndarray, inside: np.ndarray, grid: Grid) -> np.ndarray:
-    """Log attenuation as the detector sees it: [H, W], scattered and noisy."""
+@dataclass(frozen=True)
+class Beam:
+    """How a breast is exposed: the scatter that reaches each pixel (share of the open beam) and photons per pixel.
+
+    Taken from the healthy breast, for it and for the same breast with findings: a finding changes neither the exposure
+    nor the haze on the rest of the image, so that both images are equal bit by bit wherever the tissue is.
+    """
+
+    scatter: np.ndarray  # [H, W]
+    gain: np.float32
+
+
+def set_beam(integral: np.ndarray, inside: np.ndarray, grid: Grid) -> Beam:
+    """The beam for the healthy breast with this line integral; ``inside`` is bool [H, W]."""
     primary = np.exp(-integral)
-    beam = (1 - SCATTER_FRACTION) * primary + SCATTER_FRACTION * _blur(primary, SCATTER_SIGMA / grid.spacing)
-    gain = np.float32(PHOTONS * grid.spacing**2 / beam[inside].mean())
-    photons = beam * gain
+    scatter = np.float32(SCATTER_FRACTION) * _blur(primary, SCATTER_SIGMA / grid.spacing)
+    mean = ((1 - SCATTER_FRACTION) * primary + scatter)[inside].mean()
+    return Beam(scatter, np.float32(PHOTONS * grid.spacing**2 / mean))
+
+
+def expose(rng: np.random.Generator, integral: np.ndarray, beam: Beam) -> np.ndarray:
+    """Log attenuation as the detector sees it: [H, W], scattered and noisy."""
+    photons = (np.float32(1 - SCATTER_FRACTION) * np.exp(-integral) + beam.scatter) * beam.gain
     # Poisson in its normal limit: hundreds of photons reach even the smallest, darkest pixel.
     photons += np.sqrt(photons + ELECTRONIC_NOISE**2) * rng.standard_normal(photons.shape, dtype=np.float32)
-    return -np.log(np.maximum(photons, 1) / gain)
+    return -np.log(np.maximum(photons, 1) / beam.gain)
 
 
-def present(log_attenuation: np.ndarray, anatomy: Anatomy, slab: float, grid: Grid) -> Presentation:
-    """What a vendor's processing does: peripheral equalization, air to black, a window that fits this breast."""
-    edge = np.clip(anatomy.inside / grid.spacing + 0.5, 0, 1)
-    value = log_attenuation - MU_FAT * slab + edge * (EQUALIZATION * MU_FAT) * (slab - anatomy.thickness)
+def present(
+    log_attenuation: np.ndarray, inside: np.ndarray, thickness: np.ndarray, slab: float, grid: Grid
+) -> np.ndarray:
+    """What a vendor's processing does: peripheral equalization, and air to black. Stored values [H, W] uint16."""
+    edge = np.clip(inside / grid.spacing + 0.5, 0, 1)
+    value = log_attenuation - MU_FAT * slab + edge * (EQUALIZATION * MU_FAT) * (slab - thickness)
     stored = np.clip(np.rint(STORED_FAT + STORED_PER_UNIT * value), 0, 65535).astype(np.uint16)
     stored[edge == 0] = 0
-    step = max(1, grid.height // 512)
-    tissue = (anatomy.inside > 2) & (anatomy.muscle == 0)
-    dark, bright = np.quantile(stored[::step, ::step][tissue[::step, ::step]], (0.02, 0.995))
+    return stored
+
+
+def fit_window(integral: np.ndarray, beam: Beam, anatomy: Anatomy, slab: float, grid: Grid) -> tuple[float, float]:
+    """The window (center, width) that fits the tissue of the healthy breast, found without noise on a coarse copy."""
+    thin = (slice(None, None, max(1, grid.height // 256)),) * 2
+    primary = np.float32(1 - SCATTER_FRACTION) * np.exp(-integral[thin]) + beam.scatter[thin]
+    stored = present(-np.log(primary), anatomy.inside[thin], anatomy.thickness[thin], slab, grid)
+    tissue = (anatomy.inside[thin] > 2) & (anatomy.muscle[thin] == 0)
+    dark, bright = np.quantile(stored[tissue], (0.02, 0.995))
     low, high = max(0.0, dark - 0.3 * (bright - dark)), bright + 0.15 * (bright - dark)
-    return Presentation(stored, (round((low + high) / 2), round(high - low)))
+    return round((low + high) / 2), round(high - low)
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:

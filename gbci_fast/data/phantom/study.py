@@ -1,63 +1,98 @@
-"""Draws a study (who, which breasts, which lesions) and renders its four images.
+"""Draws a study (who, which breasts, which findings) and renders its four images.
 
 Every random choice has its own stream, named by what it decides. So a study depends on (seed, index) alone, and leaving
-out the lesion, or changing it, leaves the rest of the image as it is.
+out a finding, or changing it, leaves the rest of the image as it is.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
 
 from gbci_fast.data.attributes import LATERALITIES, VIEW_POSITIONS
 from gbci_fast.data.dicom_writer import MammogramHeader, uid_from_seed
-from gbci_fast.data.phantom.anatomy import Anatomy, BreastShape, Grid, draw_shape, map_anatomy
-from gbci_fast.data.phantom.lesions import Lesion, LesionPatch, draw_lesion, render_lesion
-from gbci_fast.data.phantom.projection import attenuation, expose, present
+from gbci_fast.data.phantom.anatomy import BreastShape, Grid, draw_shape, map_anatomy
+from gbci_fast.data.phantom.findings import Finding, draw_findings
+from gbci_fast.data.phantom.lesions import Scene
+from gbci_fast.data.phantom.placement import Room
+from gbci_fast.data.phantom.population import AGE_SHARES, AGES, DENSITIES, Population, relative_hazard
+from gbci_fast.data.phantom.projection import expose, fit_window, present, set_beam
 from gbci_fast.data.phantom.texture import glandular_map
 from gbci_fast.errors import GBCIError
 
-MODEL_VERSION = "phantom 1"
+MODEL_VERSION = "phantom 2"
 SMALLEST, LARGEST = 128, 4096  # pixels
+MUSCLE_PATH = 0.5  # mm of muscle that count as pectoral
 
-# Per density class: its share of women, fat fraction, compressed thickness in mm.
-DENSITIES = {"A": (0.1, 0.95, 60.0), "B": (0.4, 0.85, 55.0), "C": (0.4, 0.66, 45.0), "D": (0.1, 0.40, 35.0)}
 # Power spectrum 1/f^beta; soft thresholding keeps the exponent.
 FIELD_BETA = {"CC": 3.17, "MLO": 3.30}
-LESION_PROBABILITY = 0.5  # per breast
 
 
 @dataclass(frozen=True, kw_only=True)
 class BreastPlan:
-    """One breast: depth in mm, and the lesion with the share of that depth at which it lies, alike in both views."""
+    """One breast: its outline per view, and its findings."""
 
     laterality: str
-    depth: float
-    lesion: Lesion | None
-    lesion_depth: float
+    shapes: dict[str, BreastShape]
+    findings: tuple[Finding, ...]
+
+    @property
+    def birads(self) -> int:
+        """The highest of its findings; 1 without one."""
+        return max((finding.birads for finding in self.findings), default=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """Everything about a study but its pixels. One study is one patient; ``split`` follows from its hash."""
+    """Everything about a study but its pixels. One index is one patient; ``split`` follows from its hash.
+
+    ``timepoint`` counts the studies of a growth series; ``days`` have passed since the first of them.
+    """
 
     seed: int
     index: int
     age: int
     breast_density: str
     breasts: tuple[BreastPlan, ...]
+    timepoint: int = 0
+    days: int = 0
 
     @property
     def split(self) -> str:
         return "test" if int(digest("split", self.seed, self.index), 16) % 5 == 0 else "training"
+
+    @property
+    def patient_id(self) -> str:
+        return digest("patient", self.seed, self.index)[:12]
+
+    @property
+    def hazard(self) -> float:
+        """Of breast cancer, relative to the population's mean; see `population.log_hazard`."""
+        return relative_hazard(self.breast_density, self.age)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionTruth:
+    """One finding as this image shows it: ``mask`` is bool [H, W] and not empty."""
+
+    finding: Finding
+    mask: np.ndarray
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """xmin, ymin, xmax, ymax of the mask in pixels, the last two exclusive."""
+        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomImage:
     """One rendered image: pixels and exact truth.
 
-    ``stored`` is [H, W] uint16 and ``mask`` [H, W] bool, True on the lesion; ``window`` is (center, width).
+    ``stored`` is [H, W] uint16, ``breast`` and ``pectoral`` [H, W] bool, ``window`` (center, width). ``twin`` is
+    ``stored`` of the same breast without findings under the same exposure, noise and window, or None if not asked for:
+    the two differ nowhere outside the findings' masks.
     """
 
     study_id: str
@@ -66,33 +101,47 @@ class PhantomImage:
     header: MammogramHeader
     stored: np.ndarray
     window: tuple[float, float]
-    mask: np.ndarray
-    lesion: Lesion | None
-    breast_density: str
-    split: str
+    breast: np.ndarray
+    pectoral: np.ndarray
+    lesions: tuple[LesionTruth, ...]
+    twin: np.ndarray | None
+    plan: StudyPlan
+    breast_plan: BreastPlan
 
     @property
-    def box(self) -> tuple[int, int, int, int] | None:
-        """xmin, ymin, xmax, ymax of the mask in pixels, the last two exclusive."""
-        if self.lesion is None:
-            return None
-        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    def mask(self) -> np.ndarray:
+        """All findings together, bool [H, W]."""
+        union = np.zeros(self.stored.shape, bool)
+        for lesion in self.lesions:
+            union |= lesion.mask
+        return union
 
 
-def render_study(seed: int, index: int, size: int | tuple[int, int] = 512) -> list[PhantomImage]:
+def render_study(
+    seed: int,
+    index: int,
+    size: int | tuple[int, int] = 512,
+    *,
+    population: Population | None = None,
+    twins: bool = False,
+) -> list[PhantomImage]:
     """The four images (CC and MLO of the left, then of the right breast) of study ``index``.
 
     Args:
         seed: of the data set; with ``index`` it decides everything.
         size: height (and width) in pixels, 128 to 4096 each; the height always spans 240 mm.
+        population: what the study is drawn from.
+        twins: render the healthy twins as well.
 
     Raises:
         GBCIError: a size outside these limits, or too narrow for a breast.
     """
-    grid = make_grid(size)
-    plan = draw_study(seed, index)
-    return [render_image(plan, breast, view, grid) for breast in plan.breasts for view in VIEW_POSITIONS]
+    return render_plan(draw_study(seed, index, population), make_grid(size), twins=twins)
+
+
+def render_plan(plan: StudyPlan, grid: Grid, *, twins: bool = False) -> list[PhantomImage]:
+    """The four images of a plan."""
+    return [render_image(plan, breast, view, grid, twins) for breast in plan.breasts for view in VIEW_POSITIONS]
 
 
 def make_grid(size: int | tuple[int, int]) -> Grid:
@@ -106,60 +155,106 @@ def make_grid(size: int | tuple[int, int]) -> Grid:
     return Grid(height, width)
 
 
-def draw_study(seed: int, index: int) -> StudyPlan:
+def draw_study(seed: int, index: int, population: Population | None = None) -> StudyPlan:
     """The plan of study ``index`` of the data set ``seed``."""
+    population = population or Population()
     rng = stream(seed, index, "study")
     density = str(rng.choice(list(DENSITIES), p=[share for share, _, _ in DENSITIES.values()]))
     depth = rng.uniform(80, 115)
-    breasts = []
+    age = int(rng.choice(AGES, p=AGE_SHARES))
+    hazard = relative_hazard(density, age)
+    breasts: list[BreastPlan] = []
     for laterality in LATERALITIES:
-        rng_breast = stream(seed, index, "breast", laterality)
-        breasts.append(
-            BreastPlan(
-                laterality=laterality,
-                depth=depth * rng_breast.uniform(0.95, 1.05),
-                lesion=draw_lesion(rng_breast) if rng_breast.uniform() < LESION_PROBABILITY else None,
-                lesion_depth=rng_breast.uniform(0.4, 0.68),
+        breast_depth = depth * stream(seed, index, "breast", laterality).uniform(0.95, 1.05)
+        shapes = {
+            view: draw_shape(
+                stream(seed, index, laterality, view, "shape"),
+                view_position=view,
+                depth=breast_depth,
+                thickness=DENSITIES[density][2],
             )
-        )
-    age = int(np.clip(rng.normal(55, 9), 40, 75))
+            for view in VIEW_POSITIONS
+        }
+        categories = population.draw_categories(stream(seed, index, laterality, "categories"), hazard)
+        # Denser than the other breast: one of the two at most.
+        if breasts and any("Global Asymmetry" in finding.categories for finding in breasts[0].findings):
+            categories = [item for item in categories if item[0] != "Global Asymmetry"]
+        findings = ()
+        if categories:
+            findings = draw_findings(stream(seed, index, laterality, "findings"), categories, Room(shapes))
+        breasts.append(BreastPlan(laterality=laterality, shapes=shapes, findings=findings))
     return StudyPlan(seed=seed, index=index, age=age, breast_density=density, breasts=tuple(breasts))
 
 
-def render_image(plan: StudyPlan, breast: BreastPlan, view: str, grid: Grid) -> PhantomImage:
+def growth_series(plan: StudyPlan, timepoints: int, interval: int) -> list[StudyPlan]:
+    """``timepoints`` plans of one patient, ``interval`` days apart; the last is as large as ``plan``.
+
+    Anatomy, places and shapes stay; masses, nodes and calcifications with a ``doubling_days`` grow. Exposures, and with
+    them the noise, are new each time.
+    """
+    series = []
+    for timepoint in range(timepoints):
+        before = (timepoints - 1 - timepoint) * interval
+        breasts = tuple(
+            replace(breast, findings=tuple(finding.earlier(before) for finding in breast.findings))
+            for breast in plan.breasts
+        )
+        days = timepoint * interval
+        age = plan.age - round(before / 365.25)
+        series.append(replace(plan, breasts=breasts, timepoint=timepoint, days=days, age=age))
+    return series
+
+
+def render_image(plan: StudyPlan, breast: BreastPlan, view: str, grid: Grid, twins: bool = False) -> PhantomImage:
     """One view of one breast of the plan."""
-    _, fat_fraction, thickness = DENSITIES[plan.breast_density]
+    _, fat_fraction, slab = DENSITIES[plan.breast_density]
 
-    def image_stream(purpose: str) -> np.random.Generator:
-        return stream(plan.seed, plan.index, breast.laterality, view, purpose)
+    def image_stream(*purpose: object) -> np.random.Generator:
+        return stream(plan.seed, plan.index, breast.laterality, view, *purpose)
 
-    shape = draw_shape(image_stream("shape"), view_position=view, depth=breast.depth, thickness=thickness)
+    shape = breast.shapes[view]
     anatomy = map_anatomy(shape, grid)
-    glandular = glandular_map(
+    tissue = glandular_map(
         image_stream("texture"), shape, anatomy, grid, beta=FIELD_BETA[view], fat_fraction=fat_fraction
     )
-    integral, interior = attenuation(anatomy, glandular)
-    mask = np.zeros(integral.shape, bool)
-    if breast.lesion is not None:
-        patch = _place_lesion(image_stream("lesion"), breast, view, shape, anatomy, interior, grid)
-        integral[patch.window] += patch.added
-        mask[patch.window] = patch.mask
-    exposure = expose(image_stream("noise"), integral, anatomy.inside > 0, grid)
-    image = present(exposure, anatomy, thickness, grid)
+    healthy = Scene.healthy(view, grid, shape, anatomy, tissue)
+    beam = set_beam(healthy.integral, anatomy.inside > 0, grid)
+
+    def photograph(scene: Scene) -> np.ndarray:
+        exposure = expose(image_stream("noise", plan.timepoint), scene.integral, beam)
+        return present(exposure, scene.inside, scene.thickness, slab, grid)
+
+    scene, masks = healthy, []
+    if breast.findings:
+        scene = healthy.copy()
+        masks = scene.add(breast.findings, [image_stream("finding", i) for i in range(len(breast.findings))])
+    stored = photograph(scene)
+    differs = any(mask.any() for mask in masks)
+    twin = photograph(healthy) if twins and differs else stored if twins else None
     # Chest wall left for L, right for R.
     mirror = slice(None, None, 1 if breast.laterality == "L" else -1)
-    names = (plan.seed, plan.index, grid.height, grid.width)
+
+    def mirrored(image: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(image[:, mirror])
+
+    names = _names(plan, grid)
     return PhantomImage(
         study_id=digest("study", *names)[:32],
         series_id=digest("series", *names)[:32],
         image_id=digest("image", *names, breast.laterality, view)[:32],
         header=_header(plan, breast.laterality, view, grid),
-        stored=np.ascontiguousarray(image.stored[:, mirror]),
-        window=image.window,
-        mask=np.ascontiguousarray(mask[:, mirror]),
-        lesion=breast.lesion,
-        breast_density=plan.breast_density,
-        split=plan.split,
+        stored=mirrored(stored),
+        window=fit_window(healthy.integral, beam, anatomy, slab, grid),
+        breast=mirrored(scene.inside > 0),
+        pectoral=mirrored(anatomy.muscle > MUSCLE_PATH),
+        lesions=tuple(
+            LesionTruth(finding=finding, mask=mirrored(mask))
+            for finding, mask in zip(breast.findings, masks, strict=True)
+            if mask.any()
+        ),
+        twin=None if twin is None else mirrored(twin),
+        plan=plan,
+        breast_plan=breast,
     )
 
 
@@ -173,27 +268,13 @@ def digest(*names: object) -> str:
     return hashlib.sha256("\x1f".join(map(str, ("gbci_fast", MODEL_VERSION, *names))).encode()).hexdigest()
 
 
-def _place_lesion(
-    rng: np.random.Generator,
-    breast: BreastPlan,
-    view: str,
-    shape: BreastShape,
-    anatomy: Anatomy,
-    interior: np.ndarray,
-    grid: Grid,
-) -> LesionPatch:
-    """Both views see a lesion equally far from the nipple; its height is free between the skin and the muscle."""
-    x = breast.lesion_depth * shape.depth
-    reach = rng.uniform(-0.4, 0.45) if view == "CC" else rng.uniform(-0.2, 0.45)
-    y = shape.nipple_line(x) + reach * (shape.upper if reach < 0 else shape.lower)
-    duct = float(np.arctan2(shape.nipple_y - y, shape.depth - x))
-    room = anatomy.thickness - anatomy.skin
-    return render_lesion(rng, breast.lesion, (x, y), duct, interior, room, grid)
+def _names(plan: StudyPlan, grid: Grid) -> tuple[int, ...]:
+    return plan.seed, plan.index, plan.timepoint, grid.height, grid.width
 
 
 def _header(plan: StudyPlan, laterality: str, view: str, grid: Grid) -> MammogramHeader:
-    names = (MODEL_VERSION, plan.seed, plan.index, grid.height, grid.width)
-    day = int(digest("day", plan.seed, plan.index), 16) % 3650
+    names = (MODEL_VERSION, *_names(plan, grid))
+    day = int(digest("day", plan.seed, plan.index), 16) % 3650 + plan.days
     return MammogramHeader(
         view_position=view,
         laterality=laterality,
@@ -201,11 +282,10 @@ def _header(plan: StudyPlan, laterality: str, view: str, grid: Grid) -> Mammogra
         series_uid=uid_from_seed("series", *names),
         instance_uid=uid_from_seed("image", *names, laterality, view),
         study_datetime=datetime(2000, 1, 1, 9) + timedelta(days=day),
-        patient_id=digest("patient", plan.seed, plan.index)[:12],
+        patient_id=plan.patient_id,
         patient_age=plan.age,
         software_version=MODEL_VERSION,
         derivation="Procedural phantom; no patient was imaged.",
         spacing=(grid.spacing, grid.spacing),
         instance_number=1 + 2 * LATERALITIES.index(laterality) + VIEW_POSITIONS.index(view),
-        from_scratch=True,
     )

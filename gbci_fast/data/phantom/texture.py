@@ -1,6 +1,7 @@
 """Fibroglandular tissue: a 1/f^beta random field, stretched toward the nipple, thresholded to a fat fraction."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import fft
@@ -12,6 +13,18 @@ SOFTNESS = 0.8  # of the border between fat and gland, in standard deviations of
 DENSEST = 0.8  # glandular share of the densest column of tissue
 VESSEL_BETA = 4.5  # smooth enough for its zero crossings to be lines
 FAN = (-math.pi / 4.5, 0.0, math.pi / 4.5)  # the duct directions that are blended
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """Maps [H, W]: the glandular ``share`` of the interior in [0, 1], and what it was thresholded from.
+
+    ``share`` = `share_of` (``texture``, ``offset``) and a few vessels; ``texture`` has unit variance.
+    """
+
+    share: np.ndarray
+    texture: np.ndarray
+    offset: np.ndarray
 
 
 def power_law_field(rng: np.random.Generator, grid: Grid, beta: float, angles: tuple[float, ...]) -> list[np.ndarray]:
@@ -37,8 +50,8 @@ def power_law_field(rng: np.random.Generator, grid: Grid, beta: float, angles: t
 
 def glandular_map(
     rng: np.random.Generator, shape: BreastShape, anatomy: Anatomy, grid: Grid, *, beta: float, fat_fraction: float
-) -> np.ndarray:
-    """The glandular share of the interior under each pixel, [H, W] in [0, 1].
+) -> Tissue:
+    """The glandular share of the interior under each pixel.
 
     Its mean over the breast, weighted by thickness, is ``1 - fat_fraction`` (vessels apart). Fat gathers under the
     skin, in front of the chest wall and away from the nipple line.
@@ -49,13 +62,14 @@ def glandular_map(
     place -= 3.0 * (anatomy.nipple_line_distance / semi_axis.astype(np.float32)) ** 2
     interior = anatomy.thickness - anatomy.skin - anatomy.muscle
     step = max(1, grid.height // 256)
-    level = _level(*(a[::step, ::step] for a in (texture, place, interior)), 1 - fat_fraction)
+    level = threshold(*(a[::step, ::step] for a in (texture, place, interior)), 1 - fat_fraction)
     vessels = np.exp(-((_toward_nipple(power_law_field(rng, grid, VESSEL_BETA, FAN), shape, grid) / 0.08) ** 2))
     vessels *= np.clip((texture + place) / 3 + 4 / 3, 0, 1)
-    return np.clip(_share(texture, place - level) + 0.12 * vessels, 0, 1)
+    offset = place - np.float32(level)
+    return Tissue(np.clip(share_of(texture, offset) + 0.12 * vessels, 0, 1), texture, offset)
 
 
-def _share(texture: np.ndarray, offset: np.ndarray) -> np.ndarray:
+def share_of(texture: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """Soft threshold; the texture goes on where it saturates."""
     return _logistic((texture + offset) / SOFTNESS) * (DENSEST + 0.06 * texture)
 
@@ -68,13 +82,13 @@ def _toward_nipple(fields: list[np.ndarray], shape: BreastShape, grid: Grid) -> 
     return sum(field * np.maximum(1 - np.abs(position - i), 0) for i, field in enumerate(fields))
 
 
-def _level(texture: np.ndarray, place: np.ndarray, weight: np.ndarray, target: float) -> float:
+def threshold(texture: np.ndarray, place: np.ndarray, weight: np.ndarray, target: float) -> float:
     """The threshold at which the weighted mean of the glandular share is ``target`` (bisection)."""
     low, high = -10.0, 10.0
     weight = weight / weight.sum()
     for _ in range(20):
         middle = (low + high) / 2
-        low, high = (middle, high) if (weight * _share(texture, place - middle)).sum() > target else (low, middle)
+        low, high = (middle, high) if (weight * share_of(texture, place - middle)).sum() > target else (low, middle)
     return (low + high) / 2
 
 
