@@ -118,6 +118,18 @@ def test_files_that_look_like_images(make_dicom, tmp_path, ramp):
     assert not any(looks_like_image(tmp_path / name) for name in ("DICOMDIR", "._image.dcm", "notes.txt", "absent"))
 
 
+def test_data_set_without_preamble_is_read_where_it_is_named(make_dicom, tmp_path, ramp):
+    path = make_dicom(ramp)
+    content = path.read_bytes()
+    for name, bare in (("meta", content[132:]), ("data", content[144 + int.from_bytes(content[140:144], "little") :])):
+        (tmp_path / name).write_bytes(bare)
+        np.testing.assert_array_equal(read_mammogram(tmp_path / name).stored, ramp)
+        # In a folder, other files may begin alike.
+        assert not looks_like_image(tmp_path / name)
+        (tmp_path / name).rename(tmp_path / f"{name}.dcm")
+        assert looks_like_image(tmp_path / f"{name}.dcm")
+
+
 def test_file_that_may_not_be_read_looks_like_nothing(make_dicom, ramp, monkeypatch):
     def refused(*_):
         raise PermissionError(13, "Permission denied")
@@ -260,10 +272,14 @@ def test_view_and_side_from_file_name(make_dicom, tmp_path, ramp, stem, expected
         ({"PixelSpacing": [0.1, 0.2], "NominalScannedPixelSpacing": [0.3, 0.3]}, (0.1, 0.2)),
         ({"NominalScannedPixelSpacing": [0.043, 0.043]}, (0.043, 0.043)),
         ({"ImagerPixelSpacing": "", "PixelSpacing": [0.1, 0.1]}, (0.1, 0.1)),
+        # At the detector; the breast is 1.6 times smaller.
+        ({"ImagerPixelSpacing": [0.08, 0.16], "EstimatedRadiographicMagnificationFactor": "1.6"}, (0.05, 0.1)),
+        ({"ImagerPixelSpacing": [0.08, 0.16], "EstimatedRadiographicMagnificationFactor": "0"}, (0.08, 0.16)),
+        ({"ImagerPixelSpacing": [0.08, 0.16], "EstimatedRadiographicMagnificationFactor": ""}, (0.08, 0.16)),
     ],
 )
 def test_spacing(make_dicom, ramp, tags, expected):
-    assert read_mammogram(make_dicom(ramp, **tags)).spacing == expected
+    assert read_mammogram(make_dicom(ramp, **tags)).spacing == (expected and pytest.approx(expected))
 
 
 @pytest.mark.parametrize("value", [[0, 0], [-0.07, 0.07], [0.07, 700], [0.07]])
@@ -298,6 +314,8 @@ def test_png_is_at_full_scale_of_the_bits_it_uses(tmp_path, dtype, largest, whit
     assert mammogram.stored.dtype == np.dtype(dtype)
     np.testing.assert_array_equal(mammogram.stored, stored)
     np.testing.assert_array_equal(mammogram.unit(), (stored / white).astype(np.float32))
+    guessed = dtype == "uint16" and white < 65535
+    assert mammogram.notes == ((f"a PNG states no bit depth: {white} is taken as white",) if guessed else ())
 
 
 # Real mammograms ----------------------------------------------------------------------------------------------------

@@ -204,6 +204,52 @@ def test_two_valued_image_is_black_and_white():
     assert presentation_of(header(), stored).to_unit(stored).tolist() == [[0, 0], [1, 0]]
 
 
+# For Processing -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    photometric=st.sampled_from(["MONOCHROME1", "MONOCHROME2"]),
+    relationship=st.sampled_from(["LIN", "LOG", ""]),
+    sign=st.sampled_from([1, -1]),
+    bits=st.sampled_from([10, 12, 14]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_raw_images_are_bright_where_they_are_dense(photometric, relationship, sign, bits, seed):
+    dataset = header(bits, PhotometricInterpretation=photometric, PresentationIntentType="FOR PROCESSING")
+    dataset.PixelIntensityRelationship, dataset.PixelIntensityRelationshipSign = relationship, sign
+    stored = np.random.default_rng(seed).integers(1, 2**bits, (20, 20)).astype(np.uint16)
+    presentation = presentation_of(dataset, stored)
+    assert presentation.kind == "for processing"
+    unit = presentation.to_unit(stored)
+    assert (unit.min(), unit.max()) == (0, 1)
+    rising = np.diff(unit.ravel()[np.argsort(stored.ravel(), kind="stable")])
+    assert (-sign * rising >= 0).all()
+    # A copy with the LUT displays alike, bit for bit.
+    first, table = presentation.lut
+    copy = header(bits, PhotometricInterpretation=photometric, VOILUTSequence=[lut_item(table, first)])
+    np.testing.assert_array_equal(presentation_of(copy, stored).to_unit(stored), unit)
+
+
+def test_half_the_intensity_is_one_step_of_the_display_anywhere():
+    dataset = header(PixelIntensityRelationship="LIN", PixelIntensityRelationshipSign=1)
+    dataset.PresentationIntentType = "FOR PROCESSING"
+    unit = presentation_of(dataset, EVERY_12_BIT).to_unit(np.array([[64, 128, 256, 512, 1024, 2048]], np.uint16))
+    np.testing.assert_allclose(np.diff(unit[0]), np.diff(unit[0]).mean(), atol=2e-5)
+    assert np.diff(unit[0]).mean() < -0.05
+
+
+@pytest.mark.parametrize(
+    ("intercept", "reason"),
+    [(0, "every pixel has one and the same value"), (-5000, "an image For Processing without a positive X-ray")],
+)
+def test_intensity_without_a_positive_value_is_refused(intercept, reason):
+    dataset = header(signed=True, PixelIntensityRelationship="LIN", PixelIntensityRelationshipSign=1)
+    dataset.PresentationIntentType, dataset.RescaleIntercept = "FOR PROCESSING", intercept
+    with pytest.raises(GBCIError, match=reason):
+        presentation_of(dataset, -np.arange(100, dtype=np.int16).reshape(10, 10))
+
+
 # Pasting ------------------------------------------------------------------------------------------------------------
 
 
