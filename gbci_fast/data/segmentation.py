@@ -29,6 +29,7 @@ _BLUR = 0.009
 _SKIN = 0.02
 _BAND = 0.05  # how far the edge may leave the straight line
 _LINE_SAMPLES = 48
+_FAINTEST = 0.2  # score of a line that still counts
 _SMALLEST = 32  # pixels: no muscle is looked for in a breast that is not as high
 
 
@@ -73,14 +74,13 @@ def pectoral_mask(unit: np.ndarray, breast: np.ndarray, view_position: str | Non
 
     Its border is first the straight line across which the image darkens most consistently (Karssemeijer, Phys. Med.
     Biol. 43, 1998, found it by a Hough transform), then the path of least cost along it, which may bulge. Where
-    nothing stands out there is no muscle: a border must darken along most of its length, and by more than the breast's
-    own texture.
+    nothing stands out there is no muscle; but a faint border counts, because nearly every oblique view has one.
 
     Args:
         unit: float32 [H, W] in [0, 1], bright = dense.
         breast: bool [H, W], from `breast_mask`; the chest wall may be on either side.
-        view_position: a CC view has no muscle; in an unknown view (None) only a border that no CC view is likely to
-            imitate counts.
+        view_position: a CC view has no muscle. Where it is not stated (None), the breast tells: an oblique view is cut
+            off by the image's upper edge, a CC view tapers toward it.
 
     Returns:
         Part of `breast`; all False where no muscle is found.
@@ -95,12 +95,14 @@ def pectoral_mask(unit: np.ndarray, breast: np.ndarray, view_position: str | Non
     inside = breast[window][:, forward]
     shape = _small_shape(inside.shape)
     small, small_inside = _shrunk(unit[window][:, forward], shape), _shrunk(inside, shape) > 0.5
+    if view_position is None and not _is_cut_off(small_inside):
+        return muscle
     field = _Shading.of(small, small_inside)
     line = _strongest_line(field)
     if line is None:
         return muscle
     border = _border(field, line)
-    if not _stands_out(field, line, border, known=view_position == "MLO"):
+    if not _stands_out(field, line, border):
         return muscle
     height, width = inside.shape
     rows = (np.arange(height) + 0.5) * shape[0] / height - 0.5
@@ -173,19 +175,23 @@ def _largest(foreground: np.ndarray) -> np.ndarray:
     return labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
 
 
+def _is_cut_off(inside: np.ndarray) -> bool:
+    """Whether a breast that fills its box [H, W] meets the upper edge wide, and not as a curve that has just begun."""
+    widths = inside.sum(1)
+    return widths[0] > 0.5 * widths[round(0.05 * (len(widths) - 1))]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Shading:
     """A breast [H, W], chest wall on the left: smoothed gray values, their falls along x and y, and where they count.
 
-    Falls are in units of the breast's root-mean-square gradient, zero at the skin; `spread` is the gray values'
-    standard deviation.
+    Falls are in units of the breast's root-mean-square gradient, zero at the skin.
     """
 
     gray: np.ndarray
     fall_x: np.ndarray
     fall_y: np.ndarray
     deep: np.ndarray
-    spread: float
 
     @classmethod
     def of(cls, small: np.ndarray, inside: np.ndarray) -> "_Shading":
@@ -197,8 +203,7 @@ class _Shading:
         slope_y, slope_x = np.gradient(np.pad(gray, 1, mode="edge"))
         slope_y, slope_x = slope_y[1:-1, 1:-1] * deep, slope_x[1:-1, 1:-1] * deep
         scale = np.sqrt((slope_x**2 + slope_y**2).sum() / max(1, deep.sum())) + 1e-6
-        spread = float(gray[deep].std()) + 1e-6 if deep.any() else 1.0
-        return cls(gray=gray, fall_x=-slope_x / scale, fall_y=-slope_y / scale, deep=deep, spread=spread)
+        return cls(gray=gray, fall_x=-slope_x / scale, fall_y=-slope_y / scale, deep=deep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,11 +281,8 @@ def _best_path(gain: np.ndarray, step_cost: float) -> np.ndarray:
     return path
 
 
-def _stands_out(field: _Shading, line: _Line, border: np.ndarray, known: bool) -> bool:
-    """Whether the border is a muscle's: clear, falling nearly everywhere, bright above and dark below.
-
-    The limits separate MLO from CC views of real mammograms; in an MLO view (`known`) a muscle is likely beforehand.
-    """
+def _stands_out(field: _Shading, line: _Line, border: np.ndarray) -> bool:
+    """Whether the border is a muscle's: clear, mostly falling, brighter above than below."""
     rows = np.arange(len(border))
     counts = ndimage.map_coordinates(field.deep.astype(np.float32), [rows, border], order=0, mode="nearest") > 0
     if not counts.any():
@@ -292,6 +294,5 @@ def _stands_out(field: _Shading, line: _Line, border: np.ndarray, known: bool) -
         return ndimage.map_coordinates(image, [y, x], order=1, mode="nearest")[counts]
 
     falling = at(field.fall_x * nx + field.fall_y * ny, 0) > 0.15
-    contrast = np.median(at(field.gray, -reach) - at(field.gray, reach)) / field.spread
-    limits = (0.25, 0.45, 0.0) if known else (0.7, 0.9, 0.8)
-    return line.score >= limits[0] and falling.mean() >= limits[1] and contrast >= limits[2]
+    contrast = np.median(at(field.gray, -reach) - at(field.gray, reach))
+    return line.score >= _FAINTEST and falling.mean() >= 0.45 and contrast > 0
