@@ -16,7 +16,7 @@ from gbci_fast.data.phantom.bodies import VIEW_AXES, Ellipsoid
 from gbci_fast.data.phantom.findings import Finding
 from gbci_fast.data.phantom.placement import skin_point
 from gbci_fast.data.phantom.projection import MU_CALCIFICATION, MU_GLAND, attenuation
-from gbci_fast.data.phantom.texture import Tissue, share_of, threshold
+from gbci_fast.data.phantom.texture import DENSEST, Tissue, share_of, threshold
 
 LEAST_PATH = 0.1  # mm of a body; thinner is no lesion
 LEAST_SHARE = 0.04  # of a change of the glandular share
@@ -181,7 +181,7 @@ def _add_gland(scene: Scene, rng: np.random.Generator, finding: Finding, mask: n
     # The fine structure decides where fat is left and where the border runs; it is too weak in a field of this size.
     fine = texture - ndimage.gaussian_filter(texture, 0.3 * radius / scene.grid.spacing)
     grained = texture + np.float32(FINE_GRAIN / fine.std()) * fine * np.sqrt(envelope)
-    target = min(0.85, max(finding.strength, float(share[core].mean()) + 0.2))
+    target = min(DENSEST + 0.05, max(finding.strength, float(share[core].mean()) + 0.2))
     level = threshold(grained[core], offset[core], np.ones(core.sum(), np.float32), target)
     lifted = share_of(grained, offset - np.float32(level) * envelope)
     room = scene.thickness[window] - scene.skin[window] - scene.anatomy.muscle[window]

@@ -28,10 +28,14 @@ STORED_PER_UNIT = 18400.0  # stored values per unit of log attenuation
 def attenuation(
     thickness: np.ndarray, skin: np.ndarray, muscle: np.ndarray, share: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The line integral of attenuation and the local mean coefficient of the interior (1/mm), both [H, W]."""
-    interior = np.float32(MU_FAT) + np.float32(MU_GLAND - MU_FAT) * share
+    """The line integral of attenuation, and the coefficient (1/mm) of the tissue that a body displaces, both [H, W].
+
+    Masses grow among gland rather than anywhere in the column: where gland is a share s of it, that of what they
+    displace is taken to be ``1 - (1 - s)^2``. So they hide in dense breasts.
+    """
+    fat, step = np.float32(MU_FAT), np.float32(MU_GLAND - MU_FAT)
     path = thickness - skin - muscle
-    return MU_SKIN * skin + interior * path + MU_MUSCLE * muscle, interior
+    return MU_SKIN * skin + (fat + step * share) * path + MU_MUSCLE * muscle, fat + step * (1 - (1 - share) ** 2)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""A plain detector finds a mass less often the denser the breast, and more often the denser the mass.
+
+Run as a script for the figures: ``python tests/data/phantom/test_acceptance.py [views] [seeds]``.
+"""
+
+import functools
+import sys
+from dataclasses import replace
+
+import numpy as np
+
+from gbci_fast.data.phantom.bodies import VIEW_AXES, Ellipsoid
+from gbci_fast.data.phantom.findings import Finding
+from gbci_fast.data.phantom.placement import Room
+from gbci_fast.data.phantom.population import DENSITIES
+from gbci_fast.data.phantom.study import draw_study, make_grid, render_image, stream
+from gbci_fast.evaluate.observer import auc_interval, matched_filter, roc_auc, score
+
+RADIUS = 5.0  # mm: the smallest mass that the phantom draws
+REACH = 9.0  # mm: how far around it the observer looks
+STRENGTHS = (1.0, 1.05, 1.1)  # attenuation of the mass relative to gland
+BREASTS = 40
+
+
+def observe(seed: int, index: int, density: str, view: str) -> list[float]:
+    """The observer's scores of one breast: healthy, then with the same mass at each strength."""
+    grid = make_grid(128)
+    plan = replace(draw_study(seed, index), breast_density=density)
+    shapes = {name: replace(shape, thickness=DENSITIES[density][2]) for name, shape in plan.breasts[0].shapes.items()}
+    place = Room(shapes).in_tissue(stream("acceptance", seed, index), REACH)
+    ball = Ellipsoid(to_unit=np.eye(3) / RADIUS, kind="round")
+    x, y = shapes[view].point(place, view)
+    columns, rows = (np.flatnonzero(np.abs(axis.ravel() - at) < REACH) for axis, at in ((grid.x, x), (grid.y, y)))
+    path = ball.path(VIEW_AXES[view], grid.x[0, columns] - x, grid.y[rows, 0] - y)
+    template, corner = matched_filter(path), (rows[0], columns[0])
+    scores = []
+    for strength in STRENGTHS:
+        mass = Finding(
+            kind="round", categories=("Mass",), place=place, radius=RADIUS, strength=strength, malignant=False,
+            birads=3, report="round mass", body=ball,
+        )  # fmt: skip
+        breast = replace(plan.breasts[0], shapes=shapes, findings=(mass,))
+        image = render_image(plan, breast, view, grid, twins=not scores)
+        scores = scores or [score(image.twin, template, corner)]
+        scores.append(score(image.stored, template, corner))
+    return scores
+
+
+@functools.cache
+def observed(seed: int, view: str) -> dict[str, np.ndarray]:
+    """Per density class, scores [breasts, 1 + strengths]; the same breasts in every class."""
+    return {
+        density: np.array([observe(seed, index, density, view) for index in range(BREASTS)]) for density in DENSITIES
+    }
+
+
+def areas(scores: np.ndarray) -> list[float]:
+    """The area under the ROC curve at each strength."""
+    return [roc_auc(present, scores[:, 0]) for present in scores[:, 1:].T]
+
+
+def test_masses_hide_in_dense_breasts():
+    visible = [np.mean(areas(scores)) for scores in observed(0, "CC").values()]
+    drops = -np.diff(visible)
+    assert visible[0] > 0.95
+    assert 0.6 < visible[3] < 0.85
+    assert drops.min() > 0.02
+
+
+def test_dense_masses_show():
+    by_strength = np.array([areas(scores) for scores in observed(0, "CC").values()])
+    assert (np.diff(by_strength) >= 0).all()
+    assert (np.diff(by_strength[1:]) > 0.01).all()  # in the fattiest class nothing is left to gain
+
+
+def main(views: list[str], seeds: range) -> None:
+    for view in views:
+        for seed in seeds:
+            for density, scores in observed(seed, view).items():
+                columns = []
+                for strength, present in zip(STRENGTHS, scores[:, 1:].T, strict=True):
+                    low, high = auc_interval(present, scores[:, 0])
+                    columns.append(f"{strength}: {roc_auc(present, scores[:, 0]):.3f} ({low:.3f}-{high:.3f})")
+                print(view, f"seed {seed}", density, *columns, f"mean {np.mean(areas(scores)):.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*([sys.argv[1].split(",")] if sys.argv[1:] else [["CC"]]), range(int(sys.argv[2]) if sys.argv[2:] else 1))
