@@ -36,6 +36,8 @@ another lesion in it, every other pixel has the same stored value and the same d
 - BurnedInAnnotation must be stated in a mammogram For Presentation: where the source does not state it, nobody has
   looked, and copies say YES.
 - A PNG states no bit depth: white is the largest value of the fewest bits (8 at least) that hold its largest pixel.
+- **Lossy JPEG of 12 bits** is refused: the freely licensed decoder at hand (GDCM) ends the whole process over some
+  damaged frames. dcmtk's `dcmdjpeg` converts such files.
 - Overlays, in unused bits or beside the pixels, are not part of the image and not written.
 
 | | file | result | dcmtk |
