@@ -79,7 +79,7 @@ INDEX_SCHEMA = pa.schema(
         ("extra", pa.string()),  # the table's other columns, JSON
         ("breast_fraction", pa.float64()),  # of the native image
         ("brightness", pa.float64()),  # mean in the breast, 0 to 1
-        ("saturated", pa.float64()),  # share of the breast's pixels at 1.0
+        ("saturated", pa.float64()),  # share of the breast's pixels at 0.999 or more
         ("aspect", pa.float64()),  # height / width of the native crop
         ("mask", pa.int64()),  # its first row of ``masks.npy``
     ]

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from gbci_fast import __version__
 from gbci_fast.data.cache import (
@@ -42,7 +40,7 @@ from gbci_fast.data.cache import (
     Cache,
     packed_length,
 )
-from gbci_fast.data.prepare_image import PreparedImage, PrepareSettings, prepare_image
+from gbci_fast.data.prepare_image import PreparedImage, PrepareSettings, prepare_image, start_worker
 from gbci_fast.data.qc import QC_FOLDER, write_qc
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE, ImageRecord, VinDr, find_inputs
 from gbci_fast.errors import GBCIError
@@ -214,8 +212,8 @@ class _Job:
             return
         # A fork server imports everything once, in a process without threads, and every worker starts as its copy.
         context = get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        pool = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_start_worker)
+        context.set_forkserver_preload([prepare_image.__module__])
+        pool = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=start_worker)
         pending: deque[tuple[Source, ImageRecord, Future[PreparedImage]]] = deque()
         try:
             for source, record in todo:
@@ -408,12 +406,6 @@ def _check_unchanged(record: ImageRecord, row: dict[str, Any], source: Source) -
             f"{record.path} has {size} bytes, and had {row['bytes']} when it was prepared; "
             "start again in another folder"
         )
-
-
-def _start_worker() -> None:
-    """One thread per process, or the processes would fight over the cores; Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _header(dtype: str, shape: tuple[int, ...]) -> bytes:

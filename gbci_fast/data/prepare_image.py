@@ -1,11 +1,13 @@
 """One image of a cache: its pixels, its masks and its rows of the index. What the worker processes do."""
 
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gbci_fast.data.acquisition import side_contradiction
 from gbci_fast.data.cache import attribute_columns, frame_columns, pack_masks
@@ -18,6 +20,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.files import sha256_of
 
 MIN_SIZE, MAX_SIZE = 16, 4096
+SATURATED = round(0.999 * 65535)  # resampling takes a little off a white area
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,12 @@ class PreparedImage:
     rows: list[dict[str, Any]]
     pixels: np.ndarray
     masks: list[np.ndarray]
+
+
+def start_worker() -> None:
+    """One thread per process, or the processes would fight over the cores; Ctrl-C is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
 def prepare_image(record: ImageRecord, root: Path, source: str, settings: PrepareSettings) -> PreparedImage:
@@ -114,7 +123,7 @@ def _view_columns(record: ImageRecord, reading: Reading, view: FramedView) -> di
         "frame": frame_columns(frame),
         "lesions": [_lesion_columns(record, reading, view, lesion) for lesion in field.lesions],
         "brightness": float(inside.mean() / 65535) if inside.size else 0.0,
-        "saturated": float((inside == 65535).mean()) if inside.size else 0.0,
+        "saturated": float((inside >= SATURATED).mean()) if inside.size else 0.0,
         "aspect": (frame.y1 - frame.y0) / (frame.x1 - frame.x0),
     }
 

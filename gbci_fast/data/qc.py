@@ -22,7 +22,8 @@ SMALL_LESION = 3  # model pixels
 MAX_Z = 5.0
 # Measure of an image, and the least spread that counts as one: a set of near-equal images has no outliers.
 MEASURES = {"breast_fraction": 0.02, "brightness": 0.02, "aspect": 0.05, "saturated": 0.005}
-LISTED = 24  # images shown per kind of issue
+LISTED = 12  # images shown per kind of issue
+NOTE_KINDS = 20
 THUMBNAIL = 96
 
 
@@ -63,9 +64,7 @@ def image_table(cache: Cache) -> pd.DataFrame:
 
 def find_issues(cache: Cache, table: pd.DataFrame) -> Iterator[Issue]:
     """Everything that deserves a look, by kind; `table` is `image_table`."""
-    for row in table.itertuples():
-        for note in row.notes:
-            yield Issue(kind="Notes and contradictions", position=row.position, text=note)
+    yield from _notes(table)
     yield from _lesion_issues(table)
     yield from _outliers(table)
     yield from _copies(table)
@@ -75,6 +74,14 @@ def robust_z(values: np.ndarray, floor: float) -> np.ndarray:
     """Distance from the median in robust standard deviations (1.4826 MAD, at least `floor`)."""
     distance = np.abs(values - np.median(values))
     return distance / max(1.4826 * float(np.median(distance)), floor)
+
+
+def _notes(table: pd.DataFrame) -> Iterator[Issue]:
+    """Contradictions, and what the reader found unusual; a kind for each of the most frequent."""
+    notes = [(row.position, note) for row in table.itertuples() for note in row.notes]
+    frequent = [note for note, _ in Counter(note for _, note in notes).most_common(NOTE_KINDS)]
+    for position, note in notes:
+        yield Issue(kind=f"Note: {note}" if note in frequent else "Other notes", position=position, text=note)
 
 
 def _lesion_issues(table: pd.DataFrame) -> Iterator[Issue]:

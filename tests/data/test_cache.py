@@ -1,0 +1,125 @@
+"""Opening a cache: what is refused, what stays on the disk, and masks as bits."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gbci_fast.data.cache import CACHE_FILE, INDEX, MASKS, PIXELS, Cache, is_cache, pack_masks, unpack_masks
+from gbci_fast.data.phantom import generate_phantom
+from gbci_fast.data.prepare import prepare
+from gbci_fast.data.prepare_image import PrepareSettings
+from gbci_fast.errors import GBCIError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    parent = tmp_path_factory.mktemp("cache")
+    generate_phantom(parent / "phantom", studies=1, seed=3, size=128)
+    prepare([parent / "phantom"], parent / "cache", PrepareSettings(size=33), workers=1)
+    return parent / "cache"
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / "cache"))
+
+
+@given(size=st.integers(1, 40), count=st.integers(1, 4), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_masks_survive_packing(size, count, seed):
+    masks = np.random.default_rng(seed).random((count, size, size)) < 0.5
+    packed = pack_masks(list(masks))
+    assert packed.shape == (count, -(-size * size // 8))
+    np.testing.assert_array_equal(unpack_masks(packed, size), masks)
+
+
+def test_images_stay_on_the_disk(folder):
+    cache = Cache(folder)
+    first, again = cache[0].image, cache[0].image
+    assert isinstance(cache._pixels, np.memmap)
+    assert np.shares_memory(first, cache._pixels)
+    assert np.shares_memory(first, again)
+    assert not first.flags.writeable
+    assert cache[0].breast.dtype == bool
+
+
+def test_it_is_a_sequence(folder):
+    cache = Cache(folder)
+    images = [item.image for item in cache]
+    assert len(images) == len(cache) == len(cache.index)
+    np.testing.assert_array_equal(cache[-1].image, images[-1])
+    part = cache[1:3]
+    assert len(part) == 2
+    np.testing.assert_array_equal(part[1].image, images[2])
+    np.testing.assert_array_equal(part[1:][0].image, images[2])
+    with pytest.raises(IndexError):
+        cache[len(cache)]
+
+
+def test_splits(folder):
+    cache = Cache(folder)
+    splits = cache.index.column("split").to_pylist()
+    for split in ("training", "test"):
+        expected = [i for i, found in enumerate(splits) if found == split]
+        chosen = cache.of_split(split)
+        assert len(chosen) == len(expected)
+        for item, position in zip(chosen, expected, strict=True):
+            np.testing.assert_array_equal(item.image, cache[position].image)
+    assert len(cache.of_split("training")) + len(cache.of_split("test")) == len(cache)
+
+
+def rewrite(folder, **changes):
+    file = folder / CACHE_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_foreign_and_damaged_caches_are_refused(copy, tmp_path):
+    assert is_cache(copy)
+    assert not is_cache(tmp_path)
+    for change, sentence in (
+        ({"format": 2}, "is a cache of format 2; expected 1: prepare it again"),
+        ({"files": {}}, f"does not describe {INDEX}, {PIXELS} and {MASKS}; prepare the cache again"),
+        ({"size": "large"}, "cannot be read as the description of a cache (TypeError)"),
+    ):
+        text = (copy / CACHE_FILE).read_text()
+        rewrite(copy, **change)
+        with pytest.raises(GBCIError, match=re.escape(sentence) + "$"):
+            Cache(copy)
+        (copy / CACHE_FILE).write_text(text)
+    Cache(copy)
+    (copy / CACHE_FILE).write_text("{")
+    with pytest.raises(GBCIError, match=r"cannot be read as the description of a cache \(JSONDecodeError\)$"):
+        Cache(copy)
+    (copy / CACHE_FILE).unlink()
+    with pytest.raises(GBCIError, match=rf"holds no {CACHE_FILE}; expected a folder written by `gbci-fast prepare`$"):
+        Cache(copy)
+
+
+@pytest.mark.parametrize("name", [PIXELS, MASKS, INDEX])
+def test_cut_and_absent_files_are_refused(copy, name):
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[:-1])
+    with pytest.raises(
+        GBCIError, match=rf"{name} is absent or cut; expected {len(content)} bytes as {CACHE_FILE} says$"
+    ):
+        Cache(copy)
+    (copy / name).unlink()
+    with pytest.raises(GBCIError, match=rf"{name} is absent or cut"):
+        Cache(copy)
+
+
+def test_changed_files_are_found(copy):
+    """The index at once, the large arrays when asked to."""
+    for name, opens in ((PIXELS, True), (INDEX, False)):
+        content = bytearray((copy / name).read_bytes())
+        content[-1000] ^= 1
+        (copy / name).write_bytes(content)
+        sentence = rf"{name} is not the file that {CACHE_FILE} describes; prepare the cache again$"
+        with pytest.raises(GBCIError, match=sentence):
+            Cache(copy).verify() if opens else Cache(copy)
