@@ -7,6 +7,7 @@ from pathlib import Path
 EXAMPLE = """example:
   gbci-fast phantom --output out/phantom --studies 100 --seed 0
   gbci-fast phantom --output out/rare --studies 100 --balance --twins --truth --workers 2
+  gbci-fast phantom --output out/paired --studies 50 --prevalence 1 --ultrasound
   gbci-fast phantom --output out/growth --studies 20 --growth 4 --interval 180
   gbci-fast phantom --output out/full-field --studies 2 --size 4096x3328
 """
@@ -46,6 +47,9 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--twins", action="store_true", help="also write each breast without its findings: twins/")
     parser.add_argument("--truth", action="store_true", help="also write masks of breast and pectoral muscle: truth/")
+    parser.add_argument(
+        "--ultrasound", action="store_true", help="also write a B-mode slice of each lesion: ultrasound/"
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes; same bytes (default: 1)")
     parser.set_defaults(run=run)
 
@@ -72,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
             interval=args.interval,
             twins=args.twins,
             truth=args.truth,
+            ultrasound=args.ultrasound,
             workers=args.workers,
         )
     studies = args.studies * args.growth

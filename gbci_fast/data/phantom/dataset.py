@@ -27,10 +27,11 @@ from gbci_fast.data.phantom.study import (
     make_grid,
     render_plan,
 )
+from gbci_fast.data.phantom.ultrasound_files import ULTRASOUND_COLUMNS, ultrasound_file, write_ultrasound
 from gbci_fast.errors import GBCIError
 
 PATIENT_COLUMNS = ("source", "spacing_mm", "patient_id", "timepoint", "days", "age", "hazard", "twin")
-LESION_COLUMNS = ("report", "pathology", "volume_mm3", "doubling_days", "mask_file")
+LESION_COLUMNS = ("report", "pathology", "volume_mm3", "doubling_days", "mask_file", "ultrasound")
 BREAST_COLUMNS = (
     "study_id", "series_id", "image_id", "laterality", "view_position", "height", "width", "breast_birads",
     "breast_density", "split", *PATIENT_COLUMNS,
@@ -55,6 +56,7 @@ class PhantomJob:
         interval: days from one timepoint to the next.
         twins: write the healthy twin of every image with a finding.
         truth: write masks of the breast and of the pectoral muscle.
+        ultrasound: write a B-mode slice of every finding that has a body; with ``twins`` also of the breast without it.
 
     Raises:
         GBCIError: an impossible size, number of timepoints or interval.
@@ -67,6 +69,7 @@ class PhantomJob:
     interval: int = 365
     twins: bool = False
     truth: bool = False
+    ultrasound: bool = False
 
     def __post_init__(self):
         make_grid(self.size)
@@ -88,6 +91,7 @@ def generate_phantom(
     interval: int = 365,
     twins: bool = False,
     truth: bool = False,
+    ultrasound: bool = False,
     workers: int = 1,
 ) -> None:
     """Writes ``studies`` patients of four images per timepoint; patient ``i`` is the same for any number of them.
@@ -96,11 +100,13 @@ def generate_phantom(
     ``finding_annotations.csv``; ``masks/<study_id>/<image_id>.png`` (255 on any finding),
     ``finding_masks/<study_id>/<image_id>-<k>.png`` for the k-th finding of an image, counted from 1 in the order of
     its rows; with ``twins`` and ``truth`` also ``twins/<study_id>/<image_id>.dicom`` and
-    ``truth/breast|pectoral/<study_id>/<image_id>.png``; and ``preview.png``.
+    ``truth/breast|pectoral/<study_id>/<image_id>.png``; with ``ultrasound`` the slices of `write_ultrasound` and their
+    table ``ultrasound.csv``; and ``preview.png``.
 
     Columns besides VinDr-Mammo's: ``source``, ``spacing_mm``, ``patient_id``, ``timepoint``, ``days`` since the first
     timepoint, ``age``, ``hazard`` (see `population.relative_hazard`), ``twin`` (its file, where there is one), and per
-    finding ``report``, ``pathology``, ``volume_mm3`` and ``doubling_days`` (blank where it has none), ``mask_file``.
+    finding ``report``, ``pathology``, ``volume_mm3`` and ``doubling_days`` (blank where it has none), ``mask_file``
+    and ``ultrasound`` (its slice's file, where there is one).
 
     Args:
         output: a new or an empty folder.
@@ -126,6 +132,7 @@ def generate_phantom(
         interval=interval,
         twins=twins,
         truth=truth,
+        ultrasound=ultrasound,
     )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise GBCIError(f"output {output} already exists and is not empty; expected a new or an empty folder")
@@ -134,13 +141,19 @@ def generate_phantom(
     try:
         breasts: Rows = []
         findings: Rows = []
-        for done, (more_breasts, more_findings) in enumerate(_write_all(partial_folder, job, studies, workers), 1):
+        slices: Rows = []
+        for done, (more_breasts, more_findings, more_slices) in enumerate(
+            _write_all(partial_folder, job, studies, workers), 1
+        ):
             breasts += more_breasts
             findings += more_findings
+            slices += more_slices
             if progress is not None:
                 progress(done)
         _write_csv(partial_folder / "breast-level_annotations.csv", BREAST_COLUMNS, breasts)
         _write_csv(partial_folder / "finding_annotations.csv", FINDING_COLUMNS, findings)
+        if ultrasound:
+            _write_csv(partial_folder / "ultrasound.csv", ULTRASOUND_COLUMNS, slices)
         write_preview(partial_folder, findings, partial_folder / PREVIEW)
         partial_folder.replace(output)
     except BaseException:
@@ -148,7 +161,7 @@ def generate_phantom(
         raise
 
 
-def _write_all(root: Path, job: PhantomJob, studies: int, workers: int) -> Iterator[tuple[Rows, Rows]]:
+def _write_all(root: Path, job: PhantomJob, studies: int, workers: int) -> Iterator[tuple[Rows, Rows, Rows]]:
     """The rows of every patient, in order."""
     write = partial(_write_patient, root, job)
     if workers == 1:
@@ -163,19 +176,22 @@ def _write_all(root: Path, job: PhantomJob, studies: int, workers: int) -> Itera
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write_patient(root: Path, job: PhantomJob, index: int) -> tuple[Rows, Rows]:
-    """Writes the files of one patient; returns the rows of both tables."""
+def _write_patient(root: Path, job: PhantomJob, index: int) -> tuple[Rows, Rows, Rows]:
+    """Writes the files of one patient; returns the rows of the three tables."""
     grid = make_grid(job.size)
-    breasts, findings = [], []
+    breasts, findings, slices = [], [], []
     plan = draw_study(job.seed, index, job.population)
     for timepoint in growth_series(plan, job.timepoints, job.interval):
-        for image in render_plan(timepoint, grid, twins=job.twins):
+        images = render_plan(timepoint, grid, twins=job.twins)
+        if job.ultrasound:
+            slices += write_ultrasound(root, images[0].study_id, timepoint, twins=job.twins)
+        for image in images:
             row = _describe(image, _write_image(image, root, job))
             breasts.append(row)
-            findings += [row | _describe_lesion(image, lesion, k) for k, lesion in enumerate(image.lesions, 1)] or [
-                row | {"finding_categories": str([NO_FINDING])}
-            ]
-    return breasts, findings
+            findings += [
+                row | _describe_lesion(image, lesion, k, job) for k, lesion in enumerate(image.lesions, 1)
+            ] or [row | {"finding_categories": str([NO_FINDING])}]
+    return breasts, findings, slices
 
 
 def _write_image(image: PhantomImage, root: Path, job: PhantomJob) -> str:
@@ -238,8 +254,8 @@ def _describe(image: PhantomImage, twin: str) -> dict[str, object]:
     }
 
 
-def _describe_lesion(image: PhantomImage, lesion: LesionTruth, number: int) -> dict[str, object]:
-    finding = lesion.finding
+def _describe_lesion(image: PhantomImage, lesion: LesionTruth, number: int, job: PhantomJob) -> dict[str, object]:
+    finding, breast = lesion.finding, image.breast_plan
     xmin, ymin, xmax, ymax = lesion.box
     volume, doubling = finding.volume_mm3, finding.doubling_days
     return {
@@ -254,6 +270,7 @@ def _describe_lesion(image: PhantomImage, lesion: LesionTruth, number: int) -> d
         "volume_mm3": "" if volume is None else f"{volume:.2f}",
         "doubling_days": "" if doubling is None else f"{doubling:.1f}",
         "mask_file": _mask_file(image, number),
+        "ultrasound": ultrasound_file(image.study_id, breast, breast.findings.index(finding)) if job.ultrasound else "",
     }
 
 

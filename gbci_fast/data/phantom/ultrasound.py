@@ -32,6 +32,7 @@ from PIL import Image
 from scipy import ndimage
 
 from gbci_fast.data.phantom.bodies import Body, Cluster, Ellipsoid, SpiculatedBody
+from gbci_fast.data.phantom.study import BreastPlan, StudyPlan, stream
 from gbci_fast.errors import GBCIError
 
 PIXELS = 512
@@ -145,13 +146,39 @@ def render_slice(streams: Streams, density: str, laterality: str, body: Body | N
     return UltrasoundSlice(image=b_mode(streams("speckle"), tissue, gain), mask=mask, spacing_mm=SPACING)
 
 
+def render_ultrasound(plan: StudyPlan, breast: BreastPlan, finding: int, *, healthy: bool = False) -> UltrasoundSlice:
+    """The slice through a finding of a breast: a function of (seed, index, laterality, finding) and its body alone.
+
+    Args:
+        finding: its number among the breast's findings, from 0.
+        healthy: the twin of the same breast without it.
+
+    Raises:
+        GBCIError: a finding without a body.
+    """
+    found = breast.findings[finding]
+    if found.body is None:
+        raise GBCIError(
+            f"a finding of kind {found.kind!r} has no body; expected a mass, a node, specks or a distortion"
+        )
+
+    def streams(purpose: str) -> np.random.Generator:
+        return stream(plan.seed, plan.index, breast.laterality, "ultrasound", finding, purpose)
+
+    density = "A" if found.kind == "lymph node" else plan.breast_density  # the axilla is fat
+    return render_slice(streams, density, breast.laterality, None if healthy else found.body)
+
+
 def place(rng: np.random.Generator, density: str, body: Body) -> tuple[float, float]:
-    """(depth, lateral) in mm of the lesion's center: in the parenchyma, or as near to it as its size allows."""
+    """(depth, lateral) in mm of the lesion's center: in the parenchyma, or as near to it as its size allows.
+
+    Drawn before the size is looked at, so that a growing lesion stays where it is for as long as it fits.
+    """
     top, bottom, _ = LAYERS[density]
+    depth, lateral = top + rng.uniform(0.2, 0.6) * (bottom - top), rng.uniform(-3, 3)
     core = (isinstance(body, SpiculatedBody) and body.core) or body  # strands may reach into the fat
-    low, high = max(top, SKIN_DEPTH + 0.5 + core.radius), bottom - 1 - core.radius
-    share = rng.uniform(0.0, 0.7)  # not so deep that what lies behind it is out of the picture
-    return (low + share * (high - low) if high > low else (low + high) / 2), rng.uniform(-3, 3)
+    low, high = SKIN_DEPTH + 0.5 + core.radius, bottom - 1 - core.radius
+    return (float(np.clip(depth, low, high)) if low < high else (low + high) / 2), lateral
 
 
 def slice_distance(body: Body, laterality: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
