@@ -145,6 +145,8 @@ def check_output(
         GBCIError: a run that is not to be resumed, a damaged one, or (given `config`) one of other settings or inputs.
     """
     path = output / STATE_FILE
+    if output.exists() and not output.is_dir():
+        raise GBCIError(f"{output} is a file; expected a folder to write to")
     if not path.exists():
         return
     if not resume:

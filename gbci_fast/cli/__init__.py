@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from gbci_fast.errors import GBCIError
+from gbci_fast.errors import GBCIError, one_line
 
 COMMANDS = ("generate", "phantom", "prepare", "priors", "train", "evaluate")
 
@@ -30,8 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         args.run(args)
-    except (GBCIError, OSError) as error:  # the latter: no space, no permission
+    except GBCIError as error:
         print(f"gbci-fast {args.command}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # no space, no permission, a file where a folder should be
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"gbci-fast {args.command}: {one_line(f'{where}{error.strerror or error}')}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"gbci-fast {args.command}: interrupted", file=sys.stderr)

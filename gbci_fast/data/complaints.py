@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from gbci_fast.errors import GBCIError
 
 # libjpeg goes on over damage with a warning (jerror.h), and hands out whatever it has ...
-_DAMAGE = re.compile(r"Corrupt JPEG data|Premature end of JPEG|Bogus |Inconsistent |Unsupported JPEG")
+_DAMAGE = re.compile(r"Corrupt JPEG data|Premature end of JPEG|Bogus |Inconsistent |Invalid |Unsupported ")
 # ... but what it skips between the last pixel and the next marker costs none.
 _HARMLESS = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker")
 _STDERR = 2

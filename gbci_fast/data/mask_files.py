@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from gbci_fast.data.bounds import MAX_DEFLATE, BoundedFile
 from gbci_fast.errors import GBCIError
@@ -34,8 +34,11 @@ def read_mask(path: Path) -> np.ndarray:
             values = np.asarray(image.convert("RGB") if indexed else image)
     except GBCIError:
         raise
+    except UnidentifiedImageError:
+        raise GBCIError(f"{path} cannot be read as a mask image; expected one of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow raises half a dozen types for a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
+        told = getattr(error, "strerror", None) or str(error)
+        reason = " ".join(told.split()) or type(error).__name__
         raise GBCIError(f"{path} cannot be read as a mask image: {reason}") from error
     if indexed and (values == values[..., :1]).all():
         values = values[..., 0]

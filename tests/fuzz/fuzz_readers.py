@@ -4,7 +4,8 @@
 
 Every case must end in a result, or in a `GBCIError` of one sentence that names the file. Another exception, a result
 out of bounds, a crash, a hang, or memory beyond the limit is a finding: its bytes go to `--output` and the exit status
-is 1, as it is where a library printed something. Decoders can end or stall a process, so a worker reads, under a memory limit, and is replaced where it dies.
+is 1. So is it where a library printed something. Decoders can end or stall a process, so a worker reads, under a memory
+limit, and is replaced where it dies.
 """
 
 import argparse
