@@ -84,21 +84,33 @@ def field_of_view(
 
 
 def lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> list[np.ndarray]:
-    """One bool [H, W] per finding: the pixel mask inside its box where ``masks/`` has one, else the box's ellipse."""
-    path = root / "masks" / record.study_id / f"{record.image_id}.png"
-    drawn = read_mask(path) if path.exists() else None
-    if drawn is not None and drawn.shape != shape:
-        raise GBCIError(f"{path} is {drawn.shape[1]}x{drawn.shape[0]}; expected the image's {shape[1]}x{shape[0]}")
+    """One bool [H, W] per finding: its pixel mask inside its box where there is one, else the box's ellipse.
+
+    The k-th finding's own mask is ``finding_masks/<study_id>/<image_id>-<k>.png`` (k from 1, as the phantom writes
+    them); ``masks/<study_id>/<image_id>.png`` is that of all findings of the image.
+    """
+    name = f"{record.study_id}/{record.image_id}"
+    drawn = _mask_of_shape(root / "masks" / f"{name}.png", shape)
     masks = []
-    for finding in record.findings:
+    for number, finding in enumerate(record.findings, 1):
+        own = _mask_of_shape(root / "finding_masks" / f"{name}-{number}.png", shape)
+        pixels = drawn if own is None else own
         inside = box_ellipse(finding.box, shape)
-        if drawn is not None:
+        if pixels is not None:
             xmin, ymin, xmax, ymax = (round(value) for value in finding.box)
             boxed = np.zeros(shape, bool)
-            boxed[ymin:ymax, xmin:xmax] = drawn[ymin:ymax, xmin:xmax]
+            boxed[ymin:ymax, xmin:xmax] = pixels[ymin:ymax, xmin:xmax]
             inside = boxed if boxed.any() else inside
         masks.append(inside)
     return masks
+
+
+def _mask_of_shape(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """The mask, bool [H, W]; None where there is no such file."""
+    drawn = read_mask(path) if path.exists() else None
+    if drawn is not None and drawn.shape != shape:
+        raise GBCIError(f"{path} is {drawn.shape[1]}x{drawn.shape[0]}; expected the image's {shape[1]}x{shape[0]}")
+    return drawn
 
 
 def to_unit(image: np.ndarray) -> torch.Tensor:

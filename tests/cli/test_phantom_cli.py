@@ -1,6 +1,7 @@
 """`gbci-fast phantom`: options, exit status, and what it says."""
 
 import argparse
+import csv
 
 import pytest
 
@@ -51,3 +52,30 @@ def test_help_has_an_example(parser, capsys):
         parser.parse_args(["phantom", "--help"])
     assert exit_info.value.code == 0
     assert "gbci-fast phantom --output out/phantom" in capsys.readouterr().out
+
+
+def test_options_reach_the_data_set(parser, tmp_path, capsys):
+    options = ("--balance", "--prevalence", 1, "--growth", 2, "--interval", 90, "--twins", "--truth", "--workers", 2)
+    run(parser, "--output", tmp_path / "data", "--studies", 2, "--size", 128, *options)
+    assert capsys.readouterr().out == f"4 studies, 16 images: {tmp_path / 'data'}\n"
+    with (tmp_path / "data" / "finding_annotations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["days"] for row in rows} == {"0", "90"}
+    assert sum(row["finding_categories"] != "['No Finding']" for row in rows) > 8
+    assert len(list((tmp_path / "data" / "truth" / "breast").rglob("*.png"))) == 16
+    assert list((tmp_path / "data" / "twins").rglob("*.dicom"))
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (("--prevalence", 2), r"prevalence is 2\.0; expected findings per breast from 0 to 1"),
+        (("--growth", 0), "number of timepoints is 0; expected 1 to 100"),
+        (("--interval", 0), "interval between timepoints is 0; expected 1 to 3650 days"),
+        (("--workers", 0), "number of workers is 0; expected at least 1"),
+    ],
+)
+def test_bad_values_are_one_sentence_and_leave_nothing(parser, tmp_path, option, sentence):
+    with pytest.raises(GBCIError, match=sentence):
+        run(parser, "--output", tmp_path / "data", "--studies", 1, "--size", 128, *option)
+    assert not list(tmp_path.iterdir())

@@ -156,7 +156,7 @@ def _focal_asymmetry(rng: np.random.Generator, malignant: bool, room: Room) -> F
         categories=("Focal Asymmetry",),
         place=room.in_tissue(rng, radius),
         radius=radius,
-        strength=rng.uniform(0.42, 0.55),
+        strength=rng.uniform(0.4, 0.5),
         report="focal asymmetry with concave borders and interspersed fat, seen in both views",
         **_assessment(rng, malignant),
     )
@@ -170,7 +170,7 @@ def _asymmetry(rng: np.random.Generator, malignant: bool, room: Room) -> Finding
         categories=("Asymmetry",),
         place=room.in_tissue(rng, radius),
         radius=radius,
-        strength=rng.uniform(0.38, 0.5),
+        strength=rng.uniform(0.35, 0.45),
         views=(view,),
         report=f"asymmetry seen in the {view} view only",
         **_assessment(rng, malignant),
@@ -183,8 +183,8 @@ def _global_asymmetry(rng: np.random.Generator, malignant: bool, room: Room) -> 
         kind="global asymmetry",
         categories=("Global Asymmetry",),
         place=(0.45 * depth, float(rng.normal(5, 5)), float(rng.normal(5, 5))),
-        radius=depth * rng.uniform(0.42, 0.55),
-        strength=rng.uniform(0.35, 0.48),
+        radius=depth * rng.uniform(0.4, 0.5),
+        strength=rng.uniform(0.3, 0.4),
         report="global asymmetry: a large part of this breast is denser than the other breast",
         **_assessment(rng, malignant),
     )

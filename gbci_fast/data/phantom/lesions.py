@@ -181,9 +181,10 @@ def _add_gland(scene: Scene, rng: np.random.Generator, finding: Finding, mask: n
     # The fine structure decides where fat is left and where the border runs; it is too weak in a field of this size.
     fine = texture - ndimage.gaussian_filter(texture, 0.3 * radius / scene.grid.spacing)
     grained = texture + np.float32(FINE_GRAIN / fine.std()) * fine * np.sqrt(envelope)
-    target = min(DENSEST + 0.05, max(finding.strength, float(share[core].mean()) + 0.2))
+    target = min(DENSEST - 0.12, max(finding.strength, float(share[core].mean()) + 0.2))
     level = threshold(grained[core], offset[core], np.ones(core.sum(), np.float32), target)
-    lifted = share_of(grained, offset - np.float32(level) * envelope)
+    # In the densest breasts little can be added: then one standard deviation of the texture.
+    lifted = share_of(grained, offset + np.float32(max(-level, 1.0)) * envelope)
     room = scene.thickness[window] - scene.skin[window] - scene.anatomy.muscle[window]
     changed = (lifted > share + LEAST_SHARE) & (room > 1) & (envelope > 0)
     scene.repaint(window, changed, share=lifted)
@@ -193,7 +194,7 @@ def _add_gland(scene: Scene, rng: np.random.Generator, finding: Finding, mask: n
 def _thicken_skin(scene: Scene, rng: np.random.Generator, finding: Finding, mask: np.ndarray) -> None:
     point = skin_point(scene.shape, finding.place, scene.view)
     window = scene.window(point, finding.radius)
-    along = _bump(np.hypot(*scene.offsets(window, point)) / np.float32(finding.radius))
+    along = _bump((np.hypot(*scene.offsets(window, point)) / np.float32(finding.radius)) ** 2)  # flat in the middle
     skin, changed = _skin_of(scene, window, (finding.strength - SKIN) * along)
     scene.repaint(window, changed, skin=skin)
     mask[window] |= changed

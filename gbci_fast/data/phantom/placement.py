@@ -56,7 +56,8 @@ class Room:
         if toward is not None:
             return (0.0, *toward[1:])
         side = rng.choice([-1.0, 1.0])
-        return 0.0, float(side * rng.uniform(20, 42)), float(rng.uniform(-35, 15))
+        # Upper outer or lower inner, so that it is beside the nipple in both views.
+        return 0.0, float(side * rng.uniform(22, 42)), float(side * rng.uniform(5, 25))
 
 
 def skin_point(shape: BreastShape, place: Place, view: str) -> tuple[float, float]:

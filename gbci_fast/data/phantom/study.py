@@ -286,6 +286,7 @@ def _header(plan: StudyPlan, laterality: str, view: str, grid: Grid) -> Mammogra
         patient_age=plan.age,
         software_version=MODEL_VERSION,
         derivation="Procedural phantom; no patient was imaged.",
+        from_scratch=True,
         spacing=(grid.spacing, grid.spacing),
         instance_number=1 + 2 * LATERALITIES.index(laterality) + VIEW_POSITIONS.index(view),
     )
