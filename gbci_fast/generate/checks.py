@@ -6,7 +6,7 @@ from pathlib import Path
 from gbci_fast.data.dicom import ImageHeader, read_header
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate.masks import BoxMask, FileMask
+from gbci_fast.generate.masks import BoxMask, EllipseMask, FileMask
 from gbci_fast.generate.plan import PlanItem
 
 
@@ -67,6 +67,8 @@ def _fault(item: PlanItem, header: ImageHeader, formats: Sequence[str]) -> GBCIE
             item.mask.on(header.shape, None)
         if isinstance(item.mask, BoxMask):
             _check_box(item.mask.box, header.shape)
+        if isinstance(item.mask, EllipseMask):
+            item.mask.check(header.shape)
     except GBCIError as error:
         return error if str(record.path) in str(error) else GBCIError(f"{record.path}: {error}")
     return None

@@ -72,12 +72,19 @@ class EllipseMask:
     def identity(self) -> list[Any]:
         return [self.source, asdict(self)]
 
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raises GBCIError where the center lies outside an image of (height, width)."""
+        if not (0 <= self.center[0] < shape[1] and 0 <= self.center[1] < shape[0]):
+            center = f"{self.center[0]:g}, {self.center[1]:g}"
+            raise GBCIError(f"the ellipse's center ({center}) lies outside the image of {shape[1]}x{shape[0]} pixels")
+
     def on(self, shape: tuple[int, int], spacing: tuple[float, float] | None) -> np.ndarray:
-        """bool [H, W]; `spacing` is the file's (row, column) in mm.
+        """bool [H, W], at least the center's pixel; `spacing` is the file's (row, column) in mm.
 
         Raises:
-            GBCIError: a diameter in mm on an image of unknown spacing, or no pixel of the ellipse is in the image.
+            GBCIError: a center outside the image, or a diameter in mm on an image of unknown spacing.
         """
+        self.check(shape)
         if self.unit == "mm" and spacing is None:
             raise GBCIError("the file states no pixel spacing, so diameter_mm has no meaning; give diameter_px")
         per_row, per_column = spacing if self.unit == "mm" else (1.0, 1.0)
@@ -87,11 +94,7 @@ class EllipseMask:
         along = (dx * math.cos(turn) + dy * math.sin(turn)) * math.sqrt(self.aspect)
         across = (dy * math.cos(turn) - dx * math.sin(turn)) / math.sqrt(self.aspect)
         mask = np.hypot(along, across) <= radius
-        if not mask.any():
-            center, size = f"{self.center[0]:g}, {self.center[1]:g}", f"{self.diameter:g} {self.unit}"
-            raise GBCIError(
-                f"no pixel lies in the ellipse of {size} around ({center}); the image is {shape[1]}x{shape[0]}"
-            )
+        mask[int(self.center[1]), int(self.center[0])] = True
         return mask
 
 

@@ -153,12 +153,14 @@ def test_a_tilt_turns_clockwise():
     mask = EllipseMask(center=(50, 50), diameter=20, unit="px", aspect=0.25, tilt=45).on((100, 100), None)
     assert mask[60, 60]
     assert not mask[60, 40]
+    point = EllipseMask(center=(50.5, 99.9), diameter=0.02, unit="px").on((100, 100), None)
+    assert np.argwhere(point).tolist() == [[99, 50]]
 
 
 def test_ellipses_that_do_not_fit():
     with pytest.raises(GBCIError, match="states no pixel spacing, so diameter_mm has no meaning; give diameter_px"):
         EllipseMask(center=(50, 40), diameter=5, unit="mm").on((80, 100), None)
-    sentence = r"no pixel lies in the ellipse of 5 px around \(200, 40\); the image is 100x80"
+    sentence = r"the ellipse's center \(200, 40\) lies outside the image of 100x80 pixels"
     with pytest.raises(GBCIError, match=sentence):
         EllipseMask(center=(200, 40), diameter=5, unit="px").on((80, 100), None)
 

@@ -116,6 +116,15 @@ def test_rows_name_images_by_id_or_path_and_count_variants(read):
     assert len({item.image_id for item in items}) == 5
 
 
+def test_an_input_that_is_a_file_is_its_own_name(records, tmp_path):
+    file = tmp_path / "in" / "s" / "b.dicom"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    (tmp_path / "plan.csv").write_text("image\nb.dicom\n")
+    (item,) = read_plan(tmp_path / "plan.csv", records[1:], file, seed=0)
+    assert item.template is records[1]
+
+
 @pytest.mark.parametrize(
     "text", ["Mass|Asymmetry", '"Mass, Asymmetry"', "\"['Mass', 'Asymmetry']\"", "Asymmetry | Mass"]
 )
@@ -197,3 +206,23 @@ def test_no_plan_and_one_too_many(tmp_path, records):
     with pytest.raises(GBCIError, match=r"plan\.csv exists, and may have been edited; choose another name"):
         write_plan(make_plan(records, variants=1, seed=0), tmp_path / "plan.csv")
     assert (tmp_path / "plan.csv").read_text() == "edited"
+
+
+@pytest.mark.parametrize(
+    ("cells", "sentence"),
+    [
+        (
+            "center_x,center_y,diameter_px\n{id},900,80,20",
+            r"center \(900, 80\) lies outside the image of 160x192",
+        ),
+        ("center_x,center_y,diameter_px\n{id},159,1,3", "the mask lies outside the breast; expected it to overlap"),
+        ("xmin,ymin,xmax,ymax\n{id},300,10,310,20", "lies outside the image of 160 x 192 pixels"),
+    ],
+)
+def test_a_lesion_beside_the_breast_names_the_image(pipe, make_job, phantom, tmp_path, cells, sentence):
+    record = next(record for record in VinDr(phantom).images if record.laterality == "L")
+    (tmp_path / "plan.csv").write_text("image," + cells.format(id=record.image_id) + "\n")
+    plan = read_plan(tmp_path / "plan.csv", [record], phantom, seed=0)
+    with pytest.raises(GBCIError, match=rf"{record.image_id}.*{sentence}"):
+        run_job(pipe, plan, tmp_path / "data", JobSettings(seed=0, sampler=make_job.sampler))
+    assert not (tmp_path / "data").exists()
