@@ -1,7 +1,7 @@
 """Fits `Priors` from annotated boxes in the VinDr layout."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -62,10 +62,11 @@ class Observation:
 
 @dataclass(kw_only=True)
 class Sample:
-    """Observations, and what they are relative to: the number of images, and where their tissue is."""
+    """Observations, and what they are relative to: how many boxes there are, and where the tissue is."""
 
     observations: list[Observation] = field(default_factory=list)
-    images: Counter = field(default_factory=Counter)  # per source, with and without findings
+    images: Counter = field(default_factory=Counter)  # per source, opened or not
+    boxes: int = 0  # in all of these images
     tissue: dict[str, np.ndarray] = field(default_factory=lambda: {view: _no_cells() for view in VIEW_POSITIONS})
 
     def of(self, category: str) -> list[Observation]:
@@ -87,25 +88,23 @@ def fit_priors(
         roots: folders in the VinDr layout.
         fallbacks: further ones (such as phantoms), used only for categories with fewer than `ENOUGH` boxes in `roots`.
         notes: kept in the result, such as the attribution of the data.
-        on_image: called with the number of images read, and of images to read.
+        on_image: called with the number of images read, and of images to read, in `roots`; then so in `fallbacks`.
 
     Raises:
         GBCIError: an unreadable folder or image, or no box at all in `roots`.
     """
-    groups = [[record for root in group for record in _records(root, split)] for group in (roots, fallbacks)]
-    total = sum(bool(record.findings) for group in groups for record in group)
-    done = iter(range(1, total + 1))
-    main, fallback = (observe(group, lambda: on_image(next(done), total)) for group in groups)
+    records, others = ([record for root in group for record in _records(root, split)] for group in (roots, fallbacks))
+    main = observe(records, on_image=on_image)
     if not main.observations:
         raise GBCIError(f"no annotated box in the {split} split of {', '.join(map(str, roots))}; nothing to fit")
     pooled = _Figures.of(main.observations, main.tissue)
     scarce = {name for name in FINDING_CATEGORIES if len(main.of(name)) < ENOUGH}
+    fallback = observe(others, only=scarce, on_image=on_image)
     categories = {}
     for name in FINDING_CATEGORIES:
         samples = [main, fallback] if name in scarce else [main]
         categories[name] = _category_prior(name, samples, pooled)
-    used = [*main.observations, *(o for o in fallback.observations if scarce & set(o.categories))]
-    boxes = Counter(observation.source for observation in used)
+    boxes = Counter(observation.source for observation in (*main.observations, *fallback.observations))
     return Priors(
         notes=(FORMULA, *notes),
         sources={
@@ -117,21 +116,39 @@ def fit_priors(
     )
 
 
-def observe(records: Iterable[ImageRecord], on_image: Callable[[], None] = lambda: None) -> Sample:
-    """Opens the images with findings, one after the other, and measures their boxes and their tissue."""
-    sample = Sample()
-    for record in records:
+def observe(
+    records: Sequence[ImageRecord],
+    *,
+    only: Set[str] | None = None,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> Sample:
+    """Opens the images with findings, one after the other, and measures their boxes and their tissue.
+
+    Args:
+        records: all images; those without findings are counted.
+        only: categories; other boxes are counted and not measured. None = all boxes.
+        on_image: see `fit_priors`.
+    """
+    sample = Sample(
+        images=Counter(record.extra["source"] for record in records),
+        boxes=sum(len(record.findings) for record in records),
+    )
+    measured = [(record, [each for each in record.findings if _wanted(each, only)]) for record in records]
+    opened = [(record, findings) for record, findings in measured if findings]
+    for done, (record, findings) in enumerate(opened, 1):
+        template = open_template(record)
+        view = template.mammogram.view_position
+        if view:
+            cells = _histogram(_normalized(np.argwhere(template.tissue) + 0.5, template.breast))
+            sample.tissue[view] += cells / cells.sum()
         source = record.extra["source"]
-        sample.images[source] += 1
-        if record.findings:
-            template = open_template(record)
-            view = template.mammogram.view_position
-            if view:
-                cells = _cells(np.argwhere(template.tissue) + 0.5, template.breast)
-                sample.tissue[view] += cells / cells.sum()
-            sample.observations += [_observation(finding, template, view, source) for finding in record.findings]
-            on_image()
+        sample.observations += [_observation(each, template, view, source) for each in findings]
+        on_image(done, len(opened))
     return sample
+
+
+def _wanted(finding: Finding, only: Set[str] | None) -> bool:
+    return only is None or not only.isdisjoint(counted_categories(finding.attributes.finding_categories))
 
 
 def counted_categories(categories: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -239,10 +256,6 @@ def _normalized(points: np.ndarray, breast: np.ndarray) -> np.ndarray:
     return np.clip((points - begin) / (end - begin), 0, 1)
 
 
-def _cells(points: np.ndarray, breast: np.ndarray) -> np.ndarray:
-    return _histogram(_normalized(points, breast))
-
-
 def _histogram(places: np.ndarray) -> np.ndarray:
     """Number of places per cell, float64 [GRID, GRID]."""
     return np.histogram2d(places[:, 0], places[:, 1], bins=GRID, range=((0, 1), (0, 1)))[0]
@@ -267,7 +280,7 @@ def _weight(boxes: int) -> float:
 
 def _frequency(found: Sequence[tuple[Sample, Sequence[Observation]]]) -> float:
     """Share of a category among all boxes, added over samples: each counts against its own boxes."""
-    return sum(len(group) / len(sample.observations) for sample, group in found if group)
+    return sum(len(group) / sample.boxes for sample, group in found if group)
 
 
 def _log_figures(values: Sequence[float]) -> np.ndarray:

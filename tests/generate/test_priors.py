@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -46,19 +47,16 @@ def fit(monkeypatch):
     def run(main, fallback=()):
         samples = {"main": main, "fallback": fallback}
 
-        def observe(records, on_image):
-            found = list(samples[records[0]]) if records else []
+        def observe(records, only=None, on_image=None):
+            boxes = list(samples[records[0]]) if records else []
+            found = [each for each in boxes if only is None or only & set(each.categories)]
             tissue = {view: np.ones((8, 8)) for view in ("CC", "MLO")}
-            sample = Sample(observations=found, tissue=tissue)
-            sample.images[found[0].source if found else "none"] = 1000
-            return sample
+            images = Counter({boxes[0].source: 1000}) if boxes else Counter()
+            return Sample(observations=found, tissue=tissue, images=images, boxes=len(boxes))
 
         monkeypatch.setattr(prior_fit, "observe", observe)
-        monkeypatch.setattr(prior_fit, "_records", lambda root, split: [Named(root)])
+        monkeypatch.setattr(prior_fit, "_records", lambda root, split: [root])
         return fit_priors(["main"], ["fallback"] if fallback else [])
-
-    class Named(str):
-        findings = ()
 
     return run
 
