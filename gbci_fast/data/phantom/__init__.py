@@ -2,11 +2,21 @@
 
 `anatomy` draws the breast and `texture` its tissue; `population` decides who has what, `bodies` are lesions in three
 dimensions, `placement` says where they lie, `findings` what they are, and `lesions` draws them; `projection` is the
-X-ray image. `study` puts one study together, `dataset` writes the files and `preview` a contact sheet.
+X-ray image, `ultrasound` a B-mode slice of the same lesion. `study` puts one study together, `dataset` (with
+`ultrasound_files`) writes the files and `preview` a contact sheet.
 """
 
 from gbci_fast.data.phantom.dataset import generate_phantom
 from gbci_fast.data.phantom.population import Population
 from gbci_fast.data.phantom.study import LesionTruth, PhantomImage, render_study
+from gbci_fast.data.phantom.ultrasound import UltrasoundSlice, render_ultrasound
 
-__all__ = ["LesionTruth", "PhantomImage", "Population", "generate_phantom", "render_study"]
+__all__ = [
+    "LesionTruth",
+    "PhantomImage",
+    "Population",
+    "UltrasoundSlice",
+    "generate_phantom",
+    "render_study",
+    "render_ultrasound",
+]

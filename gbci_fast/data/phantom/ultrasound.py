@@ -88,7 +88,7 @@ LESIONS = {
     "irregular": Acoustics(echo=-12.0, attenuation=1.10, mottle=2.0),
     "spiculated": Acoustics(echo=-13.0, attenuation=1.30, mottle=2.0),
     "star": Acoustics(echo=-9.0, attenuation=1.30, mottle=1.0),
-    "calcifications": Acoustics(echo=26.0, attenuation=16.0, capsule=26.0),
+    "calcifications": Acoustics(echo=26.0, attenuation=9.0, capsule=26.0),
 }
 
 
