@@ -174,8 +174,8 @@ def test_healthy_twin_differs_in_and_behind_the_lesion_only(kind):
     xmin, ymin, xmax, _ = picture.box
     near = round(3 / SPACING)
     assert changed[picture.mask].mean() > 0.8
-    assert not changed[: ymin - near].any()
-    assert not changed[:, : xmin - near].any()
+    assert not changed[: max(0, ymin - near)].any()
+    assert not changed[:, : max(0, xmin - near)].any()
     assert not changed[:, xmax + near :].any()
 
 
