@@ -42,9 +42,13 @@ def write_preview(root: Path, rows: list[dict[str, object]], path: Path) -> None
 
 
 def _example(rows: list[dict[str, object]], category: str) -> dict[str, object] | None:
-    """The first row of the category alone, else the first one that shares it."""
+    """A row of the category, rather alone than shared, and rather where it is easy to see: in density B, A, C, D."""
     having = [row for row in rows if category in ast.literal_eval(str(row["finding_categories"]))]
-    return min(having, key=lambda row: len(ast.literal_eval(str(row["finding_categories"]))), default=None)
+
+    def hidden(row: dict[str, object]) -> tuple[int, int]:
+        return len(ast.literal_eval(str(row["finding_categories"]))), "BACD".index(str(row["breast_density"])[-1])
+
+    return min(having, key=hidden, default=None)
 
 
 def _category_cell(root: Path, category: str, row: dict[str, object] | None) -> np.ndarray:
