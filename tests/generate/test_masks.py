@@ -12,7 +12,7 @@ from scipy import ndimage
 from gbci_fast.data.attributes import FINDING_CATEGORIES
 from gbci_fast.data.phantom import render_study
 from gbci_fast.data.preprocess import whole_breast_frame
-from gbci_fast.data.segmentation import breast_mask, placement_mask
+from gbci_fast.data.segmentation import placement_mask
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.masks import DIAMETER_RANGE, EllipseMask, FileMask, automatic_mask, read_mask_file
 from gbci_fast.generate.priors import LogNormal, load_priors
@@ -37,16 +37,11 @@ def write_mask(path, values):
 
 @pytest.fixture(scope="module")
 def phantoms():
-    """(view, breast, muscle, tissue) of the four images of a phantom study in model space.
-
-    The muscle is a triangle, so that the test does not depend on how well one is found.
-    """
+    """(view, breast, muscle, tissue) of the four images of a phantom study in model space: its truth."""
     found = []
     for image in render_study(0, 0, (192, 160)):
-        native = breast_mask(image.stored.astype(np.float32) / image.stored.max())
-        breast = whole_breast_frame(native).to_model(native) > 0.5
-        y, x = np.mgrid[: breast.shape[0], : breast.shape[1]]
-        muscle = (y + 2 * x < 100) & breast if image.header.view_position == "MLO" else np.zeros_like(breast)
+        frame = whole_breast_frame(image.breast)
+        breast, muscle = (frame.to_model(truth) > 0.5 for truth in (image.breast, image.pectoral))
         found.append((image.header.view_position, breast, muscle, placement_mask(breast, muscle, 3)))
     return found
 
@@ -214,7 +209,7 @@ def damaged_png(path):
     ("write", "sentence"),
     [
         (lambda path: None, "cannot be read as a mask image: .*No such file"),
-        (lambda path: path.write_text("no image"), "cannot be read as a mask image: cannot identify"),
+        (lambda path: path.write_text("no image"), "cannot be read as a mask image; expected one of PNG, TIFF"),
         (damaged_png, "cannot be read as a mask image: .*truncated"),
         (lambda path: Image.new("RGB", (4, 4), (9, 9, 9)).save(path), "is a color image; expected a gray mask"),
         (lambda path: Image.new("L", (4, 4)).save(path), "is all zero; expected at least one pixel"),
