@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -65,6 +66,10 @@ class Build(BuildExtension.with_options(use_ninja=False)):
         compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
         if shutil.which(compiler) is None:
             raise SystemExit(f"gbci_fast needs a C++20 compiler: '{compiler}' was not found; install g++ or set CXX")
+        if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+            raise SystemExit(
+                "gbci_fast needs Python's headers: Python.h was not found; install python3-dev (or -devel)"
+            )
         nvcc = find_nvcc()
         if nvcc is None:
             print("gbci_fast: nvcc was not found, so the extension is built for the CPU alone")

@@ -24,9 +24,9 @@ MAX_DEFLATE = 1032
 # An inflated data set: bytes per byte. Grain barely shrinks; air and header do.
 MAX_INFLATED = 100
 # Image bytes per encoded byte. RLE: a run of 128 takes 2 (PS3.5 G.3.1). Lossless JPEG: a bit per sample at least
-# (ISO/IEC 10918-1 H.1.2.2); other JPEG: two bits per block of 64. JPEG-LS and JPEG 2000 have no such limit: far above
-# any image with grain in it.
-MAX_RLE, MAX_LOSSLESS_JPEG, MAX_JPEG, MAX_OTHER = 64, 16, 512, 1000
+# (ISO/IEC 10918-1 H.1.2.2); other JPEG: two bits per block of 64. JPEG-LS and JPEG 2000 have no such limit; grain on
+# 0.2 % of an otherwise black detector comes to 1550.
+MAX_RLE, MAX_LOSSLESS_JPEG, MAX_JPEG, MAX_OTHER = 64, 16, 512, 4000
 # Longest value of an element that is parsed into numbers or strings; an explicit VR allows no more (PS3.5 7.1.2).
 MAX_SHORT_VALUE = 65536
 BULK = ("OB", "OW", "OF", "OD", "OL", "OV", "OB or OW", "UN", "SQ", "UC", "UR", "UT", "US or OW", "US or SS or OW")

@@ -72,6 +72,8 @@ def refused(world, opened_pipeline, tmp_path, capfd, monkeypatch):
 
     def run(command, status=1, **names):
         arguments = [part.format(**world, **names, tmp=tmp_path, out=tmp_path / "out") for part in command.split(" ")]
+        if arguments[0] == "generate" and "--steps" not in arguments and status == 1:
+            arguments += ["--steps", "1"]  # should it not be refused, it ends soon
         if arguments[0] == "generate" and "--weights" not in arguments:
             arguments += ["--weights", str(world["weights"])]
             monkeypatch.setattr("gbci_fast.checkpoint.load_pipeline", lambda folder, **options: opened_pipeline)
