@@ -55,7 +55,7 @@ def test_help_has_an_example(parser, capsys):
 
 
 def test_options_reach_the_data_set(parser, tmp_path, capsys):
-    options = ("--balance", "--prevalence", 1, "--growth", 2, "--interval", 90, "--twins", "--truth", "--workers", 2)
+    options = ("--balance", "--prevalence", 1, "--growth", 2, "--interval", 90, "--twins", "--truth")
     run(parser, "--output", tmp_path / "data", "--studies", 2, "--size", 128, *options)
     assert capsys.readouterr().out == f"4 studies, 16 images: {tmp_path / 'data'}\n"
     with (tmp_path / "data" / "finding_annotations.csv").open() as file:

@@ -18,7 +18,7 @@ from gbci_fast.data.phantom.population import (
 from gbci_fast.data.phantom.study import draw_study
 from gbci_fast.errors import GBCIError
 
-STUDIES = 300
+STUDIES = 200
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def test_categories_occur_at_the_rates_of_vindr(plans):
 def test_balance_draws_rare_categories_as_often():
     population = Population(prevalence=1.0, balance=True)
     assert set(population.rates().values()) == {0.1}
-    rows = count_rows([draw_study(0, index, population) for index in range(150)])
+    rows = count_rows([draw_study(0, index, population) for index in range(80)])
     lesions = {category: rows[category] / VINDR_ROWS[category][1] for category in FINDING_CATEGORIES}
-    assert min(lesions.values()) > 0.35 * max(lesions.values())
+    assert min(lesions.values()) > 0.3 * max(lesions.values())
     assert sum(Population().rates().values()) == pytest.approx(1)
     assert min(Population().rates().values()) > 0
 
@@ -77,7 +77,7 @@ def test_prevalence_is_checked():
 def test_densities_splits_and_ages(plans):
     counts = Counter(plan.breast_density for plan in plans)
     for density, (share, _, _) in DENSITIES.items():
-        assert counts[density] / STUDIES == pytest.approx(share, abs=0.09)
+        assert counts[density] / STUDIES == pytest.approx(share, abs=0.11)
     assert 0.14 < np.mean([plan.split == "test" for plan in plans]) < 0.26
     ages = [plan.age for plan in plans]
     assert 40 <= min(ages) < max(ages) <= 75
