@@ -200,7 +200,7 @@ class _Job:
         free = shutil.disk_usage(self.output).free
         if "whole" in self.settings.views and free < expected:
             raise GBCIError(
-                f"{self.output} has {free / 1e9:.1f} GB of free space; expected at least {expected / 1e9:.1f} GB"
+                f"{self.output} has {free / 1e6:,.0f} MB of free space; expected at least {expected / 1e6:,.0f} MB"
             )
 
     def run(self, workers: int, skip_bad: bool, on_image: Callable[[int, int], None]) -> None:

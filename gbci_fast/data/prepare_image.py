@@ -1,9 +1,13 @@
 """One image of a cache: its pixels, its masks and its rows of the index. What the worker processes do."""
 
 import json
+import os
 import signal
 from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -65,6 +69,13 @@ def start_worker() -> None:
     """One thread per process, or the processes would fight over the cores; Ctrl-C is the parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    # Where the parent is killed, its queue never ends: without this a worker would wait for it forever.
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def prepare_image(record: ImageRecord, root: Path, source: str, settings: PrepareSettings) -> PreparedImage:

@@ -98,6 +98,8 @@ def _histogram(axes: Axes, title: str, values: pd.Series, sources: pd.Series) ->
         for name, group in groups.items():
             # An underscore at the beginning would hide the name from the legend.
             axes.hist(group, bins=bins, histtype="step", label=f" {name}".replace("$", r"\$"))
+    else:
+        axes.set_axis_off()
     unknown = f" ({int((~known).sum())} unknown)" if not known.all() else ""
     axes.set_title(title + unknown, fontsize=9)
     axes.tick_params(labelsize=8)

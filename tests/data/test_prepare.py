@@ -10,6 +10,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +169,21 @@ def test_a_killed_job_is_resumed_from_its_last_whole_image(root, straight, tmp_p
     assert digests(output) == digests(straight)
 
 
+def test_workers_end_with_a_killed_parent(root, straight, tmp_path):
+    """The pipe ends when the last process that holds it does."""
+    output = tmp_path / "cache"
+    script = (
+        "import os, signal, sys; from pathlib import Path; from gbci_fast.data.prepare import *\n"
+        "kill = lambda done, total: done < 3 or os.kill(os.getpid(), signal.SIGKILL)\n"
+        "prepare([Path(sys.argv[1])], Path(sys.argv[2]), PrepareSettings(size=64), workers=2, on_image=kill)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, root, output], capture_output=True, timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+    assert len((output / PROGRESS_FOLDER / JOURNAL).read_text().splitlines()) == 3
+    prepare([root], output, SMALL, workers=1, resume=True)
+    assert digests(output) == digests(straight)
+
+
 @pytest.mark.parametrize("moved", [(PIXELS,), (PIXELS, MASKS, INDEX, "qc")])
 def test_killed_while_the_results_move_up(root, straight, tmp_path, moved):
     output = tmp_path / "cache"
@@ -208,9 +225,9 @@ def test_a_full_disk_is_one_sentence_and_resumable(root, straight, tmp_path):
 
 
 def test_a_disk_without_room_is_refused_before_any_work(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 10_000))
-    with pytest.raises(GBCIError, match=r"has 0.0 GB of free space; expected at least 0.0 GB"):
-        prepare([root], tmp_path / "cache", SMALL)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10_000))
+    with pytest.raises(GBCIError, match=r"has 0 MB of free space; expected at least 27 MB$"):
+        prepare([root], tmp_path / "cache", PrepareSettings(size=1250))
     assert not (tmp_path / "cache").exists()
 
 
