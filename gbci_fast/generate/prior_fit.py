@@ -1,5 +1,6 @@
 """Fits `Priors` from annotated boxes in the VinDr layout."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,8 @@ FORMULA = (
     "Diameters are sqrt(width * height) of the annotated box in pixels of the whole-breast view at 224 pixels; "
     "aspect is height / width. A category of n boxes is shrunk toward all boxes: figure = w * own + (1 - w) * pooled "
     "with w = n / (n + shrinkage) (for positions with the n of the view), for medians, standard deviations and cuts "
-    "(in logarithms), BI-RADS shares and positions alike. Positions are relative to the tissue (1 = as often as if "
+    "(in logarithms), BI-RADS shares and positions alike; where skin, nipple and lymph node findings lie, other "
+    "findings do not tell, so their positions are not shrunk. Positions are relative to the tissue (1 = as often as if "
     "spread evenly), chest wall left, left and right breasts together."
 )
 
@@ -184,18 +186,23 @@ class _Figures:
             position={view: _relative_density(observations, view, tissue[view]) for view in VIEW_POSITIONS},
         )
 
-    def shrunk(self, pooled: "_Figures") -> "_Figures":
-        """Empirical Bayes: w * own + (1 - w) * pooled with w = n / (n + `SHRINKAGE`); positions by the view's n."""
+    def shrunk(self, pooled: "_Figures", *, surface: bool) -> "_Figures":
+        """Empirical Bayes: w * own + (1 - w) * pooled with w = n / (n + `SHRINKAGE`); positions by the view's n.
 
-        def mix(own: np.ndarray, all_boxes: np.ndarray, boxes: int) -> np.ndarray:
+        Args:
+            surface: one of `SURFACE_CATEGORIES`, whose place the others do not tell: own positions where there are any.
+        """
+
+        def mix(own: np.ndarray, all_boxes: np.ndarray, boxes: float) -> np.ndarray:
             return all_boxes + _weight(boxes) * (own - all_boxes)
 
+        places = {view: math.inf if surface and self.views[view] else self.views[view] for view in VIEW_POSITIONS}
         return replace(
             self,
             diameter=mix(self.diameter, pooled.diameter, self.boxes),
             aspect=mix(self.aspect, pooled.aspect, self.boxes),
             birads=mix(self.birads, pooled.birads, self.boxes),
-            position={v: mix(self.position[v], pooled.position[v], self.views[v]) for v in VIEW_POSITIONS},
+            position={v: mix(self.position[v], pooled.position[v], places[v]) for v in VIEW_POSITIONS},
         )
 
 
@@ -203,7 +210,9 @@ def _category_prior(name: str, samples: Sequence[Sample], pooled: _Figures) -> C
     found = [(sample, sample.of(name)) for sample in samples]
     observations = [each for _, group in found for each in group]
     tissue = {view: sum(sample.tissue[view] for sample, group in found if group) for view in VIEW_POSITIONS}
-    figures = _Figures.of(observations, tissue).shrunk(pooled) if observations else pooled
+    figures = (
+        _Figures.of(observations, tissue).shrunk(pooled, surface=name in SURFACE_CATEGORIES) if observations else pooled
+    )
     return _prior(name, observations, _weight(len(observations)), figures, _frequency(found))
 
 
@@ -270,12 +279,12 @@ def _relative_density(observations: Sequence[Observation], view: str, tissue: np
         ndimage.gaussian_filter(cells / cells.sum(), SMOOTHING, mode="nearest")
         for cells in (_histogram(places), tissue)
     )
-    floor = 0.1 / GRID**2  # cells in which there is next to no tissue tell nothing
+    floor = 0.03 / GRID**2  # cells in which there is next to no tissue tell nothing
     return (lesions + floor) / (exposed + floor)
 
 
-def _weight(boxes: int) -> float:
-    return boxes / (boxes + SHRINKAGE)
+def _weight(boxes: float) -> float:
+    return 1.0 if math.isinf(boxes) else boxes / (boxes + SHRINKAGE)
 
 
 def _frequency(found: Sequence[tuple[Sample, Sequence[Observation]]]) -> float:

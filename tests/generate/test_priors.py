@@ -87,6 +87,11 @@ def test_a_small_category_is_shrunk_toward_all(fit):
     # Each view holds ten of them, so a third of its map.
     third = (alone.position["CC"] + 2 * priors.pooled.position["CC"]) / 3
     np.testing.assert_allclose(prior.position["CC"], third, atol=0.02)
+    # But nothing says that a nipple lies where masses do.
+    nipples = fit(
+        [*observations(5000), *(dataclasses.replace(each, categories=("Nipple Retraction",)) for each in few)]
+    )
+    np.testing.assert_allclose(nipples.of(("Nipple Retraction",)).position["CC"], alone.position["CC"], atol=0.02)
     # A category without a box is all categories together.
     empty = priors.of(("Skin Thickening",))
     assert (empty.boxes, empty.own_weight, empty.frequency) == ({}, 0, 0)
