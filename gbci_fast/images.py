@@ -56,6 +56,8 @@ def _one_to_tensor(image: Image.Image | np.ndarray | Tensor, name: str) -> tuple
         scale = 1 if image.mode == "1" else _GRAY_MODES[image.mode]
         array = np.array(image).astype(np.float32) / np.float32(scale)
         return _checked(torch.from_numpy(array)[None, None], name), _GRAY_MODES[image.mode]
+    if isinstance(image, np.ndarray | Tensor) and image.ndim < 2:
+        raise GBCIError(f"{name} has shape {list(image.shape)}; expected one channel, [B, 1, H, W]")
     tensor, depth = _scaled(image, name)
     if isinstance(image, np.ndarray) and tensor.ndim >= 3:
         if tensor.shape[-1] != 1:

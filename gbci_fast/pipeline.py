@@ -19,6 +19,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from gbci_fast.arguments import check_argument_types
 from gbci_fast.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
@@ -152,6 +153,7 @@ class GBCIPipeline(DiffusionPipeline):
         Raises:
             GBCIError: an argument out of range; the sentence names it.
         """
+        check_argument_types(locals())
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         pixels, depth = to_tensor(image, "image")
