@@ -267,7 +267,7 @@ def test_masks_of_another_size_are_refused(broken_root):
 def test_damaged_masks_are_refused(broken_root):
     root, path = broken_root
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(GBCIError, match=rf"^{re.escape(str(path))} cannot be read as a mask image; expected one of PNG"):
+    with pytest.raises(GBCIError, match=rf"^{re.escape(str(path))} cannot be read as a mask image; expected one of"):
         load_images([root], "training", size=64)
 
 
