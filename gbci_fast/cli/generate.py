@@ -1,13 +1,10 @@
 """`gbci-fast generate`: synthetic lesions in real mammograms, as a labeled data set."""
 
 import argparse
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gbci_fast.cli.progress import image_progress
 from gbci_fast.errors import GBCIError
 
 if TYPE_CHECKING:
@@ -119,9 +116,15 @@ def run(args: argparse.Namespace) -> None:
     )
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     pipe = load_pipeline(folder, device=device, dtype=dtype)
-    with _progress(len(plan), args.output) as on_batch:
+    with image_progress("generating", args.output) as on_image:
         result = run_job(
-            pipe, plan, args.output, settings, resume=args.resume, skip_bad=args.skip_bad, on_batch=on_batch
+            pipe,
+            plan,
+            args.output,
+            settings,
+            resume=args.resume,
+            skip_bad=args.skip_bad,
+            on_batch=lambda done: on_image(done, len(plan)),
         )
     print(f"{result.images} synthetic images in {args.output}; look at {result.preview}")
     if result.skipped:
@@ -162,43 +165,6 @@ def _plan(args: argparse.Namespace, priors: "Priors") -> "list[PlanItem]":
     return read_plan(
         args.plan, records, args.input, seed=args.seed, overrides=overrides, report=args.report, priors=priors
     )
-
-
-@contextmanager
-def _progress(total: int, output: Path) -> Iterator[Callable[[int], None]]:
-    """A progress bar, or a line per batch where there is no terminal; says what is finished when it is stopped."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    columns = (
-        TextColumn("generating"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} images"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[pace]}"),
-    )
-    history: list[tuple[float, int]] = []  # (seconds, images done) at the start and after each batch
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("generate", total=total, pace="")
-
-        def on_batch(images: int) -> None:
-            history.append((time.monotonic(), images))
-            start, before = history[0]
-            pace = ""
-            if images > before:
-                rate = (images - before) / (history[-1][0] - start)
-                pace = f"{rate:.2f} images/s, {timedelta(seconds=round((total - images) / rate))} left"
-            progress.update(bar, completed=images, pace=pace)
-            if images and not console.is_terminal:
-                console.print(f"{images}/{total} images  {pace}".rstrip())
-
-        try:
-            yield on_batch
-        except BaseException:
-            if history and history[-1][1] and output.exists():  # a job without a finished batch leaves no folder
-                console.print(f"{history[-1][1]} of {total} images are finished in {output}; --resume continues")
-            raise
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

@@ -28,20 +28,18 @@ def image_progress(verb: str, output: Path) -> Iterator[Callable[[int, int], Non
         TimeElapsedColumn(),
         TextColumn("{task.fields[pace]}"),
     )
-    first: tuple[float, int] | None = None  # (seconds, images done) when the first image came: the start is slow
-    before = count = of = said = 0
+    start: tuple[float, int] | None = None  # seconds, and images done by an earlier run
+    count = of = said = 0
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(verb, total=None, pace="")
 
         def on_image(done: int, total: int) -> None:
-            nonlocal first, before, count, of, said
-            before = before if of else done
+            nonlocal start, count, of, said
+            start = start or (time.monotonic(), done)
             count, of, pace = done, total, ""
-            if first is None and done > before:
-                first = time.monotonic(), done
-            elif first is not None:
-                rate = (done - first[1]) / max(time.monotonic() - first[0], 1e-6)
-                pace = f"{rate:.1f} images/s, {timedelta(seconds=round((total - done) / rate))} left"
+            if done > start[1]:
+                rate = (done - start[1]) / max(time.monotonic() - start[0], 1e-6)
+                pace = f"{rate:.3g} images/s, {timedelta(seconds=round((total - done) / rate))} left"
             progress.update(bar, completed=done, total=total, pace=pace)
             if not console.is_terminal and LINES * done // total > said:
                 said = LINES * done // total

@@ -65,6 +65,7 @@ INDEX_SCHEMA = pa.schema(
         ("sha256", pa.string()),  # of the file
         ("bytes", pa.int64()),  # of the file
         ("split", pa.string()),
+        ("patient", pa.string()),  # see `ImageRecord.patient`
         ("fold", pa.string()),  # "A" or "B", see `patient_fold`
         ("kind", pa.string()),  # "whole" or "lesion"
         *_ATTRIBUTES,
@@ -191,7 +192,7 @@ class Cache(Sequence[FieldOfView]):
                 for mask, lesion in zip(pixels, row["lesions"], strict=True)
             ),
             attributes=_attributes_of(row),
-            patient=row["study_id"],
+            patient=row["patient"],
         )
 
 

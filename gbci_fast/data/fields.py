@@ -79,7 +79,7 @@ def field_of_view(
         breast=inside,
         lesions=tuple(lesions),
         attributes=replace(record.attributes, pixel_spacing=pixel_spacing),
-        patient=record.study_id,
+        patient=record.patient,
     )
 
 

@@ -93,7 +93,8 @@ def prepare_image(record: ImageRecord, root: Path, source: str, settings: Prepar
         "sha256": sha256_of(record.path),
         "bytes": record.path.stat().st_size,
         "split": record.split or settings.split,
-        "fold": patient_fold(record.study_id),
+        "patient": record.patient,
+        "fold": patient_fold(record.patient),
         **_native_columns(record, reading),
     }
     pectoral = reading.pectoral

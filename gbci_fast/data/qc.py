@@ -127,11 +127,11 @@ def _copies(table: pd.DataFrame) -> Iterator[Issue]:
             if row.split != first.split:
                 text += f", which is of split {first.split}, not {row.split}"
             yield Issue(kind="The same file twice", position=row.position, text=text)
-    patients = table.dropna(subset="split").groupby(["source", "study_id"], sort=False)
+    patients = table.dropna(subset="split").groupby(["source", "patient"], sort=False)
     for (_, patient), group in patients:
         if group["split"].nunique() > 1:
-            text = f"study {patient} is in both splits"
-            yield Issue(kind="Studies in both splits", position=int(group["position"].iloc[0]), text=text)
+            text = f"patient {patient} is in both splits"
+            yield Issue(kind="Patients in both splits", position=int(group["position"].iloc[0]), text=text)
 
 
 def count_tables(cache: Cache, table: pd.DataFrame) -> dict[str, dict[str, Counter]]:
@@ -198,7 +198,7 @@ def build_report(
     overview = [
         ("Images", len(table)),
         ("Fields of view", f"{len(cache)} of {cache.size} x {cache.size} pixels"),
-        ("Patients", len(table[["source", "study_id"]].drop_duplicates())),
+        ("Patients", len(table[["source", "patient"]].drop_duplicates())),
         ("Skipped files", len(skipped)),
         ("Boxes cut at the image's edge", clamped),
         *((kind, len(found)) for kind, found in by_kind.items()),

@@ -77,6 +77,11 @@ class ImageRecord:
     extra: dict[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
+    @property
+    def patient(self) -> str:
+        """Who must not be split: the table's ``patient_id``, or the study where it has none (VinDr-Mammo)."""
+        return self.extra.get("patient_id", self.study_id)
+
     def read(self) -> Mammogram:
         """Decodes the image; where its header names no view or side, the record's is filled in.
 

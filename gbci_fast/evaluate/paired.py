@@ -21,9 +21,8 @@ from torch import Tensor
 
 from gbci_fast.checkpoint import load_pipeline
 from gbci_fast.data.attributes import FINDING_CATEGORIES, Attributes
-from gbci_fast.data.fields import Lesion, field_of_view, lesion_truth, to_unit
-from gbci_fast.data.preprocess import whole_breast_frame
-from gbci_fast.data.segmentation import breast_mask
+from gbci_fast.data.fields import Lesion, to_unit
+from gbci_fast.data.framing import read_views
 from gbci_fast.data.vindr import ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.metrics import (
@@ -116,6 +115,7 @@ class Case:
     root: str
     study_id: str
     image_id: str
+    patient: str
     seed: int
     image: np.ndarray
     breast: np.ndarray
@@ -181,7 +181,7 @@ def evaluate_paired(
         "conditions": CONDITIONS,
         "regions": REGIONS,
         "metrics": METRICS,
-        "interval": f"{LEVEL:.0%} percentile bootstrap of the mean, {RESAMPLES} resamples of patients (study_id)",
+        "interval": f"{LEVEL:.0%} percentile bootstrap of the mean, {RESAMPLES} resamples of patients",
         "source_reported": SOURCE_REPORTED,
         "all": summarize(rows, settings.seed),
         "roots": {name: summarize([row for row in rows if row["root"] == name], settings.seed) for name in names},
@@ -223,14 +223,7 @@ def load_cases(
 
 def read_case(record: ImageRecord, root: Path, name: str, seed: int, size: int) -> Case | None:
     """The whole-breast field of view of one record; None where it shows no lesion, or nothing but lesion."""
-    mammogram = record.read()
-    unit = mammogram.unit()
-    try:
-        breast = breast_mask(unit)
-    except GBCIError as error:
-        raise GBCIError(f"{record.path}: {error}") from error
-    truth = lesion_truth(record, root, unit.shape)
-    view = field_of_view(record, mammogram.spacing, unit, breast, truth, whole_breast_frame(breast, size))
+    view = read_views(record, root, size, ("whole",)).views[0].field
     lesion = view.any_lesion
     if not lesion.any():
         return None
@@ -242,6 +235,7 @@ def read_case(record: ImageRecord, root: Path, name: str, seed: int, size: int) 
         root=name,
         study_id=record.study_id,
         image_id=record.image_id,
+        patient=record.patient,
         seed=image_seed(seed, record.study_id, record.image_id),
         image=view.image,
         breast=view.breast,
@@ -319,7 +313,7 @@ def _repaint_batch(
 
 def summarize(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Numbers of images and patients, and ``scores[condition][region][metric]`` as `patient_summary` gives them."""
-    patients = [(row["root"], row["study_id"]) for row in rows]
+    patients = [(row["root"], row["patient"]) for row in rows]
     return {
         "num_images": len(rows),
         "num_patients": len(set(patients)),
@@ -342,6 +336,7 @@ def _row(case: Case, images: Images) -> dict[str, Any]:
         "root": case.root,
         "study_id": case.study_id,
         "image_id": case.image_id,
+        "patient": case.patient,
         "seed": case.seed,
         "finding_categories": list(case.attributes.finding_categories or ()),
         "num_pixels": {"mask": int(case.mask.sum())} | {name: int(region.sum()) for name, region in regions.items()},

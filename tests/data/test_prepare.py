@@ -113,7 +113,7 @@ def test_the_index_says_where_everything_came_from(root, straight):
         assert (row["source"], row["study_id"], row["split"]) == ("phantom", record.study_id, record.split)
         assert root / row["path"] == record.path
         assert row["sha256"] == hashlib.sha256(record.path.read_bytes()).hexdigest()
-        assert row["fold"] == patient_fold(record.study_id)
+        assert (row["patient"], row["fold"]) == (record.extra["patient_id"], patient_fold(row["patient"]))
         assert (row["height"], row["width"], row["findings"]) == (128, 128, len(record.findings))
         assert row["row_spacing"] == pytest.approx(240 / 128)
         assert json.loads(row["extra"]) == record.extra

@@ -79,9 +79,9 @@ def test_every_problem_is_found_where_it_is(issues):
     assert issues["The same file twice", "again"] == (
         "the same file as root/images/s1/plain1.png, which is of split training, not test"
     )
-    assert issues["Studies in both splits", "plain1"] == "study s1 is in both splits"
+    assert issues["Patients in both splits", "plain1"] == "patient s1 is in both splits"
     unexpected = {key for key, text in issues.items() if key[1].startswith("plain") and "bit depth" not in text}
-    assert unexpected == {("Studies in both splits", "plain1")}
+    assert unexpected == {("Patients in both splits", "plain1")}
 
 
 class Page(HTMLParser):

@@ -86,7 +86,7 @@ def square_case(**changes) -> Case:
     image[16:48, 16:48] = 0.75
     image[22:42, 22:42] = 0.25
     case = Case(
-        root="square", study_id="s", image_id="i", seed=0, image=np.round(image * 65535).astype(np.uint16),
+        root="square", study_id="s", image_id="i", patient="p", seed=0, image=np.round(image * 65535).astype(np.uint16),
         breast=np.ones_like(mask), mask=mask, attributes=Attributes(), report=None,
     )  # fmt: skip
     return replace(case, **changes)

@@ -12,7 +12,8 @@ from PIL import Image
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, Lesion, to_unit
 from gbci_fast.data.framing import patient_fold
-from gbci_fast.data.vindr import Finding, ImageRecord
+from gbci_fast.data.phantom import generate_phantom
+from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.training.data import augment, draw_mask, load_images
 
@@ -157,6 +158,14 @@ def test_folds_are_stable_and_balanced():
         assert abs([patient_fold(name) for name in names].count("A") - 1000) < 100  # 4.5 standard deviations
 
 
+def test_all_studies_of_a_patient_share_the_fold_and_the_split(tmp_path):
+    generate_phantom(tmp_path / "phantom", studies=2, size=128, timepoints=2)
+    records = VinDr(tmp_path / "phantom").images
+    assert len({record.study_id for record in records}) == 4
+    patients = {record.patient: {r.split for r in records if r.patient == record.patient} for record in records}
+    assert [len(splits) for splits in patients.values()] == [1, 1]
+
+
 def test_to_unit():
     assert to_unit(np.array([[0, 65535]], np.uint16)).tolist() == [[0.0, 1.0]]
 
@@ -165,7 +174,7 @@ def test_loaded_images_agree_with_the_phantom(images, phantom_root):
     assert len(images) >= 8
     assert all(item.image.shape == item.breast.shape == (64, 64) for item in images)
     assert all(item.image.dtype == np.uint16 for item in images)
-    assert {item.patient for item in images} <= {path.name for path in (phantom_root / "images").iterdir()}
+    assert {item.patient for item in images} <= {record.extra["patient_id"] for record in VinDr(phantom_root).images}
     lesions = [lesion for item in images for lesion in item.lesions]
     assert lesions
     for item in images:
