@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
-from rich.progress import Progress
 from scipy import ndimage
 
 from gbci_fast.data.attributes import Attributes
@@ -18,6 +17,7 @@ from gbci_fast.data.framing import read_views
 from gbci_fast.data.preprocess import MODEL_SIZE, box_ellipse
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
+from gbci_fast.training.progress import counting
 
 
 def load_images(roots: Sequence[Path], split: str, size: int = MODEL_SIZE) -> Sequence[FieldOfView]:
@@ -65,12 +65,10 @@ def _load_root(root: Path, split: str, size: int) -> Sequence[FieldOfView]:
         return cache.of_split(split)
     records = [record for record in VinDr(root).images if record.split == split]
     fields: list[FieldOfView] = []
-    # Not `rich.progress.track`: an error would leave its thread to the garbage collector, which may wait forever.
-    with Progress(disable=not records) as progress:
-        task = progress.add_task(f"reading {root.name}", total=len(records))
+    with counting(f"reading {root.name}", len(records)) as advance:
         for record in records:
             fields += [view.field for view in read_views(record, root, size).views]
-            progress.advance(task)
+            advance()
     return fields
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from rich.progress import track
 from torch import Tensor, nn
 
 from gbci_fast.conditioning import ConditionEncoder, Conditioning
@@ -18,6 +17,7 @@ from gbci_fast.masks import latent_mask
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.data import augment, draw_mask
 from gbci_fast.training.loop import replace_folder
+from gbci_fast.training.progress import counting
 from gbci_fast.training.sheets import save_sheet
 
 
@@ -141,25 +141,27 @@ def build_bank(
     attributes: list[Attributes] = []
     reports: list[str | None] = []
     batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
-    for batch in track(batches, description="encoding latents"):
-        pixels, masks = [], []
-        for index, variant in batch:
-            rng = np.random.default_rng((seed, index, variant))
-            item = augment(images[index], rng)
-            mask, described, report = draw_mask(item, rng)
-            pixels.append(to_unit(item.image))
-            masks.append(torch.from_numpy(np.ascontiguousarray(mask)))
-            attributes.append(described)
-            reports.append(report)
-        x = torch.stack(pixels)[:, None].to(device) * 2 - 1
-        m = torch.stack(masks)[:, None].to(device)
-        masked = x * ~m
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            columns["z"].append(pipe.encode_image(x).half().cpu())
-            columns["zm"].append(pipe.encode_image(masked).half().cpu())
-        columns["cells"].append(latent_mask(m.float(), factor).byte().cpu())
-        columns["pixels"].append(((masked[:, 0] + 1) * 127.5).round().byte().cpu())
-        columns["masks"].append(m[:, 0].cpu())
+    with counting("encoding latents", len(batches)) as advance:
+        for batch in batches:
+            pixels, masks = [], []
+            for index, variant in batch:
+                rng = np.random.default_rng((seed, index, variant))
+                item = augment(images[index], rng)
+                mask, described, report = draw_mask(item, rng)
+                pixels.append(to_unit(item.image))
+                masks.append(torch.from_numpy(np.ascontiguousarray(mask)))
+                attributes.append(described)
+                reports.append(report)
+            x = torch.stack(pixels)[:, None].to(device) * 2 - 1
+            m = torch.stack(masks)[:, None].to(device)
+            masked = x * ~m
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                columns["z"].append(pipe.encode_image(x).half().cpu())
+                columns["zm"].append(pipe.encode_image(masked).half().cpu())
+            columns["cells"].append(latent_mask(m.float(), factor).byte().cpu())
+            columns["pixels"].append(((masked[:, 0] + 1) * 127.5).round().byte().cpu())
+            columns["masks"].append(m[:, 0].cpu())
+            advance()
     tensors = {name: torch.cat(parts) for name, parts in columns.items()}
     return LatentBank(
         latents=tensors["z"],

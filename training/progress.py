@@ -1,10 +1,23 @@
 """How a run tells where it is: a live bar on a terminal, one plain line per save in a log."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def counting(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar; yields what is to be called after each of ``total`` items.
+
+    Unlike `rich.progress.track`, whose generator leaves its thread to the garbage collector when an item fails.
+    """
+    with Progress(disable=not total) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda: progress.advance(task)
 
 
 class TrainingProgress:
