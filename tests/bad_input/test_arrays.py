@@ -21,6 +21,9 @@ def pipe():
     torch.manual_seed(0)
     made = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]).eval(), SIDE)
     made.set_progress_bar_config(disable=True)
+    # What is looked at happens before and after the networks.
+    made._denoiser = lambda conditioning, constant: lambda latents, t: latents
+    made.decode_latents = lambda latents: torch.full((len(latents), 1, SIDE, SIDE), 0.5)
     return made
 
 
@@ -61,7 +64,7 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_any_value_of_one_argument(pipe, name):
-    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(ARGUMENTS[name])
     def check(value):
         valid = {

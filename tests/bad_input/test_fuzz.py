@@ -26,7 +26,7 @@ def seeds(tmp_path_factory):
 
 
 def test_smoke(tmp_path):
-    command = [sys.executable, FUZZ / "fuzz_readers.py", "--seconds", "6", "--seed", "7", "--output", tmp_path]
+    command = [sys.executable, FUZZ / "fuzz_readers.py", "--seconds", "4", "--seed", "7", "--output", tmp_path]
     done = subprocess.run([*command, "--kinds", "dicom,png,mask,table"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "refused" in done.stdout
