@@ -18,8 +18,8 @@ AGE_SHARES = _AGE_SHARES / _AGE_SHARES.sum()
 LOG_HAZARD_PER_CLASS = np.log(4.64) / 3
 LOG_HAZARD_PER_YEAR = np.log(3) / 30
 
-# Rows per category in VinDr-Mammo's finding annotations (Nguyen et al., Sci. Data 10, 277, 2023), training and test
-# together, and the number of views that show one such finding here.
+# Approximate rows per category in VinDr-Mammo's finding annotations (Nguyen et al., Sci. Data 10, 277, 2023), not
+# checked against its tables, which are restricted; and the number of views that show one such finding here.
 VINDR_ROWS = {
     "Mass": (1226, 2),
     "Suspicious Calcification": (543, 2),
