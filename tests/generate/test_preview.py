@@ -8,7 +8,7 @@ from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.preprocess import box_ellipse
 from gbci_fast.data.vindr import find_inputs
 from gbci_fast.generate.engine import Synthesis, open_template, paste
-from gbci_fast.generate.job import _preview_indices
+from gbci_fast.generate.job import _preview_slots
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.preview import preview_panels, write_preview
 
@@ -61,6 +61,9 @@ def test_sheet(templates, tmp_path):
     assert (captions > 0).any(axis=(0, 2, 3)).all()
 
 
-@pytest.mark.parametrize(("total", "shown"), [(1, [0]), (5, [0, 1, 2, 3, 4]), (32, list(range(0, 32, 4)))])
-def test_rows_are_spread_over_the_plan(total, shown):
-    assert sorted(_preview_indices(total)) == shown
+@pytest.mark.parametrize(
+    ("total", "slots"),
+    [(1, [0]), (5, [0, 1, 2, 3, 4]), (32, [i // 4 for i in range(32)]), (9, [0, 1, 2, 3, 4, 5, 6, 7, 7])],
+)
+def test_rows_are_spread_over_the_plan(total, slots):
+    assert _preview_slots(total) == slots
