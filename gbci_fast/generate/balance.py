@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gbci_fast.data.attributes import FINDING_CATEGORIES
+from gbci_fast.data.attributes import FINDING_CATEGORIES, NO_FINDING
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.priors import Priors
 
@@ -52,6 +52,8 @@ class Balance:
                 raise GBCIError(f"{name} is both set and balanced; choose one")
             if names.count(name) > 1:
                 raise GBCIError(f"balance names {name} twice; expected each attribute once")
+        if given.get("finding_categories") == ():
+            raise GBCIError(f"{NO_FINDING!r} is set, which has no finding_birads to balance; choose one")
         values = [BALANCED_VALUES[name] for name in names]
         lesions = tuple(dict(zip(names, lesion, strict=True)) for lesion in itertools.product(*values))
         return cls(lesions=lesions, given=given, priors=priors)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.attributes import NO_FINDING, Attributes
 from gbci_fast.data.vindr import Finding, ImageRecord
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.balance import Balance
@@ -118,8 +118,14 @@ def automatic(priors: Priors, finding_categories: tuple[str, ...] | None) -> Aut
 
 
 def parse_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of some attributes, parsed and checked; a value may be None ("unknown")."""
+    """The values of some attributes, parsed and checked; a value may be None ("unknown").
+
+    Raises:
+        GBCIError: an unknown attribute or value, or a BI-RADS category of "No Finding".
+    """
     parsed = Attributes.from_mapping(overrides)
+    if parsed.finding_categories == () and parsed.finding_birads is not None:
+        raise GBCIError(f"finding_birads is {parsed.finding_birads} beside {NO_FINDING!r}; expected none")
     return {name: getattr(parsed, name) for name in overrides}
 
 
@@ -127,8 +133,8 @@ def describe(record: ImageRecord, finding: Finding | None, given: Mapping[str, A
     """The annotation's description, or the default lesion in this breast, changed to what was `given`."""
     described = finding.attributes if finding else replace(record.attributes, **DEFAULT_FINDING)
     described = replace(described, **{"laterality": None, "view_position": None, **given})
-    if described.finding_categories == () and "finding_birads" not in given:
-        described = replace(described, finding_birads=None)
+    if described.finding_categories == ():
+        described = replace(described, finding_birads=None)  # a grade that was set for the lesions of a job, too
     if "breast_birads" not in given:
         # A breast is graded by the worst that is in it.
         grades = [grade for grade in (described.breast_birads, described.finding_birads) if grade is not None]

@@ -40,7 +40,7 @@ def read_plan(
     """The rows of a plan file, in their order.
 
     Columns (`PLAN_COLUMNS`; all but ``image`` may be absent or blank):
-        image: image_id of a record, or its path below `root`.
+        image: image_id of a record, or its path below `root` where that is no other's image_id.
         variant: 0, 1, ...; blank = one more than the image's row before.
         seed: of noise and automatic mask, in [0, 2^63); blank = from the job's seed and the row's number.
         attributes: as in `Attributes`; several categories as ``['Mass', 'Asymmetry']`` or ``Mass|Asymmetry``.
@@ -59,7 +59,7 @@ def read_plan(
     if not path.is_file():
         raise GBCIError(f"{path} does not exist; expected a plan file with the column image")
     known = _Known(
-        records={record.image_id: record for record in records} | {_below(root, record): record for record in records},
+        records={_below(root, record): record for record in records} | {record.image_id: record for record in records},
         overrides=parse_overrides(overrides or {}),
         report=report,
         priors=priors or load_priors(),
@@ -79,7 +79,7 @@ def read_plan(
 
 
 def write_plan(plan: Sequence[PlanItem], path: Path) -> None:
-    """Writes a plan that `read_plan`, with the same seed and records, turns into the same images.
+    """Writes a plan that `read_plan`, with the same seed, priors and records, turns into the same images.
 
     Every cell is filled in but those of other kinds of masks, and ``breast_birads`` where it follows from the finding.
     An automatic mask is drawn from the opened image, by the seed: it has no columns. Boxes of annotations become boxes

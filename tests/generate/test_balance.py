@@ -89,6 +89,7 @@ def test_natural_is_as_frequent_as_the_priors_say():
         ("natural,finding_birads", {}, "balance is 'natural'; expected natural or out of"),
         ("finding_birads,finding_birads", {}, "balance names finding_birads twice; expected each attribute once"),
         ("finding_birads", {"finding_birads": 4}, "finding_birads is both set and balanced; choose one"),
+        ("finding_birads", {"finding_categories": "No Finding"}, "'No Finding' is set, which has no finding_birads"),
     ],
 )
 def test_bad_balance(balance, overrides, sentence):

@@ -98,6 +98,11 @@ def test_no_variant(variants):
         make_plan([record()], variants=variants, seed=0)
 
 
+def test_no_finding_has_no_birads():
+    with pytest.raises(GBCIError, match="finding_birads is 4 beside 'No Finding'; expected none"):
+        make_plan([record()], variants=1, seed=0, overrides={"finding_categories": "No Finding", "finding_birads": 4})
+
+
 def test_unknown_attribute():
     with pytest.raises(GBCIError, match="attribute 'shape' is not known"):
         make_plan([record()], variants=1, seed=0, overrides={"shape": "round"})

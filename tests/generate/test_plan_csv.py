@@ -108,6 +108,11 @@ def test_blank_cells_are_what_the_command_would_do(read, records):
     assert (item.attributes.finding_birads, item.report, item.seed) == (3, "y", 77)
 
 
+def test_a_healthy_row_takes_no_grade_from_the_command(read):
+    (item,) = read("image,finding_categories\nb,No Finding\n", overrides={"finding_birads": 5})
+    assert (item.attributes.finding_birads, item.attributes.breast_birads) == (None, None)
+
+
 def test_rows_name_images_by_id_or_path_and_count_variants(read):
     items = read("image,variant\na,\ns/b.dicom,\na,\na,7\na,\n")
     assert [(item.template.image_id, item.variant) for item in items] == [
