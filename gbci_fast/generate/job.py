@@ -362,6 +362,7 @@ class _Job:
             "split": record.split or "training",
             "spacing_mm": template.spacing[0],
             "spacing_assumed": template.mammogram.spacing is None,
+            "template_patient_id": record.patient,
             "template_study_id": record.study_id,
             "template_image_id": record.image_id,
             "template_file": record.path.name,

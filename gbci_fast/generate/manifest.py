@@ -14,7 +14,8 @@ from gbci_fast.files import atomically
 MANIFEST = "manifest.parquet"
 SKIPPED = "skipped.csv"
 TABLES = (MANIFEST, BREAST_TABLE, FINDING_TABLE)
-_EXTRA = (AGE_COLUMN, "report", "source", "spacing_mm", "template_image_id")
+# "patient_id" is the template's: variants of one breast must not be split, nor from the real image.
+_EXTRA = (AGE_COLUMN, "report", "source", "spacing_mm", "patient_id", "template_image_id")
 _FINDING_COLUMNS = (*IMAGE_COLUMNS[:-1], "finding_categories", "finding_birads", *BOX_COLUMNS, "split", *_EXTRA)
 
 
@@ -65,6 +66,7 @@ def _image_columns(row: dict[str, Any]) -> dict[str, Any]:
         "report": row["report"] or "",
         "source": "synthetic",
         "spacing_mm": "" if row["spacing_assumed"] else row["spacing_mm"],
+        "patient_id": row["template_patient_id"],
         "template_image_id": row["template_image_id"],
     }
 

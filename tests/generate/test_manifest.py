@@ -38,6 +38,7 @@ def test_the_painted_lesion_and_the_templates_own(finished, phantom):
         assert (image.laterality, image.view_position) == (template.laterality, template.view_position)
         assert (image.split, image.extra["source"]) == (template.split, "synthetic")
         assert (image.height, image.width) == image.read().shape
+        assert image.patient == template.patient  # a split by patients keeps variants of one breast together
         kept += len(own)
     assert kept == 2
 
