@@ -39,12 +39,20 @@ def to_tensor(images: ImageInput, name: str) -> tuple[Tensor, int]:
 
 
 def from_tensor(images: Tensor, output_type: str, depth: int) -> Tensor | np.ndarray | list[Image.Image]:
-    """float [B, 1, H, W] in [0, 1] to "pt" (as it is), "np" (float32 [B, H, W, 1]) or "pil" (gray, native depth)."""
+    """float [B, 1, H, W] in [0, 1] to "pt" (as it is), "np" (float32 [B, H, W, 1]) or "pil" (gray, native depth).
+
+    Raises:
+        GBCIError: NaN or infinity, which "pil" cannot hold.
+    """
     if output_type == "pt":
         return images
     array = images.float().cpu().numpy()
     if output_type == "np":
         return array.transpose(0, 2, 3, 1)
+    if not np.isfinite(array).all():
+        raise GBCIError(
+            "the sampled image holds NaN or infinity; expected finite values: guidance_scale may be too large"
+        )
     quantized = np.round(array[:, 0] * depth).astype(np.uint8 if depth == 255 else np.uint16)
     return [Image.fromarray(image) for image in quantized]
 

@@ -70,6 +70,8 @@ def test_arrays_and_tensors_out():
     assert array.shape == (2, 16, 16, 1)
     assert np.array_equal(array[1, ..., 0], 1 - UNIT8[0, 0].numpy())
     assert len(from_tensor(two, "pil", 255)) == 2
+    with pytest.raises(GBCIError, match="the sampled image holds NaN or infinity"):
+        from_tensor(two / 0, "pil", 255)
 
 
 def test_a_list_becomes_a_batch_in_the_larger_depth():

@@ -153,7 +153,7 @@ def _plan(args: argparse.Namespace, priors: "Priors") -> "list[PlanItem]":
             records,
             variants=4 if args.variants is None else args.variants,
             seed=args.seed,
-            mask=args.mask or "auto",
+            mask="auto" if args.mask is None else args.mask,
             overrides=overrides,
             report=args.report,
             balance=args.balance,

@@ -120,6 +120,7 @@ class Synthesizer:
             box = _bounding_box(part.mask)
             try:
                 with _naming(part.item.template.path):
+                    self._check_finite(image)
                     stored = paste(part.template, image, part.mask, box)
             except GBCIError as error:
                 on_bad(part.item, error)
@@ -170,6 +171,11 @@ class Synthesizer:
             output_type="pt",
         ).images
         return images[:, 0].cpu().numpy()
+
+    def _check_finite(self, image: np.ndarray) -> None:
+        if not np.isfinite(image).all():
+            scale = self._settings.guidance_scale
+            raise GBCIError(f"the sampled image holds NaN or infinity; guidance_scale {scale:g} may be too large")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -80,7 +80,7 @@ def make_plan(
     priors = priors or load_priors()
     drawn = FileMask.of(Path(mask)) if mask not in ("auto", "annotations") else None
     given = parse_overrides(overrides or {})
-    balanced = Balance.parse(balance, given, priors) if balance else None
+    balanced = None if balance is None else Balance.parse(balance, given, priors)
     items = []
     for record in records:
         for variant in range(variants):

@@ -86,6 +86,7 @@ def test_natural_is_as_frequent_as_the_priors_say():
             {},
             "balance is 'breast_density'; expected natural or out of finding_categories",
         ),
+        ("", {}, "balance is ''; expected natural or out of"),
         ("natural,finding_birads", {}, "balance is 'natural'; expected natural or out of"),
         ("finding_birads,finding_birads", {}, "balance names finding_birads twice; expected each attribute once"),
         ("finding_birads", {"finding_birads": 4}, "finding_birads is both set and balanced; choose one"),

@@ -239,3 +239,11 @@ def test_a_template_stays_open_as_long_as_it_is_used(pipe, templates, monkeypatc
     for batch in (plan[:2], plan[2:4], plan[4:]):
         assert [synthesis.item for synthesis in synthesizer(batch)] == batch
     assert reads == ["eight_LCC", "full_LCC"]
+
+
+def test_a_guidance_that_overflows_is_one_sentence(pipe, phantom):
+    plan = make_plan(find_inputs(phantom)[:1], variants=1, seed=0)
+    settings = SamplerSettings(num_inference_steps=1, guidance_scale=1e300)
+    with pytest.raises(GBCIError, match=r"holds NaN or infinity; guidance_scale 1e\+300 may be too large") as caught:
+        list(Synthesizer(pipe, settings)(plan))
+    assert str(plan[0].template.path) in str(caught.value)
