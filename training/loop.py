@@ -163,7 +163,12 @@ def check_output(
     changed = [name for name in names if found.get(name) != wanted.get(name)]
     if changed:
         told = ", ".join(f"{name} {found.get(name)}, not {wanted.get(name)}" for name in changed)
-        raise GBCIError(f"{path} is of a run with {told}; resume with the same arguments, or choose another folder")
+        longer = ""
+        if "steps" in changed and (output / "pipeline").is_dir():  # the learning rate's course depends on all of them
+            longer = f"; to train on, start a new run with --init {output / 'pipeline'}"
+        raise GBCIError(
+            f"{path} is of a run with {told}; resume with the same arguments, or choose another folder{longer}"
+        )
 
 
 def learning_rate_at(config: LoopConfig, step: int) -> float:

@@ -101,6 +101,9 @@ def train_ldm(
     autoencoder = _open_vae(vae / "vae")
     torch.manual_seed(loop.seed)
     pipe = build_pipeline(config, autoencoder, MODEL_SIZE)
+    side = MODEL_SIZE // pipe.vae_scale_factor
+    if latent_crop is not None and latent_crop > side:
+        raise GBCIError(f"latent_crop is {latent_crop}; expected at most the latent's side, {side}")
     if init is not None:
         _start_from(pipe, init)
     pipe.to(place)

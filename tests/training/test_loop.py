@@ -134,6 +134,13 @@ def test_finished_run_resumes_to_nothing(tmp_path):
     assert (tmp_path / STATE_FILE).read_bytes() == before
 
 
+def test_more_steps_are_a_new_run_and_the_sentence_says_how(tmp_path):
+    train(Line(), CONFIG, tmp_path, resume=False, device=CPU)
+    (tmp_path / "pipeline").mkdir()  # what `train ldm` exports, and `--init` takes
+    with pytest.raises(GBCIError, match=r"steps 6, not 9; .*to train on, start a new run with --init .*pipeline$"):
+        train(Line(), replace(CONFIG, steps=9), tmp_path, resume=True, device=CPU)
+
+
 def test_resume_without_a_run_starts_one(tmp_path):
     assert train(Line(), CONFIG, tmp_path / "new", resume=True, device=CPU) == 6
 
