@@ -319,9 +319,7 @@ def test_bad_inputs_are_skipped_and_listed(make_job, templates, spoiled, tree, t
     assert skipped.reason[0].startswith("damaged or not decodable" if damage is cut_short else "no breast found")
     assert Image.open(output / "preview.png").size == (8 * 224, 224 * 6 + 18)
     assert not (output / ".progress").exists()
-    # Once more, the same bytes; and a run that is resumed ends alike.
-    make_job(folder, tmp_path / "again", variants=2, skip_bad=True)
-    assert tree(tmp_path / "again") == tree(output)
+    # A second run, stopped and resumed, ends in the same bytes.
     with pytest.raises(StopError):
         make_job(folder, tmp_path / "cut", variants=2, skip_bad=True, on_batch=stop_after(6, StopError))
     assert (tmp_path / "cut" / "skipped.csv").exists()

@@ -108,6 +108,18 @@ def test_blank_cells_are_what_the_command_would_do(read, records):
     assert (item.attributes.finding_birads, item.report, item.seed) == (3, "y", 77)
 
 
+def test_an_image_id_goes_before_a_path_of_that_name(tmp_path):
+    """Without suffixes, the path of one file is the image_id of another."""
+    paths = (tmp_path / "in" / "001" / "IM1", tmp_path / "in" / "IM1")
+    records = [
+        ImageRecord(study_id="s", image_id=name, path=path) for name, path in zip(("IM1", "IM1-2"), paths, strict=True)
+    ]
+    write_plan(make_plan(records, variants=1, seed=5), tmp_path / "plan.csv")
+    (tmp_path / "in").mkdir()
+    read = read_plan(tmp_path / "plan.csv", records, tmp_path / "in", seed=5)
+    assert [item.template.path for item in read] == list(paths)
+
+
 def test_a_healthy_row_takes_no_grade_from_the_command(read):
     (item,) = read("image,finding_categories\nb,No Finding\n", overrides={"finding_birads": 5})
     assert (item.attributes.finding_birads, item.attributes.breast_birads) == (None, None)
