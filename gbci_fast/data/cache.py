@@ -130,8 +130,8 @@ class Cache(Sequence[FieldOfView]):
                 raise GBCIError(f"{file} is absent or cut; expected {stated['bytes']} bytes as {CACHE_FILE} says")
         self._check_digest(INDEX)
         self.index = pq.read_table(self.path / INDEX).combine_chunks()
-        self._pixels = np.load(self.path / PIXELS, mmap_mode="r")
-        self._masks = np.load(self.path / MASKS, mmap_mode="r")
+        self._pixels = self._array(PIXELS)
+        self._masks = self._array(MASKS)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -174,6 +174,12 @@ class Cache(Sequence[FieldOfView]):
     def _check_digest(self, name: str) -> None:
         if sha256_of(self.path / name) != self.info["files"][name]["sha256"]:
             raise GBCIError(f"{self.path / name} is not the file that {CACHE_FILE} describes; prepare the cache again")
+
+    def _array(self, name: str) -> np.ndarray:
+        try:
+            return np.load(self.path / name, mmap_mode="r")
+        except ValueError as error:  # the header is damaged
+            raise GBCIError(f"{self.path / name} is damaged; prepare the cache again") from error
 
     def _field_of_view(self, position: int) -> FieldOfView:
         row = self.row(position)

@@ -40,7 +40,7 @@ from gbci_fast.data.cache import (
     Cache,
     packed_length,
 )
-from gbci_fast.data.prepare_image import PreparedImage, PrepareSettings, prepare_image, start_worker
+from gbci_fast.data.prepare_image import PreparedImage, PrepareSettings, prepare_image, start_reader
 from gbci_fast.data.qc import QC_FOLDER, write_qc
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE, ImageRecord, VinDr, find_inputs
 from gbci_fast.errors import GBCIError
@@ -213,7 +213,7 @@ class _Job:
         # A fork server imports everything once, in a process without threads, and every worker starts as its copy.
         context = get_context("forkserver")
         context.set_forkserver_preload([prepare_image.__module__])
-        pool = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=start_worker)
+        pool = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=start_reader)
         pending: deque[tuple[Source, ImageRecord, Future[PreparedImage]]] = deque()
         try:
             for source, record in todo:
@@ -225,6 +225,12 @@ class _Job:
             while pending:
                 self._take(*pending.popleft(), skip_bad=skip_bad)
                 on_image(self.done, total)
+        except BrokenProcessPool as error:  # from a result, or from `submit` while earlier results are still good
+            _, record = self._tasks[self.done]
+            raise GBCIError(
+                f"a worker process died at {record.path} or one of the next images (out of memory, or a decoder's "
+                "crash); use fewer --workers, or remove the file"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -271,11 +277,6 @@ class _Job:
     def _take(self, source: Source, record: ImageRecord, future: "Future[PreparedImage]", *, skip_bad: bool) -> None:
         try:
             image = future.result()
-        except BrokenProcessPool as error:
-            raise GBCIError(
-                f"a worker process died at {record.path} or one of the next images (out of memory, or a decoder's "
-                "crash); use fewer --workers, or remove the file"
-            ) from error
         except GBCIError as error:
             if not skip_bad:
                 raise

@@ -1,13 +1,8 @@
 """One image of a cache: its pixels, its masks and its rows of the index. What the worker processes do."""
 
 import json
-import os
-import signal
 from dataclasses import dataclass
-from multiprocessing import parent_process
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -22,6 +17,7 @@ from gbci_fast.data.segmentation import chest_wall_side
 from gbci_fast.data.vindr import SPLITS, ImageRecord
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import sha256_of
+from gbci_fast.worker_processes import start_worker
 
 MIN_SIZE, MAX_SIZE = 16, 4096
 SATURATED = round(0.999 * 65535)  # resampling takes a little off a white area
@@ -65,17 +61,10 @@ class PreparedImage:
     masks: list[np.ndarray]
 
 
-def start_worker() -> None:
-    """One thread per process, or the processes would fight over the cores; Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def start_reader() -> None:
+    """One thread per process, or the processes would fight over the cores."""
+    start_worker()
     torch.set_num_threads(1)
-    # Where the parent is killed, its queue never ends: without this a worker would wait for it forever.
-    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def prepare_image(record: ImageRecord, root: Path, source: str, settings: PrepareSettings) -> PreparedImage:

@@ -114,6 +114,15 @@ def test_cut_and_absent_files_are_refused(copy, name):
         Cache(copy)
 
 
+@pytest.mark.parametrize("name", [PIXELS, MASKS])
+def test_damaged_headers_are_refused(copy, name):
+    content = bytearray((copy / name).read_bytes())
+    content[:8] = bytes(8)
+    (copy / name).write_bytes(content)
+    with pytest.raises(GBCIError, match=rf"{name} is damaged; prepare the cache again$"):
+        Cache(copy)
+
+
 def test_changed_files_are_found(copy):
     """The index at once, the large arrays when asked to."""
     for name, opens in ((PIXELS, True), (INDEX, False)):

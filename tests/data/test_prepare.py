@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,26 @@ def test_a_dead_worker_is_one_sentence_and_resumable(root, straight, tmp_path):
         prepare([root], output, SMALL, workers=1, on_image=Stop(2, kill))
     prepare([root], output, SMALL, workers=1, resume=True)
     assert digests(output) == digests(straight)
+
+
+def test_a_worker_that_dies_behind_good_results_is_one_sentence(root, tmp_path, monkeypatch):
+    """Where the next image to be taken is whole already, it is `submit` that finds the pool broken."""
+    submit, died = ProcessPoolExecutor.submit, []
+
+    def submit_to_the_dead(pool, *arguments):
+        future = submit(pool, *arguments)
+        died.append(future)
+        if len(died) == 4:
+            wait(died)
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+                child.join()
+            wait([submit(pool, os.getpid)])
+        return future
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_to_the_dead)
+    with pytest.raises(GBCIError, match=r"^a worker process died at \S+\.dicom or one of the next images"):
+        prepare([root], tmp_path / "cache", SMALL, workers=1)
 
 
 def test_a_full_disk_is_one_sentence_and_resumable(root, straight, tmp_path):
