@@ -4,9 +4,10 @@ import csv
 import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from gbci_fast.data.phantom.study import (
 )
 from gbci_fast.data.phantom.ultrasound_files import ULTRASOUND_COLUMNS, ultrasound_file, write_ultrasound
 from gbci_fast.errors import GBCIError
+from gbci_fast.worker_processes import start_worker
 
 PATIENT_COLUMNS = ("source", "spacing_mm", "patient_id", "timepoint", "days", "age", "hazard", "twin")
 LESION_COLUMNS = ("report", "pathology", "volume_mm3", "doubling_days", "mask_file", "ultrasound")
@@ -136,29 +138,40 @@ def generate_phantom(
     )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise GBCIError(f"output {output} already exists and is not empty; expected a new or an empty folder")
-    partial_folder = output.absolute().with_name(f".{output.absolute().name}.{os.getpid()}.partial")
+    existed, folder = output.exists(), output.resolve()
+    # A folder that is there may be a mount point, or where somebody stands: it is filled, not replaced.
+    partial_folder = folder / ".partial" if existed else folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     partial_folder.mkdir(parents=True)
     try:
         breasts: Rows = []
         findings: Rows = []
         slices: Rows = []
-        for done, (more_breasts, more_findings, more_slices) in enumerate(
-            _write_all(partial_folder, job, studies, workers), 1
-        ):
-            breasts += more_breasts
-            findings += more_findings
-            slices += more_slices
-            if progress is not None:
-                progress(done)
+        with closing(_write_all(partial_folder, job, studies, workers)) as patients:
+            for done, (more_breasts, more_findings, more_slices) in enumerate(patients, 1):
+                breasts += more_breasts
+                findings += more_findings
+                slices += more_slices
+                if progress is not None:
+                    progress(done)
         _write_csv(partial_folder / "breast-level_annotations.csv", BREAST_COLUMNS, breasts)
         _write_csv(partial_folder / "finding_annotations.csv", FINDING_COLUMNS, findings)
         if ultrasound:
             _write_csv(partial_folder / "ultrasound.csv", ULTRASOUND_COLUMNS, slices)
         write_preview(partial_folder, findings, partial_folder / PREVIEW)
-        partial_folder.replace(output)
+        if existed:
+            _move_up(partial_folder)
+        else:
+            partial_folder.replace(folder)
     except BaseException:
         shutil.rmtree(partial_folder)
         raise
+
+
+def _move_up(folder: Path) -> None:
+    """Moves everything to the folder above, the tables last: without them it is no data set."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.suffix == ".csv"):
+        path.rename(folder.parent / path.name)
+    folder.rmdir()
 
 
 def _write_all(root: Path, job: PhantomJob, studies: int, workers: int) -> Iterator[tuple[Rows, Rows, Rows]]:
@@ -167,11 +180,12 @@ def _write_all(root: Path, job: PhantomJob, studies: int, workers: int) -> Itera
     if workers == 1:
         yield from map(write, range(studies))
         return
-    # Spawned, because a fork of a process with threads may hang; an interrupt is the parent's to handle.
-    context, deaf = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=deaf)
+    # Spawned, because a fork of a process with threads may hang.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
     try:
         yield from pool.map(write, range(studies))
+    except BrokenProcessPool as error:
+        raise GBCIError("a worker process died (out of memory, perhaps); use fewer --workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -186,7 +200,7 @@ def _write_patient(root: Path, job: PhantomJob, index: int) -> tuple[Rows, Rows,
         if job.ultrasound:
             slices += write_ultrasound(root, images[0].study_id, timepoint, twins=job.twins)
         for image in images:
-            row = _describe(image, _write_image(image, root, job))
+            row = _describe(image, _write_image(image, root, job), _breast_birads(image, images))
             breasts.append(row)
             findings += [
                 row | _describe_lesion(image, lesion, k, job) for k, lesion in enumerate(image.lesions, 1)
@@ -228,8 +242,14 @@ def _mask_file(image: PhantomImage, number: int) -> str:
     return f"finding_masks/{image.study_id}/{image.image_id}-{number}.png"
 
 
-def _describe(image: PhantomImage, twin: str) -> dict[str, object]:
-    """What both tables say of an image; a breast without a finding is BI-RADS 1."""
+def _breast_birads(image: PhantomImage, images: list[PhantomImage]) -> int:
+    """The highest of what either view shows of this breast; 1 where neither shows a finding."""
+    views = [each for each in images if each.header.laterality == image.header.laterality]
+    return max((lesion.finding.birads for view in views for lesion in view.lesions), default=1)
+
+
+def _describe(image: PhantomImage, twin: str, birads: int) -> dict[str, object]:
+    """What both tables say of an image whose breast is of this BI-RADS category."""
     plan: StudyPlan = image.plan
     height, width = image.stored.shape
     return {
@@ -240,7 +260,7 @@ def _describe(image: PhantomImage, twin: str) -> dict[str, object]:
         "view_position": image.header.view_position,
         "height": height,
         "width": width,
-        "breast_birads": f"BI-RADS {image.breast_plan.birads}",
+        "breast_birads": f"BI-RADS {birads}",
         "breast_density": f"DENSITY {plan.breast_density}",
         "split": plan.split,
         "source": "phantom",

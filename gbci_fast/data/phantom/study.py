@@ -37,17 +37,13 @@ class BreastPlan:
     shapes: dict[str, BreastShape]
     findings: tuple[Finding, ...]
 
-    @property
-    def birads(self) -> int:
-        """The highest of its findings; 1 without one."""
-        return max((finding.birads for finding in self.findings), default=1)
-
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
     """Everything about a study but its pixels. One index is one patient; ``split`` follows from its hash.
 
-    ``timepoint`` counts the studies of a growth series; ``days`` have passed since the first of them.
+    ``timepoint`` counts the studies of a growth series; ``days`` have passed since the first of them, and
+    ``days_left`` pass until the last. ``population`` is what it was drawn from.
     """
 
     seed: int
@@ -55,8 +51,10 @@ class StudyPlan:
     age: int
     breast_density: str
     breasts: tuple[BreastPlan, ...]
+    population: Population
     timepoint: int = 0
     days: int = 0
+    days_left: int = 0
 
     @property
     def split(self) -> str:
@@ -183,7 +181,9 @@ def draw_study(seed: int, index: int, population: Population | None = None) -> S
         if categories:
             findings = draw_findings(stream(seed, index, laterality, "findings"), categories, Room(shapes))
         breasts.append(BreastPlan(laterality=laterality, shapes=shapes, findings=findings))
-    return StudyPlan(seed=seed, index=index, age=age, breast_density=density, breasts=tuple(breasts))
+    return StudyPlan(
+        seed=seed, index=index, age=age, breast_density=density, breasts=tuple(breasts), population=population
+    )
 
 
 def growth_series(plan: StudyPlan, timepoints: int, interval: int) -> list[StudyPlan]:
@@ -201,7 +201,7 @@ def growth_series(plan: StudyPlan, timepoints: int, interval: int) -> list[Study
         )
         days = timepoint * interval
         age = plan.age - round(before / 365.25)
-        series.append(replace(plan, breasts=breasts, timepoint=timepoint, days=days, age=age))
+        series.append(replace(plan, breasts=breasts, timepoint=timepoint, days=days, days_left=before, age=age))
     return series
 
 
@@ -268,8 +268,10 @@ def digest(*names: object) -> str:
     return hashlib.sha256("\x1f".join(map(str, ("gbci_fast", MODEL_VERSION, *names))).encode()).hexdigest()
 
 
-def _names(plan: StudyPlan, grid: Grid) -> tuple[int, ...]:
-    return plan.seed, plan.index, plan.timepoint, grid.height, grid.width
+def _names(plan: StudyPlan, grid: Grid) -> tuple[object, ...]:
+    """Everything that decides the pixels of a study, so that no two different images share a UID."""
+    drawn_from = float(plan.population.prevalence), plan.population.balance
+    return plan.seed, plan.index, *drawn_from, plan.timepoint, plan.days, plan.days_left, grid.height, grid.width
 
 
 def _header(plan: StudyPlan, laterality: str, view: str, grid: Grid) -> MammogramHeader:

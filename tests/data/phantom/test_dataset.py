@@ -1,8 +1,13 @@
 """The data set on disk: VinDr-Mammo's layout, truth beside it, and the same bytes from the same seed."""
 
 import ast
+import multiprocessing
+import os
 import shutil
+import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,6 +248,55 @@ def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "empty").mkdir()
     generate_phantom(tmp_path / "empty", studies=1, size=128)
     assert len(list((tmp_path / "empty").rglob("*.dicom"))) == 4
+
+
+def test_an_empty_folder_is_filled_where_it_stands(tmp_path, monkeypatch):
+    """Not replaced: it may be a link, a mount point or the working directory."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    generate_phantom(tmp_path / "link", studies=1, size=128)
+    assert (tmp_path / "there" / "preview.png").is_file()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    generate_phantom(".", studies=1, size=128)
+    assert {path.name for path in Path.cwd().iterdir()} == {path.name for path in (tmp_path / "there").iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "there", "link"}
+
+
+def test_a_breast_is_as_suspicious_as_what_it_shows(tmp_path, tools):
+    generate_phantom(
+        tmp_path / "data", studies=6, seed=1, size=128, population=RICH, timepoints=2, interval=3650, workers=2
+    )
+    findings = tools.rows(tmp_path / "data" / "finding_annotations.csv")
+    shown = {}
+    for row in findings:
+        grade = int(row["finding_birads"].split()[-1]) if row["finding_birads"] else 1
+        shown.setdefault((row["study_id"], row["laterality"]), []).append(grade)
+    assert [1] * 2 in shown.values()
+    for row in findings:
+        assert row["breast_birads"] == f"BI-RADS {max(shown[row['study_id'], row['laterality']])}"
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    """The pipe ends when the last process that holds it does."""
+    script = (
+        "import os, signal, sys; from gbci_fast.data.phantom import generate_phantom\n"
+        "if __name__ == '__main__':\n"
+        "    kill = lambda done: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    generate_phantom(sys.argv[1], 1000, size=128, progress=kill, workers=2)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, tmp_path / "data"], capture_output=True, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+
+
+def test_a_dead_worker_is_one_sentence_and_leaves_nothing(tmp_path):
+    def kill(done: int):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(GBCIError, match=r"^a worker process died \(out of memory, perhaps\); use fewer --workers$"):
+        generate_phantom(tmp_path / "data", studies=30, size=128, progress=kill, workers=2)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("workers", [1, 2])

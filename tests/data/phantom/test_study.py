@@ -8,8 +8,16 @@ from scipy import ndimage
 
 from gbci_fast.data.phantom import render_study
 from gbci_fast.data.phantom.anatomy import draw_shape, map_anatomy
-from gbci_fast.data.phantom.population import DENSITIES
-from gbci_fast.data.phantom.study import FIELD_BETA, MODEL_VERSION, draw_study, make_grid, stream
+from gbci_fast.data.phantom.population import DENSITIES, Population
+from gbci_fast.data.phantom.study import (
+    FIELD_BETA,
+    MODEL_VERSION,
+    draw_study,
+    growth_series,
+    make_grid,
+    render_plan,
+    stream,
+)
 from gbci_fast.data.phantom.texture import glandular_map
 
 
@@ -18,6 +26,18 @@ def test_another_seed_or_size_is_another_image():
     assert len({image.header.instance_uid for image in (base, seed, size)}) == 3
     assert len({image.image_id for image in (base, seed, size)}) == 3
     assert (base.stored != seed.stored).any()
+
+
+def test_different_images_have_different_uids():
+    drawn = [draw_study(0, 0, population) for population in (None, Population(prevalence=1), Population(balance=True))]
+    series = [plan for timepoints, interval in ((2, 365), (3, 365), (2, 90)) for plan in
+              growth_series(drawn[0], timepoints, interval)]  # fmt: skip
+    plans = (*drawn, *(plan for plan in series if plan.timepoint == 0))
+    images = [render_plan(plan, make_grid(128))[0] for plan in plans]
+    assert len({image.header.instance_uid for image in images}) == len(plans)
+    assert len({image.header.study_uid for image in images}) == len(plans)
+    assert len({image.study_id for image in images}) == len(plans)
+    assert len({image.plan.patient_id for image in images}) == 1
 
 
 def test_the_model_has_a_version_of_its_own():
