@@ -18,7 +18,7 @@ from gbci_fast.data.phantom.placement import skin_point
 from gbci_fast.data.phantom.projection import MU_CALCIFICATION, MU_GLAND, attenuation
 from gbci_fast.data.phantom.texture import DENSEST, Tissue, share_of, threshold
 
-LEAST_PATH = 0.1  # mm of a body; thinner is no lesion
+LEAST_PATH = 0.1  # mm of a body (of specks: of as much gland); thinner is no lesion
 LEAST_SHARE = 0.04  # of a change of the glandular share
 LEAST_SKIN = 0.3  # mm of a change of the path through skin
 SKIN_FADE = 4.0  # mm under thickened skin in which the rest of its path fades out
@@ -136,6 +136,8 @@ def _add_body(scene: Scene, placed: _Placed, mask: np.ndarray) -> None:
     path = placed.body.path(VIEW_AXES[scene.view], dx[0].astype(float), dy[:, 0].astype(float))
     room = scene.thickness[window] - scene.skin[window]
     if placed.alone:
+        if path.max() * placed.mu < LEAST_PATH * MU_GLAND:
+            return  # even its densest pixel would not show
         path[(path < 0.02 * path.max()) | (room <= 0)] = 0
         scene.integral[window] += np.float32(placed.mu) * path
         mask[window] |= convex_hull_image(path > 0) if path.any() else False
