@@ -1,9 +1,11 @@
 """Opening a pipeline folder for the command line: quiet, on its device, with one sentence where it cannot be done."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers.utils.logging import disable_progress_bar
+from diffusers.utils import logging
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.pipeline import PACKAGED_WEIGHTS, GBCIPipeline
@@ -30,10 +32,22 @@ def load_pipeline(
         GBCIError: the folder holds no pipeline, or a damaged one.
     """
     checkpoint_folder(folder)
-    disable_progress_bar()
+    logging.disable_progress_bar()
     try:
-        pipe = GBCIPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        with _errors_are_raised():
+            pipe = GBCIPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise GBCIError(f"{folder} cannot be loaded as a pipeline: {' '.join(str(error).split())}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+@contextmanager
+def _errors_are_raised() -> Iterator[None]:
+    """No log lines of diffusers: what they report is raised as well."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
