@@ -245,7 +245,7 @@ def _masks(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray]:
     shape, frame = template.mammogram.shape, template.frame
     native = np.zeros(shape, bool)
     if isinstance(item.mask, AutomaticMask):
-        view = template.mammogram.view_position or item.attributes.view_position
+        view = item.attributes.view_position or template.mammogram.view_position  # as `_described`
         model = automatic_mask(item.mask.prior, template.breast, template.tissue, view, item.seed)
         xmin, ymin, xmax, ymax = window = _native_window(frame, model, shape)
         share = frame.to_native(model, window, mode="bilinear")

@@ -12,6 +12,7 @@ from gbci_fast.data.preprocess import box_ellipse
 from gbci_fast.data.segmentation import breast_mask, pectoral_mask
 from gbci_fast.data.vindr import Finding, VinDr, find_inputs
 from gbci_fast.errors import GBCIError
+from gbci_fast.generate import engine
 from gbci_fast.generate.engine import SamplerSettings, Synthesizer, open_template, paste
 from gbci_fast.generate.plan import make_plan
 
@@ -247,3 +248,13 @@ def test_a_guidance_that_overflows_is_one_sentence(pipe, phantom):
     with pytest.raises(GBCIError, match=r"holds NaN or infinity; guidance_scale 1e\+300 may be too large") as caught:
         list(Synthesizer(pipe, settings)(plan))
     assert str(plan[0].template.path) in str(caught.value)
+
+
+def test_a_view_that_was_set_decides_where_lesions_lie(pipe, phantom, monkeypatch):
+    """As it decides what the sampler and the tables are told."""
+    views, draw = [], engine.automatic_mask
+    monkeypatch.setattr(engine, "automatic_mask", lambda *given: views.append(given[3]) or draw(*given))
+    records = [record for record in find_inputs(phantom) if record.view_position == "CC"][:1]
+    (stated,) = run(pipe, records)
+    (as_set,) = run(pipe, records, overrides={"view_position": "MLO"})
+    assert views == [stated.attributes.view_position, as_set.attributes.view_position] == ["CC", "MLO"]
