@@ -75,7 +75,7 @@ def open_sources(roots: Sequence[Path]) -> list[Source]:
     """The images of VinDr roots, folders or files; roots of one name are told apart as ``name-2``, ``name-3`` …
 
     Raises:
-        GBCIError: a root is absent, given twice, holds no image, or its tables are not legal.
+        GBCIError: a root is absent, or in the folder of another, holds no image, or its tables are not legal.
     """
     sources: list[Source] = []
     for root in map(Path, roots):
@@ -87,7 +87,8 @@ def open_sources(roots: Sequence[Path]) -> list[Source]:
             records = find_inputs(root)
         folder = root if root.is_dir() else root.parent
         if any(folder.samefile(source.root) for source in sources):
-            raise GBCIError(f"{root} is read twice; expected every root once")
+            told = f"{root} is given twice" if root.is_dir() else f"{root} lies in the folder of an earlier root"
+            raise GBCIError(f"{told}; expected every folder once")
         name, taken = folder.absolute().name, {source.name for source in sources}
         names = chain((name,), (f"{name}-{number}" for number in count(2)))
         name = next(name for name in names if name not in taken)

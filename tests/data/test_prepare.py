@@ -378,8 +378,10 @@ def test_roots_are_told_apart(tmp_path):
         write_png(tmp_path / name)
     sources = open_sources([tmp_path / "1" / "x", tmp_path / "x-2", tmp_path / "2" / "x"])
     assert [source.name for source in sources] == ["x", "x-2", "x-3"]
-    with pytest.raises(GBCIError, match=r"x-2/1.png is read twice; expected every root once"):
+    with pytest.raises(GBCIError, match=r"x-2/1.png lies in the folder of an earlier root; expected every folder once"):
         open_sources([tmp_path / "x-2", tmp_path / "x-2" / "1.png"])
+    with pytest.raises(GBCIError, match=r"x-2 is given twice; expected every folder once"):
+        open_sources([tmp_path / "x-2", tmp_path / "x-2" / ".." / "x-2"])
 
 
 def test_view_kinds_can_be_chosen(root, straight, tmp_path):
