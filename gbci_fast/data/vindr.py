@@ -238,8 +238,9 @@ def find_inputs(path: str | Path) -> list[ImageRecord]:
 
 def _file_records(files: list[Path], root: Path) -> Iterator[ImageRecord]:
     taken: set[str] = set()
+    names: dict[str, Iterator[str]] = {}  # of every stem, those not tried yet
     for file in files:
-        image_id = next(name for name in _numbered(file.stem) if name not in taken)
+        image_id = next(name for name in names.setdefault(file.stem, _numbered(file.stem)) if name not in taken)
         taken.add(image_id)
         attributes = Attributes(laterality=laterality_in_text(file.stem), view_position=view_in_text(file.stem))
         yield ImageRecord(
