@@ -10,6 +10,7 @@ from pathlib import Path
 from gbci_fast.errors import GBCIError
 
 LOCK_FILE = ".lock"
+PROGRESS_FOLDER = ".progress"  # in the output of a job that can be resumed
 
 
 def atomically(path: Path, write: Callable[[Path], object]) -> None:

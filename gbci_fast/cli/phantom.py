@@ -4,6 +4,8 @@ import argparse
 import re
 from pathlib import Path
 
+from gbci_fast.cli.progress import image_progress
+
 EXAMPLE = """example:
   gbci-fast phantom --output out/phantom --studies 100 --seed 0
   gbci-fast phantom --output out/rare --studies 100 --balance --twins --truth --workers 2
@@ -56,21 +58,17 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the data set and says where it is."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from gbci_fast.data.phantom import Population, generate_phantom
 
     population = Population(prevalence=args.prevalence, balance=args.balance)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("patients", total=args.studies)
+    each = 4 * args.growth  # images of a patient
+    with image_progress("drawing", args.output) as on_image:
         generate_phantom(
             args.output,
             args.studies,
             args.seed,
             args.size,
-            lambda done: progress.update(task, completed=done),
+            lambda done: on_image(done * each, args.studies * each),
             population=population,
             timepoints=args.growth,
             interval=args.interval,

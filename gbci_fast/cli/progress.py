@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-PROGRESS_FOLDER = ".progress"  # in the output of a job that can be resumed
+from gbci_fast.files import PROGRESS_FOLDER
+
 LINES = 20  # in a log, for the whole job
 
 

@@ -36,7 +36,6 @@ from gbci_fast.data.cache import (
     INDEX_SCHEMA,
     MASKS,
     PIXELS,
-    PROGRESS_FOLDER,
     Cache,
     packed_length,
 )
@@ -44,7 +43,7 @@ from gbci_fast.data.prepare_image import PreparedImage, PrepareSettings, prepare
 from gbci_fast.data.qc import QC_FOLDER, write_qc
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE, ImageRecord, VinDr, find_inputs
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically, sha256_of
+from gbci_fast.files import PROGRESS_FOLDER, atomically, sha256_of
 
 JOB_FILE, JOURNAL, SKIPPED = "job.json", "journal.jsonl", "skipped.csv"
 # What moves up out of the progress folder at the end, in this order.

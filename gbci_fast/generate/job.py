@@ -21,7 +21,7 @@ from PIL import Image
 
 from gbci_fast import __version__
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import LOCK_FILE, atomically, locked, sha256_of
+from gbci_fast.files import LOCK_FILE, PROGRESS_FOLDER, atomically, locked, sha256_of
 from gbci_fast.generate.checks import check_inputs
 from gbci_fast.generate.engine import SamplerSettings, Synthesis, Synthesizer
 from gbci_fast.generate.manifest import SKIPPED, TABLES, write_skipped, write_tables
@@ -32,7 +32,6 @@ from gbci_fast.pipeline import GBCIPipeline
 
 FORMATS = ("dicom", "png")
 JOB_FILE = "job.json"
-PROGRESS_FOLDER = ".progress"
 PREVIEW_ROWS = 8
 
 

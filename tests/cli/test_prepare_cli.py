@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from gbci_fast.cli import main
-from gbci_fast.cli.progress import PROGRESS_FOLDER, image_progress
-from gbci_fast.data import cache as cache_module
+from gbci_fast.cli.progress import image_progress
 from gbci_fast.data.cache import Cache
+from gbci_fast.files import PROGRESS_FOLDER
 
 
 @pytest.fixture(autouse=True)
@@ -84,8 +84,6 @@ def test_a_log_has_a_bounded_number_of_lines(tmp_path, capsys):
 
 
 def test_a_stopped_job_says_what_is_finished(tmp_path, capsys):
-    assert PROGRESS_FOLDER == cache_module.PROGRESS_FOLDER
-
     def stop():
         with image_progress("preparing", tmp_path) as on_image:
             on_image(0, 90)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbci_fast.data.cache import CACHE_FILE, INDEX, MASKS, PIXELS, PROGRESS_FOLDER, Cache
+from gbci_fast.data.cache import CACHE_FILE, INDEX, MASKS, PIXELS, Cache
 from gbci_fast.data.framing import patient_fold, read_views
 from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.prepare import JOB_FILE, JOURNAL, SKIPPED, open_sources, prepare
@@ -27,6 +27,7 @@ from gbci_fast.data.prepare_image import PrepareSettings
 from gbci_fast.data.segmentation import pectoral_mask
 from gbci_fast.data.vindr import BREAST_TABLE, VinDr
 from gbci_fast.errors import GBCIError
+from gbci_fast.files import PROGRESS_FOLDER
 
 SMALL = PrepareSettings(size=64)
 

@@ -86,7 +86,7 @@ def generate_phantom(
     studies: int,
     seed: int = 0,
     size: int | tuple[int, int] = 512,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
     *,
     population: Population | None = None,
     timepoints: int = 1,
@@ -113,7 +113,7 @@ def generate_phantom(
     Args:
         output: a new or an empty folder.
         studies: number of patients.
-        progress: called with the number of patients done.
+        progress: called with the number of patients done, at the start and after each.
         workers: processes; they do not change a byte.
         seed: see `PhantomJob`, as the others.
 
@@ -146,13 +146,13 @@ def generate_phantom(
         breasts: Rows = []
         findings: Rows = []
         slices: Rows = []
+        progress(0)
         with closing(_write_all(partial_folder, job, studies, workers)) as patients:
             for done, (more_breasts, more_findings, more_slices) in enumerate(patients, 1):
                 breasts += more_breasts
                 findings += more_findings
                 slices += more_slices
-                if progress is not None:
-                    progress(done)
+                progress(done)
         _write_csv(partial_folder / "breast-level_annotations.csv", BREAST_COLUMNS, breasts)
         _write_csv(partial_folder / "finding_annotations.csv", FINDING_COLUMNS, findings)
         if ultrasound:

@@ -282,7 +282,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     script = (
         "import os, signal, sys; from gbci_fast.data.phantom import generate_phantom\n"
         "if __name__ == '__main__':\n"
-        "    kill = lambda done: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    kill = lambda done: done and os.kill(os.getpid(), signal.SIGKILL)\n"
         "    generate_phantom(sys.argv[1], 1000, size=128, progress=kill, workers=2)"
     )
     ended = subprocess.run([sys.executable, "-c", script, tmp_path / "data"], capture_output=True, timeout=60)
@@ -302,7 +302,8 @@ def test_a_dead_worker_is_one_sentence_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_interruption_leaves_nothing(workers, tmp_path):
     def interrupt(done: int):
-        raise KeyboardInterrupt
+        if done:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         generate_phantom(tmp_path / "data", studies=3, size=128, progress=interrupt, workers=workers)
@@ -312,4 +313,4 @@ def test_interruption_leaves_nothing(workers, tmp_path):
 def test_progress(tmp_path):
     done = []
     generate_phantom(tmp_path / "data", studies=3, size=128, progress=done.append)
-    assert done == [1, 2, 3]
+    assert done == [0, 1, 2, 3]
