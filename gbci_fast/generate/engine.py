@@ -17,12 +17,14 @@ from gbci_fast.data.segmentation import breast_mask, pectoral_mask, placement_ma
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import sha256_of
-from gbci_fast.generate.masks import AutomaticMask, BoxMask, automatic_mask
+from gbci_fast.generate.masks import AutomaticMask, BoxMask, FileMask, automatic_mask
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.pipeline import GBCIPipeline
 
 ASSUMED_SPACING = (0.05, 0.05)  # mm, where the input states none
-SKIN_MARGIN = 3 / 224  # of the model image's side: about 3 mm, the skin and what the outline may be off
+# Of the model image's side. The training masks are lesions grown by 1 to 5 of 224 pixels.
+MASK_GROWTH = 3 / 224
+SKIN_MARGIN = 3 / 224  # about 3 mm, the skin and what the outline may be off
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +68,7 @@ class Synthesis:
         attributes: the description the sampler was given.
         stored: native integers [H, W]; outside `mask` the template's own.
         mask: bool [H, W], the synthesized pixels.
-        box: (xmin, ymin, xmax, ymax) around the mask, half-open.
+        box: (xmin, ymin, xmax, ymax) around the lesion, half-open; the mask has a rim more.
     """
 
     item: PlanItem
@@ -117,11 +119,10 @@ class Synthesizer:
             except GBCIError as error:
                 on_bad(item, error)
         for part, image in zip(ready, self._sample(ready) if ready else (), strict=True):
-            box = _bounding_box(part.mask)
             try:
                 with _naming(part.item.template.path):
                     self._check_finite(image)
-                    stored = paste(part.template, image, part.mask, box)
+                    stored = paste(part.template, image, part.mask)
             except GBCIError as error:
                 on_bad(part.item, error)
                 continue
@@ -131,7 +132,7 @@ class Synthesizer:
                 attributes=part.attributes,
                 stored=stored,
                 mask=part.mask,
-                box=box,
+                box=part.box,
             )
 
     def _prepare(self, item: PlanItem) -> "_Prepared":
@@ -145,9 +146,9 @@ class Synthesizer:
         if isinstance(template, GBCIError):
             raise template
         with _naming(path):
-            model_mask, mask = _masks(item, template)
+            model_mask, mask, box = _masks(item, template)
             attributes = _described(item, template)
-        return _Prepared(item=item, template=template, attributes=attributes, model_mask=model_mask, mask=mask)
+        return _Prepared(item=item, template=template, attributes=attributes, model_mask=model_mask, mask=mask, box=box)
 
     def _sample(self, ready: Sequence["_Prepared"]) -> np.ndarray:
         """float32 [B, S, S] in [0, 1]."""
@@ -180,13 +181,14 @@ class Synthesizer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Prepared:
-    """An item whose template is open: its description and its mask, bool [S, S] in model space and native [H, W]."""
+    """An item whose template is open: its description, its mask (bool [S, S], and native [H, W]), the lesion's box."""
 
     item: PlanItem
     template: Template
     attributes: Attributes
     model_mask: np.ndarray
     mask: np.ndarray
+    box: tuple[int, int, int, int]
 
 
 def open_template(record: ImageRecord) -> Template:
@@ -214,7 +216,7 @@ def open_template(record: ImageRecord) -> Template:
     )
 
 
-def paste(template: Template, synthetic: np.ndarray, mask: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+def paste(template: Template, synthetic: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The synthesis on the native grid, in stored values.
 
     What is resampled and added is the *change* in model space, so the original's finer detail (grain, fibers) stays
@@ -224,9 +226,8 @@ def paste(template: Template, synthetic: np.ndarray, mask: np.ndarray, box: tupl
         template: the original.
         synthetic: float32 [S, S] in [0, 1].
         mask: bool [H, W]; outside it the result is the original bit for bit.
-        box: the mask's bounding box.
     """
-    xmin, ymin, xmax, ymax = box
+    xmin, ymin, xmax, ymax = box = _bounding_box(mask)
     window = np.s_[ymin:ymax, xmin:xmax]
     change = template.frame.to_native(synthetic - template.pixels, box)
     # The image's border is no edge of the mask: a lesion cut by it is painted up to it.
@@ -240,20 +241,32 @@ def paste(template: Template, synthetic: np.ndarray, mask: np.ndarray, box: tupl
     return stored
 
 
-def _masks(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray]:
-    """The mask in model space and on the native grid."""
+def _masks(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]]:
+    """What is painted, in model space and on the native grid, and the lesion's box.
+
+    The model learned to fill masks that are larger than their lesions: around a lesion's extent goes a rim of
+    `MASK_GROWTH`, in the tissue where the place was drawn. The pixels of a mask file are painted as they are.
+    """
+    lesion, native_lesion = _lesion(item, template)
+    box = _bounding_box(native_lesion)
+    if isinstance(item.mask, FileMask):
+        return lesion, native_lesion, box
+    model = ndimage.distance_transform_edt(~lesion) <= MASK_GROWTH * template.frame.size
+    if isinstance(item.mask, AutomaticMask):
+        model &= template.tissue
+    return model, native_lesion | _to_native(template, model), box
+
+
+def _lesion(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray]:
+    """The lesion's extent in model space and on the native grid, at least a pixel of each."""
     shape, frame = template.mammogram.shape, template.frame
-    native = np.zeros(shape, bool)
     if isinstance(item.mask, AutomaticMask):
         view = item.attributes.view_position or template.mammogram.view_position  # as `_described`
         model = automatic_mask(item.mask.prior, template.breast, template.tissue, view, item.seed)
-        xmin, ymin, xmax, ymax = window = _native_window(frame, model, shape)
-        share = frame.to_native(model, window, mode="bilinear")
-        native[ymin:ymax, xmin:xmax] = share > min(0.5, share.max() / 2)  # even the smallest lesion keeps a pixel
-        return model, native
+        return model, _to_native(template, model)
     whole = item.mask.on(shape, template.mammogram.spacing)
     # What the model does not see it cannot paint.
-    seen = np.s_[max(frame.y0, 0) : frame.y1, max(frame.x0, 0) : frame.x1]
+    seen, native = np.s_[max(frame.y0, 0) : frame.y1, max(frame.x0, 0) : frame.x1], np.zeros(shape, bool)
     native[seen] = whole[seen]
     share = frame.to_model(native)
     model = share > min(0.25, share.max() / 2)  # even the smallest lesion keeps a pixel
@@ -263,15 +276,24 @@ def _masks(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray]:
     return model, native
 
 
+def _to_native(template: Template, model: np.ndarray) -> np.ndarray:
+    """A model mask on the native grid, bool [H, W]."""
+    native = np.zeros(template.mammogram.shape, bool)
+    xmin, ymin, xmax, ymax = window = _native_window(template.frame, model, native.shape)
+    share = template.frame.to_native(model, window, mode="bilinear")
+    native[ymin:ymax, xmin:xmax] = share > min(0.5, share.max() / 2)  # even the smallest lesion keeps a pixel
+    return native
+
+
 def _native_window(frame: Frame, model: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Native pixels that can lie under a model mask: its box, two model pixels wider, inside the image."""
+    """Native pixels that can lie under a model mask: its box, two model pixels wider, inside image and frame."""
     xmin, ymin, xmax, ymax = _bounding_box(model)
     box = frame.box_to_native((xmin - 2, ymin - 2, xmax + 2, ymax + 2))
     return (
-        max(0, int(np.floor(box[0]))),
-        max(0, int(np.floor(box[1]))),
-        min(shape[1], int(np.ceil(box[2]))),
-        min(shape[0], int(np.ceil(box[3]))),
+        max(0, frame.x0, int(np.floor(box[0]))),
+        max(0, frame.y0, int(np.floor(box[1]))),
+        min(shape[1], frame.x1, int(np.ceil(box[2]))),
+        min(shape[0], frame.y1, int(np.ceil(box[3]))),
     )
 
 

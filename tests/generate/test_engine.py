@@ -28,7 +28,7 @@ def opened(templates):
 def brighter(template, change):
     """`template` brighter by `change` everywhere, pasted under an elliptic mask; and the mask."""
     mask = box_ellipse(MASK_BOX, template.mammogram.shape)
-    return paste(template, template.pixels + np.float32(change), mask, MASK_BOX), mask
+    return paste(template, template.pixels + np.float32(change), mask), mask
 
 
 @pytest.mark.parametrize("change", [0.2, -0.2])
@@ -78,7 +78,7 @@ def test_the_change_fades_in_over_a_model_pixel(breast, write_template, tmp_path
     template = open_template(find_inputs(path)[0])
     box = (100, 300, 300, 600)
     mask = box_ellipse(box, size)
-    stored = paste(template, template.pixels + np.float32(0.1), mask, box)
+    stored = paste(template, template.pixels + np.float32(0.1), mask)
     to_unit = template.mammogram.presentation.to_unit
     change = to_unit(stored).astype(float) - to_unit(template.mammogram.stored)
     steps = np.abs(np.diff(change, axis=1)).max(), np.abs(np.diff(change, axis=0)).max()
@@ -95,7 +95,7 @@ def test_grain_finer_than_the_model_survives(breast, write_template, tmp_path):
     box = (150, 350, 250, 500)
     mask = box_ellipse(box, size)
     smooth = ndimage.gaussian_filter(template.pixels, 3)  # the model paints no grain at all
-    stored = paste(template, smooth, mask, box)
+    stored = paste(template, smooth, mask)
     window = np.s_[400:450, 180:220]
 
     def grain_of(image):
@@ -115,9 +115,25 @@ def test_automatic_masks_lie_in_the_breast_of_either_side(pipe, phantom):
         breast = breast_mask(synthesis.template.mammogram.unit())
         assert synthesis.mask.any()
         assert not (synthesis.mask & ~ndimage.binary_dilation(breast)).any()
-        ys, xs = np.nonzero(synthesis.mask)
-        assert synthesis.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+        tissue = synthesis.template.frame.to_native(synthesis.template.tissue, (0, 0, *synthesis.mask.shape[::-1]))
+        assert tissue[synthesis.mask].min() > 0.3  # the rim as well; interpolated
         assert (synthesis.stored != synthesis.template.mammogram.stored).any()
+
+
+def rims(synthesis):
+    """Pixels of the mask beyond the lesion's box, left, top, right, bottom; in pixels of the model image."""
+    ys, xs = np.nonzero(synthesis.mask)
+    xmin, ymin, xmax, ymax = synthesis.box
+    beyond = (xmin - xs.min(), ymin - ys.min(), xs.max() + 1 - xmax, ys.max() + 1 - ymax)
+    return np.array(beyond) * synthesis.template.frame.scale[0]
+
+
+def test_what_is_painted_is_the_lesion_and_a_rim(pipe, phantom):
+    for planned in ({}, {"mask": "annotations"}):
+        for synthesis in run(pipe, VinDr(phantom).images, **planned):
+            assert (rims(synthesis) >= 0).all()  # the tissue may end there
+            assert np.median(rims(synthesis)) == pytest.approx(3, abs=1.5)
+            assert rims(synthesis).max() < 5
 
 
 def test_tissue_is_off_the_skin_and_the_muscle(phantom):
@@ -137,12 +153,15 @@ def test_tissue_is_off_the_skin_and_the_muscle(phantom):
     assert set(views) == {"CC", "MLO"}
 
 
-def test_an_annotated_box_becomes_its_ellipse(pipe, phantom):
+def test_an_annotated_box_becomes_its_ellipse_and_a_rim(pipe, phantom):
     syntheses = run(pipe, VinDr(phantom).images, mask="annotations")
     assert len(syntheses) == 2
     for synthesis in syntheses:
         (finding,) = synthesis.template.record.findings
-        np.testing.assert_array_equal(synthesis.mask, box_ellipse(finding.box, synthesis.mask.shape))
+        ellipse = box_ellipse(finding.box, synthesis.mask.shape)
+        away = ndimage.distance_transform_edt(~ellipse) * synthesis.template.frame.scale[0]
+        assert synthesis.mask[away <= 1.5].all()
+        assert not synthesis.mask[away >= 4.5].any()
         assert synthesis.box == finding.box
 
 

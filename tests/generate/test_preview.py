@@ -20,7 +20,7 @@ def synthesis(templates, change):
     template = open_template(record)
     mask = box_ellipse(BOX, template.mammogram.shape)
     (item,) = make_plan([record], variants=1, seed=0)
-    stored = paste(template, template.pixels + np.float32(change), mask, BOX)
+    stored = paste(template, template.pixels + np.float32(change), mask)
     return Synthesis(item=item, template=template, attributes=Attributes(), stored=stored, mask=mask, box=BOX)
 
 
