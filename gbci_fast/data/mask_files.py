@@ -1,5 +1,6 @@
 """Drawn masks: gray images of any common format, whichever two values their writer chose."""
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from gbci_fast.errors import GBCIError
 
 FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG")
 MAX_PIXELS = 150_000_000  # as of a mammogram
+
+# What Pillow logs of damaged files it raises as well; without a handler Python would print it.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def read_mask(path: Path) -> np.ndarray:

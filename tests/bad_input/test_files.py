@@ -1,6 +1,9 @@
 """Image and mask files that cannot be used: one line is one case."""
 
+import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -162,6 +165,7 @@ MASKS = {
     "nothing": (lambda path: Image.new("L", (160, 192)).save(path), "is all zero; expected at least one pixel"),
     "size": (lambda path: Image.new("L", (192, 160), 255).save(path), "is 192x160 but the image is 160x192"),
     "bomb": (lambda path: _write(path, _gray_png(20_000, 6_000)), "claims 20000 x 6000 pixels, too many"),
+    "122 samples per pixel": (lambda path: _tiff_of_samples(path, 122), "cannot be read as a mask image"),
     "folder": (lambda path: path.mkdir(), "cannot be read as a mask image: Is a directory"),
     "beside": (lambda path: _drawn(path, np.s_[0:2, 158:160]), "the mask lies outside the breast; expected it to"),
 }  # fmt: skip
@@ -172,6 +176,16 @@ def _gray_png(width, height):
     data = b"IDAT" + zlib.compress(b"")
     chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data, b"IEND")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _tiff_of_samples(path, samples):
+    """A TIFF that Pillow refuses with a log line of its own."""
+    file = io.BytesIO()
+    Image.new("L", (160, 192)).save(file, "TIFF", tiffinfo={277: 1})
+    entry = struct.pack("<HHI", 277, 3, 1)  # SamplesPerPixel, SHORT, one value
+    data = file.getvalue()
+    assert entry + struct.pack("<I", 1) in data
+    path.write_bytes(data.replace(entry + struct.pack("<I", 1), entry + struct.pack("<I", samples)))
 
 
 def _drawn(path, where):
@@ -185,3 +199,16 @@ def test_mask(refused, tmp_path, make, said):
     path = tmp_path / "drawn.png"
     make(path)
     assert said in refused(f"generate {{image}} --mask {path}")
+
+
+def test_a_decoder_says_nothing_beside_our_sentence(tmp_path):
+    """In a process of its own: pytest takes what is logged."""
+    _tiff_of_samples(tmp_path / "mask.tif", 122)
+    script = (
+        "import sys; from pathlib import Path; from gbci_fast.data.mask_files import read_mask\n"
+        "try: read_mask(Path(sys.argv[1]))\n"
+        "except ValueError as error: print(error)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, tmp_path / "mask.tif"], capture_output=True, text=True)
+    assert "cannot be read as a mask image; expected one of" in ended.stdout
+    assert ended.stderr == ""
