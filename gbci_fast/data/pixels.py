@@ -116,10 +116,8 @@ def decode(dataset: Dataset) -> np.ndarray:
 def _decoder(syntax: UID) -> Decoder:
     try:
         decoder = get_decoder(syntax)
-    except NotImplementedError:
-        decoder = None
-    if decoder is None:
-        raise GBCIError(f"transfer syntax {syntax.name} cannot be decoded; expected {READABLE}")
+    except NotImplementedError:  # how pydicom says that no decoder of it exists
+        raise GBCIError(f"transfer syntax {syntax.name} cannot be decoded; expected {READABLE}") from None
     if not decoder.is_available:
         raise GBCIError(f"no decoder for {decoder.UID.name} is installed; expected python-gdcm or a pylibjpeg plugin")
     return decoder
