@@ -7,6 +7,15 @@
 
 STABLE_TORCH_LIBRARY(gbci_fast, m) {
   m.def("philox_normal(Tensor seeds, SymInt num_elements, int step, int stream) -> Tensor");
+  m.def(
+      "blend_step(Tensor latents, Tensor conditional, Tensor? unconditional, Tensor? previous, Tensor(a!)? denoised, "
+      "Tensor(b!)? corrected, Tensor? noise, Tensor? seeds, Tensor? known, Tensor? known_noise, Tensor? weight, "
+      "Tensor(c!)? model_input, Tensor(d!) out, float[] coefficients, float? clip, float guidance_scale, "
+      "float guidance_rescale, int step, int stream) -> ()");
+  m.def("mask_to_latent(Tensor mask, int factor, int feather, int halo) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "composite(Tensor pixels, Tensor weight, Tensor synthetic, Tensor? template, Tensor sizes, Tensor affine, "
+      "float white) -> Tensor");
 }
 
 // An empty module: importing gbci_fast._C runs the static registrations above and in the operators' files.

@@ -21,10 +21,12 @@ RTOL = 8 * 2**-24
 """Bound of the relative error in float32; 4.2 * 2^-24 is the largest seen in a million draws."""
 
 
-def philox_normal_ref(seeds: Tensor, shape: Sequence[int], *, step: int = 0, stream: int = 0) -> Tensor:
+def philox_normal_ref(
+    seeds: Tensor, shape: Sequence[int], *, step: int = 0, stream: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """`philox_normal` by its definition, in NumPy on the CPU."""
     unsigned = [seed % 2**64 for seed in seeds.tolist()]
-    return noise.philox_normal(unsigned, shape, step=step, stream=stream, device=seeds.device)
+    return noise.philox_normal(unsigned, shape, step=step, stream=stream, dtype=dtype, device=seeds.device)
 
 
 @torch.library.register_fake("gbci_fast::philox_normal")
