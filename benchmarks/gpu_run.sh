@@ -18,7 +18,9 @@ python3 -m pip install --quiet --no-index --no-deps --upgrade --target "$site" .
 export PYTHONPATH=$PWD:$site
 # Not `which nvcc`: that may be a wrapper far from the toolkit's libraries.
 export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
+python3 setup.py -q check_cuda >"$results/ptxas.txt" &
 python3 setup.py build_ext --inplace --force
+wait $!
 ln -sfn ../kernels/ops gbci_fast/ops
 ln -sfn ../training gbci_fast/training
 
