@@ -9,11 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define GBCI_INLINE __host__ __device__ __forceinline__
-#else
-#define GBCI_INLINE inline __attribute__((always_inline))
-#endif
+#include "host_device.h"
 
 namespace gbci {
 

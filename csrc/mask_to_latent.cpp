@@ -1,0 +1,225 @@
+#include "mask_to_latent.h"
+
+#include <algorithm>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "describe.h"
+#include "simd.h"
+
+namespace gbci {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+MaskToLatent check_mask_to_latent(const Tensor& mask, int64_t factor, int64_t feather, int64_t halo) {
+  const ScalarType dtype = mask.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Float,
+                  "mask must be bool, uint8 or float32, got ", torch::headeronly::toString(dtype));
+  STD_TORCH_CHECK(mask.dim() == 4 && mask.size(1) == 1, "mask must be [B, 1, H, W], got ", describe_shape(mask));
+  STD_TORCH_CHECK(mask.numel() > 0, "mask must hold at least one pixel, got ", describe_shape(mask));
+  STD_TORCH_CHECK(factor >= 1, "factor must be at least 1, got ", factor);
+  STD_TORCH_CHECK(mask.size(2) % factor == 0 && mask.size(3) % factor == 0,
+                  "mask's height and width must be divisible by factor ", factor, ", got ", mask.size(2), " and ",
+                  mask.size(3));
+  STD_TORCH_CHECK(feather >= 0 && feather < 1 << 16, "feather must be from 0 to 65535, got ", feather);
+  STD_TORCH_CHECK(halo >= 0 && halo <= INT32_MAX, "halo must be from 0 to 2^31 - 1, got ", halo);
+  const int64_t batch = mask.size(0), height = mask.size(2) / factor, width = mask.size(3) / factor;
+  STD_TORCH_CHECK(width <= INT32_MAX / height, "a mask may have at most 2^31 - 1 latent cells, got ", height, " x ",
+                  width);
+  return {
+      .batch = batch,
+      .height = height,
+      .width = width,
+      .factor = factor,
+      .feather = feather,
+      .halo = halo,
+      .batch_stride = mask.stride(0),
+      .row_stride = mask.stride(2),
+      .column_stride = mask.stride(3),
+      .of_floats = dtype == ScalarType::Float,
+      .mask = mask.const_data_ptr(),
+  };
+}
+
+std::tuple<Tensor, Tensor, Tensor> mask_to_latent_outputs(const Tensor& mask, const MaskToLatent& op) {
+  Tensor latent_mask = torch::stable::new_empty(mask, {op.batch, 1, op.height, op.width}, ScalarType::Float);
+  Tensor weight = torch::stable::empty_like(latent_mask);
+  return {latent_mask, weight, torch::stable::new_empty(mask, {op.batch, 4}, ScalarType::Long)};
+}
+
+namespace {
+
+constexpr int64_t kGrainElements = 32768;  // ATen's own: less than this is not worth waking a thread for
+
+// seen[x] |= row[x] is masked
+template <typename T>
+GBCI_INLINE void see_row(const T* row, int64_t stride, int64_t num_pixels, uint8_t* seen) {
+  if (stride == 1) {
+    for (int64_t x = 0; x < num_pixels; ++x) {
+      seen[x] |= is_masked(row[x]);
+    }
+  } else {
+    for (int64_t x = 0; x < num_pixels; ++x) {
+      seen[x] |= is_masked(row[x * stride]);
+    }
+  }
+}
+
+GBCI_SIMD_CLONES void see(const float* row, int64_t stride, int64_t num_pixels, uint8_t* seen) {
+  see_row(row, stride, num_pixels, seen);
+}
+
+GBCI_SIMD_CLONES void see(const uint8_t* row, int64_t stride, int64_t num_pixels, uint8_t* seen) {
+  see_row(row, stride, num_pixels, seen);
+}
+
+// Latent rows begin .. end - 1, counted through the batch: a cell is 1 where any of its pixels is masked.
+template <typename T>
+void reduce_rows(const MaskToLatent& op, int64_t begin, int64_t end, float* latent_mask) {
+  const int64_t num_pixels = op.width * op.factor;
+  std::vector<uint8_t> seen(num_pixels);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t sample = row / op.height, y = row % op.height * op.factor;
+    const T* pixels = static_cast<const T*>(op.mask) + sample * op.batch_stride + y * op.row_stride;
+    std::fill(seen.begin(), seen.end(), 0);
+    for (int64_t i = 0; i < op.factor; ++i) {
+      see(pixels + i * op.row_stride, op.column_stride, num_pixels, seen.data());
+    }
+    for (int64_t x = 0; x < op.width; ++x) {
+      uint8_t any = 0;
+      for (int64_t i = 0; i < op.factor; ++i) {
+        any |= seen[x * op.factor + i];
+      }
+      latent_mask[row * op.width + x] = any;
+    }
+  }
+}
+
+CellBox box_of(const float* cells, int64_t height, int64_t width) {
+  CellBox box = {INT32_MAX, INT32_MAX, 0, 0};
+  for (int32_t y = 0; y < height; ++y) {
+    for (int32_t x = 0; x < width; ++x) {
+      if (cells[y * width + x] != 0) {
+        box = {std::min(box.xmin, x), std::min(box.ymin, y), std::max(box.xmax, x + 1), y + 1};
+      }
+    }
+  }
+  return box;
+}
+
+// out[x] = max or sum of values[x .. x + count - 1], in this order
+GBCI_SIMD_CLONES void slide_max(const float* values, int64_t count, int64_t width, float* out) {
+  std::copy_n(values, width, out);
+  for (int64_t i = 1; i < count; ++i) {
+    for (int64_t x = 0; x < width; ++x) {
+      out[x] = std::max(out[x], values[x + i]);
+    }
+  }
+}
+
+GBCI_SIMD_CLONES void slide_sum(const float* values, int64_t count, int64_t width, float* out) {
+  std::copy_n(values, width, out);
+  for (int64_t i = 1; i < count; ++i) {
+    for (int64_t x = 0; x < width; ++x) {
+      out[x] += values[x + i];
+    }
+  }
+}
+
+GBCI_SIMD_CLONES void take_max(const float* values, int64_t width, float* out) {
+  for (int64_t x = 0; x < width; ++x) {
+    out[x] = std::max(out[x], values[x]);
+  }
+}
+
+GBCI_SIMD_CLONES void add(const float* values, int64_t width, float* out) {
+  for (int64_t x = 0; x < width; ++x) {
+    out[x] += values[x];
+  }
+}
+
+GBCI_SIMD_CLONES void divide(float divisor, int64_t width, float* out) {
+  for (int64_t x = 0; x < width; ++x) {
+    out[x] /= divisor;
+  }
+}
+
+// One sample's weight: the mask grown by the radius, then its mean along rows, then along columns.
+class Feather {
+ public:
+  explicit Feather(const MaskToLatent& op)
+      : height_(op.height), width_(op.width), radius_(op.feather), means_(height_ * width_), grown_(width_),
+        padded_(width_ + 2 * radius_) {}
+
+  void operator()(const float* mask, const CellBox& box, float* weight) {
+    const int64_t count = 2 * radius_ + 1;
+    std::fill_n(weight, height_ * width_, 0.0f);
+    if (box.xmax == 0) {
+      return;
+    }
+    std::fill(means_.begin(), means_.end(), 0.0f);
+    const int64_t first = box.ymin, last = box.ymax - 1;  // rows with a masked cell; those near them change
+    for (int64_t y = std::max<int64_t>(first - radius_, 0); y <= std::min(last + radius_, height_ - 1); ++y) {
+      // As max_pool2d: beyond the border is no mask.
+      float* inner = padded_.data() + radius_;
+      std::fill(padded_.begin(), padded_.end(), 0.0f);
+      for (int64_t i = std::max(y - radius_, first); i <= std::min(y + radius_, last); ++i) {
+        take_max(mask + i * width_, width_, inner);
+      }
+      slide_max(padded_.data(), count, width_, grown_.data());
+      // As avg_pool2d of a replicated border.
+      std::fill_n(padded_.data(), radius_, grown_.front());
+      std::copy(grown_.begin(), grown_.end(), inner);
+      std::fill_n(inner + width_, radius_, grown_.back());
+      slide_sum(padded_.data(), count, width_, &means_[y * width_]);
+      divide(static_cast<float>(count), width_, &means_[y * width_]);
+    }
+    for (int64_t y = std::max<int64_t>(first - 2 * radius_, 0); y <= std::min(last + 2 * radius_, height_ - 1); ++y) {
+      for (int64_t i = y - radius_; i <= y + radius_; ++i) {
+        add(&means_[std::clamp<int64_t>(i, 0, height_ - 1) * width_], width_, weight + y * width_);
+      }
+      divide(static_cast<float>(count), width_, weight + y * width_);
+    }
+  }
+
+ private:
+  int64_t height_, width_, radius_;
+  std::vector<float> means_, grown_, padded_;
+};
+
+std::tuple<Tensor, Tensor, Tensor> mask_to_latent_cpu(
+    const Tensor& mask, int64_t factor, int64_t feather, int64_t halo) {
+  const MaskToLatent op = check_mask_to_latent(mask, factor, feather, halo);
+  auto outputs = mask_to_latent_outputs(mask, op);
+  float* latent_mask = std::get<0>(outputs).mutable_data_ptr<float>();
+  float* weight = std::get<1>(outputs).mutable_data_ptr<float>();
+  int64_t* window = std::get<2>(outputs).mutable_data_ptr<int64_t>();
+  const int64_t pixels_per_row = op.width * factor * factor, cells = op.height * op.width;
+  torch::stable::parallel_for(
+      0, op.batch * op.height, std::max<int64_t>(kGrainElements / pixels_per_row, 1),
+      [&](int64_t begin, int64_t end) {
+        (op.of_floats ? reduce_rows<float> : reduce_rows<uint8_t>)(op, begin, end, latent_mask);
+      });
+  torch::stable::parallel_for(
+      0, op.batch, std::max<int64_t>(kGrainElements / cells, 1), [&](int64_t begin, int64_t end) {
+        Feather feather_sample(op);
+        for (int64_t sample = begin; sample < end; ++sample) {
+          const float* sample_mask = latent_mask + sample * cells;
+          const CellBox box = box_of(sample_mask, op.height, op.width);
+          feather_sample(sample_mask, box, weight + sample * cells);
+          write_window(box, 2 * feather + halo, op.height, op.width, window + 4 * sample);
+        }
+      });
+  return outputs;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(gbci_fast, CPU, m) {
+  m.impl("mask_to_latent", TORCH_BOX(&mask_to_latent_cpu));
+}
+
+}  // namespace gbci
