@@ -1,12 +1,19 @@
 #include "blend_step.h"
 
+#include <algorithm>
 #include <cmath>
+#include <numbers>
 #include <sstream>
 #include <string>
 #include <utility>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
+
+#include "blend_rows.h"
+#include "philox.h"
+#include "simd.h"
+#include "tiles.h"
 
 namespace gbci {
 
@@ -93,6 +100,42 @@ StepCoefficients check_coefficients(const std::vector<double>& values, bool is_d
   }
   const double* v = values.data();
   return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13], v[14]};
+}
+
+// Of the arguments as given: clears every coefficient whose sum nothing needs, and the view of every tensor that then no
+// coefficient asks for.
+void drop_what_nothing_needs(BlendStep& args) {
+  StepCoefficients& a = args.coefficients;
+  const auto drop = [](bool dropped, auto&... coefficients) { ((coefficients = dropped ? 0 : coefficients), ...); };
+  const auto read = [](View& tensor, auto... coefficients) {
+    if (((coefficients == 0) && ...)) {
+      tensor.data = nullptr;
+    }
+  };
+  drop(!args.corrected.data && a.next_from_corrected == 0, a.corrected_from_corrected, a.corrected_from_previous,
+       a.corrected_from_older, a.corrected_from_denoised);
+  drop(!args.denoised.data && a.next_from_denoised == 0 && a.corrected_from_denoised == 0, a.denoised_from_latents,
+       a.denoised_from_output);
+  drop(!args.weight.data, a.known_from_latents, a.known_from_noise);
+  drop(!args.model_input.data, a.input_from_latents);
+  args.has_corrector = a.corrected_from_corrected != 0 || a.corrected_from_previous != 0 ||
+                       a.corrected_from_older != 0 || a.corrected_from_denoised != 0;
+  const bool z_is_latents = !args.has_corrector && (args.corrected.data || a.next_from_corrected != 0);
+  read(args.latents, a.denoised_from_latents, z_is_latents);
+  read(args.conditional, a.denoised_from_output, a.next_from_output);
+  read(args.unconditional, a.denoised_from_output, a.next_from_output);
+  read(args.previous, a.corrected_from_previous, a.next_from_previous);
+  read(args.older, a.corrected_from_older, a.next_from_older);
+  read(args.corrected_before, a.corrected_from_corrected);
+  read(args.noise, a.next_from_noise);
+  read(args.known, a.known_from_latents);
+  read(args.known_noise, a.known_from_noise);
+  if (a.next_from_noise == 0) {
+    args.seeds = nullptr;
+  }
+  if (!args.unconditional.data) {
+    args.guidance_rescale = 0;
+  }
 }
 
 }  // namespace
@@ -193,7 +236,7 @@ BlendStep check_blend_step(
   STD_TORCH_CHECK(stream >= 0 && stream <= UINT32_MAX, "stream must be from 0 to 2^32 - 1, got ", stream);
   args.clip = clip;
   args.guidance_scale = guidance_scale;
-  args.guidance_rescale = unconditional ? guidance_rescale : 0;
+  args.guidance_rescale = guidance_rescale;
   args.step = static_cast<uint32_t>(step), args.stream = static_cast<uint32_t>(stream);
 
   STD_TORCH_CHECK(!(noise && seeds), "noise and seeds were both given; expected one of them");
@@ -208,30 +251,257 @@ BlendStep check_blend_step(
   check_given("noise or seeds", noise || seeds, {{"next_from_noise", a.next_from_noise}});
   check_given("known_noise", known_noise || !known, {{"known_from_noise", a.known_from_noise}});
 
-  // What no coefficient asks for is not read.
-  args.has_corrector = a.corrected_from_corrected != 0 || a.corrected_from_previous != 0 ||
-                       a.corrected_from_older != 0 || a.corrected_from_denoised != 0;
-  const bool needs_z = a.next_from_corrected != 0 || corrected;
-  const bool needs_denoised = a.next_from_denoised != 0 || denoised ||
-                              (needs_z && a.corrected_from_denoised != 0);
-  const auto unless = [](bool read, View& tensor) {
-    if (!read) {
-      tensor.data = nullptr;
-    }
-  };
-  unless((needs_denoised && a.denoised_from_latents != 0) || (needs_z && !args.has_corrector), args.latents);
-  unless((needs_denoised && a.denoised_from_output != 0) || a.next_from_output != 0, args.conditional);
-  unless(args.conditional.data, args.unconditional);
-  unless((needs_z && a.corrected_from_previous != 0) || a.next_from_previous != 0, args.previous);
-  unless((needs_z && a.corrected_from_older != 0) || a.next_from_older != 0, args.older);
-  unless(needs_z && a.corrected_from_corrected != 0, args.corrected_before);
-  unless(a.next_from_noise != 0, args.noise);
-  if (a.next_from_noise == 0) {
-    args.seeds = nullptr;
-  }
-  unless(a.known_from_latents != 0, args.known);
-  unless(known && a.known_from_noise != 0, args.known_noise);
+  drop_what_nothing_needs(args);
   return args;
+}
+
+namespace {
+
+// Normals of the elements 4 first_block ... of a sample, four to a block.
+GBCI_SIMD_CLONES void draw(uint64_t seed, uint32_t first_block, uint32_t blocks, const BlendStep& args, float* normals) {
+  for (uint32_t i = 0; i < blocks; ++i) {
+    const Normals4 n = philox_normal4(seed, first_block + i, args.step, args.stream);
+    normals[4 * i] = n.n0;
+    normals[4 * i + 1] = n.n1;
+    normals[4 * i + 2] = n.n2;
+    normals[4 * i + 3] = n.n3;
+  }
+}
+
+// In double, exactly as gbci_fast/noise.py.
+void draw(uint64_t seed, uint32_t first_block, uint32_t blocks, const BlendStep& args, double* normals) {
+  constexpr double kUnit = 1.0 / (1 << 24);
+  for (uint32_t i = 0; i < blocks; ++i) {
+    const Words4 words = philox4x32({first_block + i, args.step, args.stream, 0}, seed);
+    const uint32_t pairs[2][2] = {{words.x0, words.x1}, {words.x2, words.x3}};
+    for (int pair = 0; pair < 2; ++pair) {
+      const double radius = std::sqrt(-2.0 * std::log((pairs[pair][0] >> 8) * kUnit + kUnit));
+      const double angle = 2.0 * std::numbers::pi * ((pairs[pair][1] >> 8) * kUnit);
+      normals[4 * i + 2 * pair] = radius * std::cos(angle);
+      normals[4 * i + 2 * pair + 1] = radius * std::sin(angle);
+    }
+  }
+}
+
+// The tensors of a step, tile by tile. A tensor whose elements are Real and neighbors is used where it lies, any other
+// through a tile of its own.
+template <class Real>
+class Tiles {
+ public:
+  explicit Tiles(const BlendStep& args) : args_(args) {}
+
+  // Makes the rows of the region's tiles readable.
+  void load(const Region& region) {
+    for (size_t k = 0; k < std::size(kInputs); ++k) {
+      const View& view = args_.*kInputs[k].view;
+      if (view.data) {
+        inputs_[k] = {tiles_[k], kTileWidth};
+        if (in_place(view)) {
+          inputs_[k] = {element<Real>(view, region, 0), view.channel};
+        } else {
+          load_tile(view, region, tiles_[k]);
+        }
+      }
+    }
+    for (size_t k = 0; k < std::size(kOutputs); ++k) {
+      const View& view = args_.*kOutputs[k].view;
+      if (view.data) {
+        outputs_[k] = {output_tiles_[k], kTileWidth};
+        if (in_place(view)) {
+          outputs_[k] = {element<Real>(view, region, 0), view.channel};
+        }
+      }
+    }
+  }
+
+  Rows<Real> rows(const Region& region, int64_t row) {
+    Rows<Real> rows{};
+    for (size_t k = 0; k < std::size(kInputs); ++k) {
+      rows.*kInputs[k].row = inputs_[k].first ? inputs_[k].first + row * inputs_[k].second : nullptr;
+    }
+    for (size_t k = 0; k < std::size(kOutputs); ++k) {
+      rows.*kOutputs[k].row = outputs_[k].first ? outputs_[k].first + row * outputs_[k].second : nullptr;
+    }
+    if (args_.seeds) {
+      const uint64_t seed = static_cast<uint64_t>(args_.seeds[region.sample * args_.seed_stride]);
+      const int64_t first = (region.channel + row) * args_.positions + region.position;
+      draw(seed, static_cast<uint32_t>(first / 4), static_cast<uint32_t>((first % 4 + region.count + 3) / 4), args_,
+           noise_);
+      rows.noise = noise_ + first % 4;
+    }
+    return rows;
+  }
+
+  // Writes the tiles of the tensors that were not written where they lie.
+  void store(const Region& region) {
+    for (size_t k = 0; k < std::size(kOutputs); ++k) {
+      const View& view = args_.*kOutputs[k].view;
+      if (view.data && !in_place(view)) {
+        store_tile(view, region, output_tiles_[k]);
+      }
+    }
+  }
+
+ private:
+  static constexpr struct {
+    View BlendStep::*view;
+    const Real* Rows<Real>::*row;
+  } kInputs[] = {
+      {&BlendStep::latents, &Rows<Real>::latents},
+      {&BlendStep::conditional, &Rows<Real>::conditional},
+      {&BlendStep::unconditional, &Rows<Real>::unconditional},
+      {&BlendStep::previous, &Rows<Real>::previous},
+      {&BlendStep::older, &Rows<Real>::older},
+      {&BlendStep::corrected_before, &Rows<Real>::corrected_before},
+      {&BlendStep::noise, &Rows<Real>::noise},
+      {&BlendStep::known, &Rows<Real>::known},
+      {&BlendStep::known_noise, &Rows<Real>::known_noise},
+      {&BlendStep::weight, &Rows<Real>::weight},
+  };
+  static constexpr struct {
+    View BlendStep::*view;
+    Real* Rows<Real>::*row;
+  } kOutputs[] = {
+      {&BlendStep::denoised, &Rows<Real>::denoised},
+      {&BlendStep::corrected, &Rows<Real>::corrected},
+      {&BlendStep::model_input, &Rows<Real>::model_input},
+      {&BlendStep::out, &Rows<Real>::out},
+  };
+
+  static bool in_place(const View& view) {
+    return view.position == 1 && view.dtype == torch::headeronly::CppTypeToScalarType<Real>::value;
+  }
+
+  const BlendStep& args_;
+  std::pair<const Real*, int64_t> inputs_[std::size(kInputs)] = {};  // first row, and how far apart rows are
+  std::pair<Real*, int64_t> outputs_[std::size(kOutputs)] = {};
+  Real tiles_[std::size(kInputs)][kTileElements], output_tiles_[std::size(kOutputs)][kTileElements];
+  Real noise_[kTileWidth + 8];
+};
+
+// The tiles of a step in memory order of NCHW, which is the order that prefetchers like.
+struct Grid {
+  explicit Grid(const BlendStep& args) : channels(args.channels), positions(args.positions) {
+    for (const View* view : {&args.latents, &args.conditional, &args.unconditional, &args.previous, &args.older,
+                             &args.corrected_before, &args.noise, &args.known, &args.known_noise, &args.denoised,
+                             &args.corrected, &args.model_input, &args.out}) {
+      if (view->data && view->position != 1) {
+        group = std::min(channels, kTileChannels);  // one pass over channels-last memory serves that many rows
+      }
+    }
+    runs = (positions + kTileWidth - 1) / kTileWidth;
+    per_sample = (channels + group - 1) / group * runs;
+  }
+
+  Region region(int64_t index) const {
+    const int64_t channel = index % per_sample / runs * group, position = index % runs * kTileWidth;
+    return {index / per_sample, channel, std::min(group, channels - channel), position,
+            std::min(kTileWidth, positions - position)};
+  }
+
+  int64_t channels, positions, group = 1, runs, per_sample;
+};
+
+// What the guided output of a sample is multiplied by (Lin et al. 2024, eq. 15 and 16).
+template <class Real>
+Real rescale_factor(const BlendStep& args, const Grid& grid, int64_t sample, Tiles<Real>& tiles) {
+  const Real guidance = static_cast<Real>(args.guidance_scale);
+  Moments conditional, guided;
+  const int64_t begin = sample * grid.per_sample, end = begin + grid.per_sample;
+  for (int64_t index = begin; index < end; index += grid.runs) {
+    Moments row_conditional[kTileChannels], row_guided[kTileChannels];
+    for (int64_t run = index; run < index + grid.runs; ++run) {
+      const Region region = grid.region(run);
+      tiles.load(region);
+      for (int64_t row = 0; row < region.channels; ++row) {
+        const Rows<Real> rows = tiles.rows(region, row);
+        if (run == begin && row == 0) {
+          const Real c = rows.conditional[0], u = rows.unconditional[0];
+          conditional.shift = c, guided.shift = u + guidance * (c - u);
+        }
+        row_conditional[row].shift = conditional.shift, row_guided[row].shift = guided.shift;
+        add_moments(rows, guidance, region.count, row_conditional[row], row_guided[row]);
+      }
+    }
+    for (int64_t row = 0; row < grid.group; ++row) {
+      conditional.add(row_conditional[row]);
+      guided.add(row_guided[row]);
+    }
+  }
+  const int64_t count = args.channels * args.positions;
+  const Real phi = static_cast<Real>(args.guidance_rescale), rest = static_cast<Real>(1 - args.guidance_rescale);
+  const Real ratio = static_cast<Real>(conditional.standard_deviation(count)) /
+                     static_cast<Real>(guided.standard_deviation(count));
+  return phi * ratio + rest;
+}
+
+template <class Real>
+std::vector<Real> rescale_factors(const BlendStep& args) {
+  BlendStep outputs{};  // the model's outputs alone, so that no other tensor is loaded
+  outputs.batch = args.batch, outputs.channels = args.channels, outputs.positions = args.positions;
+  outputs.conditional = args.conditional, outputs.unconditional = args.unconditional;
+  const Grid grid(outputs);
+  std::vector<Real> factors(args.batch);
+  torch::stable::parallel_for(0, args.batch, 1, [&](int64_t begin, int64_t end) {
+    Tiles<Real> tiles(outputs);
+    for (int64_t sample = begin; sample < end; ++sample) {
+      factors[sample] = rescale_factor(args, grid, sample, tiles);
+    }
+  });
+  return factors;
+}
+
+template <class Real>
+void run(const BlendStep& args) {
+  const RowCoefficients<Real> coefficients(args);
+  const std::vector<Real> factors =
+      args.guidance_rescale != 0 ? rescale_factors<Real>(args) : std::vector<Real>(args.batch, 1);
+  const Grid grid(args);
+  constexpr int64_t kGrainElements = 32768;  // ATen's own: less than this is not worth waking a thread for
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / (grid.group * kTileWidth));
+  torch::stable::parallel_for(0, args.batch * grid.per_sample, grain, [&](int64_t begin, int64_t end) {
+    Tiles<Real> tiles(args);
+    for (int64_t index = begin; index < end; ++index) {
+      const Region region = grid.region(index);
+      tiles.load(region);
+      for (int64_t row = 0; row < region.channels; ++row) {
+        blend(coefficients, tiles.rows(region, row), factors[region.sample], region.count);
+      }
+      tiles.store(region);
+    }
+  });
+}
+
+void blend_step_cpu(
+    const Tensor& latents,
+    const Tensor& conditional,
+    const Optional& unconditional,
+    const Optional& previous,
+    const Optional& denoised,
+    const Optional& corrected,
+    const Optional& noise,
+    const Optional& seeds,
+    const Optional& known,
+    const Optional& known_noise,
+    const Optional& weight,
+    const Optional& model_input,
+    const Tensor& out,
+    const std::vector<double>& coefficients,
+    std::optional<double> clip,
+    double guidance_scale,
+    double guidance_rescale,
+    int64_t step,
+    int64_t stream) {
+  const BlendStep args = check_blend_step(
+      latents, conditional, unconditional, previous, denoised, corrected, noise, seeds, known, known_noise, weight,
+      model_input, out, coefficients, clip, guidance_scale, guidance_rescale, step, stream);
+  args.out.dtype == ScalarType::Double ? run<double>(args) : run<float>(args);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(gbci_fast, CPU, m) {
+  m.impl("blend_step", TORCH_BOX(&blend_step_cpu));
 }
 
 }  // namespace gbci

@@ -33,7 +33,7 @@ struct View {
 struct BlendStep {
   int64_t batch, channels, positions;
 
-  // Read. Null where the tensor is absent or no coefficient asks for it; a coefficient that is not 0 has its tensor.
+  // Read. Null where the tensor is absent or no coefficient asks for it.
   View latents;
   View conditional, unconditional;  // unconditional: with conditional or not at all; batch stride 0 where it has size 1
   View previous;
@@ -51,10 +51,11 @@ struct BlendStep {
   // are corrected_before and corrected: read an element before it is written.
   View denoised, corrected, model_input, out;
 
+  // One that is not 0 has its tensor: those of a sum that nothing needs are 0 here, whatever the caller gave.
   StepCoefficients coefficients;
   bool has_corrector;  // z is the sum of corrected_from_..., else z = latents
   std::optional<double> clip;
-  double guidance_scale, guidance_rescale;  // the latter 0 where there is no unconditional
+  double guidance_scale, guidance_rescale;  // the latter 0 where unconditional is null
 };
 
 // Checks the arguments of the operator, in the order of its schema. The rules, which the messages name one by one:

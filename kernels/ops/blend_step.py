@@ -15,8 +15,8 @@ two, and the next model input. In the symbols of `blend_step`, per element::
 Every solver here is linear in these terms; a `StepCoefficients` says which. A term whose coefficient is 0 is not read.
 
 Equivalent to: `blend_step_ref`, and with the coefficients of `gbci_fast.sampling` to ``scheduler.step`` and the blend
-of `gbci_fast.pipeline`. Faster because every tensor is read once and written once, where eager PyTorch passes over memory
-for every operation, and because the noise is drawn in registers.
+of `gbci_fast.pipeline`. Faster because every tensor is read once and written once, where eager PyTorch passes over
+memory for every operation, and because the noise is drawn in registers.
 """
 
 from dataclasses import astuple, dataclass
@@ -132,8 +132,10 @@ def blend_step_ref(
 
 
 @torch.library.register_fake("gbci_fast::blend_step")
-def _(*args, **kwargs):
-    return None
+def _(latents, *arguments):
+    for argument in arguments:
+        if isinstance(argument, Tensor) and argument.device != latents.device:
+            raise RuntimeError(f"tensors must be on {latents.device} like latents, got one on {argument.device}")
 
 
 def blend_step(
@@ -160,7 +162,7 @@ def blend_step(
 ) -> Tensor:
     """The latents after one step. On CUDA it neither allocates (given `out`) nor synchronizes: a graph can hold it.
 
-    Tensors are ``[B, C, H, W]``, each NCHW or channels-last, also a slice of more channels or a batch expanded from one.
+    Tensors are ``[B, C, H, W]``, each NCHW or channels-last, also a slice of more channels or expanded from a batch of 1.
     `latents` may be float32, bfloat16, float16 or, on the CPU, float64; the sums are float32 (float64 for float64).
 
     Args:
@@ -172,8 +174,8 @@ def blend_step(
         guidance_scale: w.
         guidance_rescale: phi in [0, 1]; the standard deviations are those of a sample, unbiased.
         previous: denoised sample of the step before.
-        denoised: *in and out*: read as the older denoised sample (that of two steps before for a solver with `previous`,
-            else that of the step before), then this step's denoised sample is written.
+        denoised: *in and out*: read as the older denoised sample (that of two steps before for a solver with
+            `previous`, else that of the step before), then this step's denoised sample is written.
         corrected: *in and out*: the z of the step before, then this step's.
         noise: scheduler noise; or
         seeds: int64 ``[B]``, to draw it: that of `philox_normal` at (`step`, `stream`), whatever the layout.
