@@ -1,7 +1,7 @@
 // Philox4x32-10 and Box-Muller, as gbci_fast/noise.py defines them, for the CPU and for CUDA.
 //
 // Everything is branch-free, so that a CPU loop over it vectorizes, and uses only operations that IEEE 754 rounds
-// correctly: without contraction (-ffp-contract=off, -fmad=false) a CPU and a GPU draw the same bits.
+// correctly: without contraction (-ffp-contract=off, -fmad=false) every CPU and every GPU draws the same bits.
 
 #pragma once
 
@@ -46,39 +46,35 @@ GBCI_INLINE Words4 philox4x32(Words4 c, uint64_t key) {
   return c;
 }
 
-// log of a positive normal x: x = 2^e m with m in [sqrt(1/2), sqrt(2)), and log m = 2 atanh(s), s = (m - 1) / (m + 1).
-// |s| < 0.172, so the series' first omitted term is below 2e-9 of the sum.
-GBCI_INLINE float log_positive(float x) {
-  const uint32_t sqrt_half = 0x3F3504F3u;
-  const int32_t e = static_cast<int32_t>(float_bits(x) - sqrt_half) >> 23;
-  const float m = float_from_bits(float_bits(x) - (static_cast<uint32_t>(e) << 23));
+// -2 log(k 2^-24), k from 1 to 2^24. k 2^-24 = 2^e m with m in [sqrt(1/2), sqrt(2)), and log m = 2 atanh(s),
+// s = (m - 1) / (m + 1): a minimax polynomial in s^2. The product e log 2 needs no second word: float(log 2) is right
+// to 2^-28, and nothing cancels, for the sum is at least half as large as e log 2.
+GBCI_INLINE float minus_two_log(int32_t k) {
+  const uint32_t sqrt_half = 0x3F3504F3u, exponent = float_bits(static_cast<float>(k)) - sqrt_half - (24u << 23);
+  const float e = static_cast<float>(static_cast<int32_t>(exponent) >> 23);
+  const float m = float_from_bits((exponent & 0x7FFFFFu) + sqrt_half);
   const float s = (m - 1.0f) / (m + 1.0f), z = s * s;
-  const float tail = z * (2.0f / 3 + z * (2.0f / 5 + z * (2.0f / 7 + z * (2.0f / 9))));
-  // log 2 in two parts: the first has trailing zeros, so that its product with e is exact.
-  const float high = 0.693145752f, low = 1.42860677e-06f;
-  return static_cast<float>(e) * high + (2.0f * s + (s * tail + static_cast<float>(e) * low));
+  return e * -1.38629436f + s * (-4.0f + z * (-1.33333552f + z * (-0.799551487f + z * -0.597424746f)));
 }
 
-// cos and sin of 2 pi u, u in [0, 1) a multiple of 2^-24: the turn minus its nearest quarter is exact, and on the
-// remaining [-pi/4, pi/4] the Taylor series' first omitted terms are below 3e-9.
-GBCI_INLINE void cos_sin_turn(float u, float* cosine, float* sine) {
-  const int32_t quarter = static_cast<int32_t>(u * 4.0f + 0.5f);
-  const float x = 6.28318531f * (u - static_cast<float>(quarter) * 0.25f), z = x * x;
-  const float s = x + x * z * (-1.0f / 6 + z * (1.0f / 120 + z * (-1.0f / 5040 + z * (1.0f / 362880))));
-  const float c =
-      1.0f + z * (-0.5f + z * (1.0f / 24 + z * (-1.0f / 720 + z * (1.0f / 40320 + z * (-1.0f / 3628800)))));
-  const bool odd = quarter & 1;
-  *cosine = float_from_bits(float_bits(odd ? s : c) ^ (static_cast<uint32_t>((quarter + 1) & 2) << 30));
-  *sine = float_from_bits(float_bits(odd ? c : s) ^ (static_cast<uint32_t>(quarter & 2) << 30));
+// cos and sin of 2 pi u, u the upper 24 bits of y as a fraction. What is left of u beyond its nearest quarter turn is
+// exact, and on those [-pi/4, pi/4] the two are minimax polynomials.
+GBCI_INLINE void cos_sin_turn(uint32_t y, float* cosine, float* sine) {
+  const uint32_t quarter = y + 0x20000000u;  // in the two upper bits, rounded
+  const float x = static_cast<float>(static_cast<int32_t>((y >> 8) << 10)) * 3.65729530e-10f;  // pi/2 2^-32
+  const float z = x * x;
+  const float s = x + x * (z * (-0.166666552f + z * (0.00833218917f + z * -1.95182889e-4f)));
+  const float c = 1.0f + z * (-0.5f + z * (0.0416666456f + z * (-0.00138873106f + z * 2.44325656e-5f)));
+  const bool odd = quarter & 0x40000000u;
+  *cosine = float_from_bits(float_bits(odd ? s : c) ^ ((quarter + 0x40000000u) & 0x80000000u));
+  *sine = float_from_bits(float_bits(odd ? c : s) ^ (quarter & 0x80000000u));
 }
 
 // Two uniform words -> two independent standard normals.
 GBCI_INLINE void box_muller(uint32_t x, uint32_t y, float* first, float* second) {
-  const float unit = 1.0f / (1 << 24);
-  // Through int32: a signed conversion is one instruction on every CPU, and 24 bits fit.
-  const float radius = std::sqrt(-2.0f * log_positive(static_cast<float>(static_cast<int32_t>(x >> 8) + 1) * unit));
+  const float radius = std::sqrt(minus_two_log(static_cast<int32_t>(x >> 8) + 1));
   float cosine, sine;
-  cos_sin_turn(static_cast<float>(static_cast<int32_t>(y >> 8)) * unit, &cosine, &sine);
+  cos_sin_turn(y, &cosine, &sine);
   *first = radius * cosine;
   *second = radius * sine;
 }

@@ -1,13 +1,11 @@
 #include "philox_normal.h"
 
 #include <algorithm>
-#include <array>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "philox.h"
-#include "simd.h"
+#include "philox_draw.h"
 
 namespace gbci {
 
@@ -27,19 +25,8 @@ Tensor philox_normal_output(const Tensor& seeds, int64_t num_elements, int64_t s
 
 namespace {
 
-constexpr int64_t kTileBlocks = 64, kTile = 4 * kTileBlocks;
+constexpr int64_t kTile = 1024;            // elements, whole blocks
 constexpr int64_t kGrainElements = 32768;  // ATen's own: less than this is not worth waking a thread for
-using Tile = std::array<float, kTile>;
-
-GBCI_SIMD_CLONES void fill_tile(uint64_t seed, uint32_t block, uint32_t step, uint32_t stream, float* out) {
-  for (uint32_t i = 0; i < kTileBlocks; ++i) {
-    const Normals4 n = philox_normal4(seed, block + i, step, stream);
-    out[4 * i] = n.n0;
-    out[4 * i + 1] = n.n1;
-    out[4 * i + 2] = n.n2;
-    out[4 * i + 3] = n.n3;
-  }
-}
 
 Tensor philox_normal_cpu(const Tensor& seeds, int64_t num_elements, int64_t step, int64_t stream) {
   Tensor out = philox_normal_output(seeds, num_elements, step, stream);
@@ -48,12 +35,21 @@ Tensor philox_normal_cpu(const Tensor& seeds, int64_t num_elements, int64_t step
   float* normals = out.mutable_data_ptr<float>();
   const int64_t tiles = (num_elements + kTile - 1) / kTile;  // per sample
   torch::stable::parallel_for(0, seeds.size(0) * tiles, kGrainElements / kTile, [&](int64_t begin, int64_t end) {
-    Tile tile;
     for (int64_t index = begin; index < end; ++index) {
       const int64_t sample = index / tiles, element = index % tiles * kTile;
-      fill_tile(static_cast<uint64_t>(seed[sample * seed_stride]), static_cast<uint32_t>(element / 4),
-                static_cast<uint32_t>(step), static_cast<uint32_t>(stream), tile.data());
-      std::copy_n(tile.data(), std::min(kTile, num_elements - element), normals + sample * num_elements + element);
+      const int64_t count = std::min(kTile, num_elements - element), whole = count / 4;
+      float* row = normals + sample * num_elements + element;
+      const auto draw = [&](int64_t block, int64_t num_blocks, float* target) {
+        draw_normals(static_cast<uint64_t>(seed[sample * seed_stride]), static_cast<uint32_t>(block),
+                     static_cast<uint32_t>(num_blocks), static_cast<uint32_t>(step), static_cast<uint32_t>(stream),
+                     target);
+      };
+      draw(element / 4, whole, row);
+      if (count % 4 != 0) {
+        float last[4];
+        draw(element / 4 + whole, 1, last);
+        std::copy_n(last, count % 4, row + 4 * whole);
+      }
     }
   });
   return out;

@@ -18,7 +18,8 @@ from gbci_fast.ops import load_extension
 load_extension()
 
 RTOL = 8 * 2**-24
-"""Bound of the relative error in float32; 4.2 * 2^-24 is the largest seen in a million draws."""
+"""Bound of the relative error in float32. In units of 2^-24: over all their 2^24 arguments each, r of the definition is
+wrong by at most 2.63 and the cosine and sine by 2.43; their product rounds once, and so does the reference: 7.1."""
 
 
 def philox_normal_ref(
