@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -11,8 +10,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "blend_rows.h"
-#include "philox.h"
-#include "simd.h"
+#include "philox_draw.h"
 #include "tiles.h"
 
 namespace gbci {
@@ -257,32 +255,6 @@ BlendStep check_blend_step(
 
 namespace {
 
-// Normals of the elements 4 first_block ... of a sample, four to a block.
-GBCI_SIMD_CLONES void draw(uint64_t seed, uint32_t first_block, uint32_t blocks, const BlendStep& args, float* normals) {
-  for (uint32_t i = 0; i < blocks; ++i) {
-    const Normals4 n = philox_normal4(seed, first_block + i, args.step, args.stream);
-    normals[4 * i] = n.n0;
-    normals[4 * i + 1] = n.n1;
-    normals[4 * i + 2] = n.n2;
-    normals[4 * i + 3] = n.n3;
-  }
-}
-
-// In double, exactly as gbci_fast/noise.py.
-void draw(uint64_t seed, uint32_t first_block, uint32_t blocks, const BlendStep& args, double* normals) {
-  constexpr double kUnit = 1.0 / (1 << 24);
-  for (uint32_t i = 0; i < blocks; ++i) {
-    const Words4 words = philox4x32({first_block + i, args.step, args.stream, 0}, seed);
-    const uint32_t pairs[2][2] = {{words.x0, words.x1}, {words.x2, words.x3}};
-    for (int pair = 0; pair < 2; ++pair) {
-      const double radius = std::sqrt(-2.0 * std::log((pairs[pair][0] >> 8) * kUnit + kUnit));
-      const double angle = 2.0 * std::numbers::pi * ((pairs[pair][1] >> 8) * kUnit);
-      normals[4 * i + 2 * pair] = radius * std::cos(angle);
-      normals[4 * i + 2 * pair + 1] = radius * std::sin(angle);
-    }
-  }
-}
-
 // The tensors of a step, tile by tile. A tensor whose elements are Real and neighbors is used where it lies, any other
 // through a tile of its own.
 template <class Real>
@@ -325,8 +297,8 @@ class Tiles {
     if (args_.seeds) {
       const uint64_t seed = static_cast<uint64_t>(args_.seeds[region.sample * args_.seed_stride]);
       const int64_t first = (region.channel + row) * args_.positions + region.position;
-      draw(seed, static_cast<uint32_t>(first / 4), static_cast<uint32_t>((first % 4 + region.count + 3) / 4), args_,
-           noise_);
+      draw_normals(seed, static_cast<uint32_t>(first / 4), static_cast<uint32_t>((first % 4 + region.count + 3) / 4),
+                   args_.step, args_.stream, noise_);
       rows.noise = noise_ + first % 4;
     }
     return rows;
