@@ -114,8 +114,8 @@ def sample_ddim(
     if not 0 <= eta <= 1:
         raise GBCIError(f"eta is {eta!r}; expected 0 to 1")
     config, timesteps, alpha_bar = scheduler.config, _timesteps(scheduler, begin), scheduler.alphas_cumprod.tolist()
-    # As diffusers has it, x_0 and epsilon meet at this distance, and not at the schedule's next timestep; that may be
-    # another one (trailing), and even far from it (linspace).
+    # diffusers steps by this stride, not to the schedule's next timestep, from which that may lead one off (trailing)
+    # or many (linspace); the known region does go to the schedule's next.
     stride = config.num_train_timesteps // scheduler.num_inference_steps
     levels, steps = [_preserving(alpha_bar[t]) for t in timesteps], []
     for t, level in zip(timesteps, levels, strict=True):
@@ -170,7 +170,7 @@ def sample_dpmpp_2m(
     for i, (s, t) in enumerate(pairwise(levels)):
         h = t.half_log_snr - s.half_log_snr
         phi = math.expm1(-h)  # -1 where h is infinite
-        second = 0.0  # weight of the new denoised sample minus the older one: of their slope, which is D_1
+        second = 0.0  # weight of r D_1, the new denoised sample minus the older one; r = h_before / h
         if config.solver_order == 2 and i > 0 and not (first_order_final and i == count - 1):
             second = (-0.5 * phi * h if config.solver_type == "midpoint" else phi + h) / h_before
         h_before = h
@@ -324,20 +324,23 @@ def _denoised(scheduler: SchedulerMixin, level: _Level) -> dict[str, float]:
             f"{type(scheduler).__name__} has prediction_type 'epsilon', which tells nothing of the image where "
             "alphas_cumprod is 0; expected 'v_prediction' or 'sample'"
         )
-    weights = {
-        "epsilon": lambda: (1 / alpha, -sigma / alpha),
-        "v_prediction": lambda: (alpha * scale**2, -sigma * scale),
-        "sample": lambda: (0.0, 1.0),
-    }[kind]()
-    return dict(zip(("denoised_from_latents", "denoised_from_output"), weights, strict=True))
+    if kind == "epsilon":
+        from_latents, from_output = 1 / alpha, -sigma / alpha
+    elif kind == "v_prediction":
+        from_latents, from_output = alpha * scale**2, -sigma * scale
+    else:
+        from_latents, from_output = 0.0, 1.0
+    return {"denoised_from_latents": from_latents, "denoised_from_output": from_output}
 
 
 def _epsilon(scheduler: SchedulerMixin, level: _Level) -> tuple[float, float]:
-    """epsilon of latents and model output, of which no clipping is seen: as diffusers has it."""
+    """epsilon of latents and model output: the model's, whether or not x_0 is clipped, as diffusers has it."""
     (alpha, sigma, scale), kind = level, scheduler.config.prediction_type
     if kind == "epsilon":
         return 0.0, 1.0
-    return (sigma * scale**2, alpha * scale) if kind == "v_prediction" else (1 / sigma, -alpha / sigma)
+    if kind == "v_prediction":
+        return sigma * scale**2, alpha * scale
+    return 1 / sigma, -alpha / sigma
 
 
 def _euler_step(scheduler: SchedulerMixin, s: _Level, sigma: float, noise: float = 0.0) -> StepCoefficients:
@@ -411,13 +414,13 @@ def _run(
     scaled = model_dtype not in (None, latents.dtype) or levels[0].scale != 1
     if scaled:
         model_input = torch.empty_like(latents, dtype=model_dtype).copy_(levels[0].scale * latents)
-    # Rows of `steps` that read what an earlier step found; before that, their coefficients are 0 and nothing is read.
-    previous = any(step.next_from_previous != 0 or step.corrected_from_previous != 0 for step in steps)
-    denoised = previous or any(step.next_from_older != 0 for step in steps)
-    corrected = any(step.has_corrector for step in steps)
-    previous, denoised, corrected = (
-        torch.empty_like(latents) if read else None for read in (previous, denoised, corrected)
-    )
+    # What earlier steps found, for solvers that read it; a first step's coefficients of these are 0: nothing is read.
+    corrected = torch.empty_like(latents) if any(step.has_corrector for step in steps) else None
+    previous = denoised = None
+    if any(step.next_from_previous != 0 or step.corrected_from_previous != 0 for step in steps):
+        previous = torch.empty_like(latents)
+    if previous is not None or any(step.next_from_older != 0 for step in steps):
+        denoised = torch.empty_like(latents)
 
     for i, (step, t) in enumerate(zip(steps, [*levels[1 : len(steps)], CLEAN], strict=True)):
         if interrupted is not None and interrupted():

@@ -122,6 +122,39 @@ def test_what_is_passed_in_is_left_alone(latents, known, kind):
     assert not torch.equal(result[..., 2:], known.latents[..., 2:])
 
 
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [(DDIMScheduler, 0), (EulerDiscreteScheduler, 1), (DPMSolverMultistepScheduler, 1), (UniPCMultistepScheduler, 3)],
+)
+def test_buffers_are_allocated_once_and_read_after_they_were_written(latents, kind, count, monkeypatch):
+    expected, made = SAMPLERS[kind](halves, latents, scheduler_of(kind, 9)), []
+
+    def garbage(like, **options):
+        made.append(torch.full_like(like, torch.nan, **options))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "empty_like", garbage)
+    assert torch.equal(SAMPLERS[kind](halves, latents, scheduler_of(kind, 9)), expected)
+    assert len(made) == count
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_cuda_equals_the_cpu(latents, known, kind):
+    def pair(x, i):
+        return halves(x, i), halves(-x, i)
+
+    results = []
+    for device in ("cpu", "cuda"):
+        region = KnownRegion(**{name: tensor.to(device) for name, tensor in vars(known).items()})
+        options = {"known": region, "guidance_scale": 2.0, "seeds": seed_tensor(SEEDS, device)}
+        options |= {"eta": 0.5} if kind is DDIMScheduler else {}
+        scheduler = scheduler_of(kind, 6)
+        results.append(SAMPLERS[kind](pair, latents.to(device), scheduler, **options).cpu())
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-5 * results[0].abs().max().item())
+
+
 def test_latents_that_need_gradients_and_channels_last(latents):
     for kind in (EulerDiscreteScheduler, UniPCMultistepScheduler):
         plain = SAMPLERS[kind](halves, latents, scheduler_of(kind))
