@@ -328,6 +328,11 @@ class GBCIPipeline(DiffusionPipeline):
         except ValueError as error:  # more steps than the scheduler was made for
             name = type(self.scheduler).__name__
             raise GBCIError(f"num_inference_steps {num_inference_steps} does not suit {name}: {error}") from error
+        if self.scheduler.timesteps[-1] < 0:  # trailing spacing, by a rounding error; -1 would be read as the noisiest
+            name, last = type(self.scheduler).__name__, self.scheduler.timesteps[-1].item()
+            raise GBCIError(
+                f"num_inference_steps {num_inference_steps} takes {name} to timestep {last:g}; expected another number"
+            )
         start = num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)
         timesteps = self.scheduler.timesteps[start * self.scheduler.order :]
         if len(timesteps) == 0:

@@ -273,6 +273,15 @@ def test_one_image_serves_several_masks(pipe, image, mask):
     assert not torch.equal(together[0], together[1])
 
 
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
+def test_a_number_of_steps_that_overruns_the_timesteps_is_refused(pipe, image, mask, scheduler):
+    """Trailing spacing gives 62 timesteps instead of 61, and the last is -1."""
+    use(pipe, scheduler)
+    sentence = f"num_inference_steps 61 takes {scheduler.__name__} to timestep -1; expected another number"
+    with pytest.raises(GBCIError, match=sentence):
+        sample(pipe, image[:1], mask[:1], num_inference_steps=61)
+
+
 def test_less_strength_keeps_more_of_the_original(pipe, image, mask):
     original = pipe.encode_image(image[:1] * 2 - 1)
     cells = latent_mask(mask[:1], 4) > 0
