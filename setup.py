@@ -28,7 +28,7 @@ MAPPED = {"gbci_fast.ops": "kernels/ops", "gbci_fast.training": "training"}
 # torch's stable ABI, as of 2.10: one build loads on every later torch, and on every Python from 3.11 (abi3).
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # No contraction of a*b+c in either compiler: CPU and GPU round alike, and draw the same noise bit for bit.
-CXX_FLAGS = ["-std=c++20", "-O3", "-fno-math-errno", "-ffp-contract=off", "-Wall", *DEFINES]
+CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=off", "-Wall", *DEFINES]
 # Machine code for Ampere and Hopper; the PTX serves whatever else is at least as new.
 GENCODE = [f"-gencode=arch=compute_{a},code={b}" for a, b in (("80", "sm_80"), ("90a", "sm_90a"), ("80", "compute_80"))]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-DUSE_CUDA", *GENCODE, *DEFINES]
@@ -52,7 +52,7 @@ def extension():
     return (CUDAExtension if with_cuda else CppExtension)(
         "gbci_fast._C",
         sources=CPP_SOURCES + (CUDA_SOURCES if with_cuda else []),
-        depends=HEADERS,
+        depends=[*HEADERS, "setup.py"],
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
         py_limited_api=True,
