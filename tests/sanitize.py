@@ -59,8 +59,9 @@ def environment() -> dict[str, str]:
     return {
         **os.environ,
         "LD_PRELOAD": ":".join(runtimes),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's and torch's own, at exit
-        "UBSAN_OPTIONS": "print_stacktrace=1",
+        # Leaks are Python's and torch's own, at exit. An abort makes pytest print which test it was.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
         "PYTHONPATH": str(PACKAGE),
         "PYTHONSAFEPATH": "1",  # the working tree's own, unsanitized extension stays off sys.path
         "CUDA_VISIBLE_DEVICES": "",
@@ -77,7 +78,9 @@ def main() -> int:
         if done.returncode == 0 or message not in done.stderr or "philox_normal.cpp" not in done.stderr:
             sys.exit(f"a deliberate fault was not reported as '{message}':\n{done.stderr}")
         print(f"reported on purpose: {message}", flush=True)
-    tests = [sys.executable, "-c", RUN_TESTS, PACKAGE, "tests/ops", "-m", "not gpu", *sys.argv[1:]]
+    # The sanitizers write to the process's own standard error, which pytest must leave alone.
+    options = ["tests/ops", "-m", "not gpu", "--capture=sys", *sys.argv[1:]]
+    tests = [sys.executable, "-c", RUN_TESTS, PACKAGE, *options]
     return subprocess.run(tests, env=env, cwd=ROOT).returncode
 
 
