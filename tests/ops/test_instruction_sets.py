@@ -1,0 +1,161 @@
+"""The extension runs on every x86-64: newer instructions only where the CPU was asked first, read and run.
+
+Clones of a function for newer CPUs carry the instruction set in their symbol: `name.avx2` (GBCI_SIMD_CLONES), or a
+namespace of that name (philox_draw.cpp).
+"""
+
+import importlib.util
+import itertools
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 machine")
+
+EXTENSION = importlib.util.find_spec("gbci_fast._C").origin
+CLONE = re.compile(r"(?:\.|^_ZN4gbci[47])(avx512f|avx2)")
+# What SSE2 does not have, by mnemonic: a leading v is an encoding of AVX or later, a leading k a mask of AVX-512.
+# tzcnt is left out: an older CPU reads it as bsf, which is what GCC means by it.
+LATER_THAN_SSE2 = re.compile(
+    r"v(?!err|erw)\w+|k\w+"
+    r"|(?:addsub|hadd|hsub)p[sd]|lddqu|movs[hl]dup|movddup"  # SSE3
+    r"|pshufb|ph(?:add|sub)\w+|pabs[bwd]|psign[bwd]|palignr|pmulhrsw|pmaddubsw"  # SSSE3
+    r"|p?blend\w+|pmulld|pmuldq|round[sp][sd]|p(?:min|max)(?:s[bd]|u[wd])|pmov[sz]x\w+|ptest|packusdw"  # SSE4.1
+    r"|p(?:ins|ext)r[bdq]|extractps|insertps|dpp[sd]|mpsadbw|phminposuw|movntdqa|pcmpeqq"
+    r"|pcmpgtq|pcmp[ei]str\w|crc32\w?|popcnt\w?"  # SSE4.2
+    r"|lzcnt\w?|andn|bextr|bls(?:i|r|msk)|bzhi|mulx|pdep|pext|rorx|s[ah][lr]x|movbe\w?"  # BMI and its time
+    r"|aes\w+|pclmul\w+|sha(?:1|256)\w+|gf2p8\w+"
+)
+# Not even in the clones: a contracted a*b+c rounds differently, and AVX2 and AVX-512F do not imply the others.
+NOWHERE = re.compile(
+    r"vfn?m(?:add|sub)\w+|vcvt(?:ph2ps|ps2ph)|andn|bextr|bls(?:i|r|msk)|bzhi|mulx|pdep|pext|rorx|s[ah][lr]x|lzcnt\w?"
+)
+AVX512_OPERAND = re.compile(r"%zmm|%k[0-7]|%[xy]mm(?:1[6-9]|2\d|3[01])\b")
+
+EVERY_OP = """
+import hashlib
+import torch
+from gbci_fast.noise import seed_tensor
+from gbci_fast.ops.blend_step import StepCoefficients, blend_step
+from gbci_fast.ops.mask_to_latent import mask_to_latent
+from gbci_fast.ops.philox_normal import philox_normal
+
+seeds = seed_tensor([1, 2**63])
+draw = lambda step: philox_normal(seeds, (4, 9, 35), step=step)
+mask = (philox_normal(seeds, (1, 72, 280), step=9) > 2).float()
+latent_mask, weight, window = mask_to_latent(mask, 8, feather=2, halo=1)
+coefficients = StepCoefficients(
+    denoised_from_latents=1.1, denoised_from_output=-0.4, next_from_corrected=0.3, next_from_denoised=0.6,
+    next_from_noise=0.2, known_from_latents=0.8, known_from_noise=0.5,
+)
+results = [draw(0), mask, latent_mask, weight, window]
+for layout in (torch.contiguous_format, torch.channels_last):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        latents, conditional, unconditional, known, known_noise = (
+            draw(step).to(dtype).contiguous(memory_format=layout) for step in range(5)
+        )
+        results.append(
+            blend_step(
+                latents, conditional, unconditional, coefficients=coefficients, guidance_scale=3.0, clip=1.5,
+                guidance_rescale=0.7, seeds=seeds, step=5, known=known, known_noise=known_noise, weight=weight,
+            )
+        )
+digest = hashlib.sha256()
+for result in results:
+    digest.update(result.contiguous().view(torch.uint8).numpy().tobytes())
+print(torch.backends.cpu.get_cpu_capability(), digest.hexdigest())
+"""
+
+
+def need(tool: str) -> str:
+    path = shutil.which(tool)
+    if path is None:
+        pytest.skip(f"needs {tool}")
+    return path
+
+
+def isolated() -> dict[str, str]:
+    """The environment without what `make sanitize` preloads."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
+@pytest.fixture(scope="module")
+def functions() -> dict[str, list[str]]:
+    """The instructions of the extension, by the symbol that they belong to."""
+    command = [need("objdump"), "--disassemble", "--no-show-raw-insn", "--no-addresses", EXTENSION]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=isolated()).stdout
+    functions, instructions = {}, []
+    for line in text.splitlines():
+        if line.startswith("<"):
+            instructions = functions.setdefault(line.removeprefix("<").removesuffix(">:"), [])
+        elif line.startswith("\t"):
+            instructions.append(line.strip())
+    return functions
+
+
+def mnemonics(instruction: str) -> list[str]:
+    """With the prefixes, such as rep and lock; operands begin with a digit or a sign."""
+    return list(itertools.takewhile(lambda word: word[0].isalpha(), instruction.split()))
+
+
+def clone_of(symbol: str) -> str | None:
+    match = CLONE.search(symbol)
+    return match and match[1]
+
+
+def test_newer_instructions_are_in_clones_alone(functions):
+    wrong = [
+        (symbol, instruction)
+        for symbol, instructions in functions.items()
+        for instruction in instructions
+        for word in mnemonics(instruction)
+        if (LATER_THAN_SSE2.fullmatch(word) and clone_of(symbol) is None) or NOWHERE.fullmatch(word)
+    ]
+    assert wrong == []
+
+
+def test_clones_for_avx2_do_without_avx512(functions):
+    clones = {symbol: instructions for symbol, instructions in functions.items() if clone_of(symbol) == "avx2"}
+    assert [i for instructions in clones.values() for i in instructions if AVX512_OPERAND.search(i)] == []
+
+
+@pytest.mark.parametrize(("clone", "register"), [("avx2", "%ymm"), ("avx512f", "%zmm")])
+def test_there_are_clones_of_either_kind(functions, clone, register):
+    wide = {symbol for symbol, instructions in functions.items() if any(register in i for i in instructions)}
+    assert {symbol for symbol in wide if symbol.startswith(f"_ZN4gbci{len(clone)}{clone}")}  # philox_draw.cpp
+    assert {symbol for symbol in wide if f".{clone}" in symbol}  # GBCI_SIMD_CLONES
+
+
+@pytest.fixture(scope="module")
+def native_digest() -> str:
+    done = subprocess.run([sys.executable, "-c", EVERY_OP], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[1]
+
+
+@pytest.mark.parametrize(("cpu", "capability"), [("Nehalem", "DEFAULT"), ("Haswell", "AVX2")])
+def test_every_op_gives_the_same_bits_on_an_older_cpu(cpu, capability, native_digest):
+    emulator = need("qemu-x86_64")
+    if "LD_PRELOAD" in os.environ:
+        pytest.skip("the sanitizers do not run in the emulator")
+    done = subprocess.run([emulator, "-cpu", cpu, sys.executable, "-c", EVERY_OP], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [capability, native_digest]
+
+
+def test_the_emulator_stops_at_what_its_cpu_does_not_have(tmp_path):
+    emulator, compiler = need("qemu-x86_64"), need(shlex.split(os.environ.get("CXX", "c++"))[0])
+    program = tmp_path / "main"
+    source = 'int main() { asm volatile("vpxor %ymm0, %ymm0, %ymm0"); }'
+    command = [compiler, "-x", "c++", "-", "-o", str(program)]
+    subprocess.run(command, input=source, text=True, check=True, env=isolated())
+    run = {cpu: subprocess.run([emulator, "-cpu", cpu, program], capture_output=True) for cpu in ("Nehalem", "Haswell")}
+    assert run["Nehalem"].returncode == -signal.SIGILL
+    assert run["Haswell"].returncode == 0
