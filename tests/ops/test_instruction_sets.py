@@ -128,6 +128,8 @@ def test_clones_for_avx2_do_without_avx512(functions):
 
 @pytest.mark.parametrize(("clone", "register"), [("avx2", "%ymm"), ("avx512f", "%zmm")])
 def test_there_are_clones_of_either_kind(functions, clone, register):
+    if "LD_PRELOAD" in os.environ:
+        pytest.skip("a build for the sanitizers is not vectorized")
     wide = {symbol for symbol, instructions in functions.items() if any(register in i for i in instructions)}
     assert {symbol for symbol in wide if symbol.startswith(f"_ZN4gbci{len(clone)}{clone}")}  # philox_draw.cpp
     assert {symbol for symbol in wide if f".{clone}" in symbol}  # GBCI_SIMD_CLONES
@@ -156,6 +158,6 @@ def test_the_emulator_stops_at_what_its_cpu_does_not_have(tmp_path):
     source = 'int main() { asm volatile("vpxor %ymm0, %ymm0, %ymm0"); }'
     command = [compiler, "-x", "c++", "-", "-o", str(program)]
     subprocess.run(command, input=source, text=True, check=True, env=isolated())
-    run = {cpu: subprocess.run([emulator, "-cpu", cpu, program], capture_output=True) for cpu in ("Nehalem", "Haswell")}
-    assert run["Nehalem"].returncode == -signal.SIGILL
-    assert run["Haswell"].returncode == 0
+    for cpu, returncode in (("Nehalem", -signal.SIGILL), ("Haswell", 0)):
+        done = subprocess.run([emulator, "-cpu", cpu, program], capture_output=True, env=isolated())
+        assert done.returncode == returncode, cpu
