@@ -44,6 +44,7 @@ import hashlib
 import torch
 from gbci_fast.noise import seed_tensor
 from gbci_fast.ops.blend_step import StepCoefficients, blend_step
+from gbci_fast.ops.composite import composite
 from gbci_fast.ops.mask_to_latent import mask_to_latent
 from gbci_fast.ops.philox_normal import philox_normal
 
@@ -67,6 +68,11 @@ for layout in (torch.contiguous_format, torch.channels_last):
                 guidance_rescale=0.7, seeds=seeds, step=5, known=known, known_noise=known_noise, weight=weight,
             )
         )
+synthetic = draw(6)[:, :1] / 12 + 0.5
+affine = [(0.124, 0.3, 0.125, -0.2), (-0.12, 34.0, 0.13, 0.1)]
+for dtype in (torch.uint8, torch.uint16, torch.float32):
+    image = (draw(7)[:, :1].repeat(1, 1, 8, 8) / 12 + 0.5).mul(200 if dtype != torch.float32 else 1).to(dtype)
+    results += composite(image, mask * 0.7, synthetic, affine=affine)
 digest = hashlib.sha256()
 for result in results:
     digest.update(result.contiguous().view(torch.uint8).numpy().tobytes())
