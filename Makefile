@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -c constraints.txt
-EXTENSION := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*.cu)
+EXTENSION := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*.h csrc/cuda/*.cu)
 
 .PHONY: demo test sanitize lint bench fuzz dev clean
 
