@@ -52,7 +52,7 @@ def composite_ref(
     white: float | None = None,
 ) -> Images:
     """`composite` in plain PyTorch, image by image, in float64."""
-    affine = [IDENTITY] * len(originals) if affine is None else torch.as_tensor(affine).tolist()
+    affine = [IDENTITY] * len(originals) if affine is None else torch.as_tensor(affine, dtype=torch.float64).tolist()
     painted = []
     for i, (original, weight) in enumerate(zip(originals, weights, strict=True)):
         dtype, (height, width) = original.dtype, original.shape[-2:]

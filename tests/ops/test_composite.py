@@ -115,9 +115,38 @@ def test_weight_0_keeps_the_bits_whatever_they_are(dtype):
             assert_same_bits(painted, [original])
 
 
+@pytest.mark.parametrize("is_change", [False, True], ids=["replace", "change"])
+@pytest.mark.parametrize(
+    "affine",
+    [
+        SAME,
+        (-1.0, 20.0, -1.0, 24.0),
+        (1.0, 0.0, 0.25, 1.375),
+        (2.0, -0.5, 1.0, 0.0),
+        (1.0, -1e-10, 1.0, -1e-10),  # before a center by less than float32 can say
+    ],
+)
+def test_a_tap_of_weight_0_is_not_read(affine, is_change):
+    """On a grid that meets model pixels' centers along an axis, NaN beside them does not come in."""
+    _, _, synthetic, template, _ = example([(24, 20, SAME)])
+    scale_x, offset_x, scale_y, offset_y = affine
+    x, y = scale_x * (torch.arange(10.0) + 0.5) + offset_x - 0.5, scale_y * (torch.arange(9.0) + 0.5) + offset_y - 0.5
+    whole = (y == y.round())[:, None] & (x == x.round())
+    row, column = y.round().long()[:, None], x.round().long()
+    dotted = torch.full_like(synthetic, torch.nan)
+    for i, j in ((0, 0), (3, 3)):  # the only numbers are at two centers
+        dotted[0, 0, row[i], column[j]] = synthetic[0, 0, row[i], column[j]]
+    options = {"template": template if is_change else None, "affine": [affine]}
+    painted = composite([torch.zeros(9, 10)], [torch.ones(9, 10)], dotted, **options)[0]
+    expected = (dotted[0, 0] - template[0, 0] if is_change else dotted[0, 0])[row, column].clamp(0, 1)
+    assert 0 < expected[whole].isnan().sum() < whole.sum()
+    torch.testing.assert_close(painted[whole], expected[whole], rtol=0, atol=0, equal_nan=True)
+
+
 def test_weight_1_is_the_synthesis():
     (original,), _, synthetic, template, _ = example([(24, 20, SAME)])
     one = torch.ones(24, 20)
+    synthetic[0, 0, 0, 0] = 1e-9  # the difference to the pixel cannot say it
     assert torch.equal(composite([original], [one], synthetic)[0], synthetic[0, 0])
     whole = composite([(original * 65535).to(torch.uint16)], [one], synthetic)[0]
     assert torch.equal(whole.int(), (synthetic[0, 0] * 65535).round().int())
