@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # GPU tests and benchmarks on a bare CUDA machine: Python 3.12 with torch, triton and pytest, nvcc, and no network.
+# Arguments go to the benchmarks' pytest: `-k cuda` leaves out the CPU's rows.
 # Results go to $OUT, or to benchmarks/results. What such a Python lacks travels as wheels; to fill .wheels/ elsewhere:
 #
 #   python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
@@ -26,5 +27,5 @@ ln -sfn ../training gbci_fast/training
 
 status=0
 python3 -m pytest tests -m gpu -q | tee "$results/gpu_tests.txt" || status=$?
-python3 -m pytest benchmarks --benchmark-json="$results/gpu.json" || status=$?
+python3 -m pytest benchmarks --benchmark-json="$results/gpu.json" "$@" || status=$?
 exit "$status"
