@@ -1,7 +1,12 @@
 """How a row is measured: with the device synchronized, and stored with its bytes, its rate and its machine."""
 
+from collections import defaultdict
+
 import pytest
 import torch
+
+MEDIANS = pytest.StashKey[dict]()
+"""Medians of a benchmark's rows, by everything else that it is parametrized with."""
 
 
 def pytest_addoption(parser):
@@ -18,8 +23,11 @@ def device(request) -> torch.device:
 
 
 @pytest.fixture
-def measure(device, benchmark):
-    """``measure(function, num_bytes=...)`` times one call, and adds the bytes it must move and the rate to the row."""
+def measure(device, benchmark, request):
+    """``measure(function, num_bytes=...)`` times one call, and adds the bytes it must move and the rate to the row.
+
+    Of benchmarks parametrized with `row`, the row "ours" also gets its ratio to each row measured before it.
+    """
 
     def run(function, *, num_bytes: int) -> None:
         def synchronized():
@@ -30,10 +38,28 @@ def measure(device, benchmark):
         synchronized()  # builds, loads and autotunes, once and untimed
         benchmark(synchronized)
         benchmark.extra_info.update(device=device.type, num_bytes=num_bytes)
-        if benchmark.enabled:
-            benchmark.extra_info["gb_per_s"] = num_bytes / benchmark.stats.stats.median / 1e9
+        if not benchmark.enabled:
+            return
+        median = benchmark.stats.stats.median
+        benchmark.extra_info["gb_per_s"] = num_bytes / median / 1e9
+        name, _, parameters = request.node.name.partition("[")
+        row = request.node.callspec.params.get("row")
+        if row is not None:
+            case = f"{name}[{'-'.join(part for part in parameters[:-1].split('-') if part != row)}]"
+            rows = request.config.stash.setdefault(MEDIANS, defaultdict(dict))[case]
+            if row == "ours":
+                benchmark.extra_info.update({f"times_faster_than_{other}": rows[other] / median for other in rows})
+            rows[row] = median
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """How many times faster than the other rows `ours` is; next to a copy of as many bytes that is its share of it."""
+    for case, rows in config.stash.get(MEDIANS, {}).items():
+        if "ours" in rows:
+            ratios = ", ".join(f"{rows[name] / rows['ours']:.2f}x {name}" for name in rows if name != "ours")
+            terminalreporter.write_line(f"{case}: {1e6 * rows['ours']:.0f} us, {ratios}")
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

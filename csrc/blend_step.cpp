@@ -11,7 +11,6 @@
 
 #include "blend_rows.h"
 #include "philox_draw.h"
-#include "tiles.h"
 
 namespace gbci {
 
@@ -255,100 +254,108 @@ BlendStep check_blend_step(
 
 namespace {
 
-// The tensors of a step, tile by tile. A tensor whose elements are Real and neighbors is used where it lies, any other
-// through a tile of its own.
-template <class Real>
+// Where in a tensor a tile lies.
+struct Region {
+  int64_t sample, channel, channels, position, positions;
+};
+
+// A tensor by tiles: where its elements are neighbors it is used where it lies, else through a copy.
+template <class Stored>
+class Tile {
+ public:
+  // Goes to a region, of which `read` says whether its values matter.
+  void open(const View& view, const Region& region, bool read) {
+    if (!view.data) {
+      return;
+    }
+    elements_ = static_cast<Stored*>(view.data) + region.sample * view.batch + region.channel * view.channel +
+                region.position * view.position;
+    strides_ = {view.channel, view.position, region.channels, region.positions};
+    if (view.position == 1) {
+      first_ = elements_;
+      row_stride_ = view.channel;
+    } else {
+      first_ = copy_;
+      row_stride_ = kTileWidth;
+      if (read) {
+        kernels_.load(elements_, strides_, copy_);
+      }
+    }
+  }
+
+  // Writes what was changed.
+  void close() const {
+    if (first_ == copy_) {
+      kernels_.store(elements_, strides_, copy_);
+    }
+  }
+
+  // Null of an absent tensor.
+  Stored* row(int64_t row) { return first_ ? first_ + row * row_stride_ : nullptr; }
+
+ private:
+  const TileKernels<Stored> kernels_ = tile_kernels<Stored>();
+  Stored *elements_ = nullptr, *first_ = nullptr;
+  Strides strides_;
+  int64_t row_stride_;
+  Stored copy_[kTileChannels * kTileWidth];
+};
+
+// All tensors of a step by tiles.
+template <class State, class Model>
 class Tiles {
  public:
   explicit Tiles(const BlendStep& args) : args_(args) {}
 
-  // Makes the rows of the region's tiles readable.
-  void load(const Region& region) {
-    for (size_t k = 0; k < std::size(kInputs); ++k) {
-      const View& view = args_.*kInputs[k].view;
-      if (view.data) {
-        inputs_[k] = {tiles_[k], kTileWidth};
-        if (in_place(view)) {
-          inputs_[k] = {element<Real>(view, region, 0), view.channel};
-        } else {
-          load_tile(view, region, tiles_[k]);
-        }
-      }
-    }
-    for (size_t k = 0; k < std::size(kOutputs); ++k) {
-      const View& view = args_.*kOutputs[k].view;
-      if (view.data) {
-        outputs_[k] = {output_tiles_[k], kTileWidth};
-        if (in_place(view)) {
-          outputs_[k] = {element<Real>(view, region, 0), view.channel};
-        }
-      }
-    }
+  void open(const Region& region) {
+    region_ = region;
+    latents_.open(args_.latents, region, true);
+    conditional_.open(args_.conditional, region, true);
+    unconditional_.open(args_.unconditional, region, true);
+    previous_.open(args_.previous, region, true);
+    older_.open(args_.older, region, true);
+    corrected_before_.open(args_.corrected_before, region, true);
+    noise_.open(args_.noise, region, true);
+    known_.open(args_.known, region, true);
+    known_noise_.open(args_.known_noise, region, true);
+    weight_.open(args_.weight, region, true);
+    denoised_.open(args_.denoised, region, false);
+    corrected_.open(args_.corrected, region, false);
+    model_input_.open(args_.model_input, region, false);
+    out_.open(args_.out, region, false);
   }
 
-  Rows<Real> rows(const Region& region, int64_t row) {
-    Rows<Real> rows{};
-    for (size_t k = 0; k < std::size(kInputs); ++k) {
-      rows.*kInputs[k].row = inputs_[k].first ? inputs_[k].first + row * inputs_[k].second : nullptr;
-    }
-    for (size_t k = 0; k < std::size(kOutputs); ++k) {
-      rows.*kOutputs[k].row = outputs_[k].first ? outputs_[k].first + row * outputs_[k].second : nullptr;
-    }
+  // Row number `row` of each, and its noise.
+  Rows<State, Model> rows(int64_t row) {
+    const RealOf<State>* drawn = nullptr;
     if (args_.seeds) {
-      const uint64_t seed = static_cast<uint64_t>(args_.seeds[region.sample * args_.seed_stride]);
-      const int64_t first = (region.channel + row) * args_.positions + region.position;
-      draw_normals(seed, static_cast<uint32_t>(first / 4), static_cast<uint32_t>((first % 4 + region.count + 3) / 4),
-                   args_.step, args_.stream, noise_);
-      rows.noise = noise_ + first % 4;
+      const int64_t element = (region_.channel + row) * args_.positions + region_.position;
+      drawn = drawn_ + element % 4;
+      draw_normals(static_cast<uint64_t>(args_.seeds[region_.sample * args_.seed_stride]),
+                   static_cast<uint32_t>(element / 4),
+                   static_cast<uint32_t>((element % 4 + region_.positions + 3) / 4), args_.step, args_.stream, drawn_);
     }
-    return rows;
+    return {latents_.row(row),     previous_.row(row),    older_.row(row),       corrected_before_.row(row),
+            noise_.row(row),       known_.row(row),       known_noise_.row(row), conditional_.row(row),
+            unconditional_.row(row), weight_.row(row),    drawn,                 denoised_.row(row),
+            corrected_.row(row),   out_.row(row),         model_input_.row(row)};
   }
 
-  // Writes the tiles of the tensors that were not written where they lie.
-  void store(const Region& region) {
-    for (size_t k = 0; k < std::size(kOutputs); ++k) {
-      const View& view = args_.*kOutputs[k].view;
-      if (view.data && !in_place(view)) {
-        store_tile(view, region, output_tiles_[k]);
-      }
-    }
+  void close() const {
+    denoised_.close();
+    corrected_.close();
+    model_input_.close();
+    out_.close();
   }
 
  private:
-  static constexpr struct {
-    View BlendStep::*view;
-    const Real* Rows<Real>::*row;
-  } kInputs[] = {
-      {&BlendStep::latents, &Rows<Real>::latents},
-      {&BlendStep::conditional, &Rows<Real>::conditional},
-      {&BlendStep::unconditional, &Rows<Real>::unconditional},
-      {&BlendStep::previous, &Rows<Real>::previous},
-      {&BlendStep::older, &Rows<Real>::older},
-      {&BlendStep::corrected_before, &Rows<Real>::corrected_before},
-      {&BlendStep::noise, &Rows<Real>::noise},
-      {&BlendStep::known, &Rows<Real>::known},
-      {&BlendStep::known_noise, &Rows<Real>::known_noise},
-      {&BlendStep::weight, &Rows<Real>::weight},
-  };
-  static constexpr struct {
-    View BlendStep::*view;
-    Real* Rows<Real>::*row;
-  } kOutputs[] = {
-      {&BlendStep::denoised, &Rows<Real>::denoised},
-      {&BlendStep::corrected, &Rows<Real>::corrected},
-      {&BlendStep::model_input, &Rows<Real>::model_input},
-      {&BlendStep::out, &Rows<Real>::out},
-  };
-
-  static bool in_place(const View& view) {
-    return view.position == 1 && view.dtype == torch::headeronly::CppTypeToScalarType<Real>::value;
-  }
-
   const BlendStep& args_;
-  std::pair<const Real*, int64_t> inputs_[std::size(kInputs)] = {};  // first row, and how far apart rows are
-  std::pair<Real*, int64_t> outputs_[std::size(kOutputs)] = {};
-  Real tiles_[std::size(kInputs)][kTileElements], output_tiles_[std::size(kOutputs)][kTileElements];
-  Real noise_[kTileWidth + 8];
+  Region region_;
+  Tile<State> latents_, previous_, older_, corrected_before_, noise_, known_, known_noise_;
+  Tile<State> denoised_, corrected_, out_;
+  Tile<Model> conditional_, unconditional_, model_input_;
+  Tile<RealOf<State>> weight_;
+  RealOf<State> drawn_[kTileWidth + 8];
 };
 
 // The tiles of a step in memory order of NCHW, which is the order that prefetchers like.
@@ -375,29 +382,31 @@ struct Grid {
 };
 
 // What the guided output of a sample is multiplied by (Lin et al. 2024, eq. 15 and 16).
-template <class Real>
-Real rescale_factor(const BlendStep& args, const Grid& grid, int64_t sample, Tiles<Real>& tiles) {
-  const Real guidance = static_cast<Real>(args.guidance_scale);
+template <class State, class Model>
+RealOf<State> rescale_factor(const BlendStep& args, const Grid& grid, int64_t sample, Tiles<State, Model>& tiles) {
+  using Real = RealOf<State>;
+  const RowKernels<State, Model> kernels = row_kernels<State, Model>();
+  const Real guidance_scale = static_cast<Real>(args.guidance_scale);
   Moments conditional, guided;
   const int64_t begin = sample * grid.per_sample, end = begin + grid.per_sample;
   for (int64_t index = begin; index < end; index += grid.runs) {
-    Moments row_conditional[kTileChannels], row_guided[kTileChannels];
+    // A channel's sums end before they are added to the sample's, however many channels a tile has.
+    Moments of_channel[kTileChannels], of_guided_channel[kTileChannels];
     for (int64_t run = index; run < index + grid.runs; ++run) {
       const Region region = grid.region(run);
-      tiles.load(region);
+      tiles.open(region);
       for (int64_t row = 0; row < region.channels; ++row) {
-        const Rows<Real> rows = tiles.rows(region, row);
+        const Rows<State, Model> rows = tiles.rows(row);
         if (run == begin && row == 0) {
-          const Real c = rows.conditional[0], u = rows.unconditional[0];
-          conditional.shift = c, guided.shift = u + guidance * (c - u);
+          kernels.first_output(rows, guidance_scale, &conditional.shift, &guided.shift);
         }
-        row_conditional[row].shift = conditional.shift, row_guided[row].shift = guided.shift;
-        add_moments(rows, guidance, region.count, row_conditional[row], row_guided[row]);
+        of_channel[row].shift = conditional.shift, of_guided_channel[row].shift = guided.shift;
+        kernels.add_moments(rows, guidance_scale, region.positions, of_channel[row], of_guided_channel[row]);
       }
     }
     for (int64_t row = 0; row < grid.group; ++row) {
-      conditional.add(row_conditional[row]);
-      guided.add(row_guided[row]);
+      conditional.add(of_channel[row]);
+      guided.add(of_guided_channel[row]);
     }
   }
   const int64_t count = args.channels * args.positions;
@@ -407,15 +416,15 @@ Real rescale_factor(const BlendStep& args, const Grid& grid, int64_t sample, Til
   return phi * ratio + rest;
 }
 
-template <class Real>
-std::vector<Real> rescale_factors(const BlendStep& args) {
+template <class State, class Model>
+std::vector<RealOf<State>> rescale_factors(const BlendStep& args) {
   BlendStep outputs{};  // the model's outputs alone, so that no other tensor is loaded
   outputs.batch = args.batch, outputs.channels = args.channels, outputs.positions = args.positions;
   outputs.conditional = args.conditional, outputs.unconditional = args.unconditional;
   const Grid grid(outputs);
-  std::vector<Real> factors(args.batch);
+  std::vector<RealOf<State>> factors(args.batch);
   torch::stable::parallel_for(0, args.batch, 1, [&](int64_t begin, int64_t end) {
-    Tiles<Real> tiles(outputs);
+    Tiles<State, Model> tiles(outputs);
     for (int64_t sample = begin; sample < end; ++sample) {
       factors[sample] = rescale_factor(args, grid, sample, tiles);
     }
@@ -423,23 +432,25 @@ std::vector<Real> rescale_factors(const BlendStep& args) {
   return factors;
 }
 
-template <class Real>
+template <class State, class Model>
 void run(const BlendStep& args) {
-  const RowCoefficients<Real> coefficients(args);
+  using Real = RealOf<State>;
+  const Equations<Real> equations(args);
+  const RowKernels<State, Model> kernels = row_kernels<State, Model>();
   const std::vector<Real> factors =
-      args.guidance_rescale != 0 ? rescale_factors<Real>(args) : std::vector<Real>(args.batch, 1);
+      args.guidance_rescale != 0 ? rescale_factors<State, Model>(args) : std::vector<Real>(args.batch, 1);
   const Grid grid(args);
   constexpr int64_t kGrainElements = 32768;  // ATen's own: less than this is not worth waking a thread for
   const int64_t grain = std::max<int64_t>(1, kGrainElements / (grid.group * kTileWidth));
   torch::stable::parallel_for(0, args.batch * grid.per_sample, grain, [&](int64_t begin, int64_t end) {
-    Tiles<Real> tiles(args);
+    Tiles<State, Model> tiles(args);
     for (int64_t index = begin; index < end; ++index) {
       const Region region = grid.region(index);
-      tiles.load(region);
+      tiles.open(region);
       for (int64_t row = 0; row < region.channels; ++row) {
-        blend(coefficients, tiles.rows(region, row), factors[region.sample], region.count);
+        kernels.blend(equations, tiles.rows(row), factors[region.sample], region.positions);
       }
-      tiles.store(region);
+      tiles.close();
     }
   });
 }
@@ -467,7 +478,20 @@ void blend_step_cpu(
   const BlendStep args = check_blend_step(
       latents, conditional, unconditional, previous, denoised, corrected, noise, seeds, known, known_noise, weight,
       model_input, out, coefficients, clip, guidance_scale, guidance_rescale, step, stream);
-  args.out.dtype == ScalarType::Double ? run<double>(args) : run<float>(args);
+  const ScalarType state = args.out.dtype, model = args.conditional.dtype;
+  if (state == ScalarType::Double) {
+    run<double, double>(args);
+  } else if (state == ScalarType::BFloat16) {
+    run<BFloat16, BFloat16>(args);
+  } else if (state == ScalarType::Half) {
+    run<Float16, Float16>(args);
+  } else if (model == ScalarType::BFloat16) {
+    run<float, BFloat16>(args);
+  } else if (model == ScalarType::Half) {
+    run<float, Float16>(args);
+  } else {
+    run<float, float>(args);
+  }
 }
 
 }  // namespace

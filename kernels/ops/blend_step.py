@@ -19,7 +19,7 @@ of `gbci_fast.pipeline`. Faster because every tensor is read once and written on
 memory for every operation, and because the noise is drawn in registers.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -57,7 +57,11 @@ class StepCoefficients:
     @property
     def has_corrector(self) -> bool:
         """z is a sum of its own, and not `latents`."""
-        return any(astuple(self)[2:6])
+        return any(self.values()[2:6])
+
+    def values(self) -> list[float]:
+        """The fields in their order, which is that of the operator's argument."""
+        return list(vars(self).values())  # dataclasses.astuple would copy each, slower than a small step
 
 
 def blend_step_ref(
@@ -162,7 +166,7 @@ def blend_step(
 ) -> Tensor:
     """The latents after one step. On CUDA it neither allocates (given `out`) nor synchronizes: a graph can hold it.
 
-    Tensors are ``[B, C, H, W]``, each NCHW or channels-last, also a slice of more channels or expanded from a batch of 1.
+    Tensors are ``[B, C, H, W]``, each NCHW or channels-last, also a slice of more channels or expanded from one.
     `latents` may be float32, bfloat16, float16 or, on the CPU, float64; the sums are float32 (float64 for float64).
 
     Args:
@@ -197,6 +201,6 @@ def blend_step(
         out = torch.empty_like(latents)
     torch.ops.gbci_fast.blend_step(
         latents, conditional, unconditional, previous, denoised, corrected, noise, seeds, known, known_noise, weight,
-        model_input, out, list(astuple(coefficients)), clip, guidance_scale, guidance_rescale, step, stream,
+        model_input, out, coefficients.values(), clip, guidance_scale, guidance_rescale, step, stream,
     )  # fmt: skip
     return out

@@ -1,0 +1,372 @@
+// The functions of blend_rows.h for one instruction set: blend_rows.cpp includes this once for each, inside a
+// `#pragma GCC target` of that set and with these macros defined.
+//   GBCI_CLONE         namespace of the clone
+//   GBCI_VECTOR_BYTES  width of a vector
+//   GBCI_TO_WORDS(x), GBCI_TO_HALFWORDS(x)  the vector x of 16-bit numbers as 32-bit ones, and back, less its upper bits
+//
+// In the compilers' vector extension, so that what is computed stays in registers from one equation to the next,
+// whatever the branches between them. Branches depend on the step alone, and are always predicted.
+
+namespace gbci::GBCI_CLONE {
+
+template <class T>
+struct LanesOf {
+  typedef T Type __attribute__((vector_size(GBCI_VECTOR_BYTES)));
+};
+
+template <class T>
+using Lanes = typename LanesOf<T>::Type;
+typedef uint16_t Halfwords __attribute__((vector_size(GBCI_VECTOR_BYTES / 2)));
+using Words = Lanes<uint32_t>;
+
+template <class Real>
+constexpr int64_t kLanes = GBCI_VECTOR_BYTES / sizeof(Real);
+// As many at once as there are registers for: one alone would wait for its own additions.
+constexpr int kVectors = GBCI_VECTOR_BYTES == 64 ? 4 : 2;
+
+// What a block of neighboring elements holds of one quantity.
+template <class Real>
+struct Block {
+  Lanes<Real> vector[kVectors];
+};
+
+template <class To, class From>
+GBCI_INLINE To bits_of(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class Stored>
+GBCI_INLINE Lanes<Stored> widen(const Stored* stored) {
+  Lanes<Stored> lanes;
+  std::memcpy(&lanes, stored, sizeof lanes);
+  return lanes;
+}
+
+GBCI_INLINE Words words(const void* stored) {
+  Halfwords halfwords;
+  std::memcpy(&halfwords, stored, sizeof halfwords);
+  return GBCI_TO_WORDS(halfwords);
+}
+
+GBCI_INLINE Lanes<float> widen(const BFloat16* stored) { return bits_of<Lanes<float>>(words(stored) << 16); }
+
+GBCI_INLINE Lanes<float> widen(const Float16* stored) {
+  const Words bits = words(stored), magnitude = (bits & 0x7FFF) << 13, exponent = magnitude & 0x0F800000;
+  // Rebias the exponent; of infinities and NaNs a second time; a subnormal by subtracting the 2^-14 that it is taken with.
+  const Words normal = magnitude + (112u << 23), special = normal + (112u << 23);
+  const Words subnormal = bits_of<Words>(
+      bits_of<Lanes<float>>(magnitude + (113u << 23)) - bits_of<Lanes<float>>(Words{} + (113u << 23)));
+  const Words widened = exponent == 0 ? subnormal : exponent == 0x0F800000 ? special : normal;
+  return bits_of<Lanes<float>>(widened | (bits & 0x8000) << 16);
+}
+
+template <class Stored>
+GBCI_INLINE void narrow(const Lanes<Stored>& lanes, Stored* stored) {
+  std::memcpy(stored, &lanes, sizeof lanes);
+}
+
+GBCI_INLINE void store_words(const Words& words, void* stored) {
+  const Halfwords halfwords = GBCI_TO_HALFWORDS(words);
+  std::memcpy(stored, &halfwords, sizeof halfwords);
+}
+
+// To nearest, ties to even.
+GBCI_INLINE void narrow(const Lanes<float>& lanes, BFloat16* stored) {
+  const Words bits = bits_of<Words>(lanes), rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+  store_words((bits & 0x7FFFFFFF) > 0x7F800000 ? Words{} + 0x7FC0 : rounded, stored);
+}
+
+GBCI_INLINE void narrow(const Lanes<float>& lanes, Float16* stored) {
+  const Words bits = bits_of<Words>(lanes), magnitude = bits & 0x7FFFFFFF;
+  // Below 2^-14, adding 1/2 lets the adder round to the last place of a subnormal, 2^-24.
+  const Words half = bits_of<Words>(Lanes<float>{} + 0.5f);
+  const Words subnormal = bits_of<Words>(bits_of<Lanes<float>>(magnitude) + 0.5f) - half;
+  const Words normal = (magnitude - (112u << 23) + 0xFFF + (magnitude >> 13 & 1)) >> 13;
+  const Words finite = magnitude < 113u << 23 ? subnormal : normal;  // 65520 and more round up to infinity
+  const Words special = magnitude > 0x7F800000 ? Words{} + 0x7E00 : Words{} + 0x7C00;
+  store_words((magnitude < 143u << 23 ? finite : special) | (bits >> 16 & 0x8000), stored);
+}
+
+// Elements first .. first + count - 1 of a row, and beyond them zeros; count is known where the block is whole.
+template <bool kWhole, class Real, class Stored>
+GBCI_INLINE Block<Real> load(const Stored* row, int64_t first, int64_t count) {
+  Stored part[kVectors * kLanes<Real>] = {};
+  const Stored* stored = row + first;
+  if constexpr (!kWhole) {
+    std::memcpy(part, stored, count * sizeof(Stored));
+    stored = part;
+  }
+  Block<Real> block;
+  for (int v = 0; v < kVectors; ++v) {
+    block.vector[v] = widen(stored + v * kLanes<Real>);
+  }
+  return block;
+}
+
+template <bool kWhole, class Real, class Stored>
+GBCI_INLINE void store(const Block<Real>& block, Stored* row, int64_t first, int64_t count) {
+  Stored part[kVectors * kLanes<Real>], *stored = kWhole ? row + first : part;
+  for (int v = 0; v < kVectors; ++v) {
+    narrow(block.vector[v], stored + v * kLanes<Real>);
+  }
+  if constexpr (!kWhole) {
+    std::memcpy(row + first, part, count * sizeof(Stored));
+  }
+}
+
+template <class Real>
+GBCI_INLINE Block<Real> filled(Real value) {
+  Block<Real> block;
+  for (int v = 0; v < kVectors; ++v) {
+    block.vector[v] = value - Lanes<Real>{};  // and not +, which makes 0 of -0
+  }
+  return block;
+}
+
+// One term of a sum.
+template <class Real>
+GBCI_INLINE void add(Block<Real>& sum, const Factor<Real>& factor, const Block<Real>& term) {
+  if (factor.used) {
+    for (int v = 0; v < kVectors; ++v) {
+      sum.vector[v] += factor.value * term.vector[v];
+    }
+  }
+}
+
+template <bool kWhole, class Real, class Stored>
+GBCI_INLINE void add(
+    Block<Real>& sum, const Factor<Real>& factor, const Stored* row, int64_t first, int64_t count) {
+  if (factor.used) {
+    add(sum, factor, load<kWhole, Real>(row, first, count));
+  }
+}
+
+template <bool kWhole, class Real, class Model>
+GBCI_INLINE Block<Real> guided_output(
+    const Model* conditional, const Model* unconditional, Real guidance_scale, int64_t first, int64_t count) {
+  const Block<Real> c = load<kWhole, Real>(conditional, first, count);
+  const Block<Real> u = load<kWhole, Real>(unconditional, first, count);
+  Block<Real> output;
+  for (int v = 0; v < kVectors; ++v) {
+    output.vector[v] = u.vector[v] + guidance_scale * (c.vector[v] - u.vector[v]);
+  }
+  return output;
+}
+
+// As torch.clamp, which keeps a NaN.
+template <class Real>
+GBCI_INLINE void clip(Block<Real>& block, Real limit) {
+  const Lanes<Real> high = Lanes<Real>{} + limit, low = -high;
+  for (int v = 0; v < kVectors; ++v) {
+    const Lanes<Real> raised = block.vector[v] < low ? low : block.vector[v];
+    block.vector[v] = raised > high ? high : raised;
+  }
+}
+
+// As torch.lerp, which is exact at both ends.
+template <class Real>
+GBCI_INLINE void lerp(Block<Real>& next, const Block<Real>& known, const Block<Real>& weight) {
+  for (int v = 0; v < kVectors; ++v) {
+    const Lanes<Real> x = next.vector[v], k = known.vector[v], w = weight.vector[v], difference = x - k;
+    next.vector[v] = w < Real(0.5) ? k + w * difference : x - difference * (1 - w);
+  }
+}
+
+// Elements first .. first + count - 1 of the rows.
+template <bool kWhole, class State, class Model>
+GBCI_INLINE void blend_block(
+    const Equations<RealOf<State>>& a, const Rows<State, Model>& rows, RealOf<State> rescale, int64_t first,
+    int64_t count) {
+  using Real = RealOf<State>;
+  Block<Real> output = filled(Real(0));
+  if (rows.unconditional) {
+    output = guided_output<kWhole>(rows.conditional, rows.unconditional, a.guidance_scale, first, count);
+    if (a.has_rescale) {
+      for (int v = 0; v < kVectors; ++v) {
+        output.vector[v] *= rescale;
+      }
+    }
+  } else if (rows.conditional) {
+    output = load<kWhole, Real>(rows.conditional, first, count);
+  }
+
+  Block<Real> denoised = filled(a.denoised_start);
+  add<kWhole>(denoised, a.denoised_from_latents, rows.latents, first, count);
+  add(denoised, a.denoised_from_output, output);
+  if (a.has_clip) {
+    clip(denoised, a.clip);
+  }
+
+  Block<Real> z = filled(Real(-0.0));
+  if (a.has_corrector) {
+    add<kWhole>(z, a.corrected_from_corrected, rows.corrected_before, first, count);
+    add<kWhole>(z, a.corrected_from_previous, rows.previous, first, count);
+    add<kWhole>(z, a.corrected_from_older, rows.older, first, count);
+    add(z, a.corrected_from_denoised, denoised);
+  } else if (rows.latents) {
+    z = load<kWhole, Real>(rows.latents, first, count);
+  }
+
+  Block<Real> next = filled(a.next_start);
+  add(next, a.next_from_corrected, z);
+  add(next, a.next_from_output, output);
+  add(next, a.next_from_denoised, denoised);
+  add<kWhole>(next, a.next_from_previous, rows.previous, first, count);
+  add<kWhole>(next, a.next_from_older, rows.older, first, count);
+  if (rows.drawn) {
+    add<kWhole>(next, a.next_from_noise, rows.drawn, first, count);
+  } else {
+    add<kWhole>(next, a.next_from_noise, rows.noise, first, count);
+  }
+
+  if (rows.weight) {
+    Block<Real> known = filled(a.known_start);
+    add<kWhole>(known, a.known_from_latents, rows.known, first, count);
+    add<kWhole>(known, a.known_from_noise, rows.known_noise, first, count);
+    lerp(next, known, load<kWhole, Real>(rows.weight, first, count));
+  }
+
+  if (rows.denoised) {
+    store<kWhole>(denoised, rows.denoised, first, count);
+  }
+  if (rows.corrected) {
+    store<kWhole>(z, rows.corrected, first, count);
+  }
+  store<kWhole>(next, rows.out, first, count);
+  if (rows.model_input) {
+    for (int v = 0; v < kVectors; ++v) {
+      next.vector[v] *= a.input_from_latents;
+    }
+    store<kWhole>(next, rows.model_input, first, count);
+  }
+}
+
+template <class State, class Model>
+void blend(
+    const Equations<RealOf<State>>& given, const Rows<State, Model>& given_rows, RealOf<State> rescale,
+    int64_t length) {
+  const Equations<RealOf<State>> a = given;  // copies, which no store to a row can change
+  const Rows<State, Model> rows = given_rows;
+  constexpr int64_t kBlock = kVectors * kLanes<RealOf<State>>;
+  int64_t i = 0;
+  for (; i + kBlock <= length; i += kBlock) {
+    blend_block<true>(a, rows, rescale, i, kBlock);
+  }
+  if (i < length) {
+    blend_block<false>(a, rows, rescale, i, length - i);
+  }
+}
+
+// Element i of a row into the lane that it belongs to.
+GBCI_INLINE void add(Moments& moments, int64_t i, double x) {
+  const int64_t lane = i % Moments::kLanes;
+  const double from_shift = x - moments.shift;
+  moments.first[lane] += from_shift;
+  moments.second[lane] += from_shift * from_shift;
+}
+
+template <class State, class Model>
+void first_output(
+    const Rows<State, Model>& rows, RealOf<State> guidance_scale, double* conditional, double* guided) {
+  using Real = RealOf<State>;
+  *conditional = load<false, Real>(rows.conditional, 0, 1).vector[0][0];
+  *guided = guided_output<false>(rows.conditional, rows.unconditional, guidance_scale, 0, 1).vector[0][0];
+}
+
+template <class State, class Model>
+void add_moments(
+    const Rows<State, Model>& rows, RealOf<State> guidance_scale, int64_t length, Moments& conditional,
+    Moments& guided) {
+  using Real = RealOf<State>;
+  constexpr int64_t kBlock = kVectors * kLanes<Real>;
+  for (int64_t i = 0; i < length; i += kBlock) {
+    const int64_t count = std::min(kBlock, length - i);
+    const Block<Real> c = load<false, Real>(rows.conditional, i, count);
+    const Block<Real> m = guided_output<false>(rows.conditional, rows.unconditional, guidance_scale, i, count);
+    Real outputs[2][kBlock];
+    std::memcpy(outputs[0], &c, sizeof c);
+    std::memcpy(outputs[1], &m, sizeof m);
+    for (int64_t j = 0; j < count; ++j) {
+      add(conditional, i + j, outputs[0][j]);
+      add(guided, i + j, outputs[1][j]);
+    }
+  }
+}
+
+// Between four channels that are neighbors, as in the channels-last latents of a model, and as many rows. Of 16-bit
+// numbers two channels are a word, so that vectors are shuffled by words, which every instruction set can.
+template <bool kLoad, class Stored>
+GBCI_INLINE void move_four_channels(Stored* elements, Stored* tile, int64_t positions) {
+  int64_t i = 0;
+  if constexpr (sizeof(Stored) == 2) {
+    constexpr uint32_t kWords = kLanes<uint32_t>;
+    Words even, low;  // 0, 2, 4, ... and 0, kWords, 1, kWords + 1, ...
+    for (uint32_t lane = 0; lane < kWords; ++lane) {
+      even[lane] = 2 * lane;
+      low[lane] = lane / 2 + lane % 2 * kWords;
+    }
+    for (; i + kWords <= positions; i += kWords) {
+      Stored *memory = elements + 4 * i, *rows[4];
+      for (int channel = 0; channel < 4; ++channel) {
+        rows[channel] = tile + channel * kTileWidth + i;
+      }
+      Words first, second;
+      if constexpr (kLoad) {
+        std::memcpy(&first, memory, sizeof first);
+        std::memcpy(&second, memory + 2 * kWords, sizeof second);
+        const Words pair01 = __builtin_shuffle(first, second, even), pair23 = __builtin_shuffle(first, second, even + 1);
+        store_words(pair01, rows[0]);
+        store_words(pair01 >> 16, rows[1]);
+        store_words(pair23, rows[2]);
+        store_words(pair23 >> 16, rows[3]);
+      } else {
+        const Words pair01 = words(rows[0]) | words(rows[1]) << 16, pair23 = words(rows[2]) | words(rows[3]) << 16;
+        first = __builtin_shuffle(pair01, pair23, low);
+        second = __builtin_shuffle(pair01, pair23, low + kWords / 2);
+        std::memcpy(memory, &first, sizeof first);
+        std::memcpy(memory + 2 * kWords, &second, sizeof second);
+      }
+    }
+  }
+  for (; i < positions; ++i) {
+    for (int channel = 0; channel < 4; ++channel) {
+      Stored &element = elements[4 * i + channel], &in_tile = tile[channel * kTileWidth + i];
+      kLoad ? in_tile = element : element = in_tile;
+    }
+  }
+}
+
+template <bool kLoad, class Stored>
+GBCI_INLINE void move_tile(Stored* elements, const Strides& strides, Stored* tile) {
+  if (strides.channels == 4 && strides.channel == 1 && strides.position == 4) {
+    move_four_channels<kLoad>(elements, tile, strides.positions);
+    return;
+  }
+  for (int64_t channel = 0; channel < strides.channels; ++channel) {
+    for (int64_t i = 0; i < strides.positions; ++i) {
+      Stored& element = elements[channel * strides.channel + i * strides.position];
+      Stored& in_tile = tile[channel * kTileWidth + i];
+      kLoad ? in_tile = element : element = in_tile;
+    }
+  }
+}
+
+template <class Stored>
+void load_tile(const Stored* elements, Strides strides, Stored* tile) {
+  move_tile<true>(const_cast<Stored*>(elements), strides, tile);
+}
+
+template <class Stored>
+void store_tile(Stored* elements, Strides strides, const Stored* tile) {
+  move_tile<false>(elements, strides, const_cast<Stored*>(tile));
+}
+
+}  // namespace gbci::GBCI_CLONE
+
+#undef GBCI_CLONE
+#undef GBCI_VECTOR_BYTES
+#undef GBCI_TO_WORDS
+#undef GBCI_TO_HALFWORDS
