@@ -4,42 +4,43 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "host_device.h"
 
-#define GBCI_CONVERTED_TO_WORDS(x) __builtin_convertvector(x, Words)
-#define GBCI_CONVERTED_TO_HALFWORDS(x) __builtin_convertvector(x, Halfwords)
+#define GBCI_PRAGMA(...) _Pragma(#__VA_ARGS__)
+#if defined(__clang__)
+#define GBCI_PUSH_TARGET(set) GBCI_PRAGMA(clang attribute push(__attribute__((target(set))), apply_to = function))
+#define GBCI_POP_TARGET GBCI_PRAGMA(clang attribute pop)
+#else
+#define GBCI_PUSH_TARGET(set) GBCI_PRAGMA(GCC push_options) GBCI_PRAGMA(GCC target(set))
+#define GBCI_POP_TARGET GBCI_PRAGMA(GCC pop_options)
+#endif
 
 #if defined(__x86_64__)
 
 #include <immintrin.h>
 
-#pragma GCC push_options
-#pragma GCC target("avx512f")
+GBCI_PUSH_TARGET("avx512f")
 #define GBCI_CLONE avx512f
 #define GBCI_VECTOR_BYTES 64
-// GCC 12 makes half a dozen instructions of what is one here. The form with a mask: the plain one draws a warning about
-// its own header.
+// Of __builtin_convertvector GCC 12 makes half a dozen instructions. The forms with a mask: the plain ones draw a warning
+// about its own header.
 #define GBCI_TO_WORDS(x) (Words)_mm512_maskz_cvtepu16_epi32(0xFFFF, (__m256i)(x))
 #define GBCI_TO_HALFWORDS(x) (Halfwords)_mm512_maskz_cvtepi32_epi16(0xFFFF, (__m512i)(x))
 #include "blend_rows_clone.h"
-#pragma GCC pop_options
+GBCI_POP_TARGET
 
-#pragma GCC push_options
-#pragma GCC target("avx2")
+GBCI_PUSH_TARGET("avx2")
 #define GBCI_CLONE avx2
 #define GBCI_VECTOR_BYTES 32
-#define GBCI_TO_WORDS GBCI_CONVERTED_TO_WORDS
-#define GBCI_TO_HALFWORDS GBCI_CONVERTED_TO_HALFWORDS
 #include "blend_rows_clone.h"
-#pragma GCC pop_options
+GBCI_POP_TARGET
 
 #endif
 
 #define GBCI_CLONE baseline
 #define GBCI_VECTOR_BYTES 16
-#define GBCI_TO_WORDS GBCI_CONVERTED_TO_WORDS
-#define GBCI_TO_HALFWORDS GBCI_CONVERTED_TO_HALFWORDS
 #include "blend_rows_clone.h"
 
 namespace gbci {

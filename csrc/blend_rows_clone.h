@@ -2,10 +2,16 @@
 // `#pragma GCC target` of that set and with these macros defined.
 //   GBCI_CLONE         namespace of the clone
 //   GBCI_VECTOR_BYTES  width of a vector
-//   GBCI_TO_WORDS(x), GBCI_TO_HALFWORDS(x)  the vector x of 16-bit numbers as 32-bit ones, and back, less its upper bits
+//   GBCI_TO_WORDS(x), GBCI_TO_HALFWORDS(x)  where there is a better way than __builtin_convertvector: the vector x of
+//                      16-bit numbers as 32-bit ones, and back, less their upper bits
 //
 // In the compilers' vector extension, so that what is computed stays in registers from one equation to the next,
 // whatever the branches between them. Branches depend on the step alone, and are always predicted.
+
+#if !defined(GBCI_TO_WORDS)
+#define GBCI_TO_WORDS(x) __builtin_convertvector(x, Words)
+#define GBCI_TO_HALFWORDS(x) __builtin_convertvector(x, Halfwords)
+#endif
 
 namespace gbci::GBCI_CLONE {
 
@@ -38,9 +44,14 @@ GBCI_INLINE To bits_of(const From& from) {
   return to;
 }
 
-template <class Stored>
-GBCI_INLINE Lanes<Stored> widen(const Stored* stored) {
-  Lanes<Stored> lanes;
+GBCI_INLINE Lanes<float> widen(const float* stored) {
+  Lanes<float> lanes;
+  std::memcpy(&lanes, stored, sizeof lanes);
+  return lanes;
+}
+
+GBCI_INLINE Lanes<double> widen(const double* stored) {
+  Lanes<double> lanes;
   std::memcpy(&lanes, stored, sizeof lanes);
   return lanes;
 }
@@ -63,10 +74,9 @@ GBCI_INLINE Lanes<float> widen(const Float16* stored) {
   return bits_of<Lanes<float>>(widened | (bits & 0x8000) << 16);
 }
 
-template <class Stored>
-GBCI_INLINE void narrow(const Lanes<Stored>& lanes, Stored* stored) {
-  std::memcpy(stored, &lanes, sizeof lanes);
-}
+GBCI_INLINE void narrow(const Lanes<float>& lanes, float* stored) { std::memcpy(stored, &lanes, sizeof lanes); }
+
+GBCI_INLINE void narrow(const Lanes<double>& lanes, double* stored) { std::memcpy(stored, &lanes, sizeof lanes); }
 
 GBCI_INLINE void store_words(const Words& words, void* stored) {
   const Halfwords halfwords = GBCI_TO_HALFWORDS(words);
@@ -296,36 +306,44 @@ void add_moments(
   }
 }
 
-// Between four channels that are neighbors, as in the channels-last latents of a model, and as many rows. Of 16-bit
-// numbers two channels are a word, so that vectors are shuffled by words, which every instruction set can.
+// Elements 0, 2, 4, ... of two vectors, or 1, 3, 5, ...
+template <uint32_t kFirst, uint32_t... kLane>
+GBCI_INLINE Words every_other(const Words& a, const Words& b, std::integer_sequence<uint32_t, kLane...>) {
+  return __builtin_shufflevector(a, b, (2 * kLane + kFirst)...);
+}
+
+// The lower halves of two vectors, one element of each in turn, or the upper ones.
+template <bool kUpper, uint32_t... kLane>
+GBCI_INLINE Words in_turn(const Words& a, const Words& b, std::integer_sequence<uint32_t, kLane...>) {
+  constexpr uint32_t kCount = sizeof...(kLane);
+  return __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * kCount + kUpper * kCount / 2)...);
+}
+
+// Between four channels that are neighbors, as in the channels-last latents of a model, and as many rows. Two channels of
+// 16-bit numbers are a word, and words are what every instruction set can shuffle.
 template <bool kLoad, class Stored>
 GBCI_INLINE void move_four_channels(Stored* elements, Stored* tile, int64_t positions) {
   int64_t i = 0;
   if constexpr (sizeof(Stored) == 2) {
     constexpr uint32_t kWords = kLanes<uint32_t>;
-    Words even, low;  // 0, 2, 4, ... and 0, kWords, 1, kWords + 1, ...
-    for (uint32_t lane = 0; lane < kWords; ++lane) {
-      even[lane] = 2 * lane;
-      low[lane] = lane / 2 + lane % 2 * kWords;
-    }
+    constexpr std::make_integer_sequence<uint32_t, kWords> kLane;
     for (; i + kWords <= positions; i += kWords) {
-      Stored *memory = elements + 4 * i, *rows[4];
-      for (int channel = 0; channel < 4; ++channel) {
-        rows[channel] = tile + channel * kTileWidth + i;
-      }
+      Stored *memory = elements + 4 * i, *row = tile + i;
       Words first, second;
       if constexpr (kLoad) {
         std::memcpy(&first, memory, sizeof first);
         std::memcpy(&second, memory + 2 * kWords, sizeof second);
-        const Words pair01 = __builtin_shuffle(first, second, even), pair23 = __builtin_shuffle(first, second, even + 1);
-        store_words(pair01, rows[0]);
-        store_words(pair01 >> 16, rows[1]);
-        store_words(pair23, rows[2]);
-        store_words(pair23 >> 16, rows[3]);
+        const Words channels01 = every_other<0>(first, second, kLane);
+        const Words channels23 = every_other<1>(first, second, kLane);
+        store_words(channels01, row);
+        store_words(channels01 >> 16, row + kTileWidth);
+        store_words(channels23, row + 2 * kTileWidth);
+        store_words(channels23 >> 16, row + 3 * kTileWidth);
       } else {
-        const Words pair01 = words(rows[0]) | words(rows[1]) << 16, pair23 = words(rows[2]) | words(rows[3]) << 16;
-        first = __builtin_shuffle(pair01, pair23, low);
-        second = __builtin_shuffle(pair01, pair23, low + kWords / 2);
+        const Words channels01 = words(row) | words(row + kTileWidth) << 16;
+        const Words channels23 = words(row + 2 * kTileWidth) | words(row + 3 * kTileWidth) << 16;
+        first = in_turn<false>(channels01, channels23, kLane);
+        second = in_turn<true>(channels01, channels23, kLane);
         std::memcpy(memory, &first, sizeof first);
         std::memcpy(memory + 2 * kWords, &second, sizeof second);
       }

@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "blend_rows.h"
+#include "blend_tiles.h"
 #include "philox_draw.h"
 
 namespace gbci {
@@ -105,9 +106,8 @@ void drop_what_nothing_needs(BlendStep& args) {
   StepCoefficients& a = args.coefficients;
   const auto drop = [](bool dropped, auto&... coefficients) { ((coefficients = dropped ? 0 : coefficients), ...); };
   const auto read = [](View& tensor, auto... coefficients) {
-    if (((coefficients == 0) && ...)) {
-      tensor.data = nullptr;
-    }
+    const bool used = ((coefficients != 0) || ...);
+    tensor.data = used ? tensor.data : nullptr;
   };
   drop(!args.corrected.data && a.next_from_corrected == 0, a.corrected_from_corrected, a.corrected_from_previous,
        a.corrected_from_older, a.corrected_from_denoised);
@@ -254,133 +254,6 @@ BlendStep check_blend_step(
 
 namespace {
 
-// Where in a tensor a tile lies.
-struct Region {
-  int64_t sample, channel, channels, position, positions;
-};
-
-// A tensor by tiles: where its elements are neighbors it is used where it lies, else through a copy.
-template <class Stored>
-class Tile {
- public:
-  // Goes to a region, of which `read` says whether its values matter.
-  void open(const View& view, const Region& region, bool read) {
-    if (!view.data) {
-      return;
-    }
-    elements_ = static_cast<Stored*>(view.data) + region.sample * view.batch + region.channel * view.channel +
-                region.position * view.position;
-    strides_ = {view.channel, view.position, region.channels, region.positions};
-    if (view.position == 1) {
-      first_ = elements_;
-      row_stride_ = view.channel;
-    } else {
-      first_ = copy_;
-      row_stride_ = kTileWidth;
-      if (read) {
-        kernels_.load(elements_, strides_, copy_);
-      }
-    }
-  }
-
-  // Writes what was changed.
-  void close() const {
-    if (first_ == copy_) {
-      kernels_.store(elements_, strides_, copy_);
-    }
-  }
-
-  // Null of an absent tensor.
-  Stored* row(int64_t row) { return first_ ? first_ + row * row_stride_ : nullptr; }
-
- private:
-  const TileKernels<Stored> kernels_ = tile_kernels<Stored>();
-  Stored *elements_ = nullptr, *first_ = nullptr;
-  Strides strides_;
-  int64_t row_stride_;
-  Stored copy_[kTileChannels * kTileWidth];
-};
-
-// All tensors of a step by tiles.
-template <class State, class Model>
-class Tiles {
- public:
-  explicit Tiles(const BlendStep& args) : args_(args) {}
-
-  void open(const Region& region) {
-    region_ = region;
-    latents_.open(args_.latents, region, true);
-    conditional_.open(args_.conditional, region, true);
-    unconditional_.open(args_.unconditional, region, true);
-    previous_.open(args_.previous, region, true);
-    older_.open(args_.older, region, true);
-    corrected_before_.open(args_.corrected_before, region, true);
-    noise_.open(args_.noise, region, true);
-    known_.open(args_.known, region, true);
-    known_noise_.open(args_.known_noise, region, true);
-    weight_.open(args_.weight, region, true);
-    denoised_.open(args_.denoised, region, false);
-    corrected_.open(args_.corrected, region, false);
-    model_input_.open(args_.model_input, region, false);
-    out_.open(args_.out, region, false);
-  }
-
-  // Row number `row` of each, and its noise.
-  Rows<State, Model> rows(int64_t row) {
-    const RealOf<State>* drawn = nullptr;
-    if (args_.seeds) {
-      const int64_t element = (region_.channel + row) * args_.positions + region_.position;
-      drawn = drawn_ + element % 4;
-      draw_normals(static_cast<uint64_t>(args_.seeds[region_.sample * args_.seed_stride]),
-                   static_cast<uint32_t>(element / 4),
-                   static_cast<uint32_t>((element % 4 + region_.positions + 3) / 4), args_.step, args_.stream, drawn_);
-    }
-    return {latents_.row(row),     previous_.row(row),    older_.row(row),       corrected_before_.row(row),
-            noise_.row(row),       known_.row(row),       known_noise_.row(row), conditional_.row(row),
-            unconditional_.row(row), weight_.row(row),    drawn,                 denoised_.row(row),
-            corrected_.row(row),   out_.row(row),         model_input_.row(row)};
-  }
-
-  void close() const {
-    denoised_.close();
-    corrected_.close();
-    model_input_.close();
-    out_.close();
-  }
-
- private:
-  const BlendStep& args_;
-  Region region_;
-  Tile<State> latents_, previous_, older_, corrected_before_, noise_, known_, known_noise_;
-  Tile<State> denoised_, corrected_, out_;
-  Tile<Model> conditional_, unconditional_, model_input_;
-  Tile<RealOf<State>> weight_;
-  RealOf<State> drawn_[kTileWidth + 8];
-};
-
-// The tiles of a step in memory order of NCHW, which is the order that prefetchers like.
-struct Grid {
-  explicit Grid(const BlendStep& args) : channels(args.channels), positions(args.positions) {
-    for (const View* view : {&args.latents, &args.conditional, &args.unconditional, &args.previous, &args.older,
-                             &args.corrected_before, &args.noise, &args.known, &args.known_noise, &args.denoised,
-                             &args.corrected, &args.model_input, &args.out}) {
-      if (view->data && view->position != 1) {
-        group = std::min(channels, kTileChannels);  // one pass over channels-last memory serves that many rows
-      }
-    }
-    runs = (positions + kTileWidth - 1) / kTileWidth;
-    per_sample = (channels + group - 1) / group * runs;
-  }
-
-  Region region(int64_t index) const {
-    const int64_t channel = index % per_sample / runs * group, position = index % runs * kTileWidth;
-    return {index / per_sample, channel, std::min(group, channels - channel), position,
-            std::min(kTileWidth, positions - position)};
-  }
-
-  int64_t channels, positions, group = 1, runs, per_sample;
-};
-
 // What the guided output of a sample is multiplied by (Lin et al. 2024, eq. 15 and 16).
 template <class State, class Model>
 RealOf<State> rescale_factor(const BlendStep& args, const Grid& grid, int64_t sample, Tiles<State, Model>& tiles) {
@@ -396,7 +269,7 @@ RealOf<State> rescale_factor(const BlendStep& args, const Grid& grid, int64_t sa
       const Region region = grid.region(run);
       tiles.open(region);
       for (int64_t row = 0; row < region.channels; ++row) {
-        const Rows<State, Model> rows = tiles.rows(row);
+        const Rows<State, Model> rows = tiles.rows(row, 0);
         if (run == begin && row == 0) {
           kernels.first_output(rows, guidance_scale, &conditional.shift, &guided.shift);
         }
@@ -432,6 +305,28 @@ std::vector<RealOf<State>> rescale_factors(const BlendStep& args) {
   return factors;
 }
 
+// Normals at once: few, so that drawing them and waiting for memory overlap (512 takes 15 % longer).
+constexpr int64_t kDrawn = 256;
+
+// A row of a tile, and the noise it needs.
+template <class State, class Model>
+void draw_and_blend(
+    const BlendStep& args, const Equations<RealOf<State>>& equations, const RowKernels<State, Model>& kernels,
+    Tiles<State, Model>& tiles, const Region& region, int64_t row, RealOf<State> factor) {
+  const uint64_t seed = static_cast<uint64_t>(args.seeds[region.sample * args.seed_stride]);
+  const int64_t first = (region.channel + row) * args.positions + region.position;  // in the sample
+  RealOf<State> drawn[kDrawn];
+  for (int64_t position = 0, length; position < region.positions; position += length) {
+    const int64_t block = (first + position) / 4, skipped = (first + position) % 4;
+    length = std::min(kDrawn - skipped, region.positions - position);
+    draw_normals(seed, static_cast<uint32_t>(block), static_cast<uint32_t>((skipped + length + 3) / 4), args.step,
+                 args.stream, drawn);
+    Rows<State, Model> rows = tiles.rows(row, position);
+    rows.drawn = drawn + skipped;
+    kernels.blend(equations, rows, factor, length);
+  }
+}
+
 template <class State, class Model>
 void run(const BlendStep& args) {
   using Real = RealOf<State>;
@@ -448,7 +343,11 @@ void run(const BlendStep& args) {
       const Region region = grid.region(index);
       tiles.open(region);
       for (int64_t row = 0; row < region.channels; ++row) {
-        kernels.blend(equations, tiles.rows(row), factors[region.sample], region.positions);
+        if (args.seeds) {
+          draw_and_blend(args, equations, kernels, tiles, region, row, factors[region.sample]);
+        } else {
+          kernels.blend(equations, tiles.rows(row, 0), factors[region.sample], region.positions);
+        }
       }
       tiles.close();
     }
