@@ -108,6 +108,8 @@ class Build(BuildExtension.with_options(use_ninja=False)):
         compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
         if shutil.which(compiler) is None:
             raise SystemExit(f"gbci_fast needs a C++20 compiler: '{compiler}' was not found; install g++ or set CXX")
+        if "clang" in subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout:
+            raise SystemExit(f"gbci_fast is built by g++ alone so far, and '{compiler}' is clang; set CXX=g++")
         if not Path(sysconfig.get_path("include"), "Python.h").is_file():
             raise SystemExit(
                 "gbci_fast needs Python's headers: Python.h was not found; install python3-dev (or -devel)"
@@ -115,9 +117,7 @@ class Build(BuildExtension.with_options(use_ninja=False)):
         if find_nvcc() is None:
             print("gbci_fast: nvcc was not found, so the extension is built for the CPU alone")
         elif torch.version.cuda is None:
-            for source in CUDA_SOURCES:
-                ptxas_report(source)
-            print(f"gbci_fast: CPU torch, so {len(CUDA_SOURCES)} CUDA sources were compiled as a check and not linked")
+            print("gbci_fast: torch is a CPU build, so the extension is built for the CPU alone")
         if self.sanitize:
             for module in self.extensions:
                 module.extra_compile_args["cxx"] += SANITIZE_FLAGS

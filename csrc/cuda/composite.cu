@@ -184,8 +184,8 @@ Tensor composite_cuda(
     const Tensor& sizes,
     const Tensor& affine,
     double white) {
-  const torch::stable::accelerator::DeviceGuard guard(pixels.get_device_index());
   const Composite op = check_composite(pixels, weight, synthetic, original, sizes, affine, white);
+  const torch::stable::accelerator::DeviceGuard guard(pixels.get_device_index());
   Tensor result = torch::stable::empty_like(pixels);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(pixels.get_device_index(), &stream));

@@ -106,12 +106,14 @@ def composite(
         The painted windows, in the form and dtype of `originals`.
 
     Raises:
-        RuntimeError: a dtype, device, shape or `white` is not as above, the affine is not finite, or the batch is
-            empty.
-        ValueError: the shapes of `originals` and `weights` differ.
+        RuntimeError: a dtype, device, size or `white` is not as above, or the affine is not finite.
+        ValueError: the batch is empty, its images differ in dtype or have the wrong shape, or those of `originals` and
+            `weights` differ.
     """
     pixels, weight = originals, weights
     if sizes is not None:
+        if not (isinstance(originals, Tensor) and isinstance(weights, Tensor)):
+            raise ValueError("sizes was given beside a sequence; expected it with originals and weights of [N] pixels")
         sizes = torch.as_tensor(sizes)
     else:
         _check_images(originals, weights)
@@ -150,6 +152,8 @@ def _check_images(originals: Images, weights: Images) -> None:
             raise ValueError(
                 f"originals{place} is {original.dtype} {list(original.shape)}; expected {originals[0].dtype} [H, W]"
             )
+        if weight.dtype != torch.float32:
+            raise ValueError(f"weights{place} is {weight.dtype}; expected torch.float32")
         if weight.shape != original.shape:
             raise ValueError(
                 f"weights{place} is {list(weight.shape)}; "

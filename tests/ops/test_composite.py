@@ -317,6 +317,7 @@ FORMS = [
     ([IMAGE, IMAGE[None]], [IMAGE] * 2, "originals[1] is torch.float32 [1, 4, 6]; expected torch.float32 [H, W]"),
     ([IMAGE, IMAGE.byte()], [IMAGE] * 2, "originals[1] is torch.uint8 [4, 6]; expected torch.float32 [H, W]"),
     ([IMAGE, IMAGE], [IMAGE, OTHER], "weights[1] is [6, 4]; expected the shape of originals[1], [4, 6]"),
+    ([IMAGE, IMAGE], [IMAGE, IMAGE.half()], "weights[1] is torch.float16; expected torch.float32"),
     (IMAGE[None, None], OTHER[None, None], "weights is [1, 1, 6, 4]; expected the shape of originals, [1, 1, 4, 6]"),
 ]
 
@@ -326,6 +327,12 @@ def test_images_and_weights_that_do_not_match_are_named(originals, weights, mess
     with pytest.raises(ValueError) as raised:  # noqa: PT011  the whole message is compared
         composite(originals, weights, torch.zeros(2, 1, 8, 8))
     assert str(raised.value) == message
+
+
+def test_sizes_beside_a_sequence_are_refused():
+    sentence = r"sizes was given beside a sequence; expected it with originals and weights of \[N\] pixels"
+    with pytest.raises(ValueError, match=sentence):
+        composite([IMAGE], [IMAGE], torch.zeros(1, 1, 8, 8), sizes=[(4, 6)])
 
 
 @needs_cuda
@@ -366,10 +373,11 @@ def test_cuda_runs_on_the_current_stream_inside_a_graph():
 
 @needs_cuda
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["weight", "synthetic", "template"])
+@pytest.mark.parametrize("name", ["pixels", "weight", "synthetic", "template"])
 def test_tensors_on_two_devices_are_named(name):
     arguments = [part.cuda() if i < 4 else part for i, part in enumerate(flat())]
     index = ("pixels", "weight", "synthetic", "template").index(name)
     arguments[index] = arguments[index].cpu()
-    with pytest.raises(RuntimeError, match=f"{name} must be on the device of pixels"):
+    first = "weight" if name == "pixels" else name  # the first that differs from pixels
+    with pytest.raises(RuntimeError, match=f"{first} must be on the device of pixels"):
         torch.ops.gbci_fast.composite(*arguments)
