@@ -6,7 +6,8 @@
 
 #include <cstdint>  // on glibc this defines __GLIBC__, whose loader resolves the clones
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
+// Not by Clang, which cannot clone templates: there the baseline serves all.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define GBCI_SIMD_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define GBCI_SIMD_CLONES

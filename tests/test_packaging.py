@@ -69,20 +69,18 @@ def test_installed_metadata_is_that_of_the_source():
     assert [point.value for point in entry] == ["gbci_fast.cli:main"]
 
 
-def test_a_missing_or_unsuitable_compiler_is_one_sentence(tmp_path):
-    clang = tmp_path / "c++"
-    clang.write_text("#!/bin/sh\necho Debian clang version 14.0.6\n")
-    clang.chmod(0o755)
-    sentences = {
-        "/nonexistent": "gbci_fast needs a C++20 compiler: '/nonexistent' was not found; install g++ or set CXX",
-        str(clang): f"gbci_fast is built by g++ alone so far, and '{clang}' is clang; set CXX=g++",
-    }
-    for compiler, sentence in sentences.items():
-        environment = {**os.environ, "CXX": compiler}
-        command = [sys.executable, "setup.py", "build_ext"]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 1
-        assert done.stderr.splitlines()[-1] == sentence
+def test_a_missing_compiler_is_one_sentence():
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext"],
+        cwd=ROOT,
+        env={**os.environ, "CXX": "/nonexistent"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "gbci_fast needs a C++20 compiler: '/nonexistent' was not found; install g++ or set CXX"
+    )
 
 
 def test_importing_the_package_loads_nothing_optional():
