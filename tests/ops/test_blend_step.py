@@ -271,6 +271,26 @@ def test_a_nan_of_the_model_stays_one():
     assert torch.equal(blend_step(**arguments).isnan().flatten(1).all(1), torch.tensor([False, True, False]))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_numbers_are_converted_as_torch_does(dtype, layout):
+    """Every 16-bit number to float32, and back floats at them, between them, and as close to either as can be."""
+    shape, unused = (1, 4, 128, 128), {"denoised_from_latents": 0.0, "denoised_from_output": 0.0}
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).view(shape)
+    conditional, out = every.contiguous(memory_format=layout), torch.empty(shape)
+    blend_step(out, conditional, coefficients=StepCoefficients(**unused, next_from_output=1.0), out=out)
+    torch.testing.assert_close(out, every.float(), rtol=0, atol=0, equal_nan=True)
+
+    halfway = (out.flatten() + out.flatten().roll(-1)).view(shape) / 2
+    for numbers in (out, halfway):
+        for offset in (-1, 0, 1):
+            beside = (numbers.view(torch.int32) + offset).view(torch.float32)
+            narrow = torch.empty_like(conditional)
+            a = StepCoefficients(**unused, next_from_corrected=1.0)
+            blend_step(beside, conditional, coefficients=a, model_input=narrow)
+            torch.testing.assert_close(narrow, beside.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
 # An argument list in the operator's own order.
 def operator_arguments(arguments, **changes):
     arguments = {"out": torch.empty_like(arguments["latents"])} | arguments | changes

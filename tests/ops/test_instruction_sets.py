@@ -68,6 +68,20 @@ for layout in (torch.contiguous_format, torch.channels_last):
                 guidance_rescale=0.7, seeds=seeds, step=5, known=known, known_noise=known_noise, weight=weight,
             )
         )
+for dtype in (torch.bfloat16, torch.float16):  # each number, and halfway to the next
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).view(2, 4, 128, 64)
+    halfway = (every.float() + every.float().roll(-1, 3)) / 2
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model_input = torch.empty_like(every, memory_format=layout)
+        one = StepCoefficients(
+            denoised_from_latents=0, denoised_from_output=1, next_from_corrected=1
+        )
+        denoised = torch.empty_like(halfway)
+        blend_step(
+            halfway, every.contiguous(memory_format=layout), coefficients=one, denoised=denoised,
+            model_input=model_input,
+        )
+        results += [denoised.nan_to_num(), model_input.nan_to_num()]
 synthetic = draw(6)[:, :1] / 12 + 0.5
 affine = [(0.124, 0.3, 0.125, -0.2), (-0.12, 34.0, 0.13, 0.1)]
 for dtype in (torch.uint8, torch.uint16, torch.float32):
