@@ -206,33 +206,23 @@ class GBCIPipeline(DiffusionPipeline):
             latents = self.scheduler.add_noise(image_latents, noise, timesteps[:1].expand(total))
 
         # 3. Denoise.
-        constant = torch.cat([mask_latents, masked_image_latents], 1)
-        blend_weight = feather_latent_mask(mask_latents, LATENT_FEATHER)
-        denoise = self._denoiser(conditioning, constant)
-        with self.progress_bar(total=len(timesteps)) as progress:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    continue
-                model_output = denoise(self.scheduler.scale_model_input(latents, t), t)
-                t_next = timesteps[i + 1] if i + 1 < len(timesteps) else None
-                latents = self._step(model_output, t, t_next, latents, i, eta, generator, seeds)
-                if known_region:
-                    known = image_latents
-                    if t_next is not None:
-                        known = self.scheduler.add_noise(image_latents, noise, t_next.expand(total))
-                    latents = torch.lerp(known, latents, blend_weight)
-                if callback_on_step_end is not None:
-                    scope = {
-                        "latents": latents, "noise": noise,
-                        "image_latents": image_latents, "masked_image_latents": masked_image_latents,
-                    }  # fmt: skip
-                    changed = callback_on_step_end(
-                        self, i, t, {name: scope[name] for name in callback_on_step_end_tensor_inputs}
-                    )
-                    scope.update(changed or {})
-                    latents, noise = scope["latents"], scope["noise"]
-                    image_latents = scope["image_latents"]
-                progress.update()
+        latents = self._denoise(
+            Trajectory(
+                latents=latents,
+                noise=noise,
+                image_latents=image_latents,
+                masked_image_latents=masked_image_latents,
+                mask_latents=mask_latents,
+                conditioning=conditioning,
+                timesteps=timesteps,
+                eta=eta,
+                generator=generator,
+                seeds=seeds,
+                known_region=known_region,
+                callback=callback_on_step_end,
+                callback_inputs=callback_on_step_end_tensor_inputs,
+            )
+        )
 
         # 4. Decode and composite.
         images = latents
@@ -267,6 +257,28 @@ class GBCIPipeline(DiffusionPipeline):
         """Pixels, float32 [B, 1, H, W] in [0, 1], of scaled latents."""
         unscaled = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
         return (self.vae.decode(unscaled.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+
+    def _denoise(self, run: "Trajectory") -> Tensor:
+        """The latents after the last step."""
+        latents = run.latents
+        constant = torch.cat([run.mask_latents, run.masked_image_latents], 1)
+        blend_weight = feather_latent_mask(run.mask_latents, LATENT_FEATHER)
+        denoise = self._denoiser(run.conditioning, constant)
+        with self.progress_bar(total=len(run.timesteps)) as progress:
+            for i, t in enumerate(run.timesteps):
+                if self.interrupt:
+                    continue
+                model_output = denoise(self.scheduler.scale_model_input(latents, t), t)
+                t_next = run.timesteps[i + 1] if i + 1 < len(run.timesteps) else None
+                latents = self._step(model_output, t, t_next, latents, i, run.eta, run.generator, run.seeds)
+                if run.known_region:
+                    known = run.image_latents
+                    if t_next is not None:
+                        known = self.scheduler.add_noise(known, run.noise, t_next.expand(len(known)))
+                    latents = torch.lerp(known, latents, blend_weight)
+                latents = run.call_back(self, i, latents)
+                progress.update()
+        return latents
 
     def _denoiser(self, conditioning: Conditioning, constant: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Guided model output as a function of (scaled latents, t): one forward of 2 B, as diffusers does."""
@@ -392,6 +404,46 @@ class GBCIPipeline(DiffusionPipeline):
             if name not in self._callback_tensor_inputs:
                 known = ", ".join(self._callback_tensor_inputs)
                 raise GBCIError(f"callback_on_step_end_tensor_inputs has {name!r}; expected {known}")
+
+
+@dataclass(kw_only=True)
+class Trajectory:
+    """What a sampler starts from, for B images.
+
+    Attributes:
+        latents: [B, 4, h, w] at the level of the first timestep.
+        noise: [B, 4, h, w], the initial noise, which also noises the known region.
+        image_latents, masked_image_latents: [B, 4, h, w].
+        mask_latents: [B, 1, h, w].
+        conditioning: of the masked image, the attributes and the report.
+        timesteps: those still to take.
+        eta, generator, seeds, known_region: as in the call.
+        callback, callback_inputs: the call's ``callback_on_step_end`` and the names that it gets.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    image_latents: Tensor
+    masked_image_latents: Tensor
+    mask_latents: Tensor
+    conditioning: Conditioning
+    timesteps: Tensor
+    eta: float
+    generator: torch.Generator | list[torch.Generator] | None
+    seeds: list[int] | None
+    known_region: bool
+    callback: Callable | None
+    callback_inputs: Sequence[str]
+
+    def call_back(self, pipe: GBCIPipeline, step: int, latents: Tensor) -> Tensor:
+        """Calls the callback with the latents after a step, takes what it changed, and returns the latents."""
+        if self.callback is None:
+            return latents
+        scope = {"latents": latents, "noise": self.noise, "image_latents": self.image_latents}
+        given = {name: scope[name] for name in self.callback_inputs}
+        scope |= self.callback(pipe, step, self.timesteps[step], given) or {}
+        self.noise, self.image_latents = scope["noise"], scope["image_latents"]
+        return scope["latents"]
 
 
 def _described(attributes: Attributes | Mapping | Sequence | None) -> list[Attributes]:
