@@ -3,13 +3,14 @@
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["Attributes", "ConditionEncoder", "GBCIError", "GBCIPipeline"]
+__all__ = ["Attributes", "ConditionEncoder", "GBCIError", "GBCIPipeline", "accelerate"]
 
 _HOMES = {
     "Attributes": "gbci_fast.data.attributes",
     "ConditionEncoder": "gbci_fast.conditioning",
     "GBCIError": "gbci_fast.errors",
     "GBCIPipeline": "gbci_fast.pipeline",
+    "accelerate": "gbci_fast.fast",
 }
 
 

@@ -1,0 +1,1 @@
+"""What executes the UNet: implementations of `gbci_fast.denoiser.Denoiser`, one per file."""
