@@ -136,7 +136,25 @@ GBCI_INLINE Block<Real> filled(Real value) {
   return block;
 }
 
-// One term of a sum.
+// The first term of a sum, or without it the sum's start.
+template <class Real>
+GBCI_INLINE Block<Real> first_term(const Factor<Real>& factor, const Block<Real>& term, Real start) {
+  Block<Real> sum = filled(start);
+  if (factor.used) {
+    for (int v = 0; v < kVectors; ++v) {
+      sum.vector[v] = factor.value * term.vector[v];
+    }
+  }
+  return sum;
+}
+
+template <bool kWhole, class Real, class Stored>
+GBCI_INLINE Block<Real> first_term(
+    const Factor<Real>& factor, const Stored* row, int64_t first, int64_t count, Real start) {
+  return factor.used ? first_term(factor, load<kWhole, Real>(row, first, count), start) : filled(start);
+}
+
+// One more term of a sum.
 template <class Real>
 GBCI_INLINE void add(Block<Real>& sum, const Factor<Real>& factor, const Block<Real>& term) {
   if (factor.used) {
@@ -176,12 +194,13 @@ GBCI_INLINE void clip(Block<Real>& block, Real limit) {
   }
 }
 
-// As torch.lerp, which is exact at both ends.
+// As torch.lerp, which is exact at both ends: known + weight difference, or next - (1 - weight) difference.
 template <class Real>
 GBCI_INLINE void lerp(Block<Real>& next, const Block<Real>& known, const Block<Real>& weight) {
   for (int v = 0; v < kVectors; ++v) {
-    const Lanes<Real> x = next.vector[v], k = known.vector[v], w = weight.vector[v], difference = x - k;
-    next.vector[v] = w < Real(0.5) ? k + w * difference : x - difference * (1 - w);
+    const Lanes<Real> x = next.vector[v], k = known.vector[v], w = weight.vector[v];
+    const Lanes<Real> base = w < Real(0.5) ? k : x, factor = w < Real(0.5) ? w : w - 1;
+    next.vector[v] = base + (x - k) * factor;
   }
 }
 
@@ -203,16 +222,15 @@ GBCI_INLINE void blend_block(
     output = load<kWhole, Real>(rows.conditional, first, count);
   }
 
-  Block<Real> denoised = filled(a.denoised_start);
-  add<kWhole>(denoised, a.denoised_from_latents, rows.latents, first, count);
+  Block<Real> denoised = first_term<kWhole>(a.denoised_from_latents, rows.latents, first, count, a.denoised_start);
   add(denoised, a.denoised_from_output, output);
   if (a.has_clip) {
     clip(denoised, a.clip);
   }
 
-  Block<Real> z = filled(Real(-0.0));
+  Block<Real> z = filled(Real(0));
   if (a.has_corrector) {
-    add<kWhole>(z, a.corrected_from_corrected, rows.corrected_before, first, count);
+    z = first_term<kWhole>(a.corrected_from_corrected, rows.corrected_before, first, count, Real(-0.0));
     add<kWhole>(z, a.corrected_from_previous, rows.previous, first, count);
     add<kWhole>(z, a.corrected_from_older, rows.older, first, count);
     add(z, a.corrected_from_denoised, denoised);
@@ -220,8 +238,7 @@ GBCI_INLINE void blend_block(
     z = load<kWhole, Real>(rows.latents, first, count);
   }
 
-  Block<Real> next = filled(a.next_start);
-  add(next, a.next_from_corrected, z);
+  Block<Real> next = first_term(a.next_from_corrected, z, a.next_start);
   add(next, a.next_from_output, output);
   add(next, a.next_from_denoised, denoised);
   add<kWhole>(next, a.next_from_previous, rows.previous, first, count);
@@ -233,8 +250,7 @@ GBCI_INLINE void blend_block(
   }
 
   if (rows.weight) {
-    Block<Real> known = filled(a.known_start);
-    add<kWhole>(known, a.known_from_latents, rows.known, first, count);
+    Block<Real> known = first_term<kWhole>(a.known_from_latents, rows.known, first, count, a.known_start);
     add<kWhole>(known, a.known_from_noise, rows.known_noise, first, count);
     lerp(next, known, load<kWhole, Real>(rows.weight, first, count));
   }
