@@ -86,7 +86,7 @@ GBCI_INLINE void store_words(const Words& words, void* stored) {
 // To nearest, ties to even.
 GBCI_INLINE void narrow(const Lanes<float>& lanes, BFloat16* stored) {
   const Words bits = bits_of<Words>(lanes), rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
-  store_words((bits & 0x7FFFFFFF) > 0x7F800000 ? Words{} + 0x7FC0 : rounded, stored);
+  store_words(lanes != lanes ? Words{} + 0x7FC0 : rounded, stored);
 }
 
 GBCI_INLINE void narrow(const Lanes<float>& lanes, Float16* stored) {

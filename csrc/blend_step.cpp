@@ -336,7 +336,7 @@ void run(const BlendStep& args) {
       args.guidance_rescale != 0 ? rescale_factors<State, Model>(args) : std::vector<Real>(args.batch, 1);
   const Grid grid(args);
   constexpr int64_t kGrainElements = 32768;  // ATen's own: less than this is not worth waking a thread for
-  const int64_t grain = std::max<int64_t>(1, kGrainElements / (grid.group * kTileWidth));
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / (grid.group * grid.width));
   torch::stable::parallel_for(0, args.batch * grid.per_sample, grain, [&](int64_t begin, int64_t end) {
     Tiles<State, Model> tiles(args);
     for (int64_t index = begin; index < end; ++index) {

@@ -125,19 +125,26 @@ struct Grid {
                              &args.corrected, &args.model_input, &args.out}) {
       if (view->data && view->position != 1) {
         group = std::min(channels, kTileChannels);  // one pass over channels-last memory serves that many rows
+        width = kTileWidth;
       }
     }
-    runs = (positions + kTileWidth - 1) / kTileWidth;
+    if (args.weight.data && args.weight.position != 1) {  // shared by the channels
+      width = kTileWidth;
+    }
+    width = std::min(width, positions);
+    runs = (positions + width - 1) / width;
     per_sample = (channels + group - 1) / group * runs;
   }
 
   Region region(int64_t index) const {
-    const int64_t channel = index % per_sample / runs * group, position = index % runs * kTileWidth;
+    const int64_t channel = index % per_sample / runs * group, position = index % runs * width;
     return {index / per_sample, channel, std::min(group, channels - channel), position,
-            std::min(kTileWidth, positions - position)};
+            std::min(width, positions - position)};
   }
 
-  int64_t channels, positions, group = 1, runs, per_sample;
+  int64_t channels, positions, group = 1;
+  int64_t width = 8 * kTileWidth;  // long where nothing is copied: what begins a row takes as long as 100 elements
+  int64_t runs, per_sample;
 };
 
 }  // namespace gbci
