@@ -17,6 +17,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from gbci_fast.choices import RUNTIMES, TIERS
 from gbci_fast.denoiser import Denoiser
 from gbci_fast.errors import GBCIError
 from gbci_fast.masks import feather_latent_mask
@@ -28,8 +29,6 @@ from gbci_fast.runtimes.eager import EagerDenoiser
 from gbci_fast.runtimes.fused import FusedDenoiser
 from gbci_fast.sampling import KnownRegion, sample_ddim, sampler_for
 
-RUNTIMES = ("auto", "eager", "fused")
-TIERS = ("exact", "tolerance")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BUILDERS = {"eager": EagerDenoiser, "fused": FusedDenoiser}
 
