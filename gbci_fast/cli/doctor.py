@@ -1,0 +1,90 @@
+"""`gbci-fast doctor`: what runs here, and what does not and why."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gbci_fast.doctor import Finding, Report
+
+EXAMPLE = """\
+example:
+  gbci-fast doctor
+  gbci-fast doctor --json | jq .runtimes
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the command's options."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="tell what runs on this machine, and what does not and why",
+        description="Tell which runtimes, operators, tiers and dtypes can be used on this machine, why not the others, "
+        "and what the fast path would choose. The exit status is 0 if the eager pipeline works, and 1 otherwise.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the report."""
+    from rich.console import Console
+
+    from gbci_fast.doctor import examine
+
+    report = examine()
+    if args.json:
+        print(json.dumps(report.to_json(), indent=2))
+    else:
+        _print(report, Console(soft_wrap=True, markup=False, highlight=False))
+    if not report.eager_works:
+        sys.exit(1)
+
+
+def _print(report: "Report", console: "Console") -> None:
+    cpu, versions = report.cpu, report.versions.items()
+    console.print(", ".join(f"{name} {version}" for name, version in versions if version is not None))
+    for name in (name for name, version in versions if version is None):
+        console.print(f"{name} is not installed: pip install {name}")
+    console.print(
+        f"CPU: {cpu['machine']}, {cpu['threads']} threads on {cpu['cores']} cores; the extension uses "
+        f"{cpu['extension_uses']}; {'bfloat16' if cpu['bfloat16_units'] else 'no bfloat16'} units"
+    )
+    for gpu in report.gpus:
+        console.print(f"GPU: {gpu['name']}, compute capability {gpu['capability']}, {gpu['memory_gib']} GiB")
+    console.print(f"packaged checkpoint: {'; '.join(report.checkpoint) or 'the eager pipeline samples from it'}")
+    console.print("accelerate chooses for it:")
+    for line in report.choice:
+        console.print(f"  {line}")
+    _print_table(
+        {"runtime": report.runtimes, "operator": report.ops, "tier, dtype": report.tiers},
+        console,
+    )
+
+
+def _print_table(kinds: "dict[str, list[Finding]]", console: "Console") -> None:
+    """A row per name and a column per device; reasons are numbered, and stand below once each."""
+    from rich.table import Table
+
+    notes: dict[str, int] = {}
+
+    def cell(finding: "Finding") -> str:
+        numbers = [notes.setdefault(reason, len(notes) + 1) for reason in finding.reasons]
+        return "yes" if finding.usable else f"no {numbers}"
+
+    table = Table("", "", "cpu", "cuda")
+    for kind, findings in kinds.items():
+        cells: dict[str, dict[str, str]] = {}
+        for finding in findings:
+            cells.setdefault(finding.name, {})[finding.device] = cell(finding)
+        for i, (name, row) in enumerate(cells.items()):
+            table.add_row("" if i else kind, name, row["cpu"], row["cuda"])
+        table.add_section()
+    console.print(table)
+    for reason, number in notes.items():
+        console.print(f"[{number}] {reason}")

@@ -1,0 +1,110 @@
+"""`gbci-fast doctor`: what it finds, what it says of what is missing, and its exit status."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import gbci_fast.ops
+from gbci_fast import doctor
+from gbci_fast.choices import RUNTIMES, TIERS
+from gbci_fast.cli import main
+from gbci_fast.errors import GBCIError
+
+WITHOUT = """
+import sys
+for name in {names}:
+    sys.modules[name] = None
+from gbci_fast.cli import main
+sys.exit(main(["doctor", "--json"]))
+"""
+
+
+def without(*names):
+    """Exit status and report of a process in which these modules cannot be imported."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT.format(names=names)], capture_output=True, text=True)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def usable(findings, device="cpu"):
+    return {finding["name"]: finding["usable"] for finding in findings if finding["device"] == device}
+
+
+@pytest.fixture(scope="module")
+def report():
+    return doctor.examine().to_json()
+
+
+def test_what_runs_here(report):
+    assert report["eager_works"]
+    assert report["checkpoint"] == []
+    assert report["choice"][0].startswith("on cuda: runtime " if torch.cuda.is_available() else "on cpu: runtime ")
+    assert usable(report["runtimes"]).keys() == set(RUNTIMES) - {"auto"}
+    assert usable(report["runtimes"])["fused"]
+    assert usable(report["tiers"]).keys() == {f"{tier}, {dtype}" for tier in TIERS for dtype in doctor.DTYPES}
+    assert usable(report["tiers"])["exact, float32"]
+    assert not usable(report["tiers"])["exact, bfloat16"]
+    assert usable(report["ops"])["blend_step"]
+    assert report["cpu"]["threads"] == torch.get_num_threads()
+    assert report["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what is said where there is no GPU")
+def test_a_missing_gpu_is_said_everywhere(report):
+    sentence = f"needs an NVIDIA GPU: torch finds none (torch {torch.__version__} was built "
+    for kind in ("runtimes", "ops", "tiers"):
+        reasons = [finding["reasons"] for finding in report[kind] if finding["device"] == "cuda"]
+        assert reasons
+        assert all(first.startswith(sentence) for first, *_ in reasons)
+
+
+def test_every_operator_is_found_by_itself(report, tmp_path, monkeypatch):
+    assert usable(report["ops"]).keys() >= {"blend_step", "composite", "mask_to_latent", "philox_normal"}
+    (tmp_path / "new_op.py").write_text("raise ImportError('no engine is installed: pip install engine')")
+    (tmp_path / "_shared.py").write_text("")
+    monkeypatch.setattr(gbci_fast.ops, "__path__", [str(tmp_path)])
+    assert doctor._ops() == ["new_op"]
+    assert doctor._op("new_op", "cpu") == ["no engine is installed: pip install engine"]
+
+
+def test_nothing_but_the_eager_pipeline_is_there():
+    status, report = without("gbci_fast._C", "triton", "xformers")
+    assert status == 0
+    assert report["eager_works"]
+    assert report["versions"]["triton"] is report["versions"]["xformers"] is None
+    assert "compiled operators of gbci_fast cannot be loaded" in report["choice"][0]
+    for kind in ("runtimes", "ops", "tiers"):
+        assert not any(usable(report[kind]).values())
+        reason = next(finding["reasons"] for finding in report[kind] if finding["device"] == "cpu")
+        assert "build them with: pip install --no-build-isolation -e ." in reason[0]
+
+
+def test_without_an_eager_pipeline_it_fails(monkeypatch, capsys):
+    def damaged():
+        raise GBCIError("unet/config.json is damaged")
+
+    monkeypatch.setattr(doctor, "_load", damaged)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["doctor"])
+    assert exit_info.value.code == 1
+    out = capsys.readouterr().out
+    assert "packaged checkpoint: unet/config.json is damaged" in out
+    assert "blend_step" in out
+
+
+def test_the_table_numbers_its_reasons(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "_load", lambda: None)
+    monkeypatch.setattr(doctor, "_choice", lambda pipe, device: [f"on {device}: runtime fused"])
+    monkeypatch.setattr(doctor, "_accelerates", lambda pipe, device, **_: [] if device == "cpu" else ["no kernels"])
+    monkeypatch.setattr(doctor, "_op", lambda name, device: [f"{name} lacks its engine"] if name == "composite" else [])
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (number,) = (line.split("]")[0].strip("[") for line in lines if line.endswith("] composite lacks its engine"))
+    (row,) = (line for line in lines if " composite " in line and "│" in line)
+    assert f"no [{number}]" in row
+    (row,) = (line for line in lines if " fused " in line and "│" in line)
+    assert row.count("yes") == 1
+    assert sum(line.startswith("[") for line in lines) == 2
