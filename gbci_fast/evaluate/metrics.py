@@ -4,6 +4,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 DATA_RANGE = 1.0
@@ -11,6 +12,7 @@ SSIM_WINDOW = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": 
 """The window of Wang et al. 2004; scikit-image cuts it at 11 x 11 pixels."""
 PSNR_LIMIT = 20 * math.log10(65535)
 """dB of an error of one 16-bit step everywhere, the images' own resolution; stands for the infinity of no error."""
+ROI_GROWTH = 2  # pixels around a mask, so that a seam counts
 RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
 
 
@@ -62,6 +64,11 @@ def patient_summary(values: Sequence[float], patients: Sequence[Hashable], seed:
         means = (draws @ sums) / (draws @ counts)
         summary["low"], summary["high"] = map(float, np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     return summary
+
+
+def grow(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Dilation by a disk of `radius` pixels of a mask, bool [H, W] with at least one pixel."""
+    return ndimage.distance_transform_edt(~mask) <= radius
 
 
 def _psnr(reference: np.ndarray, image: np.ndarray) -> float:

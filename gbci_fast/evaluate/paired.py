@@ -30,8 +30,10 @@ from gbci_fast.evaluate.metrics import (
     LEVEL,
     PSNR_LIMIT,
     RESAMPLES,
+    ROI_GROWTH,
     SSIM_WINDOW,
     fidelity,
+    grow,
     patient_summary,
 )
 from gbci_fast.files import hash_weights
@@ -39,7 +41,6 @@ from gbci_fast.pipeline import GBCIPipeline
 
 MASK_GROWTH = 3  # pixels around the lesion; training masks are grown by 1 to 5
 AIR_MARGIN = 2  # pixels of air that a mask may cover, as in training
-ROI_GROWTH = 2  # pixels around the mask, so that a seam counts
 RING = (3, 8)  # pixels from the mask, both ends included
 MASK_GRAY = 0.5  # what the model sees under the mask, in [0, 1]
 NUM_EXAMPLES = 4  # rows of the figure
@@ -131,7 +132,7 @@ class Case:
     @property
     def regions(self) -> dict[str, np.ndarray]:
         """Every name of `REGIONS` to bool [S, S]."""
-        return {"image": np.ones_like(self.mask), "breast": self.breast, "roi": _grow(self.mask, ROI_GROWTH)}
+        return {"image": np.ones_like(self.mask), "breast": self.breast, "roi": grow(self.mask, ROI_GROWTH)}
 
     @property
     def ring_mean(self) -> float:
@@ -227,7 +228,7 @@ def read_case(record: ImageRecord, root: Path, name: str, seed: int, size: int) 
     lesion = view.any_lesion
     if not lesion.any():
         return None
-    mask = lesion | (_grow(lesion, MASK_GROWTH) & _grow(view.breast, AIR_MARGIN))
+    mask = lesion | (grow(lesion, MASK_GROWTH) & grow(view.breast, AIR_MARGIN))
     if mask.all():
         return None
     attributes, report = describe(view.lesions)
@@ -347,8 +348,3 @@ def _row(case: Case, images: Images) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     packages = ("gbci_fast", "torch", "diffusers", "numpy", "scikit-image")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-
-
-def _grow(mask: np.ndarray, radius: int) -> np.ndarray:
-    """Dilation by a disk of `radius` pixels; the mask has at least one pixel."""
-    return ndimage.distance_transform_edt(~mask) <= radius

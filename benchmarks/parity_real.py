@@ -1,0 +1,168 @@
+"""Each tier of `accelerate` against the eager pipeline on real test lesions: the figures of its gates, and a verdict.
+
+    python benchmarks/parity_real.py VINDR_ROOT... --output benchmarks/results/parity_real.json
+
+Every image is repainted as `gbci-fast evaluate paired` does. Where a tier approximates the trajectory, its distance to
+the erased lesion stands beside the eager pipeline's: an approximation that is no farther from the truth is no worse.
+The summary has figures only, no pixels and no identifiers.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
+from gbci_fast.data.fields import to_unit
+from gbci_fast.evaluate.metrics import patient_summary
+from gbci_fast.evaluate.paired import Case, PairedSettings, load_cases
+from gbci_fast.evaluate.parity import (
+    Distance,
+    Output,
+    candidate_output,
+    measure,
+    narrowed,
+    parity,
+    reference_output,
+)
+from gbci_fast.fast import TIERS, accelerate
+from gbci_fast.files import atomically, hash_weights
+from gbci_fast.pipeline import GBCIPipeline
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the summary, JSON")
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="(default: the packaged checkpoint)")
+    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS), help="(default: all)")
+    parser.add_argument("--limit", type=int, default=32, help="images, spread evenly over all (default: 32)")
+    parser.add_argument("--steps", type=int, default=20, help="(default: 20)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="(default: 3.0)")
+    parser.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
+    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+    args = parser.parse_args()
+    settings = PairedSettings(
+        steps=args.steps, guidance=args.guidance, batch_size=args.batch_size, limit=args.limit, split="test"
+    )
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # eager float32 is the reference
+    weights = checkpoint_folder(args.weights)
+    pipe = load_pipeline(weights, device=args.device)
+    cases, _ = load_cases(args.roots, settings, pipe.unet.config.sample_size * pipe.vae_scale_factor, lambda *_: None)
+    summary = {
+        "settings": asdict(settings) | {"device": args.device, "weights_sha256": hash_weights(weights)},
+        "torch": torch.__version__,
+        "num_images": len(cases),
+        "num_patients": len({(case.root, case.patient) for case in cases}),
+    } | compare(pipe, cases, settings, args.tiers)
+    print_table(summary)
+    if args.output is not None:
+        text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
+        atomically(args.output, lambda path: path.write_text(text, encoding="utf-8"))
+    return 0 if all(tier["holds"] for tier in summary["tiers"].values()) else 1
+
+
+def compare(pipe: GBCIPipeline, cases: list[Case], settings: PairedSettings, tiers: list[str]) -> dict[str, Any]:
+    """Samples all cases with every pipeline, batch by batch, and judges each tier on all of them."""
+    fast = {tier: accelerate(pipe, tier=tier) for tier in tiers}
+    dtypes = {tier: one.plan.dtype for tier, one in fast.items()}
+    narrow = {dtype: narrowed(pipe, dtype) for dtype in set(dtypes.values()) - {torch.float32}}
+    made: dict[Any, list[Output]] = {name: [] for name in ("eager", *narrow, *tiers)}
+    start = time.monotonic()
+    for first in range(0, len(cases), settings.batch_size):
+        call = arguments(cases[first : first + settings.batch_size], settings)
+        made["eager"].append(reference_output(pipe, **call))
+        for dtype, one in narrow.items():
+            made[dtype].append(candidate_output(one, **call))
+        for tier, one in fast.items():
+            made[tier].append(candidate_output(one, **call, latents=tier == "exact"))
+        done = first + len(call["seed"])
+        print(f"{done}/{len(cases)} images, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    joined = {name: join(outputs) for name, outputs in made.items()}
+    templates, masks = templates_and_masks(cases)
+    results = {}
+    for tier, one in fast.items():
+        own = joined[dtypes[tier] if dtypes[tier] in narrow else "eager"]
+        found = parity(tier, joined[tier], joined["eager"], templates=templates, masks=masks, narrow=own)
+        print(found.sentence())
+        results[tier] = {
+            "plan": one.describe(),
+            "holds": found.holds,
+            "gates": [asdict(gate) | {"holds": gate.holds} for gate in found.gates],
+            "to_eager": summarize(found.distances),
+            "eager_in_its_dtype_to_eager": summarize(found.own),
+            "held_out": held_out(joined[tier], joined["eager"], templates, masks, cases),
+        }
+    return {"tiers": results}
+
+
+def arguments(batch: list[Case], settings: PairedSettings) -> dict[str, Any]:
+    templates, masks = templates_and_masks(batch)
+    return {
+        "image": templates,
+        "mask_image": masks,
+        "attributes": [case.attributes for case in batch],
+        "report": [case.report for case in batch],
+        "num_inference_steps": settings.steps,
+        "guidance_scale": settings.guidance,
+        "seed": [case.seed for case in batch],
+    }
+
+
+def templates_and_masks(cases: list[Case]) -> tuple[Tensor, Tensor]:
+    """float32 and bool [B, 1, S, S]."""
+    templates = torch.stack([to_unit(case.image) for case in cases])[:, None]
+    return templates, torch.from_numpy(np.stack([case.mask for case in cases]))[:, None]
+
+
+def join(outputs: list[Output]) -> Output:
+    latents = [one.latents for one in outputs if one.latents is not None]
+    return Output(images=torch.cat([one.images for one in outputs]), latents=torch.cat(latents) if latents else None)
+
+
+def summarize(distances: tuple[Distance, ...]) -> dict[str, dict[str, float]]:
+    """Least, median and largest of each figure over the images."""
+    columns = {name: [getattr(one, name) for one in distances] for name in ("psnr", "ssim", "rms")}
+    return {
+        name: dict(zip(("min", "median", "max"), np.quantile(column, (0, 0.5, 1)).tolist(), strict=True))
+        for name, column in columns.items()
+    }
+
+
+def held_out(
+    candidate: Output, reference: Output, templates: Tensor, masks: Tensor, cases: list[Case]
+) -> dict[str, dict[str, float | None]]:
+    """PSNR and SSIM to the erased lesion, candidate less eager: mean and 95 % interval over patients."""
+    patients = [(case.root, case.patient) for case in cases]
+    ours, eager = (measure(output.images, templates, masks) for output in (candidate, reference))
+    return {
+        name: patient_summary([getattr(a, name) - getattr(b, name) for a, b in zip(ours, eager, strict=True)], patients)
+        for name in ("psnr", "ssim")
+    }
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    """Markdown: worst and median distance of each tier, of eager in its dtype, and the held-out difference."""
+    print(f"\n{summary['num_images']} images of {summary['num_patients']} patients; to eager float32, in the RoI")
+    print("| tier | gates | RoI PSNR worst / median | RoI SSIM worst / median | eager in its dtype | to the truth |")
+    print("|---|---|---|---|---|---|")
+    for tier, found in summary["tiers"].items():
+        ours, own, truth = found["to_eager"], found["eager_in_its_dtype_to_eager"], found["held_out"]["psnr"]
+        print(
+            f"| {tier} | {'hold' if found['holds'] else 'MISSED'} "
+            f"| {ours['psnr']['min']:.1f} / {ours['psnr']['median']:.1f} dB "
+            f"| {ours['ssim']['min']:.4f} / {ours['ssim']['median']:.4f} "
+            f"| {own['psnr']['min']:.1f} dB, {own['ssim']['min']:.4f} "
+            f"| {truth['mean']:+.2f} dB ({truth['low']:+.2f} to {truth['high']:+.2f}) |"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Whether a faster path paints what the eager pipeline paints, as near as its tier promises (`gbci_fast.fast.TIERS`).
+
+Distances are those of the worst image, inside its mask grown by `ROI_GROWTH` pixels: most of an inpainted image is a
+copy, so that the whole image's figures say little. Tiers that round, or approximate the trajectory, are held against
+the eager float32 pipeline; the rounding that `tolerance` may add is measured on the eager pipeline in the same dtype.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.metrics import ROI_GROWTH, fidelity, grow
+from gbci_fast.pipeline import GBCIPipeline
+
+RMS_FLOOR = 1 / 65535  # one step of a 16-bit image: less cannot be written
+EXACT_LATENTS = 1e-5  # of the image's largest latent
+TOLERANCE_PSNR, TOLERANCE_SSIM = 40.0, 0.99  # or the eager pipeline's own in that dtype, less a margin
+PSNR_MARGIN, SSIM_MARGIN, RMS_FACTOR = 1.0, 0.005, 1.5
+APPROXIMATE_PSNR, APPROXIMATE_SSIM = 30.0, 0.90
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a pipeline gave: `images` float [B, 1, H, W] in [0, 1] and, where asked for, `latents` [B, 4, h, w]."""
+
+    images: Tensor
+    latents: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """Of one image to the eager float32 one, inside the grown mask: PSNR in dB, SSIM, root mean square error."""
+
+    psnr: float
+    ssim: float
+    rms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A bound on the worst image's `value`: from below if `at_least`, else from above. NaN never passes."""
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool
+
+    @property
+    def holds(self) -> bool:
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.4g} ({'at least' if self.at_least else 'at most'} {self.bound:.4g})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The verdict on one batch.
+
+    Attributes:
+        tier: whose gates were applied.
+        distances: of every image, in the order of the batch.
+        own: those of the eager pipeline in the narrow dtype, or empty.
+        gates: what the tier asks for.
+    """
+
+    tier: str
+    distances: tuple[Distance, ...]
+    own: tuple[Distance, ...]
+    gates: tuple[Gate, ...]
+
+    @property
+    def holds(self) -> bool:
+        return not self.violated
+
+    @property
+    def violated(self) -> tuple[Gate, ...]:
+        return tuple(gate for gate in self.gates if not gate.holds)
+
+    @property
+    def worst(self) -> Distance:
+        """Each figure at its worst, perhaps of different images."""
+        return worst(self.distances)
+
+    def sentence(self) -> str:
+        """Whether the tier holds, by which figures, and if not which it misses."""
+        verdict = "holds" if self.holds else "is violated"
+        shown = ", ".join(map(str, self.violated or self.gates))
+        return f"tier {self.tier} {verdict} on {len(self.distances)} images: {shown}"
+
+
+def parity(
+    tier: str,
+    candidate: Output,
+    reference: Output,
+    *,
+    templates: Tensor,
+    masks: Tensor,
+    narrow: Output | None = None,
+) -> Parity:
+    """Holds one batch of a faster path against the eager pipeline's with the same arguments.
+
+    Args:
+        tier: "exact" (needs both latents), "tolerance" (needs `narrow`) or "approximate".
+        candidate: of the faster path.
+        reference: of the eager pipeline in float32.
+        templates: [B or 1, 1, H, W] in [0, 1], what was painted into.
+        masks: [B or 1, 1, H, W], above 0.5 = synthesized; at least one pixel each.
+        narrow: of the eager pipeline in the candidate's dtype; where that is float32, `reference` itself.
+
+    Raises:
+        GBCIError: a tier without gates, or something that its gates need is missing.
+    """
+    batch = len(reference.images)
+    templates, masks = (part.cpu().expand(batch, -1, -1, -1) for part in (templates, masks > 0.5))
+    distances = measure(candidate.images, reference.images, masks)
+    own = measure(narrow.images, reference.images, masks) if narrow is not None else ()
+    changed = (candidate.images.cpu() != templates) & ~masks
+    gates = [Gate(name="pixels changed outside the mask", value=int(changed.sum()), bound=0, at_least=False)]
+    found = worst(distances)
+    if tier == "exact":
+        if candidate.latents is None or reference.latents is None:
+            raise GBCIError("tier 'exact' is judged by latents; expected those of candidate and reference")
+        error = latent_error(candidate.latents, reference.latents)
+        gates.append(Gate(name="latents' largest relative error", value=error, bound=EXACT_LATENTS, at_least=False))
+    elif tier == "tolerance":
+        if narrow is None:
+            raise GBCIError("tier 'tolerance' is judged by the eager pipeline's own rounding; expected narrow")
+        rounding = worst(own)
+        psnr, ssim = rounding.psnr - PSNR_MARGIN, rounding.ssim - SSIM_MARGIN
+        rms = max(RMS_FACTOR * rounding.rms, RMS_FLOOR)
+        gates += [
+            Gate(name="RoI PSNR", value=found.psnr, bound=min(TOLERANCE_PSNR, psnr), at_least=True),
+            Gate(name="RoI SSIM", value=found.ssim, bound=min(TOLERANCE_SSIM, ssim), at_least=True),
+            Gate(name="RoI RMS error", value=found.rms, bound=rms, at_least=False),
+        ]
+    elif tier == "approximate":
+        gates += [
+            Gate(name="RoI PSNR", value=found.psnr, bound=APPROXIMATE_PSNR, at_least=True),
+            Gate(name="RoI SSIM", value=found.ssim, bound=APPROXIMATE_SSIM, at_least=True),
+        ]
+    else:
+        raise GBCIError(f"tier is {tier!r}; expected exact, tolerance or approximate")
+    return Parity(tier=tier, distances=distances, own=own, gates=tuple(gates))
+
+
+def reference_output(pipe: GBCIPipeline, **call: Any) -> Output:
+    """Images and last latents of one call of the eager pipeline."""
+    kept = {}
+
+    def keep(pipe: GBCIPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept.update(tensors)
+        return {}
+
+    images = pipe(**call, output_type="pt", callback_on_step_end=keep).images
+    return Output(images=images, latents=kept["latents"])
+
+
+def candidate_output(pipe: GBCIPipeline, *, latents: bool = False, **call: Any) -> Output:
+    """Images of a call as users make it, and `latents` by a second one: with a callback a loop may run otherwise."""
+    images = pipe(**call, output_type="pt").images
+    return Output(images=images, latents=pipe(**call, output_type="latent").images if latents else None)
+
+
+def narrowed(pipe: GBCIPipeline, dtype: torch.dtype) -> GBCIPipeline:
+    """A copy of the eager pipeline with UNet and autoencoder in `dtype`, which `accelerate` narrows, too."""
+    parts = dict(pipe.components)
+    for name in ("unet", "vae"):
+        parts[name] = nn.Module.to(copy.deepcopy(parts[name]), dtype)  # diffusers' own `to` logs a warning
+    made = GBCIPipeline(**parts | {"scheduler": copy.deepcopy(pipe.scheduler)})
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def measure(images: Tensor, reference: Tensor, masks: Tensor) -> tuple[Distance, ...]:
+    """The distance of every image [B, 1, H, W] to its reference inside its mask (bool, same shape) grown."""
+    return tuple(
+        _distance(*parts) for parts in zip(_pixels(images), _pixels(reference), masks[:, 0].numpy(), strict=True)
+    )
+
+
+def worst(distances: Sequence[Distance]) -> Distance:
+    """The least PSNR, the least SSIM and the largest RMS error; NaN where any is."""
+    psnr, ssim, rms = np.array([(one.psnr, one.ssim, one.rms) for one in distances]).T
+    return Distance(psnr=float(psnr.min()), ssim=float(ssim.min()), rms=float(rms.max()))
+
+
+def latent_error(latents: Tensor, reference: Tensor) -> float:
+    """The largest absolute difference by the image's largest latent, of the worst image."""
+    latents, reference = (part.detach().cpu().double().flatten(1) for part in (latents, reference))
+    return float(((latents - reference).abs().amax(1) / reference.abs().amax(1)).max())
+
+
+def _pixels(images: Tensor) -> np.ndarray:
+    return images[:, 0].detach().cpu().double().numpy()
+
+
+def _distance(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> Distance:
+    region = grow(mask, ROI_GROWTH)
+    scores = fidelity(reference, image, {"roi": region})["roi"]
+    return Distance(**scores, rms=float(np.sqrt(np.square(image - reference)[region].mean())))
