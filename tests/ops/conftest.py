@@ -1,0 +1,91 @@
+"""How the Triton operators are tested, in three ways; an operator joins by its file in kernels/ops and its test here.
+
+* Every test with the fixture `device` runs on the CPU, and on a GPU where there is one.
+* tests/triton/test_interpreted.py runs the operator's whole test file once more in a process where Triton interprets
+  its kernels on CPU tensors: "cpu" is the reference here and the kernel there.
+* Under the fixture `ptxas` a launch only compiles: call the operator's launch function with tensors on "meta", at every
+  shape whose tile sizes differ, and then `ptxas.assert_no_spills()`.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from gbci_fast.ops._triton import INTERPRETED, triton
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_cuda])])
+def device(request) -> str:
+    """Where the operator runs."""
+    return request.param
+
+
+class Ptxas:
+    """Stands in for Triton's driver and for the launch: whatever is launched is compiled for `arch`, and kept."""
+
+    def __init__(self, arch: int, folder: Path):
+        self.arch, self.folder, self.compiled = arch, folder, {}
+
+    def get_current_device(self) -> str:
+        return f"sm_{self.arch}"  # a key of Triton's own cache, which a real device of number 0 must not share
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.arch, 32)
+
+    def launch(self, run, kernel, *args, warmup, **options):
+        compiled = run(kernel, *args, warmup=True, **options)
+        self.compiled[compiled.hash] = compiled
+        return compiled
+
+    def report(self, compiled) -> str:
+        """What ptxas says of a kernel: its registers, stack and spills."""
+        from triton import knobs
+
+        ptx = self.folder / f"{compiled.hash}.ptx"
+        ptx.write_text(compiled.asm["ptx"])
+        target = re.search(r"^\.target (\w+)", compiled.asm["ptx"], re.MULTILINE)[1]
+        command = [
+            knobs.nvidia.ptxas.path,
+            "-v",
+            f"--gpu-name={target}",
+            str(ptx),
+            "-o",
+            str(ptx.with_suffix(".cubin")),
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+    def assert_no_spills(self, *, kernels: int = 1) -> None:
+        """At least so many kernels were launched since the last time, and none of them keeps registers in memory."""
+        assert len(self.compiled) >= kernels
+        for compiled in self.compiled.values():
+            report = self.report(compiled)
+            assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report, (
+                f"{compiled.metadata.name} for sm_{self.arch} with {compiled.metadata.num_warps} warps:\n{report}"
+            )
+        self.compiled.clear()
+
+
+@pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
+def ptxas(request, monkeypatch, tmp_path) -> Ptxas:
+    """Compiles what is launched, without a GPU."""
+    if triton is None:
+        pytest.skip("needs triton")
+    if INTERPRETED:
+        pytest.skip("Triton compiles nothing while it interprets")
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    stand_in, run = Ptxas(request.param, tmp_path), JITFunction.run
+    monkeypatch.setattr(JITFunction, "run", lambda kernel, *a, **options: stand_in.launch(run, kernel, *a, **options))
+    monkeypatch.setattr(driver, "_active", stand_in)
+    return stand_in

@@ -1,0 +1,27 @@
+"""The tests of the Triton operators once more, each in a process in which Triton interprets the kernels on the CPU.
+
+In a process of its own, because Triton reads TRITON_INTERPRET as it is imported and then compiles nothing.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OPERATORS = sorted(p.stem for p in (ROOT / "kernels/ops").glob("*.py") if " = triton_op(" in p.read_text())
+
+
+@pytest.mark.parametrize("test", [f"tests/ops/test_{name}.py" for name in OPERATORS])
+def test_passes_when_triton_interprets_it(test):
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", test],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{done.stdout[-6000:]}{done.stderr[-2000:]}"
