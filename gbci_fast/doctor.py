@@ -8,9 +8,9 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-import platform
 import pkgutil
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +99,7 @@ def examine() -> Report:
         no_gpu=no_gpu,
         checkpoint=checkpoint,
         choice=choice or ["nothing: the packaged checkpoint does not load"],
-        ops=[Finding(name=name, device=d, reasons=no or _op(name, d)) for name in _ops() for d, no in devices.items()],
+        ops=[Finding(name=name, device=d, reasons=_op(name, d, no)) for name in _ops() for d, no in devices.items()],
         runtimes=[
             Finding(name=name, device=d, reasons=no or checkpoint or _accelerates(pipe[0], runtime=name, device=d))
             for name in RUNTIMES
@@ -185,16 +185,21 @@ def _ops() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(gbci_fast.ops.__path__) if not module.name.startswith("_")]
 
 
-def _op(name: str, device: str) -> list[str]:
-    """Why an operator cannot be used on a device."""
+def _op(name: str, device: str, no_device: Sequence[str] = ()) -> list[str]:
+    """Why an operator cannot be used on a device, which itself may be missing."""
     import torch
 
     failed = _try(lambda: importlib.import_module(f"gbci_fast.ops.{name}"))
     if failed:
         return failed
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"gbci_fast::{name}", device.upper()):
-        return [f"gbci_fast was built without kernels for {device}: install nvcc and build it again"]
-    return []
+    reasons, module = list(no_device), importlib.import_module(f"gbci_fast.ops.{name}")
+    if device == "cuda" and hasattr(module, "triton_op") and _version("triton") is None:
+        reasons.append("triton is not installed: pip install triton")
+    # An operator that is not registered is a function of others, and runs where they do.
+    built = torch._C._dispatch_has_kernel_for_dispatch_key
+    if not reasons and hasattr(torch.ops.gbci_fast, name) and not built(f"gbci_fast::{name}", device.upper()):
+        reasons.append(f"gbci_fast was built without kernels for {device}: install nvcc and build it again")
+    return reasons
 
 
 def _load() -> "GBCIPipeline":

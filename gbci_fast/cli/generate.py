@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gbci_fast.choices import RUNTIMES, TIERS
 from gbci_fast.cli.progress import image_progress
 from gbci_fast.errors import GBCIError
 
@@ -64,8 +65,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="images sampled together (default 8)")
     parser.add_argument("--compression", choices=("none", "rle", "jpeg2000"), default="rle", help="of DICOM, lossless")
     parser.add_argument("--weights", type=Path, help="pipeline folder (default: the packaged checkpoint)")
-    parser.add_argument("--runtime", choices=("auto", "eager"), default="auto", help="auto: the fastest, so far eager")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the networks")
+    parser.add_argument(
+        "--runtime", choices=RUNTIMES, default="auto", help="what executes the UNet (default auto: the fastest here)"
+    )
+    parser.add_argument(
+        "--tier",
+        choices=TIERS,
+        default="tolerance",
+        help="the largest difference to the eager pipeline's images that a technique may make (default tolerance)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="of UNet and VAE (default auto: the narrowest that the tier and the device are good for)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted job in --output")
     parser.add_argument(
@@ -90,6 +104,7 @@ def run(args: argparse.Namespace) -> None:
 
     from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
     from gbci_fast.devices import pick_device
+    from gbci_fast.fast import accelerate
     from gbci_fast.files import hash_weights
     from gbci_fast.generate.engine import SamplerSettings
     from gbci_fast.generate.job import JobSettings, run_job
@@ -100,22 +115,22 @@ def run(args: argparse.Namespace) -> None:
         raise GBCIError(f"{args.output} lies in {args.input}, where images are read from; choose a folder outside")
     plan = _plan(args, priors)
     folder, device = checkpoint_folder(args.weights), pick_device(args.device)
+    names = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+    pipe = accelerate(load_pipeline(folder), args.runtime, args.tier, names[args.dtype], device)
     settings = JobSettings(
         seed=args.seed,
         formats=tuple(args.format.split(",")),
         batch_size=args.batch_size,
         compression=args.compression,
         sampler=SamplerSettings(num_inference_steps=args.steps, guidance_scale=args.guidance),
-        # Eager in float32 on a CPU is the reference itself; CUDA may use TF32, and narrower types round.
-        runtime="eager" if args.runtime == "auto" else args.runtime,
-        tier="exact" if args.dtype == "fp32" and device.type == "cpu" else "tolerance",
-        dtype=args.dtype,
+        # What was decided, not what was asked for: where "auto" would decide otherwise, the job is another.
+        runtime=pipe.plan.runtime,
+        tier=pipe.plan.tier,
+        dtype=next(name for name, dtype in names.items() if dtype == pipe.plan.dtype),
         device=device.type,
         weights_hash=hash_weights(folder),
         priors_hash=priors.digest,
     )
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
-    pipe = load_pipeline(folder, device=device, dtype=dtype)
     with image_progress("generating", args.output) as on_image:
         result = run_job(
             pipe,
@@ -127,6 +142,10 @@ def run(args: argparse.Namespace) -> None:
             on_batch=lambda done: on_image(done, len(plan)),
         )
     print(f"{result.images} synthetic images in {args.output}; look at {result.preview}")
+    how, *notes = pipe.describe().splitlines()
+    print(f"sampled with {how}")
+    for note in notes:
+        print(f"note: {note}")
     if result.skipped:
         print(f"skipped {result.skipped} of {len(plan)}, see {args.output / SKIPPED}")
     for note, inputs in result.noted.items():

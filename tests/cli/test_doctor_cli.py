@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -70,6 +71,19 @@ def test_every_operator_is_found_by_itself(report, tmp_path, monkeypatch):
     assert doctor._op("new_op", "cpu") == ["no engine is installed: pip install engine"]
 
 
+def test_an_operator_says_what_it_needs(monkeypatch):
+    module = types.ModuleType("gbci_fast.ops.new_op")
+    module.triton_op = None  # as imported by an operator that has a Triton kernel
+    monkeypatch.setitem(sys.modules, "gbci_fast.ops.new_op", module)
+    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    no_triton = "triton is not installed: pip install triton"
+    assert doctor._op("new_op", "cpu") == []
+    assert doctor._op("new_op", "cuda") == [no_triton]
+    assert doctor._op("new_op", "cuda", ["no GPU"]) == ["no GPU", no_triton]
+    unbuilt = "gbci_fast was built without kernels for xpu: install nvcc and build it again"
+    assert doctor._op("blend_step", "xpu") == [unbuilt]
+
+
 def test_nothing_but_the_eager_pipeline_is_there():
     status, report = without("gbci_fast._C", "triton", "xformers")
     assert status == 0
@@ -99,7 +113,7 @@ def test_the_table_numbers_its_reasons(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_load", lambda: None)
     monkeypatch.setattr(doctor, "_choice", lambda pipe, device: [f"on {device}: runtime fused"])
     monkeypatch.setattr(doctor, "_accelerates", lambda pipe, device, **_: [] if device == "cpu" else ["no kernels"])
-    monkeypatch.setattr(doctor, "_op", lambda name, device: [f"{name} lacks its engine"] if name == "composite" else [])
+    monkeypatch.setattr(doctor, "_op", lambda name, *_: [f"{name} lacks its engine"] if name == "composite" else [])
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (number,) = (line.split("]")[0].strip("[") for line in lines if line.endswith("] composite lacks its engine"))

@@ -1,5 +1,6 @@
 """`gbci-fast generate` from arguments to exit status: data, sentences, Ctrl-C."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +58,10 @@ def test_a_data_set(weights, phantom, tmp_path, capfd):
     options = ("--set", "finding_birads=5", "--set", "finding_categories=Mass, Asymmetry", "--report", "two words")
     assert generate(phantom, "--output", output, "--weights", weights, *QUICK, *options) == 0
     out, err = capfd.readouterr()
-    assert out == f"4 synthetic images in {output}; look at {output / 'preview.png'}\n"
+    first, how, *notes = out.splitlines()
+    assert first == f"4 synthetic images in {output}; look at {output / 'preview.png'}"
+    assert re.fullmatch("sampled with runtime fused, tier tolerance, (bfloat16|float32)", how)
+    assert len(notes) == how.endswith("float32")  # why not bfloat16
     lines = err.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["2/4 images", "4/4 images"]
     assert all(" images/s, 0:00:" in line for line in lines)
@@ -70,6 +74,9 @@ def test_a_data_set(weights, phantom, tmp_path, capfd):
     manifest = pd.read_parquet(output / "manifest.parquet")
     assert set(manifest.num_inference_steps) == set(manifest.guidance_scale) == {1}
     assert len(manifest.weights_hash[0]) == 64
+    assert set(manifest.runtime) == {"fused"}
+    assert set(manifest.tier) == {"tolerance"}
+    assert set(manifest.dtype) == {"bf16" if how.endswith("bfloat16") else "fp32"}
     assert {path.name for path in output.iterdir()} == {
         "breast-level_annotations.csv", "finding_annotations.csv", "images", "job.json", "manifest.parquet", "masks",
         "preview.png",
@@ -80,6 +87,39 @@ def test_a_data_set(weights, phantom, tmp_path, capfd):
     assert capfd.readouterr().out == out
     assert generate(phantom, "--output", output, "--weights", weights, *QUICK, *options) == 1
     assert "is not empty; pass --resume" in capfd.readouterr().err
+
+
+def test_how_it_is_sampled_is_part_of_the_job(weights, image, tmp_path, capfd):
+    """Recorded as decided; another runtime, tier or dtype is another job, and the eager one its own reference."""
+    common = ("--weights", weights, *QUICK[:-1], 2, "--format", "png", "--guidance", 3)
+    ours, eager = tmp_path / "ours", tmp_path / "eager"
+    assert generate(image, "--output", ours, *common, "--runtime", "fused", "--tier", "exact") == 0
+    assert capfd.readouterr().out.splitlines()[1] == "sampled with runtime fused, tier exact, float32"
+    assert generate(image, "--output", eager, *common, "--runtime", "eager", "--tier", "exact") == 0
+    for other in (
+        ("--runtime", "eager", "--tier", "exact"),
+        ("--runtime", "fused", "--tier", "tolerance", "--dtype", "fp32"),
+        ("--runtime", "fused", "--tier", "tolerance", "--dtype", "bf16"),
+    ):
+        assert generate(image, "--output", ours, *common, *other, "--resume") == 1
+        assert "holds another job: " in (error := capfd.readouterr().err)
+        assert ("runtime" in error, "dtype" in error) == ("eager" in other, "bf16" in other)
+    rows = [pd.read_parquet(folder / "manifest.parquet").iloc[0] for folder in (ours, eager)]
+    assert [(row["runtime"], row["tier"], row["dtype"]) for row in rows] == [
+        ("fused", "exact", "fp32"),
+        ("eager", "exact", "fp32"),
+    ]
+    a, b = (
+        np.asarray(Image.open(folder / row.png_file), np.int64) for folder, row in zip((ours, eager), rows, strict=True)
+    )
+    assert 0 < np.abs(a - b).max() < 1e-4 * 65535
+
+
+def test_what_cannot_be_is_refused_in_a_sentence(weights, image, tmp_path, capfd):
+    options = ("--weights", weights, *QUICK, "--tier", "exact", "--dtype", "bf16")
+    assert generate(image, "--output", tmp_path / "data", *options) == 1
+    assert "dtype is torch.bfloat16 with tier 'exact'; expected torch.float32" in capfd.readouterr().err
+    assert not (tmp_path / "data").exists()
 
 
 def test_png_alone_and_a_mask_file(weights, image, tmp_path):
@@ -157,7 +197,7 @@ def test_a_bad_input_says_what_is_finished(weights, half_bad, tmp_path, capfd):
 def test_skip_bad(weights, half_bad, tmp_path, capfd):
     output = tmp_path / "data"
     assert generate(half_bad, "--output", output, "--weights", weights, *QUICK, "--skip-bad") == 0
-    made, skipped = capfd.readouterr().out.splitlines()
+    made, _, *_, skipped = capfd.readouterr().out.splitlines()
     assert made == f"1 synthetic images in {output}; look at {output / 'preview.png'}"
     assert skipped == f"skipped 1 of 2, see {output / 'skipped.csv'}"
     assert len(VinDr(output).images) == 1

@@ -37,9 +37,19 @@ def pipe(tmp_path_factory):
 @pytest.fixture(scope="session")
 def make_job(pipe):
     """`make_job(records or INPUT, output, mask=..., overrides=..., ...)`: a plan and its run; returns the plan."""
+    eager = pipe
 
     def make(
-        inputs, output, *, resume=False, skip_bad=False, on_batch=lambda images: None, settings=None, seed=0, **planned
+        inputs,
+        output,
+        *,
+        pipe=eager,
+        resume=False,
+        skip_bad=False,
+        on_batch=lambda images: None,
+        settings=None,
+        seed=0,
+        **planned,
     ):
         records = inputs if isinstance(inputs, list) else find_inputs(inputs)
         plan = make_plan(records, **{"variants": 1, "seed": seed, **planned})

@@ -14,6 +14,7 @@ from PIL import Image
 from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import VinDr, find_inputs
 from gbci_fast.errors import GBCIError
+from gbci_fast.fast import accelerate
 from gbci_fast.files import sha256_of
 from gbci_fast.generate import job
 from gbci_fast.generate.engine import SamplerSettings
@@ -66,6 +67,26 @@ def assert_valid_part(output, plan, count):
 def test_same_job_same_bytes(make_job, phantom, finished, tree, tmp_path):
     make_job(phantom, tmp_path / "again")
     assert tree(tmp_path / "again") == tree(finished)
+
+
+@pytest.mark.parametrize(("tier", "bound"), [("exact", 1e-3), ("tolerance", 0.1)])
+def test_the_fast_path_keeps_the_promises(make_job, pipe, phantom, tree, tmp_path, tier, bound):
+    """The same bytes, interrupted or not; and other batches change no image beyond the tier's rounding."""
+    fast = accelerate(pipe, tier=tier)
+    settings = {
+        "runtime": fast.plan.runtime,
+        "tier": tier,
+        "sampler": SamplerSettings(num_inference_steps=2, guidance_scale=3.0),
+    }
+    make_job(phantom, tmp_path / "data", pipe=fast, settings=settings)
+    with pytest.raises(StopError):
+        make_job(phantom, tmp_path / "cut", pipe=fast, settings=settings, on_batch=stop_after(2, StopError))
+    make_job(phantom, tmp_path / "cut", pipe=accelerate(pipe, tier=tier), settings=settings, resume=True)
+    assert tree(tmp_path / "cut") == tree(tmp_path / "data")
+    make_job(phantom, tmp_path / "other", pipe=fast, settings={**settings, "batch_size": 3})
+    for name in manifest_of(tmp_path / "data").dicom_file:
+        image, other = (read_mammogram(tmp_path / folder / name).unit() for folder in ("data", "other"))
+        assert np.abs(image - other).max() < bound
 
 
 def test_another_seed_gives_other_images_under_other_names(make_job, phantom, finished, tmp_path):
@@ -220,6 +241,8 @@ def test_resuming_a_finished_job_does_nothing(make_job, phantom, finished, tmp_p
         ({"settings": {"formats": ("png",)}}, "formats differ"),
         ({"settings": {"sampler": SamplerSettings(num_inference_steps=2)}}, "num_inference_steps, guidance_scale"),
         ({"settings": {"weights_hash": "other"}}, "weights_hash differ"),
+        ({"settings": {"runtime": "fused"}}, "runtime differ"),
+        ({"settings": {"tier": "tolerance", "dtype": "bf16"}}, "tier, dtype differ"),
     ],
 )
 def test_another_job_is_not_resumed(make_job, phantom, finished, tree, changes, sentence):
