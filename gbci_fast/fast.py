@@ -153,8 +153,7 @@ def accelerate(
 
     Raises:
         GBCIError: an unknown runtime or tier, a dtype that the tier excludes, a runtime that cannot run this UNet, a
-            device that the extension was not built for, or a scheduler without a sampler. An option of the scheduler
-            that its sampler does not reproduce is refused when the pipeline is called.
+            device that the extension was not built for, or a scheduler (or an option of it) that no sampler reproduces.
     """
     for name, value, known in (("runtime", runtime, RUNTIMES), ("tier", tier, TIERS)):
         if value not in known:

@@ -89,8 +89,21 @@ They start as noise times ``scheduler.init_noise_sigma``, or as ``scheduler.add_
 for an option of the scheduler that is not reproduced, and for a stochastic solver without noise."""
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+CHOICES: dict[type[SchedulerMixin], dict[str, tuple[Any, ...]]] = {
+    DDIMScheduler: {"prediction_type": PREDICTIONS},
+    EulerDiscreteScheduler: {"prediction_type": PREDICTIONS},
+    EulerAncestralDiscreteScheduler: {"prediction_type": PREDICTIONS[:2]},
+    DPMSolverMultistepScheduler: {
+        "prediction_type": PREDICTIONS, "solver_order": (1, 2), "solver_type": ("midpoint", "heun"),
+    },
+    UniPCMultistepScheduler: {
+        "prediction_type": PREDICTIONS, "solver_order": (1, 2), "solver_type": ("bh1", "bh2"),
+    },
+    LCMScheduler: {"prediction_type": PREDICTIONS},
+}  # fmt: skip
+"""What a scheduler's options may be, where its sampler reproduces more than diffusers' default."""
 # Options that shape the tables alone, that are read below, or that act only beside one that is refused. Any other must
-# be one of a sampler's choices, or diffusers' default.
+# be one of the choices, or the default.
 FREE_OPTIONS = {
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
     "timestep_spacing", "timestep_type", "steps_offset", "original_inference_steps", "interpolation_type",
@@ -110,7 +123,7 @@ def sample_ddim(
     **options: Unpack[SampleOptions],
 ) -> Tensor:
     """DDIM (Song, Meng and Ermon 2021): eq. 12, its sigma being eq. 16, `eta` times that of DDPM. See `Sampler`."""
-    begin = _begin(scheduler, DDIMScheduler, options, prediction_type=PREDICTIONS)
+    begin = _begin(scheduler, DDIMScheduler, options)
     if not 0 <= eta <= 1:
         raise GBCIError(f"eta is {eta!r}; expected 0 to 1")
     config, timesteps, alpha_bar = scheduler.config, _timesteps(scheduler, begin), scheduler.alphas_cumprod.tolist()
@@ -139,7 +152,7 @@ def sample_euler(
     denoise: Denoiser, latents: Tensor, scheduler: EulerDiscreteScheduler, **options: Unpack[SampleOptions]
 ) -> Tensor:
     """Euler's method on dx = epsilon dsigma (Karras et al. 2022, eq. 1 and 3), without churn. See `Sampler`."""
-    begin = _begin(scheduler, EulerDiscreteScheduler, options, prediction_type=PREDICTIONS)
+    begin = _begin(scheduler, EulerDiscreteScheduler, options)
     levels = [_exploding(sigma) for sigma in _sigmas(scheduler, begin)]
     steps = [_euler_step(scheduler, s, t.sigma) for s, t in pairwise(levels)]
     return _run(denoise, latents, scheduler, levels, steps, **options)
@@ -149,7 +162,7 @@ def sample_euler_ancestral(
     denoise: Denoiser, latents: Tensor, scheduler: EulerAncestralDiscreteScheduler, **options: Unpack[SampleOptions]
 ) -> Tensor:
     """Ancestral sampling (Song et al. 2021, "Score-based generative modeling", eq. 47). See `Sampler`."""
-    begin = _begin(scheduler, EulerAncestralDiscreteScheduler, options, prediction_type=PREDICTIONS[:2])
+    begin = _begin(scheduler, EulerAncestralDiscreteScheduler, options)
     levels, steps = [_exploding(sigma) for sigma in _sigmas(scheduler, begin)], []
     for s, t in pairwise(levels):
         sigma_down = t.sigma**2 / s.sigma
@@ -161,8 +174,7 @@ def sample_dpmpp_2m(
     denoise: Denoiser, latents: Tensor, scheduler: DPMSolverMultistepScheduler, **options: Unpack[SampleOptions]
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", Algorithm 2), or order 1, which is DDIM. See `Sampler`."""
-    choices = {"prediction_type": PREDICTIONS, "solver_order": (1, 2), "solver_type": ("midpoint", "heun")}
-    begin = _begin(scheduler, DPMSolverMultistepScheduler, options, **choices)
+    begin = _begin(scheduler, DPMSolverMultistepScheduler, options)
     config, count = scheduler.config, len(scheduler.timesteps) - begin
     few = config.lower_order_final and len(scheduler.timesteps) < 15
     first_order_final = config.euler_at_final or config.final_sigmas_type == "zero" or few
@@ -189,8 +201,7 @@ def sample_unipc(
     denoise: Denoiser, latents: Tensor, scheduler: UniPCMultistepScheduler, **options: Unpack[SampleOptions]
 ) -> Tensor:
     """UniPC (Zhao et al. 2023, Algorithms 1 and 2, with data prediction): UniC, then UniP. See `Sampler`."""
-    choices = {"prediction_type": PREDICTIONS, "solver_order": (1, 2), "solver_type": ("bh1", "bh2")}
-    begin = _begin(scheduler, UniPCMultistepScheduler, options, **choices)
+    begin = _begin(scheduler, UniPCMultistepScheduler, options)
     config, count = scheduler.config, len(scheduler.timesteps) - begin
     levels, steps, order = _multistep_levels(scheduler, begin), [], 0
     h = [t.half_log_snr - s.half_log_snr for s, t in pairwise(levels)]
@@ -227,7 +238,7 @@ def sample_unipc(
 
 def sample_lcm(denoise: Denoiser, latents: Tensor, scheduler: LCMScheduler, **options: Unpack[SampleOptions]) -> Tensor:
     """Multistep latent consistency sampling (Luo et al. 2023, Algorithm 3 with eq. 9). See `Sampler`."""
-    begin = _begin(scheduler, LCMScheduler, options, prediction_type=PREDICTIONS)
+    begin = _begin(scheduler, LCMScheduler, options)
     timesteps, alpha_bar, sigma_data = _timesteps(scheduler, begin), scheduler.alphas_cumprod.tolist(), 0.5
     levels, steps = [*(_preserving(alpha_bar[t]) for t in timesteps), CLEAN], []
     for timestep, (s, t) in zip(timesteps, pairwise(levels), strict=True):
@@ -259,12 +270,22 @@ def sampler_for(scheduler: SchedulerMixin) -> Sampler:
     """The sampler that equals `scheduler`, by its very class: a subclass may step otherwise.
 
     Raises:
-        GBCIError: there is none.
+        GBCIError: there is none, or it does not reproduce an option of the scheduler.
     """
     if type(scheduler) not in SAMPLERS:
         known = ", ".join(kind.__name__ for kind in SAMPLERS)
         raise GBCIError(f"scheduler is a {type(scheduler).__name__}; expected one of {known}")
+    _check_options(scheduler, type(scheduler))
     return SAMPLERS[type(scheduler)]
+
+
+def _check_options(scheduler: SchedulerMixin, kind: type[SchedulerMixin]) -> None:
+    # Those of its signature: a config that came from another scheduler's keeps options that do not apply.
+    for option, parameter in inspect.signature(kind.__init__).parameters.items():
+        expected = CHOICES[kind].get(option, (parameter.default,))
+        if option not in FREE_OPTIONS | {"self"} and scheduler.config[option] not in expected:
+            listed = " or ".join(map(repr, expected))
+            raise GBCIError(f"{type(scheduler).__name__} has {option} {scheduler.config[option]!r}; expected {listed}")
 
 
 class _Level(NamedTuple):
@@ -363,21 +384,14 @@ def _unic_weights(h_before: float, h: float, b: float) -> tuple[float, float]:
     return first - rho, rho / r
 
 
-def _begin(
-    scheduler: SchedulerMixin, kind: type[SchedulerMixin], options: dict[str, Any], **choices: tuple[Any, ...]
-) -> int:
+def _begin(scheduler: SchedulerMixin, kind: type[SchedulerMixin], options: dict[str, Any]) -> int:
     """Checks a scheduler's class, timesteps and options, and takes ``begin_index`` out of the sampler's."""
     name = type(scheduler).__name__
     if not isinstance(scheduler, kind):
         raise GBCIError(f"scheduler is a {name}; expected {kind.__name__}")
     if scheduler.num_inference_steps is None:
         raise GBCIError(f"{name} has no timesteps; expected set_timesteps to be called first")
-    # Those of its signature: a config that came from another scheduler's keeps options that do not apply.
-    for option, parameter in inspect.signature(kind.__init__).parameters.items():
-        expected = choices.get(option, (parameter.default,))
-        if option not in FREE_OPTIONS | {"self"} and scheduler.config[option] not in expected:
-            listed = " or ".join(map(repr, expected))
-            raise GBCIError(f"{name} has {option} {scheduler.config[option]!r}; expected {listed}")
+    _check_options(scheduler, kind)
     begin, last = options.pop("begin_index", None), len(scheduler.timesteps) - 1
     if begin is None:
         begin = getattr(scheduler, "begin_index", None) or 0

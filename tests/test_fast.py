@@ -257,3 +257,13 @@ def test_a_scheduler_without_a_sampler_is_refused(pipe):
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(GBCIError, match="scheduler is a HeunDiscreteScheduler; expected one of DDIMScheduler"):
         accelerate(pipe)
+
+
+def test_an_option_without_a_sampler_is_refused_before_anything_is_made(pipe, image, mask):
+    refused = "DPMSolverMultistepScheduler has algorithm_type 'sde-dpmsolver++'; expected 'dpmsolver++'"
+    scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type="sde-dpmsolver++")
+    fast = accelerate(pipe)
+    pipe.scheduler = fast.scheduler = scheduler
+    for attempt in (lambda: accelerate(pipe), lambda: sample(fast, image, mask)):
+        with pytest.raises(GBCIError, match=re.escape(refused)):
+            attempt()
