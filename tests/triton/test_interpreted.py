@@ -13,12 +13,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 OPERATORS = sorted(p.stem for p in (ROOT / "kernels/ops").glob("*.py") if " = triton_op(" in p.read_text())
 
+# What concerns the operator's registration, whatever it runs.
+SAME_THERE = "not test_operator_contracts and not test_compiles_as_one_graph and not test_bad_arguments"
+
 
 @pytest.mark.parametrize("test", [f"tests/ops/test_{name}.py" for name in OPERATORS])
 def test_passes_when_triton_interprets_it(test):
     pytest.importorskip("triton")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", test],
+        [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-k", SAME_THERE, test],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,

@@ -1,0 +1,210 @@
+"""group_norm_film_silu against float64 over shapes, dtypes, layouts; torch.library's contracts; rejections; its PTX."""
+
+import re
+
+import pytest
+import torch
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.ops import group_norm_film_silu as module
+from gbci_fast.ops._triton import INTERPRETED
+from gbci_fast.ops.group_norm_film_silu import group_norm_film_silu, group_norm_film_silu_ref
+
+SHAPES = {  # and the number of groups
+    "minimal": ((1, 1, 1, 1), 1),
+    "odd": ((3, 45, 5, 7), 15),
+    "one group": ((2, 6, 3, 5), 1),
+    "sampler": ((2, 96, 14, 14), 32),
+    "split": ((2, 10, 33, 63), 2),  # more than a program keeps, and pixels that no block divides
+}
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# What rounding may add to twice eager's own error, relative to the largest value.
+FLOORS = {torch.float32: 2**-21, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+OPTIONS = {
+    "plain": {"affine": False, "silu": False},
+    "silu": {},
+    "film": {"halves": 1},
+    "shared film": {"halves": 2},
+    "residual": {"residual": True},
+    "all": {"halves": 2, "residual": True},
+}
+
+
+def problem(case, dtype, layout, *, affine=True, halves=0, residual=False, silu=True, device="cpu", offset=0.0):
+    """Arguments of `group_norm_film_silu`; x has this mean, and FiLM so many rows per sample."""
+    shape, num_groups = SHAPES[case] if isinstance(case, str) else case
+    generator = torch.Generator().manual_seed(sum(shape))
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+    def image():
+        return (normal(*shape) + offset).contiguous(memory_format=layout)
+
+    weight, bias = (normal(shape[1]), normal(shape[1])) if affine else (None, None)
+    table = normal(shape[0] * halves, 2 * shape[1])
+    scale, shift = table.chunk(2, 1) if halves else (None, None)  # as they come out of a table
+    options = {"scale": scale, "shift": shift, "residual": image() if residual else None, "silu": silu}
+    return (image(), num_groups, weight, bias, 1e-5), options
+
+
+def double(value):
+    return value.double() if isinstance(value, torch.Tensor) else value
+
+
+def both(function, args, options):
+    """The result, and the sum if there is one."""
+    outputs = function(*args, **options)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def assert_as_exact_as_eager(args, options):
+    """Error to the float64 result: at most twice that of eager PyTorch in the same dtype, plus the dtype's floor."""
+    wide = [double(value) for value in args], {name: double(value) for name, value in options.items()}
+    x = args[0]
+    parts = (both(f, *given) for f, given in (
+        (group_norm_film_silu, (args, options)), (group_norm_film_silu_ref, (args, options)),
+        (group_norm_film_silu_ref, wide),
+    ))  # fmt: skip
+    for ours, eager, exact in zip(*parts, strict=True):
+        assert (ours.dtype, ours.shape) == (x.dtype, exact.shape)
+        assert ours.stride()[1:] == x.stride()[1:]
+        error, own = ((result - exact).abs().max() for result in (ours, eager))
+        assert error <= 2 * own + FLOORS[ours.dtype] * exact.abs().max(), f"error {error:.3g}, eager's own {own:.3g}"
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("case", SHAPES)
+def test_is_as_exact_as_eager(case, layout, options, device):
+    assert_as_exact_as_eager(*problem(case, torch.float32, layout, **OPTIONS[options], device=device))
+
+
+@pytest.mark.parametrize("options", ["silu", "all"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("case", SHAPES)
+def test_is_as_exact_as_eager_in_16_bits(case, dtype, layout, options, device):
+    assert_as_exact_as_eager(*problem(case, dtype, layout, **OPTIONS[options], device=device))
+
+
+def skip_the_reference(device):
+    """torch's own group norm of channels-last images on the CPU takes E[x^2] - E[x]^2."""
+    if device == "cpu" and not INTERPRETED:
+        pytest.skip("of the kernel alone")
+
+
+@pytest.mark.parametrize("case", ["odd", "split"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_large_mean_costs_no_digits(case, layout, device):
+    """A difference of E[x^2] and E[x]^2 would be noise here: beside 2^24, float32 does not resolve a variance of 1."""
+    skip_the_reference(device)
+    (x, *rest), options = problem(case, torch.float32, layout, halves=1, device=device)
+    offset = 2.0**12
+    x = (x + offset) - offset  # what float32 holds of it beside the offset
+    expected = both(group_norm_film_silu_ref, map(double, (x, *rest)), {k: double(v) for k, v in options.items()})[0]
+    ours = group_norm_film_silu(x + offset, *rest, **options)
+    assert (ours - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_a_group_that_is_constant(device):
+    """Its variance is 0 and not a rounding error below, of which no root can be taken."""
+    skip_the_reference(device)
+    for case in ("odd", "split"):
+        (x, *rest), options = problem(case, torch.float32, torch.channels_last, device=device, silu=False)
+        ours = group_norm_film_silu(torch.full_like(x, 1000.1), *rest, **options)
+        assert (ours - rest[2][:, None, None]).abs().max() < 0.5  # what eps makes of the rounding of 1000.1
+
+
+def test_a_batch_in_slices(device, monkeypatch):
+    """As where the cache does not hold the whole batch."""
+    args, options = problem("split", torch.float32, torch.channels_last, **OPTIONS["all"], device=device)
+    whole = both(group_norm_film_silu, args, options)
+    monkeypatch.setattr(module, "CACHED_BYTES", 1)
+    for ours, expected in zip(both(group_norm_film_silu, args, options), whole, strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize(("case", "kernels"), [("odd", ["one_pass"]), ("split", ["statistics", "apply"])])
+def test_what_runs_on_the_cpu(monkeypatch, case, kernels):
+    """The reference; in the interpreter the kernels, or the tests above would show nothing."""
+    launched = []
+
+    class Recorded:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *args, **options: launched.append(self.name)
+
+    for name in ("one_pass", "statistics", "apply"):
+        monkeypatch.setattr(module, f"_{name}_kernel", Recorded(name))
+    args, options = problem(case, torch.float32, torch.channels_last)
+    group_norm_film_silu(*args, **options)
+    assert launched == (kernels if INTERPRETED else [])
+
+
+@pytest.mark.parametrize(("options", "layout"), [("plain", "nchw"), ("film", "nhwc"), ("all", "nhwc")])
+def test_operator_contracts(options, layout):
+    args, options = problem("odd", torch.float32, LAYOUTS[layout], **OPTIONS[options])
+    torch.library.opcheck(torch.ops.gbci_fast.group_norm_film_silu.default, (*args, *options.values()))
+
+
+def test_compiles_as_one_graph(device):
+    args, options = problem("odd", torch.float32, torch.channels_last, **OPTIONS["all"], device=device)
+    compiled = torch.compile(group_norm_film_silu, fullgraph=True, backend="aot_eager")
+    for ours, expected in zip(compiled(*args, **options), group_norm_film_silu(*args, **options), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_it_is_forward_only(device):
+    (x, *rest), options = problem("odd", torch.float32, torch.channels_last, device=device)
+    out = group_norm_film_silu(x.requires_grad_(), *rest, **options)
+    with pytest.raises(RuntimeError, match=r"backward through gbci_fast\.group_norm_film_silu"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("options", ["shared film", "residual"])
+def test_keeps_everything_in_registers(ptxas, dtype, options):
+    """At the widths and sizes of the UNet's levels and of the VAE."""
+    kernels = 0
+    for channels, side, launches in ((64, 56, 2), (128, 28, 1), (192, 14, 1), (384, 14, 1), (32, 224, 2)):
+        case = (2, channels, side, side), 32
+        args, given = problem(case, dtype, torch.channels_last, **OPTIONS[options], device="meta")
+        module._launch(*args, *given.values())
+        kernels += launches
+    ptxas.assert_no_spills(kernels=kernels)
+
+
+X, ROW = torch.zeros(2, 8, 3, 3), torch.zeros(2, 8)
+REJECTIONS = [
+    ({"x": ROW}, "x is [2, 8]; expected [B, C, H, W], not empty"),
+    ({"x": X[:0]}, "x is [0, 8, 3, 3]; expected [B, C, H, W], not empty"),
+    ({"x": X.int()}, "x is torch.int32; expected float32, bfloat16 or float16"),
+    ({"num_groups": 3}, "num_groups is 3; expected to divide 8 into at most 8192 each"),
+    ({"num_groups": 0}, "num_groups is 0; expected to divide 8 into at most 8192 each"),
+    ({"x": X.transpose(2, 3)}, "x has strides (72, 9, 1, 3); expected it contiguous or channels-last"),
+    ({"scale": ROW}, "scale and shift come together; expected both or neither"),
+    ({"scale": ROW, "shift": ROW[:1]}, "scale is [2, 8] and shift [1, 8]; expected both [k 2, 8]"),
+    ({"scale": ROW[:1], "shift": ROW[:1]}, "scale is [1, 8] and shift [1, 8]; expected both [k 2, 8]"),
+    ({"scale": ROW[0], "shift": ROW}, "scale is [8]; expected [k 2, 8]"),
+    ({"weight": ROW[0, :7]}, "weight is [7]; expected [8]"),
+    (
+        {"bias": torch.zeros(16)[::2]},
+        "bias is torch.float32 on cpu with strides (2,); "
+        "expected a floating dtype on cpu like x, and contiguous channels",
+    ),
+    (
+        {"residual": X.half()},
+        "residual is torch.float16 [2, 8, 3, 3] with strides (72, 9, 3, 1); "
+        "expected torch.float32 [2, 8, 3, 3] with (72, 9, 3, 1) like x",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "sentence"), REJECTIONS)
+def test_bad_arguments_are_named(changed, sentence):
+    with pytest.raises(GBCIError, match=re.escape(sentence)):
+        group_norm_film_silu(**{"x": X, "num_groups": 4, "weight": None, "bias": None} | changed)
