@@ -22,6 +22,8 @@ except ModuleNotFoundError as error:
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 """Triton runs its kernels in Python, on CPU tensors: TRITON_INTERPRET=1 was set when the process began."""
 
+_INTERPRETED = triton and tl.constexpr(INTERPRETED)  # as a kernel may read it
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the kernels read and write; they add up in float32."""
 
@@ -29,6 +31,18 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def jit(kernel: Callable) -> Callable:
     """`triton.jit` where there is Triton."""
     return kernel if triton is None else triton.jit(kernel)
+
+
+@jit
+def dot(
+    a,  # [M, K]
+    b,  # [K, N]
+    acc,  # [M, N], float32
+):
+    """acc + a b with float32 sums, and no float32 factor rounded to TF32."""
+    if _INTERPRETED:  # which would multiply the integers that it stores bfloat16 as
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
 
 
 def use_triton(x: Tensor) -> bool:
