@@ -1,12 +1,14 @@
 """The condition encoder: ViT tokens of the masked image, one token per attribute, report tokens, a pooled vector."""
 
+import functools
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -48,9 +50,29 @@ class Conditioning:
     token_mask: Tensor
     pooled: Tensor
 
+    @functools.cached_property
+    def padded(self) -> bool:
+        """Whether any token is padding. To tell, it waits for the device, but only once."""
+        return not self.token_mask.all().item()
+
     def repeat_interleave(self, repeats: int) -> "Conditioning":
         """Every element of the batch `repeats` times in a row."""
         return Conditioning(*(part.repeat_interleave(repeats, 0) for part in self._parts()))
+
+    def pad(self, multiple: int) -> "Conditioning":
+        """The same condition with so much padding that the number of tokens is a multiple."""
+        more = -self.tokens.shape[1] % multiple
+        return Conditioning(F.pad(self.tokens, (0, 0, 0, more)), F.pad(self.token_mask, (0, more)), self.pooled)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name."""
+        return dict(zip(("tokens", "token_mask", "pooled"), self._parts(), strict=True))
+
+    def within(self, tensors: Mapping[str, Tensor]) -> "Conditioning":
+        """Other `tensors` of which it is known that they are `padded` as these are."""
+        other = Conditioning(*(tensors[name] for name in self.tensors()))
+        vars(other)["padded"] = self.padded
+        return other
 
     @staticmethod
     def cat(parts: Sequence["Conditioning"]) -> "Conditioning":

@@ -9,15 +9,21 @@ tolerance   the rounding of a narrower dtype: an RMS error at most 1.5 times tha
 """
 
 import copy
-from dataclasses import dataclass
+import functools
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from gbci_fast.choices import RUNTIMES, TIERS
+from gbci_fast.conditioning import Conditioning
+from gbci_fast.data.attributes import Attributes
 from gbci_fast.denoiser import Denoiser
 from gbci_fast.errors import GBCIError
 from gbci_fast.masks import feather_latent_mask
@@ -27,7 +33,8 @@ from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline, Trajectory
 from gbci_fast.runtimes.blocks import why_not
 from gbci_fast.runtimes.eager import EagerDenoiser
 from gbci_fast.runtimes.fused import FusedDenoiser
-from gbci_fast.sampling import KnownRegion, sample_ddim, sampler_for
+from gbci_fast.runtimes.graph import BUCKETS, TOKENS, CudaRecorder, LoopGraphs, Recorder
+from gbci_fast.sampling import KnownRegion, adds_noise, sample_ddim, sampler_for, tables
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BUILDERS = {"eager": EagerDenoiser, "fused": FusedDenoiser}
@@ -42,12 +49,14 @@ class Plan:
         tier: the bound on the difference to eager.
         dtype: of UNet and VAE.
         notes: why it is not faster still, one sentence each.
+        asked: the runtime that was asked for.
     """
 
     runtime: str
     tier: str
     dtype: torch.dtype
     notes: tuple[str, ...] = ()
+    asked: str = "auto"
 
     def __str__(self) -> str:
         lines = [f"runtime {self.runtime}, tier {self.tier}, {str(self.dtype).removeprefix('torch.')}", *self.notes]
@@ -61,14 +70,40 @@ class FastPipeline(GBCIPipeline):
         eager: the pipeline it was made from.
         plan: how it runs.
 
-    Where dtype, layout and device are as they were, its modules are those of `eager`, and moving one pipeline moves
-    both; else all are copies. Weights, hooks and the like that change after the first call are not seen: accelerate
-    again. As any diffusers pipeline, it serves one call at a time.
+    Where dtype, layout and device are as they were, its modules are those of `eager`; else all are copies, and `to`
+    copies what is shared. A UNet that was moved, exchanged or hooked (as offloading does) since the last call is looked
+    at again, and the plan may change; weights, processors and the like that change after the first call are not seen:
+    accelerate again. Calls from several threads take turns.
     """
 
     eager: GBCIPipeline
     plan: Plan
-    _built: tuple[Any, Denoiser] | None = None
+    _lock: threading.RLock
+    _planned_for: Any = None
+    _built: tuple[Denoiser, LoopGraphs | None] | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "FastPipeline":
+        """With a lock of its own, also as a copy."""
+        made = super().__new__(cls)
+        made._lock = threading.RLock()
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to one pipeline alone, and is made anew."""
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_built")}
+
+    @functools.wraps(GBCIPipeline.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            sampler_for(self.scheduler)  # it may have been exchanged
+            return super().__call__(*args, **kwargs)
+
+    def to(self, *args: Any, **kwargs: Any) -> "FastPipeline":
+        """As of any pipeline; `eager` stays where it is."""
+        for name in ("vae", "unet", "conditioner"):
+            if getattr(self, name) is getattr(self.eager, name):
+                setattr(self, name, copy.deepcopy(getattr(self, name)))
+        return super().to(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> NoReturn:
@@ -89,49 +124,113 @@ class FastPipeline(GBCIPipeline):
         eager = GBCIPipeline(**{**self.eager.components, "scheduler": self.scheduler})
         eager.save_pretrained(save_directory, **kwargs)
 
+    def encode_condition(
+        self,
+        masked_pixels: Tensor,
+        mask: Tensor,
+        attributes: Sequence[Attributes],
+        report: Sequence[str | None],
+        report_embeds: Tensor | None = None,
+        report_mask: Tensor | None = None,
+    ) -> Conditioning:
+        """As the eager pipeline's; where loops are recorded, with reports padded, so that few lengths are met."""
+        conditioning = super().encode_condition(masked_pixels, mask, attributes, report, report_embeds, report_mask)
+        has_report = report_embeds is not None or any(report)
+        return conditioning.pad(TOKENS) if has_report and self._denoiser_here()[1] is not None else conditioning
+
     def _denoise(self, run: Trajectory) -> Tensor:
-        sampler, denoiser = sampler_for(self.scheduler), self._denoiser_here()
+        with self.progress_bar(total=len(run.timesteps)) as progress:
+            return self._sample(run, progress.update)
+
+    def _sample(self, run: Trajectory, on_step: Callable[[], Any]) -> Tensor:
+        denoiser, graphs = self._denoiser_here()
+        null = self.conditioner.null(1)
+        if run.seeds is not None:
+            noise: dict[str, Any] = {"seeds": seed_tensor(run.seeds, run.latents.device)}
+        else:
+            shape, device = run.latents.shape, run.latents.device
+            noise = {"noise": lambda _: randn_tensor(shape, run.generator, device, torch.float32)}
+        drawn_outside = "noise" in noise and adds_noise(self.scheduler, run.eta)
+        if graphs is None or run.callback is not None or drawn_outside or len(run.latents) > BUCKETS[-1]:
+            return self._loop(run, denoiser, null, self.scheduler, noise, on_step)
+        latents = self._replay(graphs, run, denoiser, null, {} if "noise" in noise else noise)
+        for _ in range(len(run.timesteps)):
+            on_step()
+        return latents
+
+    def _loop(
+        self,
+        run: Trajectory,
+        denoiser: Denoiser,
+        null: Conditioning,
+        scheduler: SchedulerMixin,
+        noise: dict[str, Any],
+        on_step: Callable[[], Any],
+    ) -> Tensor:
+        """All steps. Without a callback it never waits for the device, if the scheduler's tables are not there."""
+        sampler = sampler_for(scheduler)
         constant = torch.cat([run.mask_latents, run.masked_image_latents], 1)
-        state = denoiser.prepare(run.conditioning, self.conditioner.null(1), constant, run.timesteps)
+        state = denoiser.prepare(run.conditioning, null, constant, run.timesteps)
         known = None
         if run.known_region:
             weight = feather_latent_mask(run.mask_latents, LATENT_FEATHER)
             known = KnownRegion(latents=run.image_latents, noise=run.noise, weight=weight)
-        noise: dict[str, Any] = {"seeds": seed_tensor(run.seeds, run.latents.device)} if run.seeds is not None else {
-            "noise": lambda _: randn_tensor(run.latents.shape, run.generator, run.latents.device, torch.float32)
-        }  # fmt: skip
 
-        with self.progress_bar(total=len(run.timesteps)) as progress:
+        def after(step: int, latents: Tensor) -> Tensor | None:
+            on_step()
+            if run.callback is None:
+                return None
+            changed = run.call_back(self, step, latents.clone())  # a callback may keep what it gets
+            if known is not None:
+                known.latents, known.noise = run.image_latents, run.noise
+            return changed
 
-            def after(step: int, latents: Tensor) -> Tensor | None:
-                progress.update()
-                if run.callback is None:
-                    return None
-                changed = run.call_back(self, step, latents.clone())  # a callback may keep what it gets
-                if known is not None:
-                    known.latents, known.noise = run.image_latents, run.noise
-                return changed
+        return sampler(
+            lambda latents, step: denoiser(latents, step, state, self.do_classifier_free_guidance),
+            run.latents,
+            scheduler,
+            begin_index=len(scheduler.timesteps) - len(run.timesteps),
+            guidance_scale=lambda: self.guidance_scale,
+            known=known,
+            model_dtype=denoiser.dtype,
+            callback=after,
+            interrupted=lambda: self.interrupt,
+            **noise,
+            **({"eta": run.eta} if sampler is sample_ddim else {}),
+        )
 
-            return sampler(
-                lambda latents, step: denoiser(latents, step, state, self.do_classifier_free_guidance),
-                run.latents,
-                self.scheduler,
-                begin_index=len(self.scheduler.timesteps) - len(run.timesteps),
-                guidance_scale=lambda: self.guidance_scale,
-                known=known,
-                model_dtype=denoiser.dtype,
-                callback=after,
-                interrupted=lambda: self.interrupt,
-                **noise,
-                **({"eta": run.eta} if sampler is sample_ddim else {}),
-            )
+    def _replay(
+        self, graphs: LoopGraphs, run: Trajectory, denoiser: Denoiser, null: Conditioning, seeds: dict[str, Tensor]
+    ) -> Tensor:
+        """`_loop` from a recording, made if there is none yet."""
+        scheduler = copy.copy(self.scheduler)
+        scheduler.timesteps = scheduler.timesteps.cpu()  # samplers read them, and a recording must not wait for that
+        names = ("latents", "noise", "image_latents", "masked_image_latents", "mask_latents")
+        batched = {name: getattr(run, name) for name in names} | run.conditioning.tensors() | seeds
+        shared = {f"null_{name}": part for name, part in null.tensors().items()} | {"timesteps": run.timesteps}
 
-    def _denoiser_here(self) -> Denoiser:
-        """Built when it is first needed, and again when the UNet was moved or exchanged."""
-        key = id(self.unet), self.unet.device, self.unet.dtype
-        if self._built is None or self._built[0] != key:
-            self._built = key, _BUILDERS[self.plan.runtime](self.unet)
-        return self._built[1]
+        def loop(given: Mapping[str, Tensor]) -> Tensor:
+            changes: dict[str, Any] = {name: given[name] for name in (*names, "timesteps")}
+            conditioning = run.conditioning.within(given)
+            nothing = Conditioning(**{name: given[f"null_{name}"] for name in null.tensors()})
+            drawn = {name: given[name] for name in seeds}
+            same = replace(run, conditioning=conditioning, **changes)
+            return self._loop(same, denoiser, nothing, scheduler, drawn, lambda: None)
+
+        baked = tables(scheduler), len(run.timesteps), self.guidance_scale, run.eta, run.known_region
+        return graphs((*baked, run.conditioning.padded), loop, batched, shared)
+
+    def _denoiser_here(self) -> tuple[Denoiser, LoopGraphs | None]:
+        """Built when they are first needed, and again when the UNet was moved, exchanged or hooked."""
+        key = _identity(self.unet)
+        if self._planned_for != key:
+            self.plan = _plan(self, self.plan.asked, self.plan.tier, self.unet.dtype, self._execution_device)
+            self._planned_for, self._built = key, None
+        if self._built is None:
+            recorder = _recorder(self.plan.runtime, self.unet.device)
+            graphs = None if recorder is None else LoopGraphs(recorder)
+            self._built = _BUILDERS[self.plan.runtime](self.unet), graphs
+        return self._built
 
 
 def accelerate(
@@ -174,7 +273,7 @@ def accelerate(
             for name, part in parts.items()
         }
     fast = FastPipeline(**parts, scheduler=copy.deepcopy(pipe.scheduler))
-    fast.eager, fast.plan = pipe, plan
+    fast.eager, fast.plan, fast._planned_for = pipe, plan, _identity(fast.unet)
     fast.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return fast
 
@@ -194,13 +293,22 @@ def _plan(pipe: GBCIPipeline, runtime: str, tier: str, dtype: torch.dtype | None
         raise GBCIError(f"dtype is {dtype}; expected {', '.join(map(str, DTYPES))}")
     if tier == "exact" and not dtype == pipe.unet.dtype == torch.float32:
         raise GBCIError(f"dtype is {dtype} with tier 'exact'; expected torch.float32 of a float32 pipeline")
-    reasons = why_not(pipe.unet)
+    asked, reasons = runtime, why_not(pipe.unet)
     if reasons and runtime == "fused":
         raise GBCIError(f"the fused runtime cannot run this UNet: {'; '.join(reasons)}")
     if runtime == "auto":
         runtime = "eager" if reasons else "fused"
         notes += [f"not the fused runtime: {reason}" for reason in reasons]
-    return Plan(runtime=runtime, tier=tier, dtype=dtype, notes=tuple(notes))
+    return Plan(runtime=runtime, tier=tier, dtype=dtype, notes=tuple(notes), asked=asked)
+
+
+def _recorder(runtime: str, device: torch.device) -> Recorder | None:
+    """What records whole loops. The stock UNet asks for values of its inputs, which cannot be recorded."""
+    return CudaRecorder(device) if device.type == "cuda" and runtime == "fused" else None
+
+
+def _identity(unet: nn.Module) -> Hashable:
+    return id(unet), unet.device, unet.dtype, id(getattr(unet, "_hf_hook", None))
 
 
 def _has_bfloat16_units(device: torch.device) -> bool:

@@ -283,7 +283,7 @@ class GBCIPipeline(DiffusionPipeline):
     def _denoiser(self, conditioning: Conditioning, constant: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Guided model output as a function of (scaled latents, t): one forward of 2 B, as diffusers does."""
         dtype = self.unet.dtype
-        padded = not conditioning.token_mask.all()
+        padded = conditioning.padded
         null = self.conditioner.null(*conditioning.tokens.shape[:2])
         both, both_constant = Conditioning.cat([null, conditioning]), torch.cat([constant, constant])
 

@@ -13,7 +13,7 @@ What diffusers can do and this module does not is refused by name, never approxi
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, TypedDict, Unpack
@@ -277,6 +277,20 @@ def sampler_for(scheduler: SchedulerMixin) -> Sampler:
         raise GBCIError(f"scheduler is a {type(scheduler).__name__}; expected one of {known}")
     _check_options(scheduler, type(scheduler))
     return SAMPLERS[type(scheduler)]
+
+
+def adds_noise(scheduler: SchedulerMixin, eta: float) -> bool:
+    """Whether the steps of its sampler draw any."""
+    return isinstance(scheduler, EulerAncestralDiscreteScheduler | LCMScheduler) or (
+        isinstance(scheduler, DDIMScheduler) and eta > 0
+    )
+
+
+def tables(scheduler: SchedulerMixin) -> Hashable:
+    """What a sampler reads of a scheduler: samplers of equal tables compute the same."""
+    arrays = [scheduler.timesteps, scheduler.alphas_cumprod, getattr(scheduler, "sigmas", None)]
+    options = sorted((name, repr(value)) for name, value in scheduler.config.items())
+    return type(scheduler), *options, *(None if array is None else tuple(array.tolist()) for array in arrays)
 
 
 def _check_options(scheduler: SchedulerMixin, kind: type[SchedulerMixin]) -> None:

@@ -39,7 +39,7 @@ class EagerDenoiser:
             torch.cat([x, x]) if guided else x,
             state.timesteps[step],
             encoder_hidden_states=condition.tokens.to(self.dtype),
-            encoder_attention_mask=None if condition.token_mask.all() else condition.token_mask,
+            encoder_attention_mask=condition.token_mask if condition.padded else None,
             class_labels=condition.pooled.to(self.dtype),
             return_dict=False,
         )[0]

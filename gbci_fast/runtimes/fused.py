@@ -66,7 +66,7 @@ class FusedDenoiser:
         time = unet.time_embedding(unet.time_proj(timesteps).to(dtype))
         embedding = time[:, None] + unet.class_embedding(pooled)  # [T, 1 + B, E]
         tokens, bias = conditioning.tokens.to(dtype), None
-        if not conditioning.token_mask.all():
+        if conditioning.padded:
             bias = ((1 - conditioning.token_mask.to(dtype)) * -10000.0)[:, None, None]
         return _State(
             first=F.conv2d(constant, self._conv_in_constant, unet.conv_in.bias, padding=unet.conv_in.padding),
