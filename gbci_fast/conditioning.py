@@ -59,6 +59,10 @@ class Conditioning:
         """Every element of the batch `repeats` times in a row."""
         return Conditioning(*(part.repeat_interleave(repeats, 0) for part in self._parts()))
 
+    def select(self, rows: Sequence[int]) -> "Conditioning":
+        """These elements of the batch, in this order."""
+        return Conditioning(*(part[list(rows)] for part in self._parts()))
+
     def pad(self, multiple: int) -> "Conditioning":
         """The same condition with so much padding that the number of tokens is a multiple."""
         more = -self.tokens.shape[1] % multiple

@@ -5,6 +5,7 @@ tier        what may differ from eager at the same seed, scheduler and steps
 =========== ============================================================================================
 exact       float32 rounding: latents by at most 1e-5 of the largest
 tolerance   the rounding of a narrower dtype: an RMS error at most 1.5 times that of eager in this dtype
+approximate also what the model sees: the latents around the mask alone (`gbci_fast.windows`)
 =========== ============================================================================================
 """
 
@@ -18,9 +19,9 @@ from typing import Any, NoReturn
 
 import torch
 from diffusers import SchedulerMixin
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from gbci_fast import windows
 from gbci_fast.choices import RUNTIMES, TIERS
 from gbci_fast.conditioning import Conditioning
 from gbci_fast.data.attributes import Attributes
@@ -139,17 +140,27 @@ class FastPipeline(GBCIPipeline):
         return conditioning.pad(TOKENS) if has_report and self._denoiser_here()[1] is not None else conditioning
 
     def _denoise(self, run: Trajectory) -> Tensor:
-        with self.progress_bar(total=len(run.timesteps)) as progress:
-            return self._sample(run, progress.update)
+        # Without a known region, nothing would be known outside of windows.
+        if self.plan.tier != "approximate" or not run.known_region:
+            with self.progress_bar(total=len(run.timesteps)) as progress:
+                return self._sample(run, progress.update)
+        parts = windows.split(run, stride=2 ** (len(self.unet.config.block_out_channels) - 1))
+        with self.progress_bar(total=len(parts) * len(run.timesteps)) as progress:
+            sampled = [self._sample(part, progress.update) for part in parts]
+        latents = run.image_latents.clone()  # as they are now: a callback may have changed them
+        for part, inside in zip(parts, sampled, strict=True):
+            part.group.paste(inside, latents)
+        return latents
 
     def _sample(self, run: Trajectory, on_step: Callable[[], Any]) -> Tensor:
         denoiser, graphs = self._denoiser_here()
         null = self.conditioner.null(1)
-        if run.seeds is not None:
-            noise: dict[str, Any] = {"seeds": seed_tensor(run.seeds, run.latents.device)}
+        if isinstance(run, windows.Part):
+            noise: dict[str, Any] = {"noise": run.draw}
+        elif run.seeds is not None:
+            noise = {"seeds": seed_tensor(run.seeds, run.latents.device)}
         else:
-            shape, device = run.latents.shape, run.latents.device
-            noise = {"noise": lambda _: randn_tensor(shape, run.generator, device, torch.float32)}
+            noise = {"noise": lambda step: windows.draw_noise(run, step)}
         drawn_outside = "noise" in noise and adds_noise(self.scheduler, run.eta)
         if graphs is None or run.callback is not None or drawn_outside or len(run.latents) > BUCKETS[-1]:
             return self._loop(run, denoiser, null, self.scheduler, noise, on_step)
@@ -246,7 +257,8 @@ def accelerate(
         pipe: the eager pipeline.
         runtime: "fused" computes once what does not change from step to step; "eager" calls the stock UNet; "auto" is
             "fused" where that can run this UNet.
-        tier: "exact" or "tolerance", the largest difference to the eager pipeline that a technique may make.
+        tier: "exact", "tolerance" or "approximate", the largest difference to the eager pipeline that a technique may
+            make.
         dtype: of UNet and VAE; by default the narrowest that the tier and the device are good for.
         device: by default where `pipe` is.
 
@@ -284,7 +296,7 @@ def _plan(pipe: GBCIPipeline, runtime: str, tier: str, dtype: torch.dtype | None
         raise GBCIError(f"gbci_fast was built without kernels for {device.type}; install nvcc and build it again")
     if dtype is None:
         dtype = pipe.unet.dtype
-        if tier == "tolerance" and dtype == torch.float32:
+        if tier != "exact" and dtype == torch.float32:
             if _has_bfloat16_units(device):
                 dtype = torch.bfloat16
             else:
@@ -299,6 +311,8 @@ def _plan(pipe: GBCIPipeline, runtime: str, tier: str, dtype: torch.dtype | None
     if runtime == "auto":
         runtime = "eager" if reasons else "fused"
         notes += [f"not the fused runtime: {reason}" for reason in reasons]
+    if tier == "approximate":
+        notes.append(windows.NOTE)
     return Plan(runtime=runtime, tier=tier, dtype=dtype, notes=tuple(notes), asked=asked)
 
 
