@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from gbci_fast import windows
@@ -27,18 +27,20 @@ from gbci_fast.conditioning import Conditioning
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.denoiser import Denoiser
 from gbci_fast.errors import GBCIError
+from gbci_fast.fast_unet import FastUNet
 from gbci_fast.masks import feather_latent_mask
 from gbci_fast.noise import seed_tensor
 from gbci_fast.ops.blend_step import blend_step  # noqa: F401  registers the operator that is asked for below
 from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline, Trajectory
 from gbci_fast.runtimes.blocks import why_not
+from gbci_fast.runtimes.compile import CompiledDenoiser, need_compiler
 from gbci_fast.runtimes.eager import EagerDenoiser
 from gbci_fast.runtimes.fused import FusedDenoiser
 from gbci_fast.runtimes.graph import BUCKETS, TOKENS, CudaRecorder, LoopGraphs, Recorder
 from gbci_fast.sampling import KnownRegion, adds_noise, sample_ddim, sampler_for, tables
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_BUILDERS = {"eager": EagerDenoiser, "fused": FusedDenoiser}
+_BUILDERS = {"eager": EagerDenoiser, "fused": FusedDenoiser, "compile": CompiledDenoiser}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,18 +247,21 @@ class FastPipeline(GBCIPipeline):
 
 
 def accelerate(
-    pipe: GBCIPipeline,
+    pipe: GBCIPipeline | UNet2DConditionModel,
     runtime: str = "auto",
     tier: str = "tolerance",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> FastPipeline:
+) -> FastPipeline | FastUNet:
     """A pipeline with the same call and, within `tier`, the same images; `pipe` stays as it is.
 
     Args:
-        pipe: the eager pipeline.
-        runtime: "fused" computes once what does not change from step to step; "eager" calls the stock UNet; "auto" is
-            "fused" where that can run this UNet.
+        pipe: the eager pipeline; or the stock UNet of any diffusers pipeline, of which a UNet with the same forward is
+            made, block by block (see `gbci_fast.fast_unet.FastUNet`).
+        runtime: "fused" computes once what does not change from step to step; "compile" is that under `torch.compile`
+            (or the stock UNet, where the fused runtime cannot run it), which takes its time at the first call and
+            whenever batch or image size are new; "eager" calls the stock UNet; "auto" is "fused" where that can run
+            this UNet.
         tier: "exact", "tolerance" or "approximate", the largest difference to the eager pipeline that a technique may
             make.
         dtype: of UNet and VAE; by default the narrowest that the tier and the device are good for.
@@ -269,16 +274,18 @@ def accelerate(
     for name, value, known in (("runtime", runtime, RUNTIMES), ("tier", tier, TIERS)):
         if value not in known:
             raise GBCIError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+    if isinstance(pipe, UNet2DConditionModel):
+        return _accelerate_unet(pipe, runtime, tier, dtype, torch.device(device if device is not None else pipe.device))
+    if not isinstance(pipe, GBCIPipeline):
+        raise GBCIError(f"pipe is a {type(pipe).__name__}; expected a GBCIPipeline or a UNet2DConditionModel")
     sampler_for(pipe.scheduler)
     device = torch.device(device if device is not None else pipe.device)
     plan = _plan(pipe, runtime, tier, dtype, device)
-    # oneDNN is faster in bfloat16 with channels last and in float32 without; cuDNN likes channels last.
-    wide_cpu = device.type == "cpu" and plan.dtype == torch.float32
-    layout = torch.contiguous_format if wide_cpu else torch.channels_last
+    layout = _layout(device, plan.dtype)
     parts = {"vae": pipe.vae, "unet": pipe.unet, "conditioner": pipe.conditioner}
     dtypes = {"vae": plan.dtype, "unet": plan.dtype, "conditioner": pipe.conditioner.dtype}
     as_they_are = all(part.dtype == dtypes[name] and part.device == device for name, part in parts.items())
-    if not (as_they_are and wide_cpu):
+    if not (as_they_are and layout == torch.contiguous_format):
         # Not by diffusers' own `to`, which logs a warning when it casts.
         parts = {
             name: nn.Module.to(copy.deepcopy(part), device, dtypes[name], memory_format=layout)
@@ -290,12 +297,55 @@ def accelerate(
     return fast
 
 
+def _accelerate_unet(
+    unet: UNet2DConditionModel, runtime: str, tier: str, dtype: torch.dtype | None, device: torch.device
+) -> FastUNet:
+    if type(unet) is not UNet2DConditionModel:
+        raise GBCIError(f"the UNet is a {type(unet).__name__}; expected a UNet2DConditionModel itself")
+    if "forward" in vars(unet):
+        raise GBCIError("the UNet's forward was replaced, by offloading for example; accelerate it before that")
+    dtype, notes = _dtype(unet.dtype, tier, dtype, device)
+    wanted = "fused" if runtime == "auto" else runtime
+    plan = Plan(runtime=wanted, tier=tier, dtype=dtype, notes=tuple(notes), asked=runtime)
+    fast = FastUNet.of(unet, plan, device, _layout(device, dtype))
+    if wanted == "fused" and not fast.num_fused:
+        if runtime == "fused":
+            raise GBCIError(f"the fused runtime cannot run any block of this UNet: {'; '.join(fast.stock_reasons)}")
+        fast.plan = replace(plan, runtime="eager")
+    return fast
+
+
+def _layout(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+    """oneDNN is faster in bfloat16 with channels last and in float32 without; cuDNN likes channels last."""
+    wide_cpu = device.type == "cpu" and dtype == torch.float32
+    return torch.contiguous_format if wide_cpu else torch.channels_last
+
+
 def _plan(pipe: GBCIPipeline, runtime: str, tier: str, dtype: torch.dtype | None, device: torch.device) -> Plan:
-    notes = []
     if not torch._C._dispatch_has_kernel_for_dispatch_key("gbci_fast::blend_step", device.type.upper()):
         raise GBCIError(f"gbci_fast was built without kernels for {device.type}; install nvcc and build it again")
+    dtype, notes = _dtype(pipe.unet.dtype, tier, dtype, device)
+    asked, reasons = runtime, why_not(pipe.unet)
+    if reasons and runtime == "fused":
+        raise GBCIError(f"the fused runtime cannot run this UNet: {'; '.join(reasons)}")
+    if runtime == "compile":
+        need_compiler()
+        notes += [f"compiles the stock UNet: {reason}" for reason in reasons]
+    if runtime == "auto":
+        runtime = "eager" if reasons else "fused"
+        notes += [f"not the fused runtime: {reason}" for reason in reasons]
+    if tier == "approximate":
+        notes.append(windows.NOTE)
+    return Plan(runtime=runtime, tier=tier, dtype=dtype, notes=tuple(notes), asked=asked)
+
+
+def _dtype(
+    given: torch.dtype, tier: str, dtype: torch.dtype | None, device: torch.device
+) -> tuple[torch.dtype, list[str]]:
+    """Of a UNet that has dtype `given`, the one to run in; and notes for the plan."""
+    notes = []
     if dtype is None:
-        dtype = pipe.unet.dtype
+        dtype = given
         if tier != "exact" and dtype == torch.float32:
             if _has_bfloat16_units(device):
                 dtype = torch.bfloat16
@@ -303,17 +353,9 @@ def _plan(pipe: GBCIPipeline, runtime: str, tier: str, dtype: torch.dtype | None
                 notes.append(f"float32, because this {device.type.upper()} has no bfloat16 units")
     if dtype not in DTYPES:
         raise GBCIError(f"dtype is {dtype}; expected {', '.join(map(str, DTYPES))}")
-    if tier == "exact" and not dtype == pipe.unet.dtype == torch.float32:
+    if tier == "exact" and not dtype == given == torch.float32:
         raise GBCIError(f"dtype is {dtype} with tier 'exact'; expected torch.float32 of a float32 pipeline")
-    asked, reasons = runtime, why_not(pipe.unet)
-    if reasons and runtime == "fused":
-        raise GBCIError(f"the fused runtime cannot run this UNet: {'; '.join(reasons)}")
-    if runtime == "auto":
-        runtime = "eager" if reasons else "fused"
-        notes += [f"not the fused runtime: {reason}" for reason in reasons]
-    if tier == "approximate":
-        notes.append(windows.NOTE)
-    return Plan(runtime=runtime, tier=tier, dtype=dtype, notes=tuple(notes), asked=asked)
+    return dtype, notes
 
 
 def _recorder(runtime: str, device: torch.device) -> Recorder | None:

@@ -238,7 +238,7 @@ def test_an_unknown_part_is_left_to_the_eager_runtime_and_said(pipe, image, mask
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"runtime": "magic"}, "runtime is 'magic'; expected one of auto, eager, fused"),
+        ({"runtime": "magic"}, "runtime is 'magic'; expected one of auto, eager, fused, compile"),
         ({"tier": "best"}, "tier is 'best'; expected one of exact, tolerance"),
         ({"dtype": torch.int8}, "dtype is torch.int8; expected torch.float32, torch.bfloat16, torch.float16"),
         (

@@ -36,13 +36,13 @@ class Context:
         key, value: ``[B, heads, N, head_dim]`` of the conditional context.
         bias: ``[B, 1, 1, N]``, -10000 where the context is padding, or None.
         null: ``[C]``, the layer's whole output for the null context. All of that context's tokens are one token, so its
-            values' weighted mean is that token's value whatever the query.
+            values' weighted mean is that token's value whatever the query. None where no batch will be guided.
     """
 
     key: Tensor
     value: Tensor
     bias: Tensor | None
-    null: Tensor
+    null: Tensor | None
 
 
 class Resnet:
@@ -109,11 +109,12 @@ class TransformerBlock:
         biases = [part.bias for part in (self_attention.to_q, self_attention.to_k, self_attention.to_v)]
         self.qkv_bias = None if biases[0] is None else torch.cat(biases)
 
-    def context(self, tokens: Tensor, bias: Tensor | None, null: Tensor) -> Context:
-        """Keys and values of tokens [B, N, D]; `null` [D] is the null context's token."""
+    def context(self, tokens: Tensor, bias: Tensor | None, null: Tensor | None) -> Context:
+        """Keys and values of tokens [B, N, D]; `null` [D] is the null context's token, if there is one."""
         attention = self.block.attn2
         key, value = (_heads(part(tokens), attention.heads) for part in (attention.to_k, attention.to_v))
-        return Context(key=key, value=value, bias=bias, null=attention.to_out[0](attention.to_v(null)))
+        constant = None if null is None else attention.to_out[0](attention.to_v(null))
+        return Context(key=key, value=value, bias=bias, null=constant)
 
     def __call__(self, x: Tensor, context: Context, guided: bool) -> Tensor:
         """x [B or 2B, S, C]."""
@@ -165,9 +166,23 @@ class Upsample:
 
 def why_not(unet: UNet2DConditionModel) -> list[str]:
     """What keeps a UNet from being built of these blocks; empty if nothing does."""
+    reasons = unsupported(unet)
+    embedded = unet.config.class_embed_type in ("projection", "simple_projection", "identity")
+    if not embedded or unet.config.class_embeddings_concat:
+        reasons.append("it has no class embedding of vectors that is added")
+    if unet.mid_block is None:
+        reasons.append("it has no middle block")
+    for option in _ABSENT:
+        if unet.config[option]:
+            reasons.append(f"{option} is {unet.config[option]!r}")
+    return reasons
+
+
+def unsupported(part: nn.Module) -> list[str]:
+    """What in a module tree the blocks above would not reproduce; empty if they reproduce all of it."""
     reasons = []
-    for name, module in unet.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
+    for name, module in part.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             reasons.append(f"{name or 'it'} has hooks")
         if isinstance(module, nn.Dropout) and module.training and module.p > 0:
             reasons.append(f"{name} drops out")
@@ -183,15 +198,8 @@ def why_not(unet: UNet2DConditionModel) -> list[str]:
         for attribute, values in expected.items():
             value = getattr(module, attribute)
             if not any(value is one or value == one for one in values):
-                reasons.append(f"{name}.{attribute} is {value!r}")
-    embedded = unet.config.class_embed_type in ("projection", "simple_projection", "identity")
-    if not embedded or unet.config.class_embeddings_concat:
-        reasons.append("it has no class embedding of vectors that is added")
-    if unet.mid_block is None:
-        reasons.append("it has no middle block")
-    for option in _ABSENT:
-        if unet.config[option]:
-            reasons.append(f"{option} is {unet.config[option]!r}")
+                found = f"a {type(value).__name__}" if isinstance(value, nn.Module) else repr(value)
+                reasons.append(f"{name}.{attribute} is {found}".lstrip("."))
     return reasons
 
 

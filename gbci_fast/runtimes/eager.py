@@ -1,5 +1,6 @@
 """The stock UNet, called as `gbci_fast.pipeline` calls it: both halves of a guided batch in one forward."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,10 @@ class EagerDenoiser:
     def __init__(self, unet: UNet2DConditionModel):
         self._unet = unet
         self.dtype = unet.dtype
+
+    def compile(self, compiler: Callable[[Callable], Callable]) -> None:
+        """Has the UNet's forward compiled, for this denoiser alone."""
+        self._unet = compiler(self._unet)
 
     def prepare(self, conditioning: Conditioning, null: Conditioning, constant: Tensor, timesteps: Tensor) -> _State:
         batch, tokens = conditioning.tokens.shape[:2]

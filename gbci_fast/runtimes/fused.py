@@ -5,6 +5,7 @@ and the convolution of the constant input channels. And where a guided batch's t
 them is constant, it is computed once: up to the first FiLM, and in the null context's cross-attention.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,11 +76,19 @@ class FusedDenoiser:
         )
 
     def __call__(self, latents: Tensor, step: int, state: _State, guided: bool) -> Tensor | tuple[Tensor, Tensor]:
-        unet, batch = self._unet, len(latents)
-        rows = iter([_rows(table[step], batch, guided) for table in state.tables])
-        contexts = iter(state.contexts)
+        rows = [_rows(table[step], len(latents), guided) for table in state.tables]
+        return self._forward(latents, rows, state.first, state.contexts, guided)
+
+    def compile(self, compiler: Callable[[Callable], Callable]) -> None:
+        """Has what runs per step compiled, for this denoiser alone."""
+        self._forward = compiler(self._forward)
+
+    def _forward(
+        self, latents: Tensor, table: list[Tensor], first: Tensor, layers: list[Context], guided: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        unet, rows, contexts = self._unet, iter(table), iter(layers)
         latents = latents.contiguous(memory_format=_format(unet))
-        x = F.conv2d(latents, self._conv_in, padding=unet.conv_in.padding).add_(state.first)
+        x = F.conv2d(latents, self._conv_in, padding=unet.conv_in.padding).add_(first)
         skips = [x]
         for stage in self._down:
             for i, resnet in enumerate(stage.resnets):

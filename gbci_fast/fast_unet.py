@@ -1,0 +1,353 @@
+"""Any stock `UNet2DConditionModel`, faster, behind the same forward.
+
+A `FastUNet` is a copy that shares the weights and whose stock forward still runs; in it, block by block, the types of
+`BLOCKS` call the fused blocks of `gbci_fast.runtimes.blocks`. So whatever a UNet can be asked for means the same here,
+and what the fused blocks do not reproduce is computed by the stock block, and said by `describe`.
+"""
+
+import copy
+import functools
+import logging
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_2d_blocks import (
+    CrossAttnDownBlock2D,
+    CrossAttnUpBlock2D,
+    DownBlock2D,
+    UNetMidBlock2D,
+    UNetMidBlock2DCrossAttn,
+    UpBlock2D,
+)
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from gbci_fast.runtimes.blocks import Context, Resnet, Transformer, Upsample, unsupported
+from gbci_fast.runtimes.compile import compiled
+
+logger = logging.getLogger(__name__)
+
+
+class LastValue:
+    """A function of one tensor, with its last value: valid for that very tensor, as long as nobody writes to it.
+
+    A tensor made under `torch.inference_mode` does not count its changes, so nothing is kept of it; nor is anything
+    with gradients or autocast enabled, or while a graph is traced or captured, which will see other values later.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any]):
+        self.function = function
+        self.last: tuple[Tensor, int, Any] | None = None  # holds the tensor, so that no other takes its identity
+
+    def __call__(self, tensor: Tensor) -> Any:
+        recorded = torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+        if recorded or tensor.is_inference() or not_plain_inference(tensor):
+            return self.function(tensor)
+        last = self.last  # read once: another thread may exchange it
+        if last is None or last[0] is not tensor or last[1] != tensor._version:
+            last = self.last = tensor, tensor._version, self.function(tensor)
+        return last[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"function": self.function, "last": None}
+
+
+def not_plain_inference(x: Tensor) -> str | None:
+    """Why a call that is made now is one for the stock forward, if it is."""
+    if torch.is_grad_enabled():
+        return "gradients are enabled; call it under torch.no_grad()"
+    if torch.is_autocast_enabled(x.device.type):
+        return "autocast is enabled"
+    return None
+
+
+class FastBlock(nn.Module):
+    """A stock block that became a fused one, in place: same parameters, names, hooks and forward.
+
+    Attributes:
+        stock: what it was.
+        fused: the block of `gbci_fast.runtimes.blocks`.
+        declined: what calls asked for that it leaves to the stock forward; one dictionary for the whole UNet, in which
+            a reason is written when it is first met.
+    """
+
+    stock: type[nn.Module]
+    fused: Any
+    declined: dict[str, None]
+
+    def decline(self, reason: str) -> None:
+        """Reports, once per UNet, what goes to the stock forward."""
+        reason = f"stock {self.stock.__name__} in calls where {reason}"
+        if not torch.compiler.is_compiling() and reason not in self.declined:
+            self.declined[reason] = None
+            logger.warning(reason)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        # Cast or moved: what was derived from the weights is void, and the stock forward serves until it is renewed.
+        to_stock(self)
+        return self._apply(*args, **kwargs)
+
+
+class FastResnet(FastBlock, ResnetBlock2D):
+    stock = ResnetBlock2D
+
+    def forward(self, input_tensor: Tensor, temb: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if reason := not_plain_inference(input_tensor):
+            self.decline(reason)
+            return super().forward(input_tensor, temb, *args, **kwargs)
+        return self.fused(input_tensor, self.fused.table(temb))
+
+
+class FastTransformer(FastBlock, Transformer2DModel):
+    stock = Transformer2DModel
+    contexts: LastValue
+
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **options: Any) -> Any:
+        reason = not_plain_inference(hidden_states)
+        reason = reason or _not_plain_attention(hidden_states, encoder_hidden_states, options)
+        if reason:
+            self.decline(reason)
+            return super().forward(hidden_states, encoder_hidden_states, **options)
+        contexts: list[Context] = self.contexts(encoder_hidden_states)
+        bias = options.get("encoder_attention_mask")  # [B, 1, N], 0 or -10000
+        if bias is not None:
+            contexts = [replace(context, bias=bias[:, None]) for context in contexts]
+        out = self.fused(hidden_states, iter(contexts), False)
+        return Transformer2DModelOutput(sample=out) if options.get("return_dict", True) else (out,)
+
+
+class FastUpsample(FastBlock, Upsample2D):
+    stock = Upsample2D
+
+    def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        reason = not_plain_inference(hidden_states)
+        if output_size is not None and tuple(output_size) != tuple(2 * side for side in hidden_states.shape[-2:]):
+            reason = "the image does not double in size"
+        if reason:
+            self.decline(reason)
+            return super().forward(hidden_states, output_size, *args, **kwargs)
+        return self.fused(hidden_states)
+
+
+# Stock block -> what it becomes, and the fused block that this calls.
+BLOCKS: dict[type[nn.Module], tuple[type[FastBlock], type]] = {
+    ResnetBlock2D: (FastResnet, Resnet),
+    Transformer2DModel: (FastTransformer, Transformer),
+    Upsample2D: (FastUpsample, Upsample),
+}
+
+
+def _not_plain_attention(x: Tensor, context: Any, options: dict[str, Any]) -> str | None:
+    """What a call of a transformer asks for beside attention to one context per sample."""
+    if options.get("cross_attention_kwargs"):
+        return "there are cross_attention_kwargs"
+    if options.get("attention_mask") is not None:
+        return "there is an attention_mask"
+    if not isinstance(context, Tensor) or context.ndim != 3 or len(context) != len(x):
+        return "encoder_hidden_states is not [batch, tokens, width]"
+    bias = options.get("encoder_attention_mask")
+    if bias is not None and bias.shape != (len(x), 1, context.shape[1]):
+        return "encoder_attention_mask is not [batch, tokens]"
+    return None
+
+
+def to_stock(part: nn.Module) -> None:
+    """The stock block again, if it had become a fused one."""
+    if isinstance(part, FastBlock):
+        part.__class__ = part.stock
+        part.fused = None
+
+
+def to_fast(part: nn.Module, declined: dict[str, None]) -> None:
+    """The fused block of a stock one that `unsupported` has nothing against."""
+    kind, fused = BLOCKS[type(part)]
+    part.fused, part.declined = fused(part), declined
+    if kind is FastTransformer:
+        part.contexts = LastValue(functools.partial(_contexts, part.fused))
+    part.__class__ = kind
+
+
+def _contexts(fused: Transformer, tokens: Tensor) -> list[Context]:
+    return [block.context(tokens, None, None) for block in fused.blocks]
+
+
+def _project(unet: UNet2DConditionModel, tokens: Tensor) -> Tensor:
+    return unet.encoder_hid_proj(tokens)
+
+
+# Blocks whose own forward adds nothing to that of their parts but concatenations.
+_CONTAINERS = (
+    nn.ModuleList, DownBlock2D, CrossAttnDownBlock2D, UNetMidBlock2D, UNetMidBlock2DCrossAttn, CrossAttnUpBlock2D,
+    UpBlock2D, Downsample2D, nn.Conv2d,
+)  # fmt: skip
+
+
+def _unknown(unet: UNet2DConditionModel) -> Iterator[str]:
+    """The parts of the down, middle and up blocks that no fused block is for."""
+    parts = [(name, part) for name, part in unet.named_children() if name in ("down_blocks", "mid_block", "up_blocks")]
+    while parts:
+        name, part = parts.pop(0)
+        if type(part) in _CONTAINERS:
+            parts += [(f"{name}.{child_name}", child) for child_name, child in part.named_children()]
+        elif not isinstance(part, tuple(BLOCKS)):
+            yield f"{name} is a {type(part).__name__}"
+
+
+class _Watch:
+    """Notices that what blocks were examined for, or derived from, is no longer so."""
+
+    def __init__(self, unet: nn.Module, parts: list[nn.Module]):
+        modules = list(unet.modules())
+        self.unet, self.parts = unet, parts
+        self.owners = [owner for module in modules for owner in (module._parameters, module._modules) if owner]
+        self.hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        self.names = [vars(module) for module in modules]
+        self.attention = [vars(module) for module in modules if isinstance(module, Attention)]
+        self.chunked = [vars(module) for module in modules if isinstance(module, BasicTransformerBlock)]
+        self.weights = [weight for weight in unet.parameters() if not weight.is_inference()]
+        self.owned_before = self.owned()  # the objects themselves, so that no other takes their identity
+        self.before = self.state()
+
+    def owned(self) -> list[Any]:
+        return [value for owner in self.owners for value in owner.values()]
+
+    def state(self) -> tuple[Any, ...]:
+        return (
+            self.unet.training,
+            [type(part) for part in self.parts],
+            [weight._version for weight in self.weights],
+            sum(map(len, self.hooks)),
+            sum("forward" in names for names in self.names),
+            [type(names.get("processor")) for names in self.attention],
+            [names["_chunk_size"] for names in self.chunked],
+        )
+
+    def changed(self) -> bool:
+        owned = self.owned()
+        same = len(owned) == len(self.owned_before) and all(map(operator.is_, owned, self.owned_before))
+        return not same or self.state() != self.before
+
+
+@dataclass(frozen=True)
+class _Original:
+    """Keeps the eager UNet out of the copy's modules, and out of its copies."""
+
+    unet: UNet2DConditionModel
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Original":
+        return self
+
+
+class FastUNet(UNet2DConditionModel):
+    """A `UNet2DConditionModel` with the same forward, config and state dict; `gbci_fast.accelerate` makes it.
+
+    Attributes:
+        eager: the UNet it was made from, which stays as it is. Where dtype, layout and device are the same, both use
+            the same memory for their weights.
+        plan: how it runs.
+        stock_reasons: what keeps its stock forward, and why.
+
+    Keys and values of the context are computed again when `encoder_hidden_states` is another tensor, or was written to.
+    What is derived from weights is derived again when those were moved, exchanged or written to (other than through
+    ``.data``, which leaves no trace: call `refresh` then). It is for inference: with gradients enabled all is stock.
+    """
+
+    plan: Any
+    stock_reasons: list[str]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> UNet2DConditionModel:
+        """The stock UNet: how it runs is no part of a checkpoint."""
+        return UNet2DConditionModel.from_pretrained(*args, **kwargs)
+
+    @classmethod
+    def of(cls, unet: UNet2DConditionModel, plan: Any, device: torch.device, layout: torch.memory_format) -> "FastUNet":
+        """The copy that runs as planned. See `gbci_fast.accelerate`."""
+        shared = [part for part in (*unet.parameters(), *unet.buffers()) if type(part) in (nn.Parameter, Tensor)]
+        memo = {
+            id(part): nn.Parameter(part.detach(), part.requires_grad) if type(part) is nn.Parameter else part.detach()
+            for part in shared
+        }
+        twin = nn.Module.to(copy.deepcopy(unet, memo), device, plan.dtype, memory_format=layout)
+        twin.__class__ = cls
+        twin.plan, twin._original, twin._declined = plan, _Original(unet), {}
+        twin._projected = LastValue(functools.partial(_project, twin))
+        twin.refresh()
+        twin._compiled = None
+        if plan.runtime == "compile":
+            twin._compiled = compiled(UNet2DConditionModel.forward, device, fullgraph=not twin.stock_reasons)
+        return twin
+
+    @property
+    def eager(self) -> UNet2DConditionModel:
+        """The UNet that it was made from."""
+        return self._original.unet
+
+    @property
+    def num_fused(self) -> int:
+        """How many blocks are fused ones."""
+        return sum(isinstance(part, FastBlock) for part in self.modules())
+
+    @functools.wraps(UNet2DConditionModel.forward)
+    def forward(self, sample: Tensor, timestep: Tensor | float, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling() and self._watch.changed():
+            self.refresh()
+        if self._compiled is None:
+            return super().forward(sample, timestep, *args, **kwargs)
+        if not isinstance(timestep, Tensor):  # a number would be a constant of the graph
+            dtype = torch.float64 if isinstance(timestep, float) else torch.int64
+            timestep = torch.tensor(timestep, dtype=dtype, device=sample.device)
+        return self._compiled(self, sample, timestep, *args, **kwargs)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Examines all blocks again, and derives again what comes from their weights."""
+        parts, reasons = [], []
+        for name, part in self.named_modules():
+            to_stock(part)
+            if type(part) in BLOCKS:
+                parts.append((name, part))
+        if self.plan.runtime != "eager":
+            for name, part in parts:
+                against = unsupported(part)
+                if against:
+                    reasons.append(f"{name}: {'; '.join(against)}")
+                else:
+                    to_fast(part, self._declined)
+            reasons += _unknown(self)
+        self.stock_reasons = reasons
+        self._projected.last = None
+        self._watch = _Watch(self, [part for _, part in parts])
+
+    def describe(self) -> str:
+        """What runs here, and what does not and why."""
+        lines = [str(replace(self.plan, dtype=self.dtype))]
+        for kind, (fast, _) in BLOCKS.items():
+            parts = [part for part in self.modules() if isinstance(part, kind)]
+            lines.append(f"{sum(isinstance(part, fast) for part in parts)} of {len(parts)} {kind.__name__} fused")
+        if self._compiled is not None:
+            lines.append("keys and values of the context are computed in every call, within the graph")
+        return "\n".join([*lines, *(f"stock {reason}" for reason in self.stock_reasons), *self._declined])
+
+    def process_encoder_hidden_states(self, encoder_hidden_states: Any, added_cond_kwargs: Any) -> Any:
+        """As in the stock UNet; a projection of the context alone is made once per context."""
+        if self.config.encoder_hid_dim_type != "text_proj":
+            return super().process_encoder_hidden_states(encoder_hidden_states, added_cond_kwargs)
+        return self._projected(encoder_hidden_states)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Saves the weights, in this dtype, as a `UNet2DConditionModel`: how it runs is no part of a checkpoint."""
+        twin = copy.copy(self)
+        twin.__class__ = UNet2DConditionModel
+        twin.save_pretrained(save_directory, **kwargs)

@@ -1,0 +1,88 @@
+"""`torch.compile` around what runs per step: of the fused UNet, or of the stock one where the fused cannot run it.
+
+It compiles when a batch or image size is new, and not for another template, mask, attribute, report, seed or step: so
+the context is padded to a multiple of `TOKENS`, always by a token at least, that its length seldom changes and a
+padding mask is always there. Kernels for any batch size take many times as long to compile, and are no faster.
+"""
+
+import functools
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from gbci_fast.conditioning import Conditioning
+from gbci_fast.errors import GBCIError
+from gbci_fast.runtimes.blocks import why_not
+from gbci_fast.runtimes.eager import EagerDenoiser
+from gbci_fast.runtimes.fused import FusedDenoiser
+
+TOKENS = 64
+SHAPES = 64  # how many combinations of sizes are compiled before it is an error
+
+
+def need_compiler() -> None:
+    """Raises GBCIError: there is no C++ compiler."""
+    from torch._inductor import config
+
+    names = [name for name in config.cpp.cxx if name]
+    if not any(map(shutil.which, names)):
+        raise GBCIError(f"the compile runtime needs a C++ compiler; none of {', '.join(names)} is on the PATH")
+
+
+def compiled(
+    function: Callable, device: torch.device, fullgraph: bool = True, backend: str | Callable = "inductor"
+) -> Callable:
+    """`function` compiled for each combination of its tensors' sizes; on a GPU with tuned kernels and CUDA graphs.
+
+    Args:
+        function: of tensors on `device`.
+        fullgraph, backend: of `torch.compile`.
+
+    Raises:
+        GBCIError: there is no C++ compiler.
+    """
+    options: dict[str, Any] = {"fullgraph": fullgraph, "dynamic": False, "backend": backend}
+    if backend == "inductor":
+        need_compiler()
+        options["mode"] = "max-autotune" if device.type == "cuda" else "default"
+    graph = torch.compile(function, **options)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=SHAPES):
+            if device.type != "cuda":
+                return graph(*args, **kwargs)
+            torch.compiler.cudagraph_mark_step_begin()
+            # The next replay writes where this one did, and a solver of higher order still needs it then.
+            return tree_map_only(Tensor, torch.clone, graph(*args, **kwargs))
+
+    return call
+
+
+class CompiledDenoiser:
+    """See `gbci_fast.denoiser.Denoiser`.
+
+    Raises:
+        GBCIError: there is no C++ compiler.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, backend: str | Callable = "inductor"):
+        fused = not why_not(unet)
+        self._denoiser = FusedDenoiser(unet) if fused else EagerDenoiser(unet)
+        self._denoiser.compile(functools.partial(compiled, device=unet.device, fullgraph=fused, backend=backend))
+        self.dtype = unet.dtype
+
+    def prepare(self, conditioning: Conditioning, null: Conditioning, constant: Tensor, timesteps: Tensor) -> Any:
+        tokens, token_mask, pooled = conditioning.tokens, conditioning.token_mask, conditioning.pooled
+        padding = TOKENS - tokens.shape[1] % TOKENS
+        padded = Conditioning(F.pad(tokens, (0, 0, 0, padding)), F.pad(token_mask, (0, padding)), pooled)
+        return self._denoiser.prepare(padded, null, constant, timesteps)
+
+    def __call__(self, latents: Tensor, step: int, state: Any, guided: bool) -> Tensor | tuple[Tensor, Tensor]:
+        return self._denoiser(latents, step, state, guided)
