@@ -83,9 +83,7 @@ def test_inductor_rounds_as_float32_does():
 
 def test_a_bare_unet_is_compiled_too(monkeypatch):
     model, counting = unet(torch.float32, class_embed_type=None), Counting()
-    monkeypatch.setattr(
-        "gbci_fast.fast_unet.compiled", lambda *args, **kwargs: compiled(*args, **kwargs, backend=counting)
-    )
+    monkeypatch.setattr("gbci_fast.fast_unet.compiled", functools.partial(compiled, backend=counting))
     fast = accelerate(model, runtime="compile", tier="exact")
     sample, context = torch.randn(2, 9, 8, 8), torch.randn(2, 7, 24)
     with torch.no_grad():
