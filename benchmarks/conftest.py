@@ -7,11 +7,19 @@ import torch
 
 MEDIANS = pytest.StashKey[dict]()
 """Medians of a benchmark's rows, by everything else that it is parametrized with."""
+RATES = {"num_bytes": "gb_per_s", "num_flops": "gflop_per_s"}
 
 
 def pytest_addoption(parser):
     """Sizes that a quick run leaves small."""
     parser.addoption("--prepare-images", type=int, default=64, help="images of bench_prepare.py (default 64)")
+    extent = parser.getgroup("extent of the sampler's and the UNet's benchmarks")
+    extent.addoption(
+        "--quick", dest="full", action="store_false", default=False, help="few batches and steps (default)"
+    )
+    extent.addoption(
+        "--full", dest="full", action="store_true", default=False, help="all: hours without a GPU; choose by -k"
+    )
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -24,12 +32,17 @@ def device(request) -> torch.device:
 
 @pytest.fixture
 def measure(device, benchmark, request):
-    """``measure(function, num_bytes=...)`` times one call, and adds the bytes it must move and the rate to the row.
+    """``measure(function, num_bytes=...)`` or ``num_flops=...`` times one call, and adds what it must move or compute.
+
+    The row gets these numbers and the rates, GB/s and GFLOP/s.
 
     Of benchmarks parametrized with `row`, the row "ours" also gets its ratio to each row measured before it.
     """
 
-    def run(function, *, num_bytes: int) -> None:
+    def run(function, *, num_bytes: int | None = None, num_flops: int | None = None) -> None:
+        work = {"num_bytes": num_bytes, "num_flops": num_flops}
+        work = {name: amount for name, amount in work.items() if amount is not None}
+
         def synchronized():
             function()
             if device.type == "cuda":
@@ -37,11 +50,11 @@ def measure(device, benchmark, request):
 
         synchronized()  # builds, loads and autotunes, once and untimed
         benchmark(synchronized)
-        benchmark.extra_info.update(device=device.type, num_bytes=num_bytes)
+        benchmark.extra_info.update(device=device.type, **work)
         if not benchmark.enabled:
             return
         median = benchmark.stats.stats.median
-        benchmark.extra_info["gb_per_s"] = num_bytes / median / 1e9
+        benchmark.extra_info.update({RATES[name]: amount / median / 1e9 for name, amount in work.items()})
         name, _, parameters = request.node.name.partition("[")
         row = request.node.callspec.params.get("row")
         if row is not None:
