@@ -1,40 +1,191 @@
-"""The eager reference end to end (encode, sample, decode, composite): what every faster path is held against."""
+"""The sampler end to end: encode, sample, decode and composite, in images per second, with its parity in the same row.
 
+`eager` is the unmodified pipeline in float32, `eager_narrow` in the dtype that tier "tolerance" takes here, `compile`
+the same with ``torch.compile`` of the UNet; then every tier of `accelerate`. A tier's row times the eager pipeline in
+turn with itself, and fails unless its images are within the tier's gates (`gbci_fast.evaluate.parity`).
+
+`--quick` runs a few steps of small batches; `--full` everything, from which ``-k cuda`` or ``-k 8-20`` choose.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from torch import Tensor, nn
 
+from gbci_fast.data.fields import to_unit
+from gbci_fast.data.phantom import generate_phantom
+from gbci_fast.evaluate.metrics import grow
+from gbci_fast.evaluate.paired import MASK_GROWTH, Case, PairedSettings, load_cases
+from gbci_fast.evaluate.parity import (
+    Output,
+    Parity,
+    candidate_output,
+    measure,
+    narrowed,
+    parity,
+    reference_output,
+    worst,
+)
+from gbci_fast.fast import TIERS, FastPipeline, accelerate
 from gbci_fast.pipeline import GBCIPipeline
 
-SIZE = 224
-STEPS = 4
+BATCHES, STEPS = (1, 8, 64, 256), (4, 20, 50)
+QUICK = {"cpu": ((1, 4), (8, 4)), "cuda": ((8, 20), (256, 20))}
+ROWS = ("eager", "eager_narrow", "compile", *TIERS)
+ROUNDS = 3
+GUIDANCE_SCALE = 3.0
+STUDIES = 6  # phantoms that templates and descriptions come from, again and again
+LESION = 17  # pixels, the median size of a real lesion's box at 224 x 224
+
+
+def pytest_generate_tests(metafunc):
+    full = metafunc.config.getoption("full")
+    cases = [(batch, steps) for batch in BATCHES for steps in STEPS]
+    quick = {case for cases in QUICK.values() for case in cases}
+    metafunc.parametrize(("batch", "steps"), [case for case in cases if full or case in quick])
+    metafunc.parametrize("row", ROWS)
+
+
+@dataclass
+class Bench:
+    """The pipelines on one device, each made when first asked for, and what the eager one paints."""
+
+    cases: list[Case]
+    eager: GBCIPipeline
+    narrow_dtype: torch.dtype = torch.float32
+    pipes: dict[str, GBCIPipeline] = field(default_factory=dict)
+    references: dict[tuple[int, int], Output] = field(default_factory=dict)
+
+    def pipe(self, row: str) -> GBCIPipeline:
+        if row not in self.pipes:
+            self.pipes[row] = self._make(row)
+        return self.pipes[row]
+
+    def _make(self, row: str) -> GBCIPipeline:
+        if row == "eager":
+            return self.eager
+        if row in TIERS:
+            return accelerate(self.eager, tier=row)
+        made = narrowed(self.eager, self.narrow_dtype)
+        if row == "compile":
+            cuda = made.device.type == "cuda"
+            if self.narrow_dtype != torch.float32:
+                nn.Module.to(made.unet, memory_format=torch.channels_last)
+            made.unet.compile(mode="max-autotune" if cuda else "default", dynamic=False)
+        return made
+
+    def call(self, batch: int, steps: int) -> dict[str, Any]:
+        """Keywords of a pipeline's call: templates, median lesions where the phantoms have theirs, descriptions."""
+        cases = [self.cases[i % len(self.cases)] for i in range(batch)]
+        return {
+            "image": torch.stack([to_unit(case.image) for case in cases])[:, None],
+            "mask_image": torch.stack([median_lesion(case) for case in cases])[:, None],
+            "attributes": [case.attributes for case in cases],
+            "report": [case.report for case in cases],
+            "num_inference_steps": steps,
+            "guidance_scale": GUIDANCE_SCALE,
+            "seed": list(range(batch)),
+        }
+
+    def reference(self, batch: int, steps: int) -> Output:
+        if (batch, steps) not in self.references:
+            self.references[batch, steps] = reference_output(self.eager, **self.call(batch, steps))
+        return self.references[batch, steps]
+
+
+def median_lesion(case: Case) -> Tensor:
+    """float32 [S, S]: a disk of `LESION` pixels around the middle of the case's lesion, grown as masks are."""
+    center = np.zeros_like(case.mask)
+    center[tuple(int(index) for index in ndimage.center_of_mass(case.mask))] = True
+    return torch.from_numpy(grow(center, LESION // 2 + MASK_GROWTH)).float()
 
 
 @pytest.fixture(scope="module")
-def pipe() -> GBCIPipeline:
-    """The packaged checkpoint."""
-    pipe = GBCIPipeline.from_pretrained()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def cases(tmp_path_factory) -> list[Case]:
+    """Phantoms of the first `STUDIES` patients that have a finding."""
+    root = tmp_path_factory.mktemp("sampler") / "phantom"
+    generate_phantom(root, studies=STUDIES, seed=0, size=256)
+    return load_cases([root], PairedSettings(split="training"), 224, lambda *_: None)[0]
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-def bench_sampler_eager(benchmark, pipe, device, batch):
-    pipe.to(device)
-    images = torch.rand(batch, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    masks = torch.zeros(1, 1, SIZE, SIZE)
-    masks[..., 100:118, 60:78] = 1  # a lesion of median size
+@pytest.fixture(scope="module")
+def benches() -> dict[str, Bench]:
+    return {}
 
-    def sample():
-        pipe(
-            images,
-            masks,
-            {"finding_categories": ["Mass"]},
-            num_inference_steps=STEPS,
-            seed=list(range(batch)),
-            output_type="pt",
-        )
 
-    benchmark.pedantic(sample, rounds=3, warmup_rounds=1)
-    benchmark.extra_info.update(device=device.type, batch=batch, steps=STEPS, dtype="fp32", guidance=3.0)
+@pytest.fixture
+def bench(device, cases, benches, full_float32) -> Bench:
+    """The packaged checkpoint on the device."""
+    if device.type not in benches:
+        eager = GBCIPipeline.from_pretrained()
+        eager.set_progress_bar_config(disable=True)
+        eager.to(device)
+        narrow_dtype = accelerate(eager, tier="tolerance").plan.dtype
+        benches[device.type] = Bench(cases=cases, eager=eager, narrow_dtype=narrow_dtype)
+    return benches[device.type]
+
+
+def judge(bench: Bench, tier: str, batch: int, steps: int) -> Parity:
+    """The tier's pipeline against the eager one, on the batch that is timed; it also warms the pipeline up."""
+    fast, call = bench.pipe(tier), bench.call(batch, steps)
+    assert isinstance(fast, FastPipeline)
+    reference = bench.reference(batch, steps)
+    narrow = None
+    if tier == "tolerance":
+        wide = fast.plan.dtype == torch.float32
+        narrow = reference if wide else candidate_output(bench.pipe("eager_narrow"), **call)
+    return parity(
+        tier,
+        candidate_output(fast, latents=tier == "exact", **call),
+        reference,
+        templates=call["image"],
+        masks=call["mask_image"],
+        narrow=narrow,
+    )
+
+
+def bench_sampler(request, benchmark, bench, device, batch, steps, row):
+    if not request.config.getoption("full") and (batch, steps) not in QUICK[device.type]:
+        pytest.skip("is left to --full")
+    if row == "eager_narrow" and bench.narrow_dtype == torch.float32:
+        pytest.skip(f"this {device.type} has no bfloat16 units: it would be eager")
+    pipe, call = bench.pipe(row), bench.call(batch, steps)
+    benchmark.extra_info.update(device=device.type, batch=batch, steps=steps, row=row, guidance=GUIDANCE_SCALE)
+    benchmark.extra_info.update(dtype=str(pipe.unet.dtype).removeprefix("torch."), threads=torch.get_num_threads())
+    if row in TIERS:
+        found = judge(bench, row, batch, steps)
+        assert found.holds, found.sentence()
+        benchmark.extra_info.update(parity=found.sentence(), plan=pipe.describe())
+        distance = found.worst
+    else:
+        images = candidate_output(pipe, **call).images
+        distance = worst(measure(images, bench.reference(batch, steps).images, call["mask_image"] > 0.5))
+    benchmark.extra_info.update(worst_roi_psnr=distance.psnr, worst_roi_ssim=distance.ssim)
+
+    def sample(pipe: GBCIPipeline) -> None:
+        pipe(**call, output_type="pt")
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    turns = []
+
+    def eager_in_turn() -> None:
+        start = time.perf_counter()
+        sample(bench.eager)
+        turns.append(time.perf_counter() - start)
+
+    in_turn = row in TIERS and benchmark.enabled
+    benchmark.pedantic(partial(sample, pipe), rounds=ROUNDS, setup=eager_in_turn if in_turn else None)
     if benchmark.enabled:
-        benchmark.extra_info["images_per_s"] = batch / benchmark.stats.stats.median
+        median = benchmark.stats.stats.median
+        benchmark.extra_info["images_per_s"] = batch / median
+        if turns:
+            eager = statistics.median(turns)
+            benchmark.extra_info.update(eager_in_turn_s=turns, times_faster_than_eager=eager / median)

@@ -31,6 +31,18 @@ def device(request) -> torch.device:
 
 
 @pytest.fixture
+def full_float32():
+    """float32 is float32, without TF32."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
+@pytest.fixture
 def measure(device, benchmark, request):
     """``measure(function, num_bytes=...)`` or ``num_flops=...`` times one call, and adds what it must move or compute.
 
