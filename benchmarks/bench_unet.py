@@ -1,0 +1,120 @@
+"""One guided UNet forward of the packaged checkpoint, as a step of the sampler makes it, by runtime.
+
+`eager` is the stock UNet on both halves of the batch, `compile` the same with ``torch.compile`` (max-autotune and
+channels last on a GPU), `ours` the fused runtime, which must stay within the rounding that its tier allows. FLOPs are
+those of the stock forward for all three, so that what `ours` does not compute counts as speed; `matmul` is a square
+matrix product, the rate that the others may be held against.
+"""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from gbci_fast.conditioning import Conditioning
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.denoiser import Denoiser
+from gbci_fast.evaluate.parity import EXACT_LATENTS, RMS_FACTOR
+from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.runtimes.eager import EagerDenoiser
+from gbci_fast.runtimes.fused import FusedDenoiser
+
+BATCHES = {"cpu": (8,), "cuda": (8, 32, 128, 256)}
+CELLS = 56  # of the latents' side
+MATMUL = {"cpu": 2048, "cuda": 8192}  # rows and columns
+TIMESTEPS = torch.tensor([999, 501])
+STEP = 1
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@pytest.fixture(scope="module")
+def stock() -> GBCIPipeline:
+    """On the CPU, float32."""
+    return GBCIPipeline.from_pretrained()
+
+
+def inputs(stock: GBCIPipeline, batch: int, device: torch.device) -> tuple[Tensor, tuple]:
+    """Latents, and the arguments of ``prepare``; the context is as long as the pipeline makes it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    null = stock.conditioner.null(1)
+    side = CELLS * stock.vae_scale_factor
+    blank = torch.zeros(1, 1, side, side)
+    tokens = stock.encode_condition(blank, blank, [Attributes()], [None]).tokens.shape[1]
+    conditioning = Conditioning(
+        normal(batch, tokens, null.tokens.shape[-1]),
+        torch.ones(batch, tokens, dtype=torch.bool, device=device),
+        normal(batch, null.pooled.shape[-1]),
+    )
+    null = Conditioning(*(part.to(device) for part in (null.tokens, null.token_mask, null.pooled)))
+    return normal(batch, 4, CELLS, CELLS), (conditioning, null, normal(batch, 5, CELLS, CELLS), TIMESTEPS.to(device))
+
+
+def denoiser(row: str, stock: GBCIPipeline, dtype: torch.dtype, device: torch.device) -> Denoiser:
+    """A denoiser of its own copy of the UNet; all but `eager` have the layout that is fastest there."""
+    unet = nn.Module.to(copy.deepcopy(stock.unet), device, dtype)
+    if row != "eager" and (dtype != torch.float32 or device.type == "cuda"):
+        unet = unet.to(memory_format=torch.channels_last)
+    if row == "compile":
+        unet.compile(mode="max-autotune" if device.type == "cuda" else "default", dynamic=False)
+    return FusedDenoiser(unet) if row == "ours" else EagerDenoiser(unet)
+
+
+def forward(made: Denoiser, latents: Tensor, state) -> Tensor:
+    """[2 B, 4, h, w], float32."""
+    return torch.cat(made(latents.to(made.dtype), STEP, state, True)).float()
+
+
+@pytest.mark.parametrize("batch", sorted({batch for batches in BATCHES.values() for batch in batches}))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("row", ["matmul", "eager", "compile", "ours"])
+@torch.no_grad()
+def bench_unet(measure, benchmark, stock, full_float32, device, batch, dtype, row):
+    if batch not in BATCHES[device.type]:
+        pytest.skip("is for a GPU's throughput")
+    benchmark.extra_info.update(batch=batch, dtype=dtype, row=row, threads=torch.get_num_threads())
+    if row == "matmul":
+        side = MATMUL[device.type]
+        a, b = (torch.randn(side, side, device=device, dtype=DTYPES[dtype]) for _ in range(2))
+        measure(lambda: a @ b, num_flops=2 * side**3)
+        return
+    latents, given = inputs(stock, batch, device)
+    made = denoiser(row, stock, DTYPES[dtype], device)
+    state = made.prepare(*given)
+    if row == "ours":
+        check(made, state, stock, latents, given, device)
+    measure(partial(made, latents.to(made.dtype), STEP, state, True), num_flops=batch * flops_per_image(stock))
+
+
+def check(made: Denoiser, state, stock: GBCIPipeline, latents: Tensor, given: tuple, device: torch.device) -> None:
+    """Fails unless the fused forward is as near to the eager float32 one as its tier asks for."""
+    outputs = []
+    for dtype in (torch.float32, made.dtype):
+        eager = denoiser("eager", stock, dtype, device)
+        outputs.append(forward(eager, latents, eager.prepare(*given)))
+    reference, narrow = outputs
+    ours = forward(made, latents, state)
+    if made.dtype == torch.float32:
+        assert (ours - reference).abs().max() <= EXACT_LATENTS * reference.abs().max()
+    else:
+        assert rms(ours - reference) <= RMS_FACTOR * rms(narrow - reference)
+
+
+def rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
+
+
+def flops_per_image(stock: GBCIPipeline) -> int:
+    """Of the stock UNet's guided forward, by PyTorch's own count: convolutions, linear layers and attention."""
+    latents, given = inputs(stock, 1, torch.device("cpu"))
+    eager = EagerDenoiser(stock.unet)
+    state = eager.prepare(*given)
+    with FlopCounterMode(display=False) as counter:
+        eager(latents, STEP, state, True)
+    return counter.get_total_flops()
