@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # GPU tests and benchmarks on a bare CUDA machine: Python 3.12 with torch, triton and pytest, nvcc, and no network.
-# Arguments go to the benchmarks' pytest: `-k cuda` leaves out the CPU's rows.
-# Results go to $OUT, or to benchmarks/results. What such a Python lacks travels as wheels; to fill .wheels/ elsewhere:
+#
+#   benchmarks/gpu_run.sh [tests] [ops] [sampler] [unet] [-- OPTIONS]    # no part named: all four
+#
+# Each part is well inside ten minutes. OPTIONS go to the benchmarks' pytest: `sampler -- --full -k 'cuda and 64-50'`.
+# Results go to $OUT, or to out/gpu; rows to keep belong into benchmarks/results. What such a Python lacks travels as
+# wheels; to fill .wheels/ elsewhere:
 #
 #   python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
@@ -10,7 +14,19 @@
 #     py-cpuinfo2 xformers
 set -euo pipefail
 cd "$(dirname "$0")/.."
-results=$(realpath -m "${OUT:-benchmarks/results}")
+
+parts=()
+while (($#)) && [[ $1 != -- ]]; do
+    case $1 in
+        tests | ops | sampler | unet) parts+=("$1") ;;
+        *) echo "$0: the part is '$1'; expected tests, ops, sampler or unet" >&2 && exit 2 ;;
+    esac
+    shift
+done
+if (($#)); then shift; fi # the --
+if ((${#parts[@]} == 0)); then parts=(tests ops sampler unet); fi
+
+results=$(realpath -m "${OUT:-out/gpu}")
 site=$PWD/build/site
 mkdir -p "$results" "$site"
 
@@ -25,7 +41,22 @@ wait $!
 ln -sfn ../kernels/ops gbci_fast/ops
 ln -sfn ../training gbci_fast/training
 
+bench() { # name, pytest's arguments; rows of the GPU alone, unless these have another -k
+    python3 -m pytest "${@:2}" -k cuda --benchmark-json="$results/gpu_$1.json" | tee "$results/gpu_$1.txt"
+}
+
 status=0
-python3 -m pytest tests -m gpu -q | tee "$results/gpu_tests.txt" || status=$?
-python3 -m pytest benchmarks --benchmark-json="$results/gpu.json" "$@" || status=$?
+for part in "${parts[@]}"; do
+    echo "== $part, $(date -u +%T)"
+    case $part in
+        tests) python3 -m pytest tests -m gpu -q | tee "$results/gpu_tests.txt" || status=$? ;;
+        ops)
+            bench ops benchmarks --benchmark-max-time=0.3 --ignore-glob='*_sampler.py' --ignore-glob='*_unet.py' \
+                --ignore-glob='*_prepare.py' "$@" || status=$?
+            ;;
+        sampler) bench sampler benchmarks/bench_sampler.py "$@" || status=$? ;;
+        unet) bench unet benchmarks/bench_unet.py "$@" || status=$? ;;
+    esac
+done
+echo "== done, $(date -u +%T)"
 exit "$status"
