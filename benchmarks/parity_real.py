@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,21 +57,23 @@ def main() -> int:
     weights = checkpoint_folder(args.weights)
     pipe = load_pipeline(weights, device=args.device)
     cases, _ = load_cases(args.roots, settings, pipe.unet.config.sample_size * pipe.vae_scale_factor, lambda *_: None)
-    summary = {
+    about = {
         "settings": asdict(settings) | {"device": args.device, "weights_sha256": hash_weights(weights)},
         "torch": torch.__version__,
-        "num_images": len(cases),
-        "num_patients": len({(case.root, case.patient) for case in cases}),
-    } | compare(pipe, cases, settings, args.tiers)
+    }
+    for found in compare(pipe, cases, settings, args.tiers):
+        summary = about | found
+        if args.output is not None:  # after every batch: this takes long
+            text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
+            atomically(args.output, lambda path, text=text: path.write_text(text, encoding="utf-8"))
     print_table(summary)
-    if args.output is not None:
-        text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
-        atomically(args.output, lambda path: path.write_text(text, encoding="utf-8"))
     return 0 if all(tier["holds"] for tier in summary["tiers"].values()) else 1
 
 
-def compare(pipe: GBCIPipeline, cases: list[Case], settings: PairedSettings, tiers: list[str]) -> dict[str, Any]:
-    """Samples all cases with every pipeline, batch by batch, and judges each tier on all of them."""
+def compare(
+    pipe: GBCIPipeline, cases: list[Case], settings: PairedSettings, tiers: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Samples all cases with every pipeline, and after every batch judges each tier on all so far."""
     fast = {tier: accelerate(pipe, tier=tier) for tier in tiers}
     dtypes = {tier: one.plan.dtype for tier, one in fast.items()}
     narrow = {dtype: narrowed(pipe, dtype) for dtype in set(dtypes.values()) - {torch.float32}}
@@ -83,24 +86,29 @@ def compare(pipe: GBCIPipeline, cases: list[Case], settings: PairedSettings, tie
             made[dtype].append(candidate_output(one, **call))
         for tier, one in fast.items():
             made[tier].append(candidate_output(one, **call, latents=tier == "exact"))
-        done = first + len(call["seed"])
-        print(f"{done}/{len(cases)} images, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    joined = {name: join(outputs) for name, outputs in made.items()}
+        done = cases[: first + settings.batch_size]
+        print(f"{len(done)}/{len(cases)} images, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        joined = {name: join(outputs) for name, outputs in made.items()}
+        found = {}
+        for tier, one in fast.items():
+            own = joined[dtypes[tier] if dtypes[tier] in narrow else "eager"]
+            found[tier] = judge(tier, joined[tier], joined["eager"], own, done) | {"plan": one.describe()}
+        patients = {(case.root, case.patient) for case in done}
+        yield {"num_images": len(done), "num_patients": len(patients), "tiers": found}
+
+
+def judge(tier: str, candidate: Output, reference: Output, narrow: Output, cases: list[Case]) -> dict[str, Any]:
+    """The gates of one tier, the distances to eager that they are about, and those to the erased lesions."""
     templates, masks = templates_and_masks(cases)
-    results = {}
-    for tier, one in fast.items():
-        own = joined[dtypes[tier] if dtypes[tier] in narrow else "eager"]
-        found = parity(tier, joined[tier], joined["eager"], templates=templates, masks=masks, narrow=own)
-        print(found.sentence())
-        results[tier] = {
-            "plan": one.describe(),
-            "holds": found.holds,
-            "gates": [asdict(gate) | {"holds": gate.holds} for gate in found.gates],
-            "to_eager": summarize(found.distances),
-            "eager_in_its_dtype_to_eager": summarize(found.own),
-            "held_out": held_out(joined[tier], joined["eager"], templates, masks, cases),
-        }
-    return {"tiers": results}
+    found = parity(tier, candidate, reference, templates=templates, masks=masks, narrow=narrow)
+    print(found.sentence(), flush=True)
+    return {
+        "holds": found.holds,
+        "gates": [asdict(gate) | {"holds": gate.holds} for gate in found.gates],
+        "to_eager": summarize(found.distances),
+        "eager_in_its_dtype_to_eager": summarize(found.own),
+        "held_out": held_out(candidate, reference, templates, masks, cases),
+    }
 
 
 def arguments(batch: list[Case], settings: PairedSettings) -> dict[str, Any]:
@@ -155,12 +163,13 @@ def print_table(summary: dict[str, Any]) -> None:
     print("|---|---|---|---|---|---|")
     for tier, found in summary["tiers"].items():
         ours, own, truth = found["to_eager"], found["eager_in_its_dtype_to_eager"], found["held_out"]["psnr"]
+        interval = "one patient" if truth["low"] is None else f"{truth['low']:+.2f} to {truth['high']:+.2f}"
         print(
             f"| {tier} | {'hold' if found['holds'] else 'MISSED'} "
             f"| {ours['psnr']['min']:.1f} / {ours['psnr']['median']:.1f} dB "
             f"| {ours['ssim']['min']:.4f} / {ours['ssim']['median']:.4f} "
             f"| {own['psnr']['min']:.1f} dB, {own['ssim']['min']:.4f} "
-            f"| {truth['mean']:+.2f} dB ({truth['low']:+.2f} to {truth['high']:+.2f}) |"
+            f"| {truth['mean']:+.2f} dB ({interval}) |"
         )
 
 
