@@ -42,7 +42,7 @@ ln -sfn ../kernels/ops gbci_fast/ops
 ln -sfn ../training gbci_fast/training
 
 bench() { # name, pytest's arguments; rows of the GPU alone, unless these have another -k
-    python3 -m pytest "${@:2}" -k cuda --benchmark-json="$results/gpu_$1.json" | tee "$results/gpu_$1.txt"
+    python3 -m pytest -k cuda --benchmark-json="$results/gpu_$1.json" "${@:2}" | tee "$results/gpu_$1.txt"
 }
 
 status=0
