@@ -98,7 +98,7 @@ def test_it_is_forward_only(device):
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_keeps_everything_in_registers(ptxas, dtype):
-    """At the widths of the UNet's transformers; 16-bit products are the tensor cores', and no float32 is cut to TF32."""
+    """At the widths of the UNet's transformers; 16-bit products are the tensor cores', and no float32 becomes TF32."""
     for channels in (128, 192, 320):
         module._launch(*problem(((2, 196, channels), 4 * channels), dtype, device="meta"))
     ptx = "".join(kernel.asm["ptx"] for kernel in ptxas.compiled.values())
