@@ -27,6 +27,11 @@ from diffusers.models.unets.unet_2d_blocks import (
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from gbci_fast.ops._triton import use_triton
+from gbci_fast.ops.geglu import geglu
+from gbci_fast.ops.group_norm_film_silu import group_norm_film_silu
+from gbci_fast.ops.layer_norm_film import layer_norm_film
+
 
 @dataclass(kw_only=True)
 class Context:
@@ -67,14 +72,12 @@ class Resnet:
         computed once for both.
         """
         block, halves = self.block, len(row) // len(x)
-        h = block.conv1(F.silu(block.norm1(x), inplace=True))
-        row = row.view(halves, len(x), -1, 1, 1)
+        h = block.conv1(group_norm(block.norm1, x))
         if self.scale_shift:
-            scale, shift = row.chunk(2, 2)
-            h = torch.addcmul(shift, block.norm2(h), scale)
+            h = group_norm(block.norm2, h, film=row)
         else:
-            h = block.norm2((h + row).flatten(0, 1))
-        h = block.conv2(F.silu(h.view(-1, *h.shape[-3:]), inplace=True))
+            h = group_norm(block.norm2, (h + row.view(halves, len(x), -1, 1, 1)).flatten(0, 1))
+        h = block.conv2(h)
         if block.conv_shortcut is not None:
             x = block.conv_shortcut(x)
         h.view(halves, *x.shape).add_(x)
@@ -91,7 +94,7 @@ class Transformer:
     def __call__(self, x: Tensor, contexts: Iterator[Context], guided: bool) -> Tensor:
         """x [B or 2B, C, H, W]; the next of the contexts are those of its blocks."""
         module, (height, width) = self.module, x.shape[-2:]
-        tokens = module.norm(x).flatten(2).transpose(1, 2)  # [B, H W, C]
+        tokens = group_norm(module.norm, x, silu=False).flatten(2).transpose(1, 2)  # [B, H W, C]
         tokens = F.linear(tokens, module.proj_in.weight.flatten(1), module.proj_in.bias)
         for block in self.blocks:
             tokens = block(tokens, next(contexts), guided)
@@ -119,17 +122,17 @@ class TransformerBlock:
     def __call__(self, x: Tensor, context: Context, guided: bool) -> Tensor:
         """x [B or 2B, S, C]."""
         block = self.block
-        q, k, v = F.linear(block.norm1(x), self.qkv, self.qkv_bias).chunk(3, -1)
+        q, k, v = F.linear(_layer_norm(block.norm1, x), self.qkv, self.qkv_bias).chunk(3, -1)
         x = x + block.attn1.to_out[0](_attention(q, k, v, block.attn1))
         conditional = x
         if guided:
             unconditional, conditional = x.chunk(2)
             unconditional += context.null
         attention = block.attn2
-        q = _heads(attention.to_q(block.norm2(conditional)), attention.heads)
+        q = _heads(attention.to_q(_layer_norm(block.norm2, conditional)), attention.heads)
         out = F.scaled_dot_product_attention(q, context.key, context.value, context.bias, scale=attention.scale)
         conditional += attention.to_out[0](out.transpose(1, 2).flatten(2))
-        return x + block.ff(block.norm3(x))
+        return x + _feed_forward(block.ff, _layer_norm(block.norm3, x))
 
 
 class Upsample:
@@ -162,6 +165,36 @@ class Upsample:
                 window = padded[..., p : p + height + 1, q : q + width + 1]
                 out[:, :, :, p, :, q] = F.conv2d(window, self.weights[p][q], self.bias)
         return out.flatten(4, 5).flatten(2, 3)
+
+
+def group_norm(norm: nn.GroupNorm, x: Tensor, film: Tensor | None = None, silu: bool = True) -> Tensor:
+    """SiLU of the normalized x [B, C, H, W], scaled and shifted by the rows of film [B or 2B, 2C]."""
+    if use_triton(x):
+        scale, shift = (None, None) if film is None else film.chunk(2, 1)
+        return group_norm_film_silu(
+            x, norm.num_groups, norm.weight, norm.bias, norm.eps, scale=scale, shift=shift, silu=silu
+        )
+    h = norm(x)
+    if film is not None:
+        scale, shift = film.view(-1, len(x), film.shape[1], 1, 1).chunk(2, 2)
+        h = torch.addcmul(shift, h, scale).flatten(0, 1)
+    return F.silu(h, inplace=True) if silu else h
+
+
+def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """x [B, S, C]."""
+    return layer_norm_film(x, norm.weight, norm.bias, norm.eps) if use_triton(x) else norm(x)
+
+
+def _feed_forward(module: FeedForward, x: Tensor) -> Tensor:
+    """x [B, S, C]. In float32, where no tensor core multiplies, the products are left to the vendor's library."""
+    if not use_triton(x) or x.dtype == torch.float32:
+        return module(x)
+    activation, *rest = module.net
+    h = geglu(x, activation.proj.weight, activation.proj.bias)
+    for part in rest:
+        h = part(h)
+    return h
 
 
 def why_not(unet: UNet2DConditionModel) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
-from gbci_fast.runtimes.blocks import Context, Resnet, Transformer, Upsample, why_not
+from gbci_fast.runtimes.blocks import Context, Resnet, Transformer, Upsample, group_norm, why_not
 
 
 @dataclass(kw_only=True)
@@ -111,7 +111,7 @@ class FusedDenoiser:
                     x = stage.transformers[i](x, contexts, guided)
             for upsampler in stage.upsamplers:
                 x = upsampler(x)
-        output = unet.conv_out(F.silu(unet.conv_norm_out(x), inplace=True))
+        output = unet.conv_out(group_norm(unet.conv_norm_out, x))
         return tuple(reversed(output.chunk(2))) if guided else output
 
 

@@ -9,6 +9,8 @@ about the mean, in registers, or by Welford's update and the combination of Chan
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -290,7 +292,7 @@ def _groups_per_run(run: int, x: Tensor, num_groups: int) -> int:
 
 
 def _launch(x, num_groups, weight, bias, eps, scale, shift, residual, silu):
-    batch, channels, pixels = *x.shape[:2], x[0, 0].numel()
+    batch, channels, pixels = *x.shape[:2], x.shape[2] * x.shape[3]
     halves = 1 if scale is None else len(scale) // batch
     out, summed = _output(x, halves), None if residual is None else torch.empty_like(x)
     options = {"CHANNELS": channels // num_groups, "CHANNELS_LAST": not x.is_contiguous()}
@@ -398,7 +400,7 @@ def _check(x, num_groups, weight, bias, scale, shift, residual):
     if x.dim() != 4 or x.numel() == 0:
         raise GBCIError(f"x is {list(x.shape)}; expected [B, C, H, W], not empty")
     batch, channels = x.shape[:2]
-    if x[0].numel() >= 2**31:
+    if math.prod(x.shape[1:]) >= 2**31:
         raise GBCIError(f"x is {list(x.shape)}; expected fewer than 2^31 elements per sample")
     if x.dtype not in DTYPES and not (x.is_cpu and x.dtype == torch.float64):
         raise GBCIError(f"x is {x.dtype}; expected float32, bfloat16 or float16")
