@@ -6,7 +6,7 @@ An operator's file takes `jit`, `tl` and `triton` from here, begins with ``from 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -56,14 +56,18 @@ def architecture() -> int:
     return 0 if INTERPRETED else triton.runtime.driver.active.get_current_target().arch
 
 
-def triton_op(name: str, schema: str, *, cpu: Callable, cuda: Callable, fake: Callable) -> Callable:
+def triton_op(
+    name: str, schema: str, *, cpu: Callable, cuda: Callable, fake: Callable, mutates_args: Sequence[str] = ()
+) -> Callable:
     """Registers ``torch.ops.gbci_fast.<name>``, forward only: a backward pass through it raises a RuntimeError.
 
     `cuda` launches the kernel; it also runs on the CPU where Triton interprets, instead of `cpu`, the reference. All
     three take the arguments of `schema` by position.
     """
     here = cuda if INTERPRETED else cpu
-    op = torch.library.custom_op(f"gbci_fast::{name}", here, mutates_args=(), device_types="cpu", schema=schema)
+    op = torch.library.custom_op(
+        f"gbci_fast::{name}", here, mutates_args=mutates_args, device_types="cpu", schema=schema
+    )
     op.register_kernel("cuda", cuda)
     op.register_fake(fake)
     return op
