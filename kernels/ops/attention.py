@@ -1,0 +1,206 @@
+"""Scaled dot-product attention by one of several kernels, chosen from a table; a refusal is explained.
+
+Equivalent to ``softmax(softmax_scale * q k^T) v`` over the first `kv_lengths` keys, see `attention_ref`. The backends
+are PyTorch's and xformers', and none is the fastest everywhere. PyTorch's are called as operators and not through
+`torch.nn.attention.sdpa_kernel`, which switches the whole process and so every other thread, too. Forward only.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from gbci_fast.errors import GBCIError
+
+BACKENDS = ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "xformers")
+
+# By architecture, rows of (most keys, backends in their order); the first row that holds is taken, and of it the first
+# backend that does not refuse. benchmarks/bench_attention.py prints the order of a machine.
+# "cpu": measured with 2 threads, batch 1 to 16, 4 and 6 heads of 32, 196 to 784 tokens: sdpa_math takes 1.4 to 9 times
+# as long as sdpa_flash, in float32 and in bfloat16.
+# "cuda": not measured on any GPU; the order in which PyTorch itself asks, and xformers before what is slow.
+ORDER: dict[str, tuple[tuple[float, tuple[str, ...]], ...]] = {
+    "cpu": ((math.inf, ("sdpa_flash", "sdpa_math")),),
+    "cuda": ((math.inf, ("sdpa_flash", "sdpa_efficient", "xformers", "sdpa_cudnn", "sdpa_math")),),
+}
+
+
+def attention_ref(
+    q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float | None = None, kv_lengths: Tensor | None = None
+) -> Tensor:
+    """`attention` in plain PyTorch."""
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    scores = scale * q @ k.transpose(-1, -2)
+    if kv_lengths is not None:
+        scores = scores + _bias(kv_lengths, k)
+    return scores.softmax(-1).nan_to_num(0.0) @ v  # without a key: 0 and not 0/0
+
+
+def _bias(kv_lengths: Tensor, k: Tensor) -> Tensor:
+    """[B, 1, 1, N] in the dtype of k, -inf where a key does not count; rows begin at multiples of 16 elements."""
+    keys = k.shape[2]
+    padded = torch.arange(-(-keys // 16) * 16, device=k.device) >= kv_lengths[:, None]
+    return torch.zeros(padded.shape, dtype=k.dtype, device=k.device).masked_fill_(padded, -math.inf)[
+        :, None, None, :keys
+    ]
+
+
+def why_not(backend: str, q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None = None) -> list[str]:
+    """Why a backend cannot run `attention` of these tensors, one sentence each; empty if it can.
+
+    Raises:
+        GBCIError: there is no such backend.
+    """
+    if backend not in BACKENDS:
+        raise GBCIError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
+    if backend == "sdpa_math" or (backend == "sdpa_flash" and q.is_cpu):
+        return []
+    if not q.is_cuda:
+        return [f"{backend} needs an NVIDIA GPU, and q is on {q.device}"]
+    if kv_lengths is not None and backend in ("sdpa_flash", "sdpa_cudnn", "xformers"):
+        return [f"{backend} is called without a mask, and kv_lengths needs one"]
+    if backend == "xformers":
+        return _xformers_refuses(q, k, v)
+    if q.dtype == torch.float32 and backend != "sdpa_efficient":
+        return [f"{backend} takes bfloat16 and float16, and q is {q.dtype}"]
+    return _torch_refuses(backend, q, k, v, kv_lengths)
+
+
+def _torch_refuses(backend: str, q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None) -> list[str]:
+    """PyTorch's own reasons, which it gives as warnings."""
+    can_use = {
+        "sdpa_flash": torch.backends.cuda.can_use_flash_attention,
+        "sdpa_efficient": torch.backends.cuda.can_use_efficient_attention,
+        "sdpa_cudnn": torch.backends.cuda.can_use_cudnn_attention,
+    }[backend]
+    bias = None if kv_lengths is None else _bias(kv_lengths, k).expand(*q.shape[:3], -1)
+    params = torch.backends.cuda.SDPAParams(q, k, v, bias, 0.0, False, False)
+    if can_use(params, False):
+        return []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        can_use(params, True)
+    sentences = [f"{backend}: {str(warning.message).splitlines()[0]}" for warning in said]
+    return sentences or [
+        f"{backend}: PyTorch refuses q {list(q.shape)} in {q.dtype} on {q.device} and does not say why"
+    ]
+
+
+def _xformers_refuses(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
+    """xformers' own reasons; it takes them if one of its kernels does."""
+    try:
+        from xformers.ops import fmha
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "xformers":
+            return [f"xformers cannot be imported: {error}"]
+        return ["xformers is not installed: pip install xformers"]
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    inputs = fmha.Inputs(query=q, key=k, value=v)
+    refusals = {kernel.NAME: kernel.not_supported_reasons(inputs) for kernel in fmha.ALL_FW_OPS}
+    if not all(refusals.values()):
+        return []
+    return [f"xformers' {name}: {'; '.join(reasons)}" for name, reasons in refusals.items()]
+
+
+def _chosen(q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None) -> str:
+    order = next(order for most_keys, order in ORDER[architecture(q.device)] if k.shape[2] <= most_keys)
+    return next(backend for backend in order if not why_not(backend, q, k, v, kv_lengths))  # sdpa_math takes all
+
+
+def architecture(device: torch.device) -> str:
+    """The key of `ORDER` for a device: such as "sm_90" where that has rows of its own, else "cuda" or "cpu"."""
+    if device.type != "cuda":
+        return "cpu"
+    name = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    return name if name in ORDER else "cuda"
+
+
+def _run(q, k, v, softmax_scale, kv_lengths, backend):
+    aten, scale = torch.ops.aten, softmax_scale
+    bias = None if kv_lengths is None else _bias(kv_lengths, k)
+    backend = _chosen(q, k, v, kv_lengths) if backend is None else backend
+    if backend == "xformers":
+        from xformers.ops import memory_efficient_attention
+
+        out = memory_efficient_attention(*(part.transpose(1, 2) for part in (q, k, v)), scale=scale).transpose(1, 2)
+    elif backend == "sdpa_math":
+        out = aten._scaled_dot_product_attention_math(q, k, v, bias, scale=scale)[0]
+    elif backend == "sdpa_efficient":
+        bias = None if bias is None else bias.expand(*q.shape[:3], -1)
+        out = aten._scaled_dot_product_efficient_attention(q, k, v, bias, False, scale=scale)[0]
+    elif backend == "sdpa_cudnn":
+        out = aten._scaled_dot_product_cudnn_attention(q, k, v, None, False, scale=scale)[0]
+    elif q.is_cpu:
+        out = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)[0]
+    else:
+        out = aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[0]
+    if kv_lengths is not None:  # kernels differ in what they make of no key at all
+        out = out.masked_fill((kv_lengths == 0)[:, None, None, None], 0.0)
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+_attention = torch.library.custom_op(
+    "gbci_fast::attention",
+    _run,
+    mutates_args=(),
+    device_types=("cpu", "cuda"),
+    schema="(Tensor q, Tensor k, Tensor v, float? softmax_scale, Tensor? kv_lengths, str? backend) -> Tensor",
+)
+
+
+@_attention.register_fake
+def _(q, k, v, *_):
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    softmax_scale: float | None = None,
+    kv_lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Every query's mean of the values, weighted by the softmax of its scores. Forward only.
+
+    Args:
+        q: ``[B, heads, S, head_dim]`` of any strides, and all three of one dtype: float32, bfloat16 or float16 (and on
+            the CPU float64).
+        k: ``[B, heads, N, head_dim]``.
+        v: ``[B, heads, N, head_dim]``.
+        softmax_scale: what scores are multiplied by; by default ``head_dim ** -0.5``.
+        kv_lengths: int32 ``[B]``: so many keys of a sample count, and what lies behind them is padding. A sample
+            without keys gets 0.
+        backend: one of `BACKENDS`; by default the first of `ORDER` that does not refuse.
+
+    Returns:
+        ``[B, heads, S, head_dim]`` whose memory is ``[B, S, heads, head_dim]``, as an output projection reads it.
+
+    Raises:
+        GBCIError: a shape, dtype or device is not as above, or the backend refuses; the sentence says why.
+    """
+    if not (q.dim() == k.dim() == 4 and k.shape == v.shape and q.shape[:2] == k.shape[:2] and q.shape[3] == k.shape[3]):
+        shapes = ", ".join(f"{name} {list(part.shape)}" for name, part in (("q", q), ("k", k), ("v", v)))
+        raise GBCIError(f"got {shapes}; expected q [B, heads, S, head_dim] and k and v [B, heads, N, head_dim]")
+    if 0 in q.shape or k.shape[2] == 0:
+        raise GBCIError(f"q is {list(q.shape)} and k {list(k.shape)}; expected no axis of length 0")
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, *((torch.float64,) if q.is_cpu else ()))
+    for name, part in (("q", q), ("k", k), ("v", v)):
+        if part.dtype != q.dtype or part.dtype not in dtypes:
+            raise GBCIError(f"{name} is {part.dtype}; expected float32, bfloat16 or float16, and q's")
+        if part.device != q.device:
+            raise GBCIError(f"{name} is on {part.device}; expected {q.device} like q")
+    if kv_lengths is not None and (kv_lengths.dtype != torch.int32 or kv_lengths.shape != q.shape[:1]):
+        got = f"{kv_lengths.dtype} {list(kv_lengths.shape)}"
+        raise GBCIError(f"kv_lengths is {got}; expected torch.int32 [{q.shape[0]}]")
+    if kv_lengths is not None and kv_lengths.device != q.device:
+        raise GBCIError(f"kv_lengths is on {kv_lengths.device}; expected {q.device} like q")
+    if backend is not None:
+        reasons = why_not(backend, q, k, v, kv_lengths)
+        if reasons:
+            raise GBCIError(f"attention cannot run by {backend}: {'; '.join(reasons)}")
+    return _attention(q, k, v, softmax_scale, kv_lengths, backend)
