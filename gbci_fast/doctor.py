@@ -10,8 +10,10 @@ import importlib.util
 import os
 import pkgutil
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gbci_fast import __version__
@@ -99,7 +101,7 @@ def examine() -> Report:
         no_gpu=no_gpu,
         checkpoint=checkpoint,
         choice=choice or ["nothing: the packaged checkpoint does not load"],
-        ops=[Finding(name=name, device=d, reasons=_op(name, d, no)) for name in _ops() for d, no in devices.items()],
+        ops=[finding for name in _ops() for d, no in devices.items() for finding in _op_findings(name, d, no)],
         runtimes=[
             Finding(name=name, device=d, reasons=no or checkpoint or _accelerates(pipe[0], runtime=name, device=d))
             for name in RUNTIMES
@@ -183,6 +185,31 @@ def _ops() -> list[str]:
     import gbci_fast.ops
 
     return [module.name for module in pkgutil.iter_modules(gbci_fast.ops.__path__) if not module.name.startswith("_")]
+
+
+def _op_findings(name: str, device: str, no_device: Sequence[str]) -> list[Finding]:
+    """Of an operator, and of each backend that it chooses among."""
+    reasons = _op(name, device, no_device)
+    findings = [Finding(name=name, device=device, reasons=reasons)]
+    module = sys.modules.get(f"gbci_fast.ops.{name}")
+    for backend in getattr(module, "BACKENDS", ()):
+        missing = [f"{backend} is not installed: pip install {backend}"] if backend in _missing() else []
+        refusals = [*reasons, *missing] or _refusals(module, backend, device)
+        findings.append(Finding(name=f"{name}, {backend}", device=device, reasons=refusals))
+    return findings
+
+
+def _refusals(module: ModuleType, backend: str, device: str) -> list[str]:
+    """Of queries, keys and values as the packaged checkpoint has them."""
+    import torch
+
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    q = torch.zeros(2, 4, 196, 32, device=device, dtype=dtype)
+    return module.why_not(backend, q, q, q)
+
+
+def _missing() -> list[str]:
+    return [package for package in PACKAGES if _version(package) is None]
 
 
 def _op(name: str, device: str, no_device: Sequence[str] = ()) -> list[str]:

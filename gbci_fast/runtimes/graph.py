@@ -19,8 +19,8 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Batch sizes that are recorded; a batch is padded to the next."""
 TOKENS = 32
 """A context with a report is padded to a multiple of this many tokens."""
-CAPACITY = 16
-"""Recordings that are kept."""
+CAPACITY = 32
+"""Recordings that are kept: windows of eight sizes, in the four buckets of batches up to 8."""
 
 
 class Recorder(Protocol):

@@ -84,6 +84,23 @@ def test_an_operator_says_what_it_needs(monkeypatch):
     assert doctor._op("blend_step", "xpu") == [unbuilt]
 
 
+def test_a_choice_of_backends_is_told_one_by_one(monkeypatch):
+    module = types.ModuleType("gbci_fast.ops.new_op")
+    module.BACKENDS = ("own", "xformers", "narrow")
+    module.why_not = lambda backend, q, k, v: [f"narrow does not take {q.dtype}"] if backend == "narrow" else []
+    monkeypatch.setitem(sys.modules, "gbci_fast.ops.new_op", module)
+    monkeypatch.setattr(doctor, "_version", lambda package: None if package == "xformers" else "1")
+    no_xformers = "xformers is not installed: pip install xformers"
+    assert {finding.name: finding.reasons for finding in doctor._op_findings("new_op", "cpu", [])} == {
+        "new_op": [],
+        "new_op, own": [],
+        "new_op, xformers": [no_xformers],
+        "new_op, narrow": ["narrow does not take torch.float32"],
+    }
+    findings = doctor._op_findings("new_op", "cuda", ["no GPU"])
+    assert [finding.reasons for finding in findings] == [["no GPU"], ["no GPU"], ["no GPU", no_xformers], ["no GPU"]]
+
+
 def test_nothing_but_the_eager_pipeline_is_there():
     status, report = without("gbci_fast._C", "triton", "xformers")
     assert status == 0
