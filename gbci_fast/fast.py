@@ -32,7 +32,7 @@ from gbci_fast.masks import feather_latent_mask
 from gbci_fast.noise import seed_tensor
 from gbci_fast.ops.blend_step import blend_step  # noqa: F401  registers the operator that is asked for below
 from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline, Trajectory
-from gbci_fast.runtimes.blocks import why_not
+from gbci_fast.runtimes.blocks import has_other_forward, why_not
 from gbci_fast.runtimes.compile import CompiledDenoiser, need_compiler
 from gbci_fast.runtimes.eager import EagerDenoiser
 from gbci_fast.runtimes.fused import FusedDenoiser
@@ -302,7 +302,7 @@ def _accelerate_unet(
 ) -> FastUNet:
     if type(unet) is not UNet2DConditionModel:
         raise GBCIError(f"the UNet is a {type(unet).__name__}; expected a UNet2DConditionModel itself")
-    if "forward" in vars(unet):
+    if has_other_forward(unet):
         raise GBCIError("the UNet's forward was replaced, by offloading for example; accelerate it before that")
     dtype, notes = _dtype(unet.dtype, tier, dtype, device)
     wanted = "fused" if runtime == "auto" else runtime

@@ -211,11 +211,16 @@ def why_not(unet: UNet2DConditionModel) -> list[str]:
     return reasons
 
 
+def has_other_forward(module: nn.Module) -> bool:
+    """Whether its `forward` was replaced, as offloading does, and not put back."""
+    return "forward" in vars(module) and getattr(module.forward, "__func__", None) is not type(module).forward
+
+
 def unsupported(part: nn.Module) -> list[str]:
     """What in a module tree the blocks above would not reproduce; empty if they reproduce all of it."""
     reasons = []
     for name, module in part.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        if module._forward_hooks or module._forward_pre_hooks or has_other_forward(module):
             reasons.append(f"{name or 'it'} has hooks")
         if isinstance(module, nn.Dropout) and module.training and module.p > 0:
             reasons.append(f"{name} drops out")
