@@ -16,6 +16,8 @@ STABLE_TORCH_LIBRARY(gbci_fast, m) {
   m.def(
       "composite(Tensor pixels, Tensor weight, Tensor synthetic, Tensor? template, Tensor sizes, Tensor affine, "
       "float white) -> Tensor");
+  m.def("conv3x3_weight(Tensor weight) -> Tensor");
+  m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias, SymInt out_channels) -> Tensor");
 }
 
 // An empty module: importing gbci_fast._C runs the static registrations above and in the operators' files.

@@ -6,28 +6,16 @@
 #include <numeric>
 #include <utility>
 
+#include "clones.h"
 #include "host_device.h"
 
-#define GBCI_PRAGMA(...) _Pragma(#__VA_ARGS__)
-#if defined(__clang__)
-#define GBCI_PUSH_TARGET(set) GBCI_PRAGMA(clang attribute push(__attribute__((target(set))), apply_to = function))
-#define GBCI_POP_TARGET GBCI_PRAGMA(clang attribute pop)
-#else
-#define GBCI_PUSH_TARGET(set) GBCI_PRAGMA(GCC push_options) GBCI_PRAGMA(GCC target(set))
-#define GBCI_POP_TARGET GBCI_PRAGMA(GCC pop_options)
-#endif
-
 #if defined(__x86_64__)
-
-#include <immintrin.h>
 
 GBCI_PUSH_TARGET("avx512f")
 #define GBCI_CLONE avx512f
 #define GBCI_VECTOR_BYTES 64
-// Of __builtin_convertvector GCC 12 makes half a dozen instructions. The forms with a mask: the plain ones draw a warning
-// about its own header.
-#define GBCI_TO_WORDS(x) (Words)_mm512_maskz_cvtepu16_epi32(0xFFFF, (__m256i)(x))
-#define GBCI_TO_HALFWORDS(x) (Halfwords)_mm512_maskz_cvtepi32_epi16(0xFFFF, (__m512i)(x))
+#define GBCI_TO_WORDS GBCI_AVX512_TO_WORDS
+#define GBCI_TO_HALFWORDS GBCI_AVX512_TO_HALFWORDS
 #include "blend_rows_clone.h"
 GBCI_POP_TARGET
 
@@ -93,23 +81,6 @@ double Moments::standard_deviation(int64_t count) const {
 }
 
 namespace {
-
-enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
-
-// Asked here and not by the loader (target_clones), so that it works with every compiler and C library, and under the
-// sanitizers.
-InstructionSet widest() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) {
-    return InstructionSet::kAvx512;
-  }
-  if (__builtin_cpu_supports("avx2")) {
-    return InstructionSet::kAvx2;
-  }
-#endif
-  return InstructionSet::kBaseline;
-}
 
 const InstructionSet instruction_set = widest();
 

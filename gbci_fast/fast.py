@@ -34,6 +34,7 @@ from gbci_fast.ops.blend_step import blend_step  # noqa: F401  registers the ope
 from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline, Trajectory
 from gbci_fast.runtimes.blocks import has_other_forward, why_not
 from gbci_fast.runtimes.compile import CompiledDenoiser, need_compiler
+from gbci_fast.runtimes.convolution import with_filtered_convolutions
 from gbci_fast.runtimes.eager import EagerDenoiser
 from gbci_fast.runtimes.fused import FusedDenoiser
 from gbci_fast.runtimes.graph import BUCKETS, TOKENS, CudaRecorder, LoopGraphs, Recorder
@@ -104,8 +105,9 @@ class FastPipeline(GBCIPipeline):
     def to(self, *args: Any, **kwargs: Any) -> "FastPipeline":
         """As of any pipeline; `eager` stays where it is."""
         for name in ("vae", "unet", "conditioner"):
-            if getattr(self, name) is getattr(self.eager, name):
-                setattr(self, name, copy.deepcopy(getattr(self, name)))
+            part = getattr(self, name)
+            if next(part.parameters()) is next(getattr(self.eager, name).parameters()):
+                setattr(self, name, copy.deepcopy(part))
         return super().to(*args, **kwargs)
 
     @classmethod
@@ -291,6 +293,8 @@ def accelerate(
             name: nn.Module.to(copy.deepcopy(part), device, dtypes[name], memory_format=layout)
             for name, part in parts.items()
         }
+    if device.type == "cpu" and plan.dtype == torch.float32:
+        parts["vae"] = with_filtered_convolutions(parts["vae"])
     fast = FastPipeline(**parts, scheduler=copy.deepcopy(pipe.scheduler))
     fast.eager, fast.plan, fast._planned_for = pipe, plan, _identity(fast.unet)
     fast.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))

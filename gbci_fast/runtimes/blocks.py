@@ -31,6 +31,7 @@ from gbci_fast.ops._triton import use_triton
 from gbci_fast.ops.geglu import geglu
 from gbci_fast.ops.group_norm_film_silu import group_norm_film_silu
 from gbci_fast.ops.layer_norm_film import layer_norm_film
+from gbci_fast.runtimes.convolution import filtered
 
 
 @dataclass(kw_only=True)
@@ -55,6 +56,7 @@ class Resnet:
 
     def __init__(self, block: ResnetBlock2D):
         self.block = block
+        self.conv1, self.conv2 = filtered(block.conv1), filtered(block.conv2)
         self.scale_shift = block.time_embedding_norm == "scale_shift"
 
     def table(self, embedding: Tensor) -> Tensor:
@@ -72,12 +74,12 @@ class Resnet:
         computed once for both.
         """
         block, halves = self.block, len(row) // len(x)
-        h = block.conv1(group_norm(block.norm1, x))
+        h = self.conv1(group_norm(block.norm1, x))
         if self.scale_shift:
             h = group_norm(block.norm2, h, film=row)
         else:
             h = group_norm(block.norm2, (h + row.view(halves, len(x), -1, 1, 1)).flatten(0, 1))
-        h = block.conv2(h)
+        h = self.conv2(h)
         if block.conv_shortcut is not None:
             x = block.conv_shortcut(x)
         h.view(halves, *x.shape).add_(x)

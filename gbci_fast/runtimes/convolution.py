@@ -1,0 +1,62 @@
+"""Convolutions by minimal filtering where that is faster: on a CPU, in float32."""
+
+import copy
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from gbci_fast.ops.conv3x3 import conv3x3, conv3x3_weight
+
+MIN_CHANNELS = 16  # in and out; with fewer there is too little to multiply
+
+
+class FilteredConv2d(nn.Conv2d):
+    """A 3 x 3 convolution that shares the parameters of another.
+
+    Of anything but float32 on the CPU, under autograd and in a compiled graph it is an `nn.Conv2d` like any other. It
+    follows its weight wherever that goes.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None, device="meta")
+        self.weight, self.bias = conv.weight, conv.bias
+        self.train(conv.training)
+        self._filtered: tuple[tuple[int, int], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, K, H, W]."""
+        here = x.dtype == torch.float32 and x.device.type == "cpu"
+        if not here or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        key = self.weight.data_ptr(), self.weight._version
+        if self._filtered is None or self._filtered[0] != key:
+            self._filtered = key, conv3x3_weight(self.weight.detach().contiguous())
+        return conv3x3(x.contiguous(), self._filtered[1], self.bias, self.out_channels)
+
+
+def filtered(conv: nn.Conv2d) -> nn.Conv2d:
+    """The convolution by minimal filtering, where there is a faster one, else the same."""
+    pays = (
+        type(conv) is nn.Conv2d
+        and conv.weight.device.type == "cpu"
+        and conv.weight.dtype == torch.float32
+        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
+        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        and not (conv._forward_hooks or conv._forward_pre_hooks)
+    )
+    return FilteredConv2d(conv) if pays else conv
+
+
+def with_filtered_convolutions(module: nn.Module) -> nn.Module:
+    """A copy of a module with the same parameters and its convolutions `filtered`."""
+    shared = chain(module.parameters(), module.buffers())
+    module = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
+    for part in list(module.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, nn.Conv2d):
+                setattr(part, name, filtered(child))
+    return module
