@@ -10,9 +10,11 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 from gbci_fast import fast as fast_module
+from gbci_fast.conditioning import Conditioning
 from gbci_fast.fast import accelerate
-from gbci_fast.pipeline import GBCIPipeline
-from gbci_fast.runtimes import graph
+from gbci_fast.pipeline import GBCIPipeline, Trajectory
+from gbci_fast.runtimes import blocks, graph
+from gbci_fast.runtimes.fused import FusedDenoiser
 from gbci_fast.runtimes.graph import BUCKETS, CudaRecorder, LoopGraphs, bucket
 from gbci_fast.training.ldm import build_pipeline, build_scheduler
 from gbci_fast.training.stages import ldm_preset, vae_preset
@@ -260,6 +262,34 @@ def test_a_recorded_loop_never_asks_for_a_value(recorded, recorder, monkeypatch,
     assert recorder.recorded == 3
     with pytest.raises(DataDependentOutputException):
         run(recorded._built[1], torch.ones(1, 1), loop=lambda given: given["x"] * given["x"].sum().item())
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_with_triton_s_operators_it_never_asks_for_a_value_either(pipe, monkeypatch, padded):
+    """The path of CUDA, on the meta device, whose tensors have no values."""
+    asked = []
+    monkeypatch.setattr(blocks, "use_triton", lambda x: asked.append(x) is None)
+    fast = accelerate(pipe, runtime="fused", dtype=torch.bfloat16)
+    fast.scheduler.set_timesteps(3)
+    fast._guidance_scale, fast._interrupt = 3.0, False
+    config, unet = pipe.conditioner.config, copy.deepcopy(fast.unet).to("meta")
+    tokens, pooled = torch.empty(2, 40, config.width, device="meta"), torch.empty(2, config.pooled_dim, device="meta")
+    conditioning = Conditioning(tokens, torch.empty(2, 40, dtype=torch.bool, device="meta"), pooled)
+    vars(conditioning)["padded"] = padded
+    null = Conditioning(tokens[:1, :1], conditioning.token_mask[:1, :1], pooled[:1])
+    four = torch.empty(2, 4, 16, 16, device="meta")
+    trajectory = Trajectory(
+        latents=four, noise=four, image_latents=four, masked_image_latents=four, mask_latents=four[:, :1],
+        conditioning=conditioning, timesteps=torch.empty(3, dtype=torch.long, device="meta"), eta=1.0, generator=None,
+        seeds=[1, 2], known_region=True, callback=None, callback_inputs=(),
+    )  # fmt: skip
+    seeds = torch.empty(2, dtype=torch.long, device="meta")
+    with torch.no_grad():
+        out = fast._loop(trajectory, FusedDenoiser(unet), null, fast.scheduler, {"seeds": seeds}, lambda: None)
+    assert (out.shape, out.dtype, out.device.type) == (four.shape, torch.float32, "meta")
+    assert asked
+    with pytest.raises(RuntimeError, match="cannot be called on meta tensors"):
+        out.sum().item()
 
 
 def test_a_copy_records_for_itself(recorded, recorder):
