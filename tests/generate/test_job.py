@@ -69,7 +69,7 @@ def test_same_job_same_bytes(make_job, phantom, finished, tree, tmp_path):
     assert tree(tmp_path / "again") == tree(finished)
 
 
-@pytest.mark.parametrize(("tier", "bound"), [("exact", 1e-3), ("tolerance", 0.1)])
+@pytest.mark.parametrize(("tier", "bound"), [("exact", 1e-3), ("tolerance", 0.1), ("approximate", 0.1)])
 def test_the_fast_path_keeps_the_promises(make_job, pipe, phantom, tree, tmp_path, tier, bound):
     """The same bytes, interrupted or not; and other batches change no image beyond the tier's rounding."""
     fast = accelerate(pipe, tier=tier)
