@@ -33,7 +33,7 @@ from diffusers.models.unets.unet_2d_blocks import (
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from gbci_fast.runtimes.blocks import Context, Resnet, Transformer, Upsample, unsupported
+from gbci_fast.runtimes.blocks import Context, Resnet, Transformer, Upsample, has_other_forward, unsupported
 from gbci_fast.runtimes.compile import compiled
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ class FastBlock(nn.Module):
 
     Attributes:
         stock: what it was.
-        fused: the block of `gbci_fast.runtimes.blocks`.
+        fused: the block of `gbci_fast.runtimes.blocks`; None where hooks were put on the fused block: they keep its
+            forward, which is then the stock one.
         declined: what calls asked for that it leaves to the stock forward; one dictionary for the whole UNet, in which
             a reason is written when it is first met.
     """
@@ -86,25 +87,27 @@ class FastBlock(nn.Module):
     fused: Any
     declined: dict[str, None]
 
-    def decline(self, reason: str) -> None:
-        """Reports, once per UNet, what goes to the stock forward."""
-        reason = f"stock {self.stock.__name__} in calls where {reason}"
-        if not torch.compiler.is_compiling() and reason not in self.declined:
-            self.declined[reason] = None
-            logger.warning(reason)
+    def declines(self, reason: str | None) -> bool:
+        """Whether a call goes to the stock forward; a `reason` for it is reported once per UNet."""
+        if reason is not None and not torch.compiler.is_compiling():
+            reason = f"stock {self.stock.__name__} in calls where {reason}"
+            if reason not in self.declined:
+                self.declined[reason] = None
+                logger.warning(reason)
+        return reason is not None or self.fused is None
 
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
         # Cast or moved: what was derived from the weights is void, and the stock forward serves until it is renewed.
         to_stock(self)
-        return self._apply(*args, **kwargs)
+        return nn.Module._apply(self, *args, **kwargs)
 
 
 class FastResnet(FastBlock, ResnetBlock2D):
     stock = ResnetBlock2D
 
     def forward(self, input_tensor: Tensor, temb: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if reason := not_plain_inference(input_tensor):
-            self.decline(reason)
+        reason = not_plain_inference(input_tensor)
+        if self.declines(reason):
             return super().forward(input_tensor, temb, *args, **kwargs)
         return self.fused(input_tensor, self.fused.table(temb))
 
@@ -116,8 +119,7 @@ class FastTransformer(FastBlock, Transformer2DModel):
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **options: Any) -> Any:
         reason = not_plain_inference(hidden_states)
         reason = reason or _not_plain_attention(hidden_states, encoder_hidden_states, options)
-        if reason:
-            self.decline(reason)
+        if self.declines(reason):
             return super().forward(hidden_states, encoder_hidden_states, **options)
         contexts: list[Context] = self.contexts(encoder_hidden_states)
         bias = options.get("encoder_attention_mask")  # [B, 1, N], 0 or -10000
@@ -134,8 +136,7 @@ class FastUpsample(FastBlock, Upsample2D):
         reason = not_plain_inference(hidden_states)
         if output_size is not None and tuple(output_size) != tuple(2 * side for side in hidden_states.shape[-2:]):
             reason = "the image does not double in size"
-        if reason:
-            self.decline(reason)
+        if self.declines(reason):
             return super().forward(hidden_states, output_size, *args, **kwargs)
         return self.fused(hidden_states)
 
@@ -165,17 +166,24 @@ def _not_plain_attention(x: Tensor, context: Any, options: dict[str, Any]) -> st
 def to_stock(part: nn.Module) -> None:
     """The stock block again, if it had become a fused one."""
     if isinstance(part, FastBlock):
-        part.__class__ = part.stock
         part.fused = None
+        if not has_other_forward(part):
+            vars(part).pop("forward", None)
+            part.__class__ = part.stock
 
 
 def to_fast(part: nn.Module, declined: dict[str, None]) -> None:
     """The fused block of a stock one that `unsupported` has nothing against."""
     kind, fused = BLOCKS[type(part)]
+    vars(part).pop("forward", None)  # the stock one, which hooks put back
     part.fused, part.declined = fused(part), declined
     if kind is FastTransformer:
         part.contexts = LastValue(functools.partial(_contexts, part.fused))
     part.__class__ = kind
+
+
+def _is_fused(part: nn.Module) -> bool:
+    return isinstance(part, FastBlock) and part.fused is not None
 
 
 def _contexts(fused: Transformer, tokens: Tensor) -> list[Context]:
@@ -209,7 +217,7 @@ class _Watch:
 
     def __init__(self, unet: nn.Module, parts: list[nn.Module]):
         modules = list(unet.modules())
-        self.unet, self.parts = unet, parts
+        self.unet, self.parts = unet, [vars(part) for part in parts]
         self.owners = [owner for module in modules for owner in (module._parameters, module._modules) if owner]
         self.hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self.names = [vars(module) for module in modules]
@@ -220,15 +228,15 @@ class _Watch:
         self.before = self.state()
 
     def owned(self) -> list[Any]:
-        return [value for owner in self.owners for value in owner.values()]
+        values = [value for owner in self.owners for value in owner.values()]
+        return values + [names.get("forward") for names in self.names]
 
     def state(self) -> tuple[Any, ...]:
         return (
             self.unet.training,
-            [type(part) for part in self.parts],
+            [id(part.get("fused")) for part in self.parts],
             [weight._version for weight in self.weights],
             sum(map(len, self.hooks)),
-            sum("forward" in names for names in self.names),
             [type(names.get("processor")) for names in self.attention],
             [names["_chunk_size"] for names in self.chunked],
         )
@@ -281,6 +289,7 @@ class FastUNet(UNet2DConditionModel):
         }
         twin = nn.Module.to(copy.deepcopy(unet, memo), device, plan.dtype, memory_format=layout)
         twin.__class__ = cls
+        vars(twin).pop("forward", None)  # the stock one, which hooks put back
         twin.plan, twin._original, twin._declined = plan, _Original(unet), {}
         twin._projected = LastValue(functools.partial(_project, twin))
         twin.refresh()
@@ -297,7 +306,7 @@ class FastUNet(UNet2DConditionModel):
     @property
     def num_fused(self) -> int:
         """How many blocks are fused ones."""
-        return sum(isinstance(part, FastBlock) for part in self.modules())
+        return sum(_is_fused(part) for part in self.modules())
 
     @functools.wraps(UNet2DConditionModel.forward)
     def forward(self, sample: Tensor, timestep: Tensor | float, *args: Any, **kwargs: Any) -> Any:
@@ -316,11 +325,11 @@ class FastUNet(UNet2DConditionModel):
         parts, reasons = [], []
         for name, part in self.named_modules():
             to_stock(part)
-            if type(part) in BLOCKS:
+            if type(part) in BLOCKS or isinstance(part, FastBlock):
                 parts.append((name, part))
         if self.plan.runtime != "eager":
             for name, part in parts:
-                against = unsupported(part)
+                against = ["it has hooks"] if isinstance(part, FastBlock) else unsupported(part)
                 if against:
                     reasons.append(f"{name}: {'; '.join(against)}")
                 else:
@@ -333,9 +342,9 @@ class FastUNet(UNet2DConditionModel):
     def describe(self) -> str:
         """What runs here, and what does not and why."""
         lines = [str(replace(self.plan, dtype=self.dtype))]
-        for kind, (fast, _) in BLOCKS.items():
+        for kind in BLOCKS:
             parts = [part for part in self.modules() if isinstance(part, kind)]
-            lines.append(f"{sum(isinstance(part, fast) for part in parts)} of {len(parts)} {kind.__name__} fused")
+            lines.append(f"{sum(map(_is_fused, parts))} of {len(parts)} {kind.__name__} fused")
         if self._compiled is not None:
             lines.append("keys and values of the context are computed in every call, within the graph")
         return "\n".join([*lines, *(f"stock {reason}" for reason in self.stock_reasons), *self._declined])

@@ -7,6 +7,8 @@ import re
 
 import pytest
 import torch
+from accelerate import cpu_offload
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
@@ -337,6 +339,26 @@ def test_parts_that_change_are_seen():
     assert relative(run(fast, given), run(model, given)) < 1e-9
 
 
+def test_offloading_is_seen_and_its_end_too():
+    model = unet()
+    fast, given = fast_of(model), inputs(model)
+    blocks, plain = fast.num_fused, run(fast, given)
+    cpu_offload(fast, execution_device=torch.device("cpu"))
+    assert torch.allclose(run(fast, given), plain, rtol=0, atol=1e-9)
+    assert fast.num_fused == 0
+    assert "stock mid_block.resnets.0: norm1 has hooks" in fast.describe()
+    remove_hook_from_module(fast, recurse=True)
+    assert torch.equal(run(fast, given), plain)
+    add_hook_to_module(fast.mid_block.resnets[0], ModelHook())
+    assert torch.allclose(run(fast, given), plain, rtol=0, atol=1e-9)
+    assert fast.stock_reasons == ["mid_block.resnets.0: it has hooks"]
+    remove_hook_from_module(fast.mid_block.resnets[0])
+    assert torch.equal(run(fast, given), plain)
+    assert fast.num_fused == blocks
+    remove_hook_from_module(add_hook_to_module(model, ModelHook()))  # leaves a forward behind
+    assert fast_of(model).forward.__func__ is FastUNet.forward
+
+
 def test_dropout_and_gradients_are_the_stock_forward_s():
     model = unet(dropout=0.5)
     fast, given = fast_of(model), inputs(model)
@@ -441,7 +463,7 @@ def test_what_cannot_be_accelerated_is_refused_with_the_reason():
     with pytest.raises(GBCIError, match="the UNet is a FastUNet; expected a UNet2DConditionModel itself"):
         accelerate(fast)
     offloaded = unet(torch.float32)
-    offloaded.forward = offloaded.forward
+    offloaded.forward = lambda *args, **kwargs: None
     with pytest.raises(GBCIError, match="the UNet's forward was replaced, by offloading for example"):
         accelerate(offloaded)
     with pytest.raises(GBCIError, match="pipe is a Linear; expected a GBCIPipeline or a UNet2DConditionModel"):
