@@ -309,6 +309,8 @@ def _accelerate_unet(
     if has_other_forward(unet):
         raise GBCIError("the UNet's forward was replaced, by offloading for example; accelerate it before that")
     dtype, notes = _dtype(unet.dtype, tier, dtype, device)
+    if tier == "approximate":
+        notes.append("nothing is approximated: a UNet alone has no mask to put a window around")
     wanted = "fused" if runtime == "auto" else runtime
     plan = Plan(runtime=wanted, tier=tier, dtype=dtype, notes=tuple(notes), asked=runtime)
     fast = FastUNet.of(unet, plan, device, _layout(device, dtype))

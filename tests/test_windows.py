@@ -1,5 +1,7 @@
 """Windowed denoising: windows that hold what changes, the noise of the whole run, and nothing else touched."""
 
+import contextlib
+
 import pytest
 import torch
 from diffusers import (
@@ -11,6 +13,7 @@ from diffusers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gbci_fast import fast as fast_module
 from gbci_fast import windows
 from gbci_fast.fast import accelerate
 from gbci_fast.masks import feather_latent_mask
@@ -226,8 +229,9 @@ def test_no_other_tier_windows(pipe, image, mask, tier, monkeypatch):
     assert "windowed" not in fast.describe()
 
 
-def test_the_plan_says_so(fast):
+def test_the_plan_says_so(fast, pipe):
     assert fast.describe().splitlines() == ["runtime fused, tier approximate, float32", windows.NOTE]
+    assert "no mask to put a window around" in accelerate(pipe.unet, tier="approximate").describe()
 
 
 def test_without_a_known_region_all_is_sampled(fast, pipe, image, mask):
@@ -258,6 +262,28 @@ def test_a_callback_gets_and_changes_whole_latents(fast, pipe, image, mask):
         assert relative(a["image_latents"], b["image_latents"]) < 1e-5
     # What it did to the last latents is seen in the windows.
     assert relative(last, last_reference) < 1
+
+
+class Rerun:
+    """See `gbci_fast.runtimes.graph.Recorder`; it replays a loop by running it again."""
+
+    recorded = 0
+
+    def record(self, loop):
+        self.recorded += 1
+        return loop
+
+    turn = contextlib.nullcontext
+
+
+@pytest.mark.parametrize(("options", "recordings"), [({}, 2), ({"eta": 1.0}, 0)], ids=str)
+def test_each_size_of_window_is_recorded_once(fast, image, mask, options, recordings, monkeypatch):
+    expected, recorder = sample(fast, image, mask, **options), Rerun()
+    monkeypatch.setattr(fast_module, "_recorder", lambda *_: recorder)
+    recording = accelerate(fast.eager, tier="approximate", dtype=torch.float32)
+    for _ in range(2):
+        assert relative(sample(recording, image, mask, **options), expected) < 1e-5
+    assert recorder.recorded == recordings  # noise that is drawn beforehand is not recorded
 
 
 def test_an_interrupt_ends_it(fast, image, mask):
