@@ -41,6 +41,12 @@ def modules():
     return parts
 
 
+@pytest.fixture(autouse=True)
+def narrow_halo(monkeypatch):
+    """So that small latents hold windows of several sizes."""
+    monkeypatch.setattr(windows, "HALO", 2)
+
+
 @pytest.fixture
 def pipe(modules):
     made = GBCIPipeline(**{**modules, "scheduler": build_scheduler()})
