@@ -9,6 +9,7 @@ import copy
 import functools
 import logging
 import operator
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from gbci_fast.runtimes.blocks import Context, Resnet, Transformer, Upsample, ha
 from gbci_fast.runtimes.compile import compiled
 
 logger = logging.getLogger(__name__)
+_REFRESHING = threading.Lock()
 
 
 class LastValue:
@@ -269,6 +271,7 @@ class FastUNet(UNet2DConditionModel):
     Keys and values of the context are computed again when `encoder_hidden_states` is another tensor, or was written to.
     What is derived from weights is derived again when those were moved, exchanged or written to (other than through
     ``.data``, which leaves no trace: call `refresh` then). It is for inference: with gradients enabled all is stock.
+    Threads may call it at once, each with its own context, as long as nothing of it changes meanwhile.
     """
 
     plan: Any
@@ -311,7 +314,9 @@ class FastUNet(UNet2DConditionModel):
     @functools.wraps(UNet2DConditionModel.forward)
     def forward(self, sample: Tensor, timestep: Tensor | float, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling() and self._watch.changed():
-            self.refresh()
+            with _REFRESHING:  # several threads may come first
+                if self._watch.changed():
+                    self.refresh()
         if self._compiled is None:
             return super().forward(sample, timestep, *args, **kwargs)
         if not isinstance(timestep, Tensor):  # a number would be a constant of the graph

@@ -4,6 +4,7 @@ import copy
 import inspect
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -253,6 +254,17 @@ def test_a_context_that_is_written_to_or_exchanged_is_seen():
     for _ in range(3):  # a new tensor each, perhaps where the one before was
         given["encoder_hidden_states"] = torch.randn_like(original)
         assert relative(run(fast, given), run(model, given)) < 1e-12
+
+
+def test_threads_with_a_context_each_do_not_mix_them():
+    model = unet()
+    fast = copy.deepcopy(fast_of(model))
+    given = [inputs(model, encoder_hidden_states=torch.randn(2, 7, 24, dtype=torch.float64)) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        outputs = list(pool.map(lambda index: run(fast, given[index % 4]), range(16)))
+    references = [run(model, each) for each in given]
+    assert relative(references[0], references[1]) > 1e-3
+    assert max(relative(ours, references[index % 4]) for index, ours in enumerate(outputs)) < 1e-12
 
 
 def test_inference_tensors_are_never_remembered():
