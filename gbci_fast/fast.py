@@ -32,7 +32,7 @@ from gbci_fast.masks import feather_latent_mask
 from gbci_fast.noise import seed_tensor
 from gbci_fast.ops.blend_step import blend_step  # noqa: F401  registers the operator that is asked for below
 from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline, Trajectory
-from gbci_fast.runtimes.blocks import has_other_forward, why_not
+from gbci_fast.runtimes.blocks import cross_attention_notes, has_other_forward, why_not
 from gbci_fast.runtimes.compile import CompiledDenoiser, need_compiler
 from gbci_fast.runtimes.convolution import with_filtered_convolutions
 from gbci_fast.runtimes.eager import EagerDenoiser
@@ -340,6 +340,8 @@ def _plan(pipe: GBCIPipeline, runtime: str, tier: str, dtype: torch.dtype | None
     if runtime == "auto":
         runtime = "eager" if reasons else "fused"
         notes += [f"not the fused runtime: {reason}" for reason in reasons]
+    if runtime == "fused" and device.type == "cuda":
+        notes += cross_attention_notes(pipe.unet, dtype)
     if tier == "approximate":
         notes.append(windows.NOTE)
     return Plan(runtime=runtime, tier=tier, dtype=dtype, notes=tuple(notes), asked=asked)

@@ -34,7 +34,15 @@ from diffusers.models.unets.unet_2d_blocks import (
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from gbci_fast.runtimes.blocks import Context, Resnet, Transformer, Upsample, has_other_forward, unsupported
+from gbci_fast.runtimes.blocks import (
+    Context,
+    Resnet,
+    Transformer,
+    Upsample,
+    cross_attention_notes,
+    has_other_forward,
+    unsupported,
+)
 from gbci_fast.runtimes.compile import compiled
 
 logger = logging.getLogger(__name__)
@@ -352,6 +360,8 @@ class FastUNet(UNet2DConditionModel):
             lines.append(f"{sum(map(_is_fused, parts))} of {len(parts)} {kind.__name__} fused")
         if self._compiled is not None:
             lines.append("keys and values of the context are computed in every call, within the graph")
+        if self.device.type == "cuda":
+            lines += cross_attention_notes(self, self.dtype)
         return "\n".join([*lines, *(f"stock {reason}" for reason in self.stock_reasons), *self._declined])
 
     def process_encoder_hidden_states(self, encoder_hidden_states: Any, added_cond_kwargs: Any) -> Any:

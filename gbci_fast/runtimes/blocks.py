@@ -4,6 +4,7 @@ A block is built from a diffusers module, shares its weights, and is called with
 embedding, and with keys and values instead of a context. Under guidance a batch holds the unconditional half first.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,6 +29,9 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from gbci_fast.ops._triton import use_triton
+from gbci_fast.ops.attention import attention
+from gbci_fast.ops.cross_attention import cross_attention
+from gbci_fast.ops.cross_attention import why_not as cross_attention_refuses
 from gbci_fast.ops.geglu import geglu
 from gbci_fast.ops.group_norm_film_silu import group_norm_film_silu
 from gbci_fast.ops.layer_norm_film import layer_norm_film
@@ -41,6 +45,7 @@ class Context:
     Attributes:
         key, value: ``[B, heads, N, head_dim]`` of the conditional context.
         bias: ``[B, 1, 1, N]``, -10000 where the context is padding, or None.
+        kv_lengths: int32 ``[B]``, the same where all padding is at the end; or None.
         null: ``[C]``, the layer's whole output for the null context. All of that context's tokens are one token, so its
             values' weighted mean is that token's value whatever the query. None where no batch will be guided.
     """
@@ -48,6 +53,7 @@ class Context:
     key: Tensor
     value: Tensor
     bias: Tensor | None
+    kv_lengths: Tensor | None
     null: Tensor | None
 
 
@@ -114,12 +120,14 @@ class TransformerBlock:
         biases = [part.bias for part in (self_attention.to_q, self_attention.to_k, self_attention.to_v)]
         self.qkv_bias = None if biases[0] is None else torch.cat(biases)
 
-    def context(self, tokens: Tensor, bias: Tensor | None, null: Tensor | None) -> Context:
+    def context(
+        self, tokens: Tensor, null: Tensor | None, bias: Tensor | None = None, kv_lengths: Tensor | None = None
+    ) -> Context:
         """Keys and values of tokens [B, N, D]; `null` [D] is the null context's token, if there is one."""
-        attention = self.block.attn2
-        key, value = (_heads(part(tokens), attention.heads) for part in (attention.to_k, attention.to_v))
-        constant = None if null is None else attention.to_out[0](attention.to_v(null))
-        return Context(key=key, value=value, bias=bias, null=constant)
+        cross = self.block.attn2
+        key, value = (_heads(part(tokens), cross.heads) for part in (cross.to_k, cross.to_v))
+        constant = None if null is None else cross.to_out[0](cross.to_v(null))
+        return Context(key=key, value=value, bias=bias, kv_lengths=kv_lengths, null=constant)
 
     def __call__(self, x: Tensor, context: Context, guided: bool) -> Tensor:
         """x [B or 2B, S, C]."""
@@ -130,10 +138,7 @@ class TransformerBlock:
         if guided:
             unconditional, conditional = x.chunk(2)
             unconditional += context.null
-        attention = block.attn2
-        q = _heads(attention.to_q(_layer_norm(block.norm2, conditional)), attention.heads)
-        out = F.scaled_dot_product_attention(q, context.key, context.value, context.bias, scale=attention.scale)
-        conditional += attention.to_out[0](out.transpose(1, 2).flatten(2))
+        _cross_attend(block, conditional, context)
         return x + _feed_forward(block.ff, _layer_norm(block.norm3, x))
 
 
@@ -243,6 +248,24 @@ def unsupported(part: nn.Module) -> list[str]:
     return reasons
 
 
+def cross_attention_notes(part: nn.Module, dtype: torch.dtype) -> list[str]:
+    """Which cross-attention layers run on CUDA without their kernel, and why; empty if none does."""
+    layers = [block.attn2 for block in part.modules() if isinstance(block, BasicTransformerBlock)]
+    if dtype == torch.float32:
+        reasons = Counter({"no tensor core multiplies float32 in its full precision": len(layers)})
+    else:
+        reasons = Counter(
+            reason
+            for layer in layers
+            for reason in cross_attention_refuses(layer.query_dim, layer.heads, layer.inner_dim // layer.heads, dtype)
+        )
+    return [
+        f"cross-attention by SDPA and GEMMs in {count} of {len(layers)} layers: {reason}"
+        for reason, count in reasons.items()
+        if count
+    ]
+
+
 # Options of the UNet that the runtime does without.
 _ABSENT = (
     "addition_embed_type", "encoder_hid_dim_type", "time_embedding_act_fn", "time_cond_proj_dim", "center_input_sample",
@@ -277,7 +300,26 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, module: Attention) -> Tensor:
     """[B, S, C] each -> [B, S, C]."""
-    q, k, v = (_heads(part, attention.heads) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=attention.scale).transpose(1, 2).flatten(2)
+    q, k, v = (_heads(part, module.heads) for part in (q, k, v))
+    if use_triton(q):
+        out = attention(q, k, v, softmax_scale=module.scale)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, scale=module.scale)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _cross_attend(block: BasicTransformerBlock, x: Tensor, context: Context) -> None:
+    """Adds the cross-attention's output to x [B, S, C]. Float32 products are left to the vendor's library."""
+    norm, cross, out = block.norm2, block.attn2, block.attn2.to_out[0]
+    lengths_known = context.bias is None or context.kv_lengths is not None
+    if use_triton(x) and x.dtype != torch.float32 and lengths_known and cross.to_q.bias is None:
+        cross_attention(
+            x, norm.weight, norm.bias, cross.to_q.weight, context.key, context.value, out.weight, out.bias,
+            eps=norm.eps, softmax_scale=cross.scale, kv_lengths=context.kv_lengths, out=x,
+        )  # fmt: skip
+        return
+    q = _heads(cross.to_q(_layer_norm(norm, x)), cross.heads)
+    attended = F.scaled_dot_product_attention(q, context.key, context.value, context.bias, scale=cross.scale)
+    x += out(attended.transpose(1, 2).flatten(2))

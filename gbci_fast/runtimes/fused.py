@@ -66,13 +66,15 @@ class FusedDenoiser:
         pooled = torch.cat([null.pooled, conditioning.pooled]).to(dtype)
         time = unet.time_embedding(unet.time_proj(timesteps).to(dtype))
         embedding = time[:, None] + unet.class_embedding(pooled)  # [T, 1 + B, E]
-        tokens, bias = conditioning.tokens.to(dtype), None
+        tokens, kv_lengths, bias = conditioning.tokens.to(dtype), None, None
         if conditioning.padded:
-            bias = ((1 - conditioning.token_mask.to(dtype)) * -10000.0)[:, None, None]
+            tokens, kv_lengths = _padding_last(tokens, conditioning.token_mask)
+            padding = torch.arange(tokens.shape[1], device=tokens.device) >= kv_lengths[:, None]
+            bias = (padding.to(dtype) * -10000.0)[:, None, None]
         return _State(
             first=F.conv2d(constant, self._conv_in_constant, unet.conv_in.bias, padding=unet.conv_in.padding),
             tables=[resnet.table(embedding) for resnet in self._resnets],
-            contexts=[layer.context(tokens, bias, null.tokens[0, 0].to(dtype)) for layer in self._layers],
+            contexts=[layer.context(tokens, null.tokens[0, 0].to(dtype), bias, kv_lengths) for layer in self._layers],
         )
 
     def __call__(self, latents: Tensor, step: int, state: _State, guided: bool) -> Tensor | tuple[Tensor, Tensor]:
@@ -113,6 +115,16 @@ class FusedDenoiser:
                 x = upsampler(x)
         output = unet.conv_out(group_norm(unet.conv_norm_out, x))
         return tuple(reversed(output.chunk(2))) if guided else output
+
+
+def _padding_last(tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [B, N, D], those in front that the mask [B, N] counts, which attention does not mind; how many these are.
+
+    A sample of padding alone keeps all its tokens: one bias for all scores changes no softmax.
+    """
+    counts = token_mask | ~token_mask.any(1, keepdim=True)
+    order = counts.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    return tokens.gather(1, order[..., None].expand_as(tokens)), counts.sum(1, dtype=torch.int32)
 
 
 def _rows(table: Tensor, batch: int, guided: bool) -> Tensor:

@@ -10,7 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
+from gbci_fast.ops import cross_attention
 from gbci_fast.ops._triton import INTERPRETED
+from gbci_fast.runtimes import blocks
 from gbci_fast.runtimes.blocks import why_not
 from gbci_fast.runtimes.eager import EagerDenoiser
 from gbci_fast.runtimes.fused import FusedDenoiser
@@ -100,11 +102,44 @@ def test_where_triton_interprets_them_the_fused_operators_run(dtype):
     exact = torch.cat(outputs(EagerDenoiser(copy.deepcopy(model).double()), 1, True, steps=1, size=8))
     with Operators():
         ours = torch.cat(outputs(FusedDenoiser(model), 1, True, steps=1, size=8))
-    expected = {"group_norm_film_silu", "layer_norm_film"} | ({"geglu"} if dtype == torch.bfloat16 else set())
-    assert names == (expected if INTERPRETED else set())
+    everywhere, narrow = {"group_norm_film_silu", "layer_norm_film", "attention"}, {"geglu", "cross_attention"}
+    expected = everywhere | narrow if dtype == torch.bfloat16 else everywhere
+    assert names & (everywhere | narrow) == (expected if INTERPRETED else set())
     eager = torch.cat(outputs(EagerDenoiser(model), 1, True, steps=1, size=8))
     error, own = ((result - exact).square().mean().sqrt() for result in (ours, eager))
     assert 0 < error <= 1.5 * own
+
+
+@pytest.mark.parametrize("operators", [False, True])
+def test_padding_may_be_anywhere(operators, monkeypatch):
+    """Also in front, and all that a sample has; by `kv_lengths` where the operators run, and else by a bias."""
+    if operators:
+        monkeypatch.setattr(blocks, "use_triton", lambda x: True)
+    latents, (conditioning, *given) = inputs(3)
+    token_mask = torch.ones(3, 7, dtype=torch.bool)
+    token_mask[0, [0, 3, 4]], token_mask[1, 5:], token_mask[2] = False, False, False
+    conditioning = Conditioning(conditioning.tokens, token_mask, conditioning.pooled)
+    model = unet()
+    with torch.no_grad():
+        ours, reference = (
+            denoiser(latents, 1, denoiser.prepare(conditioning, *given), True)
+            for denoiser in (FusedDenoiser(model), EagerDenoiser(model))
+        )
+    assert relative(ours, reference) < 1e-11
+
+
+def test_cross_attention_without_its_kernel_is_said(monkeypatch):
+    monkeypatch.setattr(cross_attention, "triton", object())
+    model = unet(torch.float32, attention_head_dim=(1, 2), block_out_channels=(160, 640))
+    sentence = "cross-attention by SDPA and GEMMs in 4 of 4 layers: "
+    assert blocks.cross_attention_notes(model, torch.float32) == [
+        f"{sentence}no tensor core multiplies float32 in its full precision"
+    ]
+    assert blocks.cross_attention_notes(model, torch.float16) == [
+        f"{sentence}it is 640 wide; the cross-attention kernel takes at most 512 in torch.float16",
+        f"{sentence}head_dim is 320; the cross-attention kernel takes at most 128 in torch.float16",
+    ]
+    assert blocks.cross_attention_notes(unet(), torch.float16) == []
 
 
 def test_guidance_may_be_switched_between_steps():
