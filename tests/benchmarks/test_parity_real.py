@@ -1,0 +1,79 @@
+"""The script that holds the tiers against real lesions, on phantoms and an untrained model."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gbci_fast.data.phantom import generate_phantom
+from gbci_fast.training.ldm import build_pipeline
+from gbci_fast.training.stages import ldm_preset, vae_preset
+from gbci_fast.training.vae import build_vae
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "parity_real.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("parity_real", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    """Two phantom studies, all of the split "test", and weights that mean nothing."""
+    folder = tmp_path_factory.mktemp("parity")
+    generate_phantom(folder / "phantom", studies=3, seed=3, size=128)
+    for table in (folder / "phantom").glob("*.csv"):
+        table.write_text(table.read_text().replace(",training,", ",test,"))
+    torch.manual_seed(0)
+    pipe = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]).eval(), 64)
+    pipe.save_pretrained(folder / "weights")
+    return [str(folder / "phantom"), "--weights", str(folder / "weights"), "--steps", "2", "--limit", "3"]
+
+
+def run(script, arguments, monkeypatch, tmp_path, *more):
+    output = tmp_path / "summary.json"
+    monkeypatch.setattr("sys.argv", ["parity_real.py", *arguments, "--batch-size", "2", "--output", str(output), *more])
+    return script.main(), output.read_text()
+
+
+def test_the_summary_has_every_tier_and_nobody_s_name(script, arguments, monkeypatch, tmp_path, capsys):
+    status, text = run(script, arguments, monkeypatch, tmp_path, "--tiers", "exact", "tolerance")
+    summary = json.loads(text)
+    assert status == 0
+    assert summary["num_images"] == 3
+    assert list(summary["tiers"]) == ["exact", "tolerance"]
+    exact = summary["tiers"]["exact"]
+    assert exact["holds"]
+    assert exact["gates_hold"]
+    assert [gate["bound"] for gate in exact["gates"]] == [0, 1e-5]
+    assert abs(exact["held_out"]["psnr"]["mean"]) < 1e-3
+    ids = [line.split(",")[:3] for line in (Path(arguments[0]) / "finding_annotations.csv").read_text().splitlines()]
+    assert not any(name in text for row in ids[1:] for name in row)
+    assert "| exact | hold |" in capsys.readouterr().out
+
+
+def test_a_missed_gate_is_the_exit_status(script, arguments, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("gbci_fast.evaluate.parity.EXACT_LATENTS", 0.0)
+    status, text = run(script, arguments, monkeypatch, tmp_path, "--tiers", "exact")
+    assert status == 1
+    assert not json.loads(text)["tiers"]["exact"]["holds"]
+    assert "| exact | MISSED |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("error", "holds"), [(0.05, True), (0.4, False)])
+def test_held_out_data_decide_where_an_approximation_misses_its_gates(script, arguments, error, holds):
+    """Eager is 0.2 off the truth under the mask, upwards, and the candidate `error`, downwards."""
+    settings = script.PairedSettings(split="test", limit=3)
+    cases, _ = script.load_cases([Path(arguments[0])], settings, 64, lambda *_: None)
+    templates, masks = script.templates_and_masks(cases)
+    eager, candidate = (script.Output(images=templates + offset * masks) for offset in (0.2, -error))
+    found = script.judge("approximate", candidate, eager, eager, cases)
+    assert not found["gates_hold"]
+    assert found["holds"] is holds
+    assert (found["held_out"]["psnr"]["mean"] > 0) is holds
