@@ -75,7 +75,7 @@ def forward(made: Denoiser, latents: Tensor, state) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("row", ["matmul", "eager", "compile", "ours"])
 @torch.no_grad()
-def bench_unet(measure, benchmark, stock, full_float32, device, batch, dtype, row):
+def bench_unet(measure, benchmark, stock, full_float32, skip_slow_builds, device, batch, dtype, row):
     if batch not in BATCHES[device.type]:
         pytest.skip("is for a GPU's throughput")
     benchmark.extra_info.update(batch=batch, dtype=dtype, row=row, threads=torch.get_num_threads())

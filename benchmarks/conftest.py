@@ -7,19 +7,30 @@ import torch
 
 MEDIANS = pytest.StashKey[dict]()
 """Medians of a benchmark's rows, by everything else that it is parametrized with."""
+QUICK_SECONDS = 0.3  # that a quick run spends on a row, if five rounds do not take longer
 RATES = {"num_bytes": "gb_per_s", "num_flops": "gflop_per_s"}
 
 
 def pytest_addoption(parser):
     """Sizes that a quick run leaves small."""
     parser.addoption("--prepare-images", type=int, default=64, help="images of bench_prepare.py (default 64)")
-    extent = parser.getgroup("extent of the sampler's and the UNet's benchmarks")
-    extent.addoption(
-        "--quick", dest="full", action="store_false", default=False, help="few batches and steps (default)"
-    )
-    extent.addoption(
-        "--full", dest="full", action="store_true", default=False, help="all: hours without a GPU; choose by -k"
-    )
+    extent = {"dest": "full", "default": False}
+    parser.addoption("--quick", action="store_false", **extent, help="few batches, steps and rounds: minutes (default)")
+    parser.addoption("--full", action="store_true", **extent, help="all: hours without a GPU; choose by -k")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("full"):
+        for item in items:
+            item.add_marker(pytest.mark.benchmark(max_time=QUICK_SECONDS))
+
+
+@pytest.fixture
+def skip_slow_builds(request, device):
+    """On the CPU ``torch.compile`` of a UNet takes longer than all of its row's rounds."""
+    builds = device.type == "cpu" and request.node.callspec.params["row"] == "compile"
+    if builds and not request.config.getoption("full"):
+        pytest.skip("builds for minutes: is left to --full")
 
 
 @pytest.fixture(params=["cpu", "cuda"])

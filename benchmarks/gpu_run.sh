@@ -51,7 +51,7 @@ for part in "${parts[@]}"; do
     case $part in
         tests) python3 -m pytest tests -m gpu -q | tee "$results/gpu_tests.txt" || status=$? ;;
         ops)
-            bench ops benchmarks --benchmark-max-time=0.3 --ignore-glob='*_sampler.py' --ignore-glob='*_unet.py' \
+            bench ops benchmarks --ignore-glob='*_sampler.py' --ignore-glob='*_unet.py' \
                 --ignore-glob='*_prepare.py' "$@" || status=$?
             ;;
         sampler) bench sampler benchmarks/bench_sampler.py "$@" || status=$? ;;
