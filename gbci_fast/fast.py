@@ -38,7 +38,7 @@ from gbci_fast.runtimes.convolution import with_filtered_convolutions
 from gbci_fast.runtimes.eager import EagerDenoiser
 from gbci_fast.runtimes.fused import FusedDenoiser
 from gbci_fast.runtimes.graph import BUCKETS, TOKENS, CudaRecorder, LoopGraphs, Recorder
-from gbci_fast.sampling import KnownRegion, adds_noise, sample_ddim, sampler_for, tables
+from gbci_fast.sampling import KnownRegion, adds_noise, on_host, sample_ddim, sampler_for, tables
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BUILDERS = {"eager": EagerDenoiser, "fused": FusedDenoiser, "compile": CompiledDenoiser}
@@ -218,8 +218,7 @@ class FastPipeline(GBCIPipeline):
         self, graphs: LoopGraphs, run: Trajectory, denoiser: Denoiser, null: Conditioning, seeds: dict[str, Tensor]
     ) -> Tensor:
         """`_loop` from a recording, made if there is none yet."""
-        scheduler = copy.copy(self.scheduler)
-        scheduler.timesteps = scheduler.timesteps.cpu()  # samplers read them, and a recording must not wait for that
+        scheduler = on_host(self.scheduler)  # a sampler reads the tables, and a recording must not wait for that
         names = ("latents", "noise", "image_latents", "masked_image_latents", "mask_latents")
         batched = {name: getattr(run, name) for name in names} | run.conditioning.tensors() | seeds
         shared = {f"null_{name}": part for name, part in null.tensors().items()} | {"timesteps": run.timesteps}

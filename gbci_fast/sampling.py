@@ -11,6 +11,7 @@ once per trajectory; it never calls ``scheduler.step``. The symbols::
 What diffusers can do and this module does not is refused by name, never approximated.
 """
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Hashable
@@ -284,6 +285,13 @@ def adds_noise(scheduler: SchedulerMixin, eta: float) -> bool:
     return isinstance(scheduler, EulerAncestralDiscreteScheduler | LCMScheduler) or (
         isinstance(scheduler, DDIMScheduler) and eta > 0
     )
+
+
+def on_host(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """With the same tables on the CPU: `timesteps` and, after `add_noise`, `alphas_cumprod` are on the device."""
+    moved = copy.copy(scheduler)
+    vars(moved).update({name: value.cpu() for name, value in vars(scheduler).items() if isinstance(value, Tensor)})
+    return moved
 
 
 def tables(scheduler: SchedulerMixin) -> Hashable:

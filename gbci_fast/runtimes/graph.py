@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Batch sizes that are recorded; a batch is padded to the next."""
+"""Batch sizes that are recorded; a batch is padded to the next, and a larger one is none that waits for launches."""
 TOKENS = 32
 """A context with a report is padded to a multiple of this many tokens."""
 CAPACITY = 32

@@ -16,6 +16,7 @@ from gbci_fast.pipeline import GBCIPipeline, Trajectory
 from gbci_fast.runtimes import blocks, graph
 from gbci_fast.runtimes.fused import FusedDenoiser
 from gbci_fast.runtimes.graph import BUCKETS, CudaRecorder, LoopGraphs, bucket
+from gbci_fast.sampling import on_host, tables
 from gbci_fast.training.ldm import build_pipeline, build_scheduler
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae
@@ -292,6 +293,26 @@ def test_with_triton_s_operators_it_never_asks_for_a_value_either(pipe, monkeypa
         out.sum().item()
 
 
+def test_tables_are_read_on_the_host():
+    """Wherever they are: a stand-in counts as another device here."""
+
+    class Elsewhere(torch.Tensor):
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(3)
+    scheduler.timesteps, scheduler.alphas_cumprod = (
+        table.as_subclass(Elsewhere) for table in (scheduler.timesteps, scheduler.alphas_cumprod)
+    )
+    host = on_host(scheduler)
+    assert type(host.timesteps) is type(host.alphas_cumprod) is torch.Tensor
+    assert type(scheduler.timesteps) is Elsewhere
+    assert tables(host) == tables(scheduler)
+    host.set_timesteps(4)
+    assert tables(host) != tables(scheduler)
+
+
 def test_a_copy_records_for_itself(recorded, recorder):
     first = sample(recorded)
     assert torch.equal(sample(copy.deepcopy(recorded)), first)
@@ -304,9 +325,14 @@ def test_cuda_graphs_give_the_same_bits(pipe, device):
     plain = accelerate(pipe, runtime="fused", tier="exact", device=device)
     plain._built = plain._denoiser_here()[0], None
     for seed in (0, 1, 2):
-        for options in ({}, {"guidance_scale": 1.0}, {"num_images_per_prompt": 2, "seed": [1, 2, 3, seed]}):
+        for options in (
+            {},
+            {"guidance_scale": 1.0},
+            {"strength": 0.7},  # add_noise moves the scheduler's tables to the device
+            {"num_images_per_prompt": 2, "seed": [1, 2, 3, seed]},
+        ):
             assert torch.equal(*(sample(p, seed, report=None, **options) for p in (fast, plain)))
-    assert len(fast._built[1]) == 3
+    assert len(fast._built[1]) == 4
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_A_GPU)])
