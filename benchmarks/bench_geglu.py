@@ -12,9 +12,10 @@ SHAPES = {"unet_28": (64, 784, 128), "unet_14": (64, 196, 192)}  # batch under g
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("row", ["eager", "compile", "ours"])
 def bench_geglu(measure, benchmark, device, row, shape):
-    """bfloat16. On the CPU a batch of 2, where `ours` is the reference."""
+    """bfloat16."""
+    if device.type == "cpu":
+        pytest.skip("on the CPU the operator is its reference")
     batch, tokens, channels = SHAPES[shape]
-    batch = batch if device.type == "cuda" else 2
     features = 4 * channels
     generator = torch.Generator().manual_seed(0)
 

@@ -23,9 +23,10 @@ SHAPES = {  # batch under guidance, channels (of a level, or behind a concatenat
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("row", ["eager", "compile", "copy", "ours"])
 def bench_group_norm_film_silu(measure, device, row, shape, layout):
-    """bfloat16. On the CPU a batch of 2, where `ours` is the reference."""
+    """bfloat16."""
+    if device.type == "cpu":
+        pytest.skip("on the CPU the operator is its reference")
     batch, channels, side = SHAPES[shape]
-    batch = batch if device.type == "cuda" else 2
     generator = torch.Generator().manual_seed(0)
 
     def normal(*size):
