@@ -30,6 +30,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.fast_unet import FastUNet
 from gbci_fast.masks import feather_latent_mask
 from gbci_fast.noise import seed_tensor
+from gbci_fast.ops._triton import triton
 from gbci_fast.ops.blend_step import blend_step  # noqa: F401  registers the operator that is asked for below
 from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline, Trajectory
 from gbci_fast.runtimes.blocks import cross_attention_notes, has_other_forward, why_not
@@ -341,6 +342,8 @@ def _plan(pipe: GBCIPipeline, runtime: str, tier: str, dtype: torch.dtype | None
         notes += [f"not the fused runtime: {reason}" for reason in reasons]
     if runtime == "fused" and device.type == "cuda":
         notes += cross_attention_notes(pipe.unet, dtype)
+    if runtime != "eager" and device.type == "cuda" and triton is None:
+        notes.append("norms and feed-forwards run in PyTorch, because triton is not installed")
     if tier == "approximate":
         notes.append(windows.NOTE)
     return Plan(runtime=runtime, tier=tier, dtype=dtype, notes=tuple(notes), asked=asked)

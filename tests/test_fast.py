@@ -221,6 +221,20 @@ def test_the_plan_says_what_runs_and_why(pipe, monkeypatch):
     assert accelerate(pipe, runtime="eager", tier="exact").describe() == "runtime eager, tier exact, float32"
 
 
+def test_a_gpu_without_triton_is_noted(pipe, monkeypatch):
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: True)
+    note = "norms and feed-forwards run in PyTorch, because triton is not installed"
+
+    def notes(runtime, device):
+        return fast_module._plan(pipe, runtime, "exact", None, torch.device(device)).notes
+
+    monkeypatch.setattr(fast_module, "triton", None)
+    assert note in notes("auto", "cuda")
+    assert note not in (*notes("eager", "cuda"), *notes("auto", "cpu"))
+    monkeypatch.setattr(fast_module, "triton", object())
+    assert note not in notes("auto", "cuda")
+
+
 def test_an_unknown_part_is_left_to_the_eager_runtime_and_said(pipe, image, mask):
     pipe.unet.set_attention_slice(1)
     try:
