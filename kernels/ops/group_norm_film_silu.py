@@ -21,7 +21,9 @@ from gbci_fast.ops._triton import DTYPES, jit, tl, triton, triton_op
 MAX_GROUP = 8192  # channels
 # What follows is reasoned and not measured: no GPU was at hand.
 IN_REGISTERS = 16384  # elements that one program keeps, at 32 a thread
-RUNS = (64, 32)  # bytes of a pixel that such a program reads, the first at which it keeps all pixels; a sector is 32
+# Bytes of a channels-last pixel that such a program reads, the first at which it keeps all pixels. A sector of memory
+# is 32, and the fewer the channels, the more programs run at once: some load while others store.
+RUNS = (32, 16)
 SPLIT_RUN = 128  # bytes of a pixel where pixels are split over programs
 SPLIT_ELEMENTS = 4096  # of one turn of such a program's loop
 MAX_SPLITS = 32
