@@ -144,4 +144,4 @@ def test_the_table_numbers_its_reasons(capsys, monkeypatch):
     assert row.count("yes") == 1
     notes = [line for line in lines if line.startswith("[")]
     assert [note.split("]")[0] for note in notes] == [f"[{i + 1}" for i in range(len(notes))]
-    assert len(set(note.split("] ")[1] for note in notes)) == len(notes) >= 2
+    assert len({note.split("] ")[1] for note in notes}) == len(notes) >= 2
