@@ -16,6 +16,9 @@ STABLE_TORCH_LIBRARY(gbci_fast, m) {
   m.def(
       "composite(Tensor pixels, Tensor weight, Tensor synthetic, Tensor? template, Tensor sizes, Tensor affine, "
       "float white) -> Tensor");
+  m.def(
+      "group_norm_film_silu_out(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, "
+      "Tensor? shift, bool silu, Tensor(a!) out) -> ()");
   m.def("conv3x3_weight(Tensor weight) -> Tensor");
   m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias, SymInt out_channels) -> Tensor");
 }

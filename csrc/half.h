@@ -15,6 +15,10 @@ struct Float16 {
   uint16_t bits;
 };
 
+GBCI_INLINE float widen(float x) {
+  return x;
+}
+
 GBCI_INLINE float widen(BFloat16 x) {
   return float_from_bits(static_cast<uint32_t>(x.bits) << 16);
 }

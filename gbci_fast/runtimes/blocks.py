@@ -28,7 +28,7 @@ from diffusers.models.unets.unet_2d_blocks import (
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from gbci_fast.ops._triton import use_triton
+from gbci_fast.ops._triton import DTYPES, use_triton
 from gbci_fast.ops.attention import attention
 from gbci_fast.ops.cross_attention import cross_attention
 from gbci_fast.ops.cross_attention import why_not as cross_attention_refuses
@@ -176,7 +176,8 @@ class Upsample:
 
 def group_norm(norm: nn.GroupNorm, x: Tensor, film: Tensor | None = None, silu: bool = True) -> Tensor:
     """SiLU of the normalized x [B, C, H, W], scaled and shifted by the rows of film [B or 2B, 2C]."""
-    if use_triton(x):
+    # Inductor makes one loop of these by itself; what is compiled for a CPU beforehand it could only call.
+    if use_triton(x) or (x.is_cpu and x.dtype in DTYPES and not torch.compiler.is_compiling()):
         scale, shift = (None, None) if film is None else film.chunk(2, 1)
         return group_norm_film_silu(
             x, norm.num_groups, norm.weight, norm.bias, norm.eps, scale=scale, shift=shift, silu=silu

@@ -48,6 +48,7 @@ from gbci_fast.noise import seed_tensor
 from gbci_fast.ops.blend_step import StepCoefficients, blend_step
 from gbci_fast.ops.composite import composite
 from gbci_fast.ops.conv3x3 import conv3x3, conv3x3_ref, conv3x3_weight
+from gbci_fast.ops.group_norm_film_silu import group_norm_film_silu
 from gbci_fast.ops.mask_to_latent import mask_to_latent
 from gbci_fast.ops.philox_normal import philox_normal
 
@@ -71,6 +72,9 @@ for layout in (torch.contiguous_format, torch.channels_last):
                 guidance_rescale=0.7, seeds=seeds, step=5, known=known, known_noise=known_noise, weight=weight,
             )
         )
+        scale, shift = (draw(step)[:, 0, :, 0].to(dtype).contiguous() for step in (5, 6))
+        image = conditional.transpose(1, 2).contiguous(memory_format=layout)
+        results.append(group_norm_film_silu(image, 3, scale[0], shift[0], scale=scale, shift=shift))
 for dtype in (torch.bfloat16, torch.float16):  # each number, and halfway to the next
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).view(2, 4, 128, 64)
     halfway = (every.float() + every.float().roll(-1, 3)) / 2

@@ -88,7 +88,7 @@ def test_equals_it_in_float32_to_rounding(layout, padded):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_where_triton_interprets_them_the_fused_operators_run(dtype):
-    """And nowhere else on the CPU. In bfloat16 the result is as near to float64 as the stock UNet's."""
+    """Elsewhere the CPU has one of its own. The result is as near to float64 as the stock UNet's."""
 
     names = set()
 
@@ -104,7 +104,7 @@ def test_where_triton_interprets_them_the_fused_operators_run(dtype):
         ours = torch.cat(outputs(FusedDenoiser(model), 1, True, steps=1, size=8))
     everywhere, narrow = {"group_norm_film_silu", "layer_norm_film", "attention"}, {"geglu", "cross_attention"}
     expected = everywhere | narrow if dtype == torch.bfloat16 else everywhere
-    assert names & (everywhere | narrow) == (expected if INTERPRETED else set())
+    assert names & (everywhere | narrow) == (expected if INTERPRETED else {"group_norm_film_silu"})
     eager = torch.cat(outputs(EagerDenoiser(model), 1, True, steps=1, size=8))
     error, own = ((result - exact).square().mean().sqrt() for result in (ours, eager))
     assert 0 < error <= 1.5 * own
