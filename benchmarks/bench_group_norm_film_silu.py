@@ -23,10 +23,12 @@ SHAPES = {  # batch under guidance, channels (of a level, or behind a concatenat
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("row", ["eager", "compile", "copy", "ours"])
 def bench_group_norm_film_silu(measure, device, row, shape, layout):
-    """bfloat16."""
-    if device.type == "cpu":
-        pytest.skip("on the CPU the operator is its reference")
+    """bfloat16; on a CPU a quarter of the batch."""
     batch, channels, side = SHAPES[shape]
+    if device.type == "cpu":
+        batch //= 4
+        if row == "compile":
+            pytest.skip("is for a GPU")
     generator = torch.Generator().manual_seed(0)
 
     def normal(*size):
