@@ -144,6 +144,12 @@ class FastPipeline(GBCIPipeline):
         has_report = report_embeds is not None or any(report)
         return conditioning.pad(TOKENS) if has_report and self._denoiser_here()[1] is not None else conditioning
 
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """As the eager pipeline's; an image that neighbors in the batch share is encoded once for them."""
+        differs = (pixels[1:] != pixels[:-1]).flatten(1).any(1)
+        first = torch.cat([differs.new_ones(1), differs])
+        return super().encode_image(pixels[first])[first.cumsum(0) - 1]
+
     def _denoise(self, run: Trajectory) -> Tensor:
         # Without a known region, nothing would be known outside of windows.
         if self.plan.tier != "approximate" or not run.known_region:

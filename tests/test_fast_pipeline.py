@@ -132,3 +132,13 @@ def test_threads_take_turns(pipe):
         thread.join()
     for images, reference in zip(found, expected, strict=True):
         assert all(torch.equal(image, reference) for image in images)
+
+
+def test_a_template_that_neighbors_share_is_encoded_once(pipe, monkeypatch):
+    fast, encoded = accelerate(pipe, tier="exact"), []
+    encode = fast.vae.encode
+    monkeypatch.setattr(fast.vae, "encode", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
+    a, b = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(3))
+    templates = torch.stack([a, a, b, b, b, a]) * 2 - 1
+    assert alike(fast.encode_image(templates), pipe.encode_image(templates))
+    assert encoded == [3]
