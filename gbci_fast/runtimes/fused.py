@@ -107,8 +107,9 @@ class FusedDenoiser:
         for stage in self._up:
             for i, resnet in enumerate(stage.resnets):
                 skip = skips.pop()
-                # The first skip is the input's, which both halves share.
-                x = resnet(torch.cat([x, skip.repeat(len(x) // len(skip), 1, 1, 1)], 1), next(rows))
+                if len(skip) < len(x):  # the first is the input's, which both halves share
+                    skip = torch.cat([skip, skip])  # not by `repeat`, which forgets the memory format
+                x = resnet(torch.cat([x, skip], 1), next(rows))
                 if stage.transformers:
                     x = stage.transformers[i](x, contexts, guided)
             for upsampler in stage.upsamplers:
