@@ -445,6 +445,7 @@ def _run(
         raise GBCIError("seeds and noise were both given; expected one of them")
     if seeds is None and noise is None and any(step.next_from_noise != 0 for step in steps):
         raise GBCIError(f"{type(scheduler).__name__} adds noise in its steps; expected seeds or noise")
+    draws = not isinstance(scheduler, LCMScheduler) and any(step.next_from_noise != 0 for step in steps)
     latents = latents.clone()
     model_input = latents
     scaled = model_dtype not in (None, latents.dtype) or levels[0].scale != 1
@@ -466,6 +467,8 @@ def _run(
         more = {}
         if step.next_from_noise != 0:
             more = {"seeds": seeds, "step": i} if noise is None else {"noise": noise(i)}
+        elif draws and noise is not None:
+            noise(i)  # as diffusers does, and does not use it: the generator goes on alike
         if known is not None:
             more |= {"known": known.latents, "known_noise": known.noise, "weight": known.weight}
         blend_step(
