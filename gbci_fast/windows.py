@@ -4,6 +4,7 @@ Cost follows the lesion. What is lost is what the model sees of the rest: its no
 the window, not the image, which makes the technique approximate. The ViT's tokens are still those of the whole image.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,7 +118,9 @@ class Part(Trajectory):
         known = self.whole.image_latents.clone()
         if step + 1 < len(self.timesteps):
             t_next = self.timesteps[step + 1].expand(len(known))
-            known = pipe.scheduler.add_noise(known, self.whole.noise, t_next)
+            scheduler = copy.copy(pipe.scheduler)
+            scheduler._begin_index = None  # or some would look up that step's level, and not this one's
+            known = scheduler.add_noise(known, self.whole.noise, t_next)
         latents = self.whole.call_back(pipe, step, self.group.paste(latents, known))
         self.noise, self.image_latents = (self.group.crop(t) for t in (self.whole.noise, self.whole.image_latents))
         return self.group.crop(latents)

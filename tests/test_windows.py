@@ -7,6 +7,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
     LCMScheduler,
     UniPCMultistepScheduler,
 )
@@ -246,7 +247,11 @@ def test_without_a_known_region_all_is_sampled(fast, pipe, image, mask):
     assert torch.equal(ours, reference)
 
 
-def test_a_callback_gets_and_changes_whole_latents(fast, pipe, image, mask):
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler])
+def test_a_callback_gets_and_changes_whole_latents(pipe, image, mask, scheduler):
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    fast = accelerate(pipe, tier="approximate", dtype=torch.float32)
+
     def run(pipe):
         kept = []
 
