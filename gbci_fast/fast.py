@@ -11,6 +11,7 @@ approximate also what the model sees: the latents around the mask alone (`gbci_f
 
 import copy
 import functools
+import operator
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -75,10 +76,10 @@ class FastPipeline(GBCIPipeline):
         eager: the pipeline it was made from.
         plan: how it runs.
 
-    Where dtype, layout and device are as they were, its modules are those of `eager`; else all are copies, and `to`
-    copies what is shared. A UNet that was moved, exchanged or hooked (as offloading does) since the last call is looked
-    at again, and the plan may change; weights, processors and the like that change after the first call are not seen:
-    accelerate again. Calls from several threads take turns.
+    Where dtype, layout and device are as they were, its modules share the parameters of `eager`'s; else all are copies,
+    and `to` copies what is shared. A UNet that was moved, exchanged or hooked (as offloading does) since the last call
+    is looked at again, and the plan may change; weights, processors and the like that change after the first call are
+    not seen: accelerate again. Calls from several threads take turns.
     """
 
     eager: GBCIPipeline
@@ -335,20 +336,25 @@ def _layout(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
 
 def _plan(pipe: GBCIPipeline, runtime: str, tier: str, dtype: torch.dtype | None, device: torch.device) -> Plan:
     if not torch._C._dispatch_has_kernel_for_dispatch_key("gbci_fast::blend_step", device.type.upper()):
-        raise GBCIError(f"gbci_fast was built without kernels for {device.type}; install nvcc and build it again")
+        unbuilt = f"gbci_fast was built without kernels for {device.type}"
+        raise GBCIError(f"{unbuilt}; install nvcc and build it again, or take the CPU")
+    if tier == "exact" and device.type == "cuda":
+        for name in ("cuda.matmul", "cudnn"):
+            if operator.attrgetter(name)(torch.backends).allow_tf32:
+                raise GBCIError(f"tier 'exact' needs float32; set torch.backends.{name}.allow_tf32 = False")
     dtype, notes = _dtype(pipe.unet.dtype, tier, dtype, device)
     asked, reasons = runtime, why_not(pipe.unet)
     if reasons and runtime == "fused":
         raise GBCIError(f"the fused runtime cannot run this UNet: {'; '.join(reasons)}")
     if runtime == "compile":
-        need_compiler()
+        need_compiler(device)
         notes += [f"compiles the stock UNet: {reason}" for reason in reasons]
     if runtime == "auto":
         runtime = "eager" if reasons else "fused"
         notes += [f"not the fused runtime: {reason}" for reason in reasons]
     if runtime == "fused" and device.type == "cuda":
         notes += cross_attention_notes(pipe.unet, dtype)
-    if runtime != "eager" and device.type == "cuda" and triton is None:
+    if runtime == "fused" and device.type == "cuda" and triton is None:
         notes.append("norms and feed-forwards run in PyTorch, because triton is not installed")
     if tier == "approximate":
         notes.append(windows.NOTE)

@@ -116,6 +116,8 @@ def run(args: argparse.Namespace) -> None:
     plan = _plan(args, priors)
     folder, device = checkpoint_folder(args.weights), pick_device(args.device)
     names = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+    if args.tier == "exact":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     pipe = accelerate(load_pipeline(folder), args.runtime, args.tier, names[args.dtype], device)
     settings = JobSettings(
         seed=args.seed,

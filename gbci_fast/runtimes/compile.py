@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
+from gbci_fast.ops._triton import triton
 from gbci_fast.runtimes.blocks import why_not
 from gbci_fast.runtimes.eager import EagerDenoiser
 from gbci_fast.runtimes.fused import FusedDenoiser
@@ -26,10 +27,12 @@ TOKENS = 64
 SHAPES = 64  # how many combinations of sizes are compiled before it is an error
 
 
-def need_compiler() -> None:
-    """Raises GBCIError: there is no C++ compiler."""
+def need_compiler(device: torch.device) -> None:
+    """Raises GBCIError: there is no C++ compiler or, for a GPU, no Triton."""
     from torch._inductor import config
 
+    if device.type == "cuda" and triton is None:
+        raise GBCIError("the compile runtime needs triton, which is not installed: pip install triton")
     names = [name for name in config.cpp.cxx if name]
     if not any(map(shutil.which, names)):
         raise GBCIError(f"the compile runtime needs a C++ compiler; none of {', '.join(names)} is on the PATH")
@@ -45,22 +48,27 @@ def compiled(
         fullgraph, backend: of `torch.compile`.
 
     Raises:
-        GBCIError: there is no C++ compiler.
+        GBCIError: there is no C++ compiler or, for a GPU, no Triton; and, when called, too many sizes.
     """
     options: dict[str, Any] = {"fullgraph": fullgraph, "dynamic": False, "backend": backend}
     if backend == "inductor":
-        need_compiler()
+        need_compiler(device)
         options["mode"] = "max-autotune" if device.type == "cuda" else "default"
     graph = torch.compile(function, **options)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with torch._dynamo.config.patch(recompile_limit=SHAPES):
-            if device.type != "cuda":
-                return graph(*args, **kwargs)
-            torch.compiler.cudagraph_mark_step_begin()
-            # The next replay writes where this one did, and a solver of higher order still needs it then.
-            return tree_map_only(Tensor, torch.clone, graph(*args, **kwargs))
+        limit = torch._dynamo.config.patch(recompile_limit=SHAPES, fail_on_recompile_limit_hit=True)
+        try:
+            with limit:
+                if device.type != "cuda":
+                    return graph(*args, **kwargs)
+                torch.compiler.cudagraph_mark_step_begin()
+                # The next replay writes where this one did, and a solver of higher order still needs it then.
+                return tree_map_only(Tensor, torch.clone, graph(*args, **kwargs))
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            sizes = f"{SHAPES} combinations of batch and image sizes"
+            raise GBCIError(f"the compile runtime has compiled for {sizes}; choose the fused runtime") from error
 
     return call
 
@@ -69,7 +77,7 @@ class CompiledDenoiser:
     """See `gbci_fast.denoiser.Denoiser`.
 
     Raises:
-        GBCIError: there is no C++ compiler.
+        GBCIError: there is no C++ compiler or, for a GPU, no Triton.
     """
 
     def __init__(self, unet: UNet2DConditionModel, backend: str | Callable = "inductor"):
