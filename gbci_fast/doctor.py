@@ -131,7 +131,12 @@ def _try(action: Callable[[], Any]) -> list[str]:
 
 
 def _version(package: str) -> str | None:
-    return importlib.metadata.version(package) if importlib.util.find_spec(package) else None
+    if importlib.util.find_spec(package) is None:
+        return None
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a module of a distribution with another name
+        return getattr(importlib.import_module(package), "__version__", "of unknown version")
 
 
 def _cpu() -> dict[str, Any]:
@@ -222,6 +227,8 @@ def _op(name: str, device: str, no_device: Sequence[str] = ()) -> list[str]:
     reasons, module = list(no_device), importlib.import_module(f"gbci_fast.ops.{name}")
     if device == "cuda" and hasattr(module, "triton_op") and _version("triton") is None:
         reasons.append("triton is not installed: pip install triton")
+    if device not in getattr(module, "DEVICES", (device,)):
+        reasons.append(f"is for {' and '.join(module.DEVICES)} alone: nothing asks for it on {device}")
     # An operator that is not registered is a function of others, and runs where they do.
     built = torch._C._dispatch_has_kernel_for_dispatch_key
     if not reasons and hasattr(torch.ops.gbci_fast, name) and not built(f"gbci_fast::{name}", device.upper()):

@@ -71,6 +71,13 @@ def test_every_operator_is_found_by_itself(report, tmp_path, monkeypatch):
     assert doctor._op("new_op", "cpu") == ["no engine is installed: pip install engine"]
 
 
+def test_a_module_of_another_distribution_has_a_version(tmp_path, monkeypatch):
+    (tmp_path / "bare_module.py").write_text("__version__ = '3.1'")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert doctor._version("bare_module") == "3.1"
+    assert doctor._version("no_such_module") is None
+
+
 def test_an_operator_says_what_it_needs(monkeypatch):
     module = types.ModuleType("gbci_fast.ops.new_op")
     module.triton_op = None  # as imported by an operator that has a Triton kernel
@@ -80,6 +87,8 @@ def test_an_operator_says_what_it_needs(monkeypatch):
     assert doctor._op("new_op", "cpu") == []
     assert doctor._op("new_op", "cuda") == [no_triton]
     assert doctor._op("new_op", "cuda", ["no GPU"]) == ["no GPU", no_triton]
+    module.DEVICES = ("cpu",)
+    assert doctor._op("new_op", "cuda")[-1] == "is for cpu alone: nothing asks for it on cuda"
     unbuilt = "gbci_fast was built without kernels for xpu: install nvcc and build it again"
     assert doctor._op("blend_step", "xpu") == [unbuilt]
 
