@@ -15,7 +15,7 @@ class FilteredConv2d(nn.Conv2d):
     """A 3 x 3 convolution that shares the parameters of another.
 
     Of anything but float32 on the CPU, under autograd and in a compiled graph it is an `nn.Conv2d` like any other. It
-    follows its weight wherever that goes.
+    follows its weight wherever that goes, but for what is written to its `data`.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -46,6 +46,7 @@ def filtered(conv: nn.Conv2d) -> nn.Conv2d:
         and conv.padding_mode == "zeros"
         and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
         and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        and not conv.weight.is_inference()  # such tensors do not count their changes
         and not (conv._forward_hooks or conv._forward_pre_hooks)
     )
     return FilteredConv2d(conv) if pays else conv

@@ -130,6 +130,12 @@ def test_the_module_follows_its_weight():
     assert torch.equal(ours(x.bfloat16()), F.conv2d(x.bfloat16(), ours.weight, ours.bias, padding=1))
 
 
+@torch.inference_mode()
+def test_a_weight_that_does_not_count_its_changes_stays():
+    conv = nn.Conv2d(16, 16, 3, padding=1)
+    assert filtered(conv) is conv
+
+
 @needs_vectors
 def test_the_module_keeps_gradients():
     ours = filtered(nn.Conv2d(16, 16, 3, padding=1))
