@@ -53,9 +53,12 @@ class CudaRecorder:
             with torch.cuda.stream(self._stream):
                 loop()
             torch.cuda.current_stream().wait_stream(self._stream)
+            # So that the recording gets one in its own pool, and keeps it when torch.compile's recordings clear them.
+            torch._C._cuda_clearCublasWorkspaces()
             # Other threads may allocate meanwhile: "thread_local".
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 output = loop()
+            torch._C._cuda_clearCublasWorkspaces()
 
         def replay() -> Tensor:
             graph.replay()

@@ -7,6 +7,7 @@ An operator's file takes `jit`, `tl` and `triton` from here, begins with ``from 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,10 +65,15 @@ def triton_op(
     `cuda` launches the kernel; it also runs on the CPU where Triton interprets, instead of `cpu`, the reference. All
     three take the arguments of `schema` by position.
     """
+
+    def on_its_device(*args: Any) -> Any:
+        with torch.cuda.device_of(args[0]):  # Triton launches on the current device
+            return cuda(*args)
+
     here = cuda if INTERPRETED else cpu
     op = torch.library.custom_op(
         f"gbci_fast::{name}", here, mutates_args=mutates_args, device_types="cpu", schema=schema
     )
-    op.register_kernel("cuda", cuda)
+    op.register_kernel("cuda", on_its_device)
     op.register_fake(fake)
     return op

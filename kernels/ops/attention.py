@@ -66,6 +66,8 @@ def why_not(backend: str, q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | 
         return _xformers_refuses(q, k, v)
     if q.dtype == torch.float32 and backend != "sdpa_efficient":
         return [f"{backend} takes bfloat16 and float16, and q is {q.dtype}"]
+    if backend == "sdpa_flash" and q.shape[-1] % 8 != 0:  # PyTorch pads before it asks; the operator itself does not
+        return [f"sdpa_flash takes a head_dim divisible by 8, and it is {q.shape[-1]}"]
     return _torch_refuses(backend, q, k, v, kv_lengths)
 
 

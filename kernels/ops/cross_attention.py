@@ -139,6 +139,7 @@ def _cross_attention_kernel(
             gain, offset = gain * scale, offset * scale + shift
         if bo_ptr is not None:
             bias = tl.load(bo_ptr + c, inside, other=0.0).to(tl.float32)
+        gain = tl.where(inside, gain, 0.0)  # or else what lies beyond could overflow, and 0 times infinity is no 0
         y = (x[tile] - mean[:, None]) * rstd[:, None] * gain[None, :] + offset[None, :]
         normed += (y.to(dtype),)  # what lies beyond the channels meets weights of 0
         acc += (x[tile] + bias[None, :],)
