@@ -65,7 +65,8 @@ class SampleOptions(TypedDict, total=False):
         known: the region to keep.
         seeds: int64 ``[B]`` (`gbci_fast.noise.seed_tensor`): the solver's noise is drawn in the kernel, as stream 1 of
             each seed at the step's index. Or
-        noise: a function from the step's index to noise drawn beforehand, asked in those steps that add some.
+        noise: a function from the step's index to noise drawn beforehand, asked in those steps in which diffusers draws
+            some, whether it adds it or not: so a generator goes on alike.
         model_dtype: of the denoiser's input and output; by default that of the latents.
         callback: called after each step with its index and the latents. They are live: clone them to keep them. Latents
             that it returns replace them.
