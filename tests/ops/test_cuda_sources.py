@@ -21,6 +21,12 @@ ENTRY = re.compile(
 KERNEL = re.compile(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(")
 
 
+@pytest.fixture(autouse=True)
+def without_sanitizers(monkeypatch):
+    """nvcc dies of what `make sanitize` preloads."""
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+
+
 @pytest.fixture(scope="module")
 def script():
     """What setup.py defines; nothing is built."""
