@@ -163,7 +163,13 @@ def reference_output(pipe: GBCIPipeline, **call: Any) -> Output:
 
 
 def candidate_output(pipe: GBCIPipeline, *, latents: bool = False, **call: Any) -> Output:
-    """Images of a call as users make it, and `latents` by a second one: with a callback a loop may run otherwise."""
+    """Images of a call as users make it, and `latents` by a second one: with a callback a loop may run otherwise.
+
+    Raises:
+        GBCIError: latents are asked for with a generator, which draws other noise in the second call.
+    """
+    if latents and call.get("generator") is not None:
+        raise GBCIError("latents need a second call, and a generator was given; expected seed, which draws alike")
     images = pipe(**call, output_type="pt").images
     return Output(images=images, latents=pipe(**call, output_type="latent").images if latents else None)
 

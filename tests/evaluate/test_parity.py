@@ -194,3 +194,8 @@ def test_outputs_of_a_pipeline():
     narrow = narrowed(pipe, torch.bfloat16)
     assert (narrow.unet.dtype, narrow.vae.dtype, pipe.unet.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
     assert not torch.equal(candidate_output(narrow, **call).images, reference.images)
+
+
+def test_latents_need_noise_that_can_be_drawn_again():
+    with pytest.raises(GBCIError, match="a generator was given; expected seed"):
+        candidate_output(None, latents=True, generator=torch.Generator())
