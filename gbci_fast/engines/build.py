@@ -7,7 +7,6 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gbci_fast.engines.flavor import GENERIC, Flavor, Record, errors
+from gbci_fast.engines.flavor import GENERIC, Flavor, Record, errors, on
 from gbci_fast.errors import GBCIError
 
 Progress = Callable[[str, int, int], None]
@@ -96,7 +95,7 @@ def build(
 
     def work() -> None:
         try:
-            with nullcontext() if device is None else torch.cuda.device(device):
+            with on(device):
                 outcome.append(_build(module, onnx, flavor, named, device is not None, monitor))
         except BaseException as error:  # whatever it is, it belongs to the caller's thread
             outcome.append(error)

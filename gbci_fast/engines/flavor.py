@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -146,6 +146,11 @@ def errors(records: Sequence[Record]) -> str:
     """The errors among them on one line, and what to look at if there are none."""
     texts = [record.text for record in records if record.severity in ("INTERNAL_ERROR", "ERROR")]
     return one_line("; ".join(" ".join(text.split()) for text in texts)) or "it says no reason"
+
+
+def on(device: torch.device | None) -> AbstractContextManager[Any]:
+    """Makes a GPU the current one of this thread."""
+    return torch.cuda.device(device) if device is not None and device.type == "cuda" else nullcontext()
 
 
 FLAVORS = {

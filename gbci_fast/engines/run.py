@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gbci_fast.engines.build import DTYPES, Built, structure
-from gbci_fast.engines.flavor import Flavor, errors
+from gbci_fast.engines.flavor import Flavor, errors, on
 from gbci_fast.errors import GBCIError
 
 ALIGNMENT = 256
@@ -50,7 +49,7 @@ class Engine:
     def __init__(self, plan: bytes, flavor: Flavor, device: torch.device):
         self._flavor = flavor
         module = flavor.load()
-        with _on(device), flavor.logger.capture() as log:
+        with on(device), flavor.logger.capture() as log:
             self._engine = deserialize(plan, flavor)
             self._context = self._engine.create_execution_context(
                 module.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -91,7 +90,7 @@ class Engine:
                 raise GBCIError(f"the engine's {kind}s are {', '.join(bindings)}; given or missing by mistake: {odd}")
             for name, binding in bindings.items():
                 self._bind(f"the engine's {kind} {name}", name, binding, given[name])
-        with _on(self.device), self._flavor.logger.capture() as log:
+        with on(self.device), self._flavor.logger.capture() as log:
             if not self._context.execute_async_v3(_stream(self.device)):
                 raise GBCIError(f"{self._flavor.name} failed to run an engine: {errors(log)}")
         return dict(outputs)
@@ -137,7 +136,7 @@ def refit(plan: bytes, onnx: Path, flavor: Flavor, device: torch.device) -> Buil
     """A plan with the weights of an ONNX file of the same `structure`; None if it does not take them after all."""
     module = flavor.load()
     start = time.perf_counter()
-    with _on(device), flavor.logger.capture() as log:
+    with on(device), flavor.logger.capture() as log:
         engine = deserialize(plan, flavor)
         refitter = module.Refitter(engine, flavor.logger.native)
         parser = module.OnnxParserRefitter(refitter, flavor.logger.native)
@@ -149,10 +148,6 @@ def refit(plan: bytes, onnx: Path, flavor: Flavor, device: torch.device) -> Buil
         refitted = bytes(engine.serialize_with_config(config))
     seconds = time.perf_counter() - start
     return Built(plan=refitted, seconds=seconds, log=tuple(log), layers=(), inputs={}, structure=structure(onnx))
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _stream(device: torch.device) -> int:

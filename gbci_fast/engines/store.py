@@ -182,7 +182,11 @@ class Engines:
         return Engines, (self.flavor, self.cache)
 
     def __call__(self, shape: Hashable, recipe: Callable[[], Recipe], device: torch.device) -> Engine:
-        """The engine for a shape on a GPU; its `recipe` is asked for once. Raises GBCIError as `obtain` and `Engine`."""
+        """The engine for a shape on a GPU; its `recipe` is asked for once.
+
+        Raises:
+            GBCIError: as of `obtain` and `Engine`.
+        """
         with self._lock:
             if (shape, device) not in self._loaded:
                 plan = obtain(recipe(), self.flavor, self.cache, self.flavor.target(device), device=device)
