@@ -40,10 +40,15 @@ from gbci_fast.runtimes.convolution import with_filtered_convolutions
 from gbci_fast.runtimes.eager import EagerDenoiser
 from gbci_fast.runtimes.fused import FusedDenoiser
 from gbci_fast.runtimes.graph import BUCKETS, TOKENS, CudaRecorder, LoopGraphs, Recorder
+from gbci_fast.runtimes.tensorrt import EngineAutoencoder, TensorRTDenoiser, why_not_tensorrt
 from gbci_fast.sampling import KnownRegion, adds_noise, on_host, sample_ddim, sampler_for, tables
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_BUILDERS = {"eager": EagerDenoiser, "fused": FusedDenoiser, "compile": CompiledDenoiser}
+AUTO = ("fused", "eager")
+"""What "auto" tries in turn, the fastest first as far as measured: "tensorrt" has been measured nowhere yet."""
+_BUILDERS = {
+    "eager": EagerDenoiser, "fused": FusedDenoiser, "compile": CompiledDenoiser, "tensorrt": TensorRTDenoiser,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,8 +274,9 @@ def accelerate(
             made, block by block (see `gbci_fast.fast_unet.FastUNet`).
         runtime: "fused" computes once what does not change from step to step; "compile" is that under `torch.compile`
             (or the stock UNet, where the fused runtime cannot run it), which takes its time at the first call and
-            whenever batch or image size are new; "eager" calls the stock UNet; "auto" is "fused" where that can run
-            this UNet.
+            whenever batch or image size are new; "tensorrt" runs the core of "fused", and the decoder, as engines of
+            TensorRT, which are built at the first call with a new batch or image size and then kept in the user's
+            cache; "eager" calls the stock UNet; "auto" is the first of `AUTO` that can run this UNet.
         tier: "exact", "tolerance" or "approximate", the largest difference to the eager pipeline that a technique may
             make.
         dtype: of UNet and VAE; by default the narrowest that the tier and the device are good for.
@@ -302,6 +308,8 @@ def accelerate(
         }
     if device.type == "cpu" and plan.dtype == torch.float32:
         parts["vae"] = with_filtered_convolutions(parts["vae"])
+    if plan.runtime == "tensorrt":
+        parts["vae"] = EngineAutoencoder.of(parts["vae"])
     fast = FastPipeline(**parts, scheduler=copy.deepcopy(pipe.scheduler))
     fast.eager, fast.plan, fast._planned_for = pipe, plan, _identity(fast.unet)
     fast.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
@@ -315,6 +323,8 @@ def _accelerate_unet(
         raise GBCIError(f"the UNet is a {type(unet).__name__}; expected a UNet2DConditionModel itself")
     if has_other_forward(unet):
         raise GBCIError("the UNet's forward was replaced, by offloading for example; accelerate it before that")
+    if runtime == "tensorrt":
+        raise GBCIError("the tensorrt runtime runs whole pipelines, not a UNet alone; take fused or compile")
     dtype, notes = _dtype(unet.dtype, tier, dtype, device)
     if tier == "approximate":
         notes.append("nothing is approximated: a UNet alone has no mask to put a window around")
@@ -344,14 +354,18 @@ def _plan(pipe: GBCIPipeline, runtime: str, tier: str, dtype: torch.dtype | None
                 raise GBCIError(f"tier 'exact' needs float32; set torch.backends.{name}.allow_tf32 = False")
     dtype, notes = _dtype(pipe.unet.dtype, tier, dtype, device)
     asked, reasons = runtime, why_not(pipe.unet)
-    if reasons and runtime == "fused":
-        raise GBCIError(f"the fused runtime cannot run this UNet: {'; '.join(reasons)}")
+    if runtime == "auto":
+        for runtime in AUTO:
+            refusals = _refusals(runtime, reasons, tier, device)
+            if not refusals:
+                break
+            notes += [f"not the {runtime} runtime: {reason}" for reason in refusals]
+    elif refusals := _refusals(runtime, reasons, tier, device):
+        what = "run this UNet" if reasons else "be used"
+        raise GBCIError(f"the {runtime} runtime cannot {what}: {'; '.join(refusals)}")
     if runtime == "compile":
         need_compiler(device)
         notes += [f"compiles the stock UNet: {reason}" for reason in reasons]
-    if runtime == "auto":
-        runtime = "eager" if reasons else "fused"
-        notes += [f"not the fused runtime: {reason}" for reason in reasons]
     if runtime == "fused" and device.type == "cuda":
         notes += cross_attention_notes(pipe.unet, dtype)
     if runtime == "fused" and device.type == "cuda" and triton is None:
@@ -359,6 +373,14 @@ def _plan(pipe: GBCIPipeline, runtime: str, tier: str, dtype: torch.dtype | None
     if tier == "approximate":
         notes.append(windows.NOTE)
     return Plan(runtime=runtime, tier=tier, dtype=dtype, notes=tuple(notes), asked=asked)
+
+
+def _refusals(runtime: str, reasons: list[str], tier: str, device: torch.device) -> list[str]:
+    """Why a runtime cannot run a UNet of which the fused one says these `reasons`."""
+    if runtime == "tensorrt":
+        narrow = ["tier 'exact' excludes it; take tier 'tolerance', or the fused runtime"] if tier == "exact" else []
+        return [*narrow, *reasons, *why_not_tensorrt(device)]
+    return reasons if runtime == "fused" else []
 
 
 def _dtype(
@@ -382,7 +404,7 @@ def _dtype(
 
 def _recorder(runtime: str, device: torch.device) -> Recorder | None:
     """What records whole loops. The stock UNet asks for values of its inputs, which cannot be recorded."""
-    return CudaRecorder(device) if device.type == "cuda" and runtime == "fused" else None
+    return CudaRecorder(device) if device.type == "cuda" and runtime in ("fused", "tensorrt") else None
 
 
 def _identity(unet: nn.Module) -> Hashable:

@@ -1,0 +1,1 @@
+"""TensorRT engines: what can build and run them, how they are built, kept and run."""
