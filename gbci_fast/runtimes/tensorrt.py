@@ -114,14 +114,8 @@ class EngineAutoencoder(AutoencoderKL):
     def _decode_bucket(self, z: Tensor) -> Tensor:
         shape = bucket(len(z)), *z.shape[-2:]
         self.weights = self.weights or digest(self)
-        engine = self.engines(shape, lambda: decoder_recipe(self._stock(), *shape, self.weights), z.device)
+        engine = self.engines(shape, lambda: decoder_recipe(self, *shape, self.weights), z.device)
         return engine({"latents": _aligned(_filled(z.contiguous(), shape[0]))})["image"][: len(z)]
-
-    def _stock(self) -> AutoencoderKL:
-        """With the same weights, and a decoder that can be exported."""
-        twin = copy.copy(self)
-        twin.__class__ = AutoencoderKL
-        return twin
 
     def _apply(self, *args: Any, **kwargs: Any) -> "EngineAutoencoder":
         self.weights = None  # moved, or of another dtype
