@@ -1,6 +1,5 @@
 """Engines of a module by what is asked of them: from this process, from the cache, refitted, or built."""
 
-import copy
 import hashlib
 import json
 import logging
@@ -69,7 +68,7 @@ def unet_recipe(unet: UNet2DConditionModel, bucket: "export.Bucket", weights: st
         dtype=str(unet.dtype).removeprefix("torch."),
         weights=weights,
         graph=_graph(unet, export, fused, blocks),
-        write=lambda path: export.export_unet(_on_host(unet), bucket, unet.dtype, path),
+        write=lambda path: export.export_unet(unet, bucket, unet.dtype, path),
     )
 
 
@@ -81,7 +80,7 @@ def decoder_recipe(vae: AutoencoderKL, batch: int, height: int, width: int, weig
         dtype=str(vae.dtype).removeprefix("torch."),
         weights=weights,
         graph=_graph(vae, export),
-        write=lambda path: export.export_decoder(_on_host(vae), batch, height, width, vae.dtype, path),
+        write=lambda path: export.export_decoder(vae, batch, height, width, vae.dtype, path),
     )
 
 
@@ -102,12 +101,6 @@ def _graph(module: Any, *sources: ModuleType) -> str:
     for source in sources:
         sha.update(Path(source.__file__).read_bytes())
     return sha.hexdigest()
-
-
-def _on_host(module: nn.Module) -> Any:
-    """A copy on the CPU, in the default layout."""
-    with torch.inference_mode(False):
-        return nn.Module.to(copy.deepcopy(module), "cpu", memory_format=torch.contiguous_format)
 
 
 def obtain(

@@ -1,14 +1,17 @@
 """TensorRT's Python API as far as the project uses it, with onnxruntime on the CPU in place of engines.
 
-A plan is b"fake", a version and the ONNX file. Tensors are read and written through their addresses, as by the real one.
+A plan is b"fake" and the ONNX file. Tensors are read and written through their addresses, as by the real one.
 """
 
 import ctypes
 import enum
 import math
+from typing import ClassVar
 
 import numpy as np
 import onnxruntime
+
+from gbci_fast.engines import flavor
 
 __version__ = "10.13.0"
 TYPES = {"tensor(float)": ("FLOAT", np.float32), "tensor(int32)": ("INT32", np.int32)}
@@ -90,7 +93,7 @@ class Behavior:
     refused_address: str | None = None
     run_error: str | None = None
     refit_error = False
-    built: list[bytes] = []
+    built: ClassVar[list[bytes]] = []
 
 
 class Config:
@@ -108,9 +111,27 @@ class Config:
         return True
 
 
+class Tensor:
+    def __init__(self, name, dtype):
+        self.name, self.dtype = name, dtype
+
+
+class Layer:
+    name, type, num_outputs = "a layer", ComputeCapability.NONE, 1
+
+    def get_output(self, index):
+        return Tensor("a tensor", DataType.FP8)
+
+
 class Network:
-    num_layers = num_inputs = 0
+    num_layers = num_inputs = 1
     onnx = b""
+
+    def get_input(self, index):
+        return Tensor("latents", DataType.FLOAT)
+
+    def get_layer(self, index):
+        return Layer()
 
 
 class Builder:
@@ -256,3 +277,25 @@ class OnnxParserRefitter:
         with open(path, "rb") as file:  # noqa: PTH123
             self.refitter.new = file.read()
         return not Behavior.refit_error
+
+
+class FakeFlavor(flavor.Flavor):
+    """That of this module, which runs on the CPU."""
+
+    def why_not(self, device):
+        return []
+
+    def target(self, device):
+        return "8.6"
+
+
+def install(monkeypatch) -> FakeFlavor:
+    """Makes it the only flavor there is, with nothing built and nothing going wrong."""
+    fake = FakeFlavor(name="fake", modules=(__name__,), least=(10, 13), install="pip install fake", needs_gpu=False)
+    for name in list(flavor.FLAVORS):
+        monkeypatch.delitem(flavor.FLAVORS, name)
+    monkeypatch.setitem(flavor.FLAVORS, "fake", fake)
+    for name, value in vars(Behavior).items():
+        if not name.startswith("_"):
+            monkeypatch.setattr(Behavior, name, [] if name == "built" else value)
+    return fake
