@@ -39,7 +39,7 @@ from gbci_fast.pipeline import GBCIPipeline
 BATCHES, STEPS = (1, 8, 64, 256), (4, 20, 50)
 QUICK = {"cpu": ((1, 4), (8, 4)), "cuda": ((8, 20), (256, 20))}
 ROWS = ("eager", "eager_narrow", "compile", *TIERS)
-ROUNDS = 3
+ROUNDS = {"quick": 2, "full": 3}
 GUIDANCE_SCALE = 3.0
 STUDIES = 6  # phantoms that templates and descriptions come from, again and again
 LESION = 17  # pixels, the median size of a real lesion's box at 224 x 224
@@ -183,7 +183,8 @@ def bench_sampler(request, benchmark, skip_slow_builds, bench, device, batch, st
         turns.append(time.perf_counter() - start)
 
     in_turn = row in TIERS and benchmark.enabled
-    benchmark.pedantic(partial(sample, pipe), rounds=ROUNDS, setup=eager_in_turn if in_turn else None)
+    rounds = ROUNDS["full" if request.config.getoption("full") else "quick"]
+    benchmark.pedantic(partial(sample, pipe), rounds=rounds, setup=eager_in_turn if in_turn else None)
     if benchmark.enabled:
         median = benchmark.stats.stats.median
         benchmark.extra_info["images_per_s"] = batch / median

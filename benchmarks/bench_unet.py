@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gbci_fast.conditioning import Conditioning
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.denoiser import Denoiser
+from gbci_fast.devices import has_bfloat16_units
 from gbci_fast.evaluate.parity import EXACT_LATENTS, RMS_FACTOR
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.runtimes.eager import EagerDenoiser
@@ -78,6 +79,8 @@ def forward(made: Denoiser, latents: Tensor, state) -> Tensor:
 def bench_unet(measure, benchmark, stock, full_float32, skip_slow_builds, device, batch, dtype, row):
     if batch not in BATCHES[device.type]:
         pytest.skip("is for a GPU's throughput")
+    if DTYPES[dtype] == torch.bfloat16 and not has_bfloat16_units(device):
+        pytest.skip(f"this {device.type} has no bfloat16 units: no runtime would choose it")
     benchmark.extra_info.update(batch=batch, dtype=dtype, row=row, threads=torch.get_num_threads())
     if row == "matmul":
         side = MATMUL[device.type]

@@ -102,6 +102,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     """A stored row says which torch, how many threads and which GPU, and not on whose machine."""
     machine_info.pop("node", None)
     machine_info["cpu"] = machine_info.get("cpu", {}).get("brand_raw")
+    machine_info["vectors"] = torch.backends.cpu.get_cpu_capability()
     machine_info["torch"] = torch.__version__
     machine_info["threads"] = torch.get_num_threads()
     machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None

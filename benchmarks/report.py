@@ -33,7 +33,10 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def _machine(device: str, machine: Row) -> str:
-    return machine["gpu"] if device == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
+    if device == "cuda":
+        return machine["gpu"]
+    vectors = f" with {machine['vectors']}" if "vectors" in machine else ""
+    return f"{machine['cpu']}{vectors}, {machine['threads']} threads"
 
 
 def sampler_table(rows: list[Row]) -> list[str]:

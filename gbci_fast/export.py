@@ -7,6 +7,7 @@ the graph norms and softmax are float32 (`ISLANDS`), whose sums and exponentials
 """
 
 import copy
+import logging
 import os
 import tempfile
 import warnings
@@ -225,15 +226,15 @@ def _export(module: nn.Module, given: dict[str, Tensor], outputs: tuple[str, ...
         import onnx
         import onnxscript  # noqa: F401  which torch.onnx asks for
     except ModuleNotFoundError as error:
-        raise GBCIError(f"{error.name} is not installed: pip install 'gbci-fast[export]'") from error
+        raise GBCIError(f"{error.name} is not installed: pip install 'gbci_fast[export]'") from error
 
-    program = torch.export.export(module, tuple(given.values())).run_decompositions(ISLANDS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of onnxscript's own passes
-        made = torch.onnx.export(
-            program, input_names=list(given), output_names=list(outputs), opset_version=OPSET, verbose=False
-        )
-    model = made.model_proto
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)  # it warns of torchvision's operators, which are not here
+    try:
+        model = _trace(module, given, outputs)
+    finally:
+        registration.setLevel(level)
     foreign = {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
     if foreign or model.functions:
         raise GBCIError(f"the graph has operators that are not ONNX's: {', '.join(sorted(foreign)) or 'functions'}")
@@ -248,3 +249,13 @@ def _export(module: nn.Module, given: dict[str, Tensor], outputs: tuple[str, ...
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _trace(module: nn.Module, given: dict[str, Tensor], outputs: tuple[str, ...]) -> Any:
+    """The ONNX model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's and onnxscript's own code
+        program = torch.export.export(module, tuple(given.values())).run_decompositions(ISLANDS)
+        return torch.onnx.export(
+            program, input_names=list(given), output_names=list(outputs), opset_version=OPSET, verbose=False
+        ).model_proto

@@ -27,6 +27,7 @@ from gbci_fast.choices import RUNTIMES, TIERS
 from gbci_fast.conditioning import Conditioning
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.denoiser import Denoiser
+from gbci_fast.devices import has_bfloat16_units
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast_unet import FastUNet
 from gbci_fast.masks import feather_latent_mask
@@ -254,7 +255,7 @@ class FastPipeline(GBCIPipeline):
             self.plan = _plan(self, self.plan.asked, self.plan.tier, self.unet.dtype, self._execution_device)
             self._planned_for, self._built = key, None
         if self._built is None:
-            recorder = _recorder(self.plan.runtime, self.unet.device)
+            recorder = _recorder(self.plan.runtime, self.unet)
             graphs = None if recorder is None else LoopGraphs(recorder)
             self._built = _BUILDERS[self.plan.runtime](self.unet), graphs
         return self._built
@@ -391,7 +392,7 @@ def _dtype(
     if dtype is None:
         dtype = given
         if tier != "exact" and dtype == torch.float32:
-            if _has_bfloat16_units(device):
+            if has_bfloat16_units(device):
                 dtype = torch.bfloat16
             else:
                 notes.append(f"float32, because this {device.type.upper()} has no bfloat16 units")
@@ -402,16 +403,11 @@ def _dtype(
     return dtype, notes
 
 
-def _recorder(runtime: str, device: torch.device) -> Recorder | None:
+def _recorder(runtime: str, unet: UNet2DConditionModel) -> Recorder | None:
     """What records whole loops. The stock UNet asks for values of its inputs, which cannot be recorded."""
-    return CudaRecorder(device) if device.type == "cuda" and runtime in ("fused", "tensorrt") else None
+    recordable = unet.device.type == "cuda" and runtime != "eager" and not why_not(unet)
+    return CudaRecorder(unet.device) if recordable else None
 
 
 def _identity(unet: nn.Module) -> Hashable:
     return id(unet), unet.device, unet.dtype, id(getattr(unet, "_hf_hook", None))
-
-
-def _has_bfloat16_units(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

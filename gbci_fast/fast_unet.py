@@ -304,9 +304,6 @@ class FastUNet(UNet2DConditionModel):
         twin.plan, twin._original, twin._declined = plan, _Original(unet), {}
         twin._projected = LastValue(functools.partial(_project, twin))
         twin.refresh()
-        twin._compiled = None
-        if plan.runtime == "compile":
-            twin._compiled = compiled(UNet2DConditionModel.forward, device, fullgraph=not twin.stock_reasons)
         return twin
 
     @property
@@ -349,6 +346,9 @@ class FastUNet(UNet2DConditionModel):
                     to_fast(part, self._declined)
             reasons += _unknown(self)
         self.stock_reasons = reasons
+        self._compiled = None
+        if self.plan.runtime == "compile":
+            self._compiled = compiled(UNet2DConditionModel.forward, self.device, fullgraph=not reasons)
         self._projected.last = None
         self._watch = _Watch(self, [part for _, part in parts])
 

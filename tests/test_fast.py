@@ -215,11 +215,11 @@ def test_another_unet_is_noticed(pipe, image, mask, modules):
 
 
 def test_the_plan_says_what_runs_and_why(pipe, monkeypatch):
-    monkeypatch.setattr(fast_module, "_has_bfloat16_units", lambda _: False)
+    monkeypatch.setattr(fast_module, "has_bfloat16_units", lambda _: False)
     assert accelerate(pipe).describe() == (
         "runtime fused, tier tolerance, float32\nfloat32, because this CPU has no bfloat16 units"
     )
-    monkeypatch.setattr(fast_module, "_has_bfloat16_units", lambda _: True)
+    monkeypatch.setattr(fast_module, "has_bfloat16_units", lambda _: True)
     assert accelerate(pipe).describe() == "runtime fused, tier tolerance, bfloat16"
     assert accelerate(pipe, runtime="eager", tier="exact").describe() == "runtime eager, tier exact, float32"
 
@@ -229,13 +229,30 @@ def test_a_gpu_without_triton_is_noted(pipe, monkeypatch):
     note = "norms and feed-forwards run in PyTorch, because triton is not installed"
 
     def notes(runtime, device):
-        return fast_module._plan(pipe, runtime, "exact", None, torch.device(device)).notes
+        return fast_module._plan(pipe, runtime, "tolerance", torch.float32, torch.device(device)).notes
 
     monkeypatch.setattr(fast_module, "triton", None)
     assert note in notes("auto", "cuda")
     assert note not in (*notes("eager", "cuda"), *notes("auto", "cpu"))
     monkeypatch.setattr(fast_module, "triton", object())
     assert note not in notes("auto", "cuda")
+
+
+def test_on_a_gpu_tier_exact_refuses_tf32(pipe, monkeypatch):
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: True)
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for allowed in ((True, False), (False, True)):
+            for backend, value in zip(backends, allowed, strict=True):
+                backend.allow_tf32 = value
+            name = ("cuda.matmul", "cudnn")[allowed.index(True)]
+            with pytest.raises(GBCIError, match=f"needs float32; set torch.backends.{name}.allow_tf32 = False"):
+                fast_module._plan(pipe, "fused", "exact", None, torch.device("cuda"))
+            fast_module._plan(pipe, "fused", "exact", None, torch.device("cpu"))
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
 
 
 def test_an_unknown_part_is_left_to_the_eager_runtime_and_said(pipe, image, mask):

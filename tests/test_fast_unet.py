@@ -454,7 +454,7 @@ def test_a_stock_pipeline_takes_it(tmp_path):
 
 
 def test_the_plan_is_described(monkeypatch):
-    monkeypatch.setattr(fast_module, "_has_bfloat16_units", lambda _: True)
+    monkeypatch.setattr(fast_module, "has_bfloat16_units", lambda _: True)
     model = unet(torch.float32)
     blocks = "8 of 8 ResnetBlock2D fused\n4 of 4 Transformer2DModel fused\n1 of 1 Upsample2D fused"
     assert accelerate(model).describe() == f"runtime fused, tier tolerance, bfloat16\n{blocks}"

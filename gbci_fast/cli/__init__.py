@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from gbci_fast.errors import GBCIError, one_line
 
-COMMANDS = ("generate", "phantom", "prepare", "priors", "train", "evaluate", "doctor")
+COMMANDS = ("generate", "phantom", "prepare", "priors", "train", "evaluate", "export", "doctor")
 
 
 def build_parser() -> argparse.ArgumentParser:

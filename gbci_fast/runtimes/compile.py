@@ -25,6 +25,8 @@ from gbci_fast.runtimes.fused import FusedDenoiser
 
 TOKENS = 64
 SHAPES = 64  # how many combinations of sizes are compiled before it is an error
+# torch.compile's own CUDA graphs belong to the thread that was first until torch 2.13 (pytorch#123177).
+GRAPHS_IN_ANY_THREAD = torch.__version__ >= (2, 13)
 
 
 def need_compiler(device: torch.device) -> None:
@@ -39,13 +41,19 @@ def need_compiler(device: torch.device) -> None:
 
 
 def compiled(
-    function: Callable, device: torch.device, fullgraph: bool = True, backend: str | Callable = "inductor"
+    function: Callable,
+    device: torch.device,
+    fullgraph: bool = True,
+    backend: str | Callable = "inductor",
+    graphs: bool = True,
 ) -> Callable:
-    """`function` compiled for each combination of its tensors' sizes; on a GPU with tuned kernels and CUDA graphs.
+    """`function` compiled for each combination of its tensors' sizes; on a GPU with tuned kernels.
 
     Args:
         function: of tensors on `device`.
         fullgraph, backend: of `torch.compile`.
+        graphs: whether each call is a CUDA graph of its own, on a GPU and with a torch whose graphs any thread may
+            replay; without them, calls can be recorded as part of another graph.
 
     Raises:
         GBCIError: there is no C++ compiler or, for a GPU, no Triton; and, when called, too many sizes.
@@ -53,7 +61,7 @@ def compiled(
     options: dict[str, Any] = {"fullgraph": fullgraph, "dynamic": False, "backend": backend}
     if backend == "inductor":
         need_compiler(device)
-        options["mode"] = "max-autotune" if device.type == "cuda" else "default"
+        options["mode"] = _mode(device, graphs)
     graph = torch.compile(function, **options)
 
     @functools.wraps(function)
@@ -61,7 +69,7 @@ def compiled(
         limit = torch._dynamo.config.patch(recompile_limit=SHAPES, fail_on_recompile_limit_hit=True)
         try:
             with limit:
-                if device.type != "cuda":
+                if options.get("mode") != "max-autotune":
                     return graph(*args, **kwargs)
                 torch.compiler.cudagraph_mark_step_begin()
                 # The next replay writes where this one did, and a solver of higher order still needs it then.
@@ -73,8 +81,14 @@ def compiled(
     return call
 
 
+def _mode(device: torch.device, graphs: bool) -> str:
+    if device.type != "cuda":
+        return "default"
+    return "max-autotune" if graphs and GRAPHS_IN_ANY_THREAD else "max-autotune-no-cudagraphs"
+
+
 class CompiledDenoiser:
-    """See `gbci_fast.denoiser.Denoiser`.
+    """See `gbci_fast.denoiser.Denoiser`. The fused UNet leaves CUDA graphs to the loop, which is recorded as a whole.
 
     Raises:
         GBCIError: there is no C++ compiler or, for a GPU, no Triton.
@@ -83,7 +97,8 @@ class CompiledDenoiser:
     def __init__(self, unet: UNet2DConditionModel, backend: str | Callable = "inductor"):
         fused = not why_not(unet)
         self._denoiser = FusedDenoiser(unet) if fused else EagerDenoiser(unet)
-        self._denoiser.compile(functools.partial(compiled, device=unet.device, fullgraph=fused, backend=backend))
+        options: dict[str, Any] = {"fullgraph": fused, "backend": backend, "graphs": not fused}
+        self._denoiser.compile(functools.partial(compiled, device=unet.device, **options))
         self.dtype = unet.dtype
 
     def prepare(self, conditioning: Conditioning, null: Conditioning, constant: Tensor, timesteps: Tensor) -> Any:

@@ -1,8 +1,9 @@
 """Scaled dot-product attention by one of several kernels, chosen from a table; a refusal is explained.
 
 Equivalent to ``softmax(softmax_scale * q k^T) v`` over the first `kv_lengths` keys, see `attention_ref`. The backends
-are PyTorch's and xformers', and none is the fastest everywhere. PyTorch's are called as operators and not through
-`torch.nn.attention.sdpa_kernel`, which switches the whole process and so every other thread, too. Forward only.
+are PyTorch's, xformers' and "triton", the kernel below, and none is the fastest everywhere. PyTorch's are called as
+operators and not through `torch.nn.attention.sdpa_kernel`, which switches the whole process and so every other thread,
+too. The kernel reads no key behind `kv_lengths`, for which the others need a mask, or refuse. Forward only.
 """
 
 from __future__ import annotations
@@ -14,18 +15,28 @@ import torch
 from torch import Tensor
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.ops._triton import DTYPES, dot, jit, tl, triton, use_triton
 
-BACKENDS = ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "xformers")
+BACKENDS = ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "xformers", "triton")
 
 # By architecture, rows of (most keys, backends in their order); the first row that holds is taken, and of it the first
 # backend that does not refuse. benchmarks/bench_attention.py prints the order of a machine.
 # "cpu": measured with 2 threads, batch 1 to 16, 4 and 6 heads of 32, 196 to 784 tokens: sdpa_math takes 1.4 to 9 times
 # as long as sdpa_flash, in float32 and in bfloat16.
-# "cuda": not measured on any GPU; the order in which PyTorch itself asks, and xformers before what is slow.
+# "cuda": not measured on any GPU; the order in which PyTorch itself asks, and xformers and ours before what is slow.
 ORDER: dict[str, tuple[tuple[float, tuple[str, ...]], ...]] = {
     "cpu": ((math.inf, ("sdpa_flash", "sdpa_math")),),
-    "cuda": ((math.inf, ("sdpa_flash", "sdpa_efficient", "xformers", "sdpa_cudnn", "sdpa_math")),),
+    "cuda": ((math.inf, ("sdpa_flash", "sdpa_efficient", "xformers", "triton", "sdpa_cudnn", "sdpa_math")),),
 }
+
+# Of "triton", by bytes of an element and largest head_dim: (BLOCK_M, BLOCK_N, num_warps, num_stages). The largest tiles
+# found that keep registers out of memory on sm_80 and sm_90; not timed. No tensor core multiplies float32 in its full
+# precision.
+TILES = {
+    2: {32: (128, 64, 4, 3), 64: (128, 64, 8, 3), 128: (128, 64, 8, 2)},
+    4: {32: (32, 32, 4, 2), 64: (16, 32, 4, 2), 128: (16, 16, 4, 2)},
+}
+MAX_HEAD_DIM = 128  # of "triton"
 
 
 def attention_ref(
@@ -48,6 +59,112 @@ def _bias(kv_lengths: Tensor, k: Tensor) -> Tensor:
     ]
 
 
+@jit
+def _attention_kernel(
+    q_ptr,  # [B, H, S, D]
+    k_ptr,  # [B, H, N, D]
+    v_ptr,  # [B, H, N, D]
+    kv_lengths_ptr,  # [B] or None
+    out_ptr,  # [B, H, S, D]
+    num_heads,  # H
+    num_queries,  # S
+    num_keys,  # N
+    scale_log2,  # softmax_scale / log 2
+    kv_lengths_stride,
+    q_stride_b,
+    q_stride_h,
+    q_stride_s,
+    q_stride_d,
+    k_stride_b,
+    k_stride_h,
+    k_stride_n,
+    k_stride_d,
+    v_stride_b,
+    v_stride_h,
+    v_stride_n,
+    v_stride_d,
+    out_stride_b,
+    out_stride_h,
+    out_stride_s,
+    out_stride_d,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """BLOCK_M queries of one head, over the keys in blocks with an online softmax (FlashAttention-2, Dao 2023)."""
+    tiles = tl.cdiv(num_queries, BLOCK_M)
+    head = tl.program_id(0) // tiles  # programs that run together read the same keys
+    b, h = (head // num_heads).to(tl.int64), head % num_heads  # a batch may hold more than 2^31 elements
+    s = (tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
+    d = tl.arange(0, BLOCK_D)
+    in_head = d < HEAD_DIM
+    length = num_keys
+    if kv_lengths_ptr is not None:
+        length = tl.minimum(tl.load(kv_lengths_ptr + b * kv_lengths_stride), num_keys)
+    keys = k_ptr + b * k_stride_b + h * k_stride_h + d[:, None] * k_stride_d
+    values = v_ptr + b * v_stride_b + h * v_stride_h + d[None, :] * v_stride_d
+    inside = (s < num_queries) & in_head[None, :]
+    q_pointers = q_ptr + b * q_stride_b + h * q_stride_h + s * q_stride_s + d[None, :] * q_stride_d
+    q = tl.load(q_pointers, inside, other=0.0)
+
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    o = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(0, length, BLOCK_N):  # every block holds at least one key, so that `top` is finite
+        n = start + tl.arange(0, BLOCK_N)
+        k = tl.load(keys + n[None, :] * k_stride_n, in_head[:, None] & (n < length)[None, :], other=0.0)
+        scores = dot(q, k, tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * scale_log2
+        scores = tl.where((n < length)[None, :], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        p = tl.exp2(scores - new_top[:, None])
+        decay = tl.exp2(top - new_top)
+        total = total * decay + tl.sum(p, 1)
+        v = tl.load(values + n[:, None] * v_stride_n, (n < length)[:, None] & in_head[None, :], other=0.0)
+        o = dot(p.to(v.dtype), v, o * decay[:, None])
+        top = new_top
+
+    o = o / tl.where(total == 0, 1.0, total)[:, None]  # without a key: 0
+    out_pointers = out_ptr + b * out_stride_b + h * out_stride_h + s * out_stride_s + d[None, :] * out_stride_d
+    tl.store(out_pointers, o.to(out_ptr.dtype.element_ty), inside)
+
+
+def _launch(q, k, v, softmax_scale, kv_lengths):
+    batch, heads, queries, head_dim = q.shape
+    out = _output(q, v)
+    tiles = TILES[q.element_size()]
+    block_m, block_n, num_warps, num_stages = next(tile for largest, tile in tiles.items() if head_dim <= largest)
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        _attention_kernel[(triton.cdiv(queries, block_m) * heads * batch,)](
+            q,
+            k,
+            v,
+            kv_lengths,
+            out,
+            heads,
+            queries,
+            k.shape[2],
+            softmax_scale / math.log(2),
+            0 if kv_lengths is None else kv_lengths.stride(0),
+            *q.stride(),
+            *k.stride(),
+            *v.stride(),
+            *out.stride(),
+            HEAD_DIM=head_dim,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            BLOCK_D=max(16, triton.next_power_of_2(head_dim)),  # tl.dot adds up at least 16 products
+            num_warps=num_warps,
+            num_stages=num_stages,
+        )
+    return out
+
+
+def _output(q: Tensor, v: Tensor) -> Tensor:
+    """[B, heads, S, head_dim] whose memory is [B, S, heads, head_dim]."""
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+
+
 def why_not(backend: str, q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None = None) -> list[str]:
     """Why a backend cannot run `attention` of these tensors, one sentence each; empty if it can.
 
@@ -58,6 +175,8 @@ def why_not(backend: str, q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | 
         raise GBCIError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     if backend == "sdpa_math" or (backend == "sdpa_flash" and q.is_cpu):
         return []
+    if backend == "triton":
+        return _triton_refuses(q)
     if not q.is_cuda:
         return [f"{backend} needs an NVIDIA GPU, and q is on {q.device}"]
     if kv_lengths is not None and backend in ("sdpa_flash", "sdpa_cudnn", "xformers"):
@@ -69,6 +188,18 @@ def why_not(backend: str, q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | 
     if backend == "sdpa_flash" and q.shape[-1] % 8 != 0:  # PyTorch pads before it asks; the operator itself does not
         return [f"sdpa_flash takes a head_dim divisible by 8, and it is {q.shape[-1]}"]
     return _torch_refuses(backend, q, k, v, kv_lengths)
+
+
+def _triton_refuses(q: Tensor) -> list[str]:
+    if triton is None:
+        return ["triton is not installed: pip install triton"]
+    if q.dtype not in DTYPES:
+        return [f"triton takes float32, bfloat16 and float16, and q is {q.dtype}"]
+    if not use_triton(q):
+        return [f"triton needs an NVIDIA GPU, and q is on {q.device}"]
+    if q.shape[-1] > MAX_HEAD_DIM:
+        return [f"triton takes a head_dim of at most {MAX_HEAD_DIM}, and it is {q.shape[-1]}"]
+    return []
 
 
 def _torch_refuses(backend: str, q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None) -> list[str]:
@@ -122,8 +253,10 @@ def architecture(device: torch.device) -> str:
 
 def _run(q, k, v, softmax_scale, kv_lengths, backend):
     aten, scale = torch.ops.aten, softmax_scale
-    bias = None if kv_lengths is None else _bias(kv_lengths, k)
     backend = _chosen(q, k, v, kv_lengths) if backend is None else backend
+    if backend == "triton":
+        return _launch(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, kv_lengths)
+    bias = None if kv_lengths is None else _bias(kv_lengths, k)
     if backend == "xformers":
         from xformers.ops import memory_efficient_attention
 
@@ -155,7 +288,7 @@ _attention = torch.library.custom_op(
 
 @_attention.register_fake
 def _(q, k, v, *_):
-    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+    return _output(q, v)
 
 
 def attention(

@@ -1,4 +1,4 @@
-"""attention against float64 by every backend; the table; refusals; torch.library's contracts; rejections."""
+"""attention against float64 by every backend; the table; refusals; torch.library's contracts; what it compiles to."""
 
 import re
 import sys
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.ops import attention as module
+from gbci_fast.ops._triton import INTERPRETED
 from gbci_fast.ops.attention import BACKENDS, ORDER, attention, attention_ref, why_not
 
 # B, heads, S, N, head_dim
@@ -67,7 +68,7 @@ def test_the_reference_is_pytorch_s():
         torch.testing.assert_close(attention(q, k, v, softmax_scale=scale), expected)
 
 
-@pytest.mark.parametrize("backend", ["sdpa_flash", "sdpa_math"])
+@pytest.mark.parametrize("backend", ["sdpa_flash", "sdpa_math", *(["triton"] if INTERPRETED else [])])
 def test_what_lies_behind_the_keys_is_not_read(backend):
     (q, k, v), lengths = problem(SHAPES["odd"], ragged=True)
     expected = attention(q, k, v, kv_lengths=lengths, backend=backend)
@@ -81,7 +82,8 @@ def test_what_lies_behind_the_keys_is_not_read(backend):
 def test_on_the_cpu_every_refusal_is_explained():
     tensors, lengths = problem(SHAPES["odd"], ragged=True)
     for backend in BACKENDS:
-        expected = [] if backend in ("sdpa_flash", "sdpa_math") else [f"{backend} needs an NVIDIA GPU, and q is on cpu"]
+        here = backend in ("sdpa_flash", "sdpa_math") or (backend == "triton" and INTERPRETED)
+        expected = [] if here else [f"{backend} needs an NVIDIA GPU, and q is on cpu"]
         assert why_not(backend, *tensors) == why_not(backend, *tensors, lengths) == expected
     with pytest.raises(GBCIError, match="backend is 'flash'; expected one of sdpa_flash, sdpa_efficient, "):
         why_not("flash", *tensors)
@@ -94,6 +96,7 @@ class Pretended(torch.Tensor):
     is_cpu = False
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the kernel runs on the CPU")
 def test_on_a_gpu_every_refusal_is_explained(monkeypatch):
     tensors, lengths = problem(SHAPES["sampler"], ragged=True)
     tensors = [part.as_subclass(Pretended) for part in tensors]
@@ -103,6 +106,12 @@ def test_on_a_gpu_every_refusal_is_explained(monkeypatch):
     assert why_not("sdpa_flash", *tensors) == ["sdpa_flash takes bfloat16 and float16, and q is torch.float32"]
     monkeypatch.setitem(sys.modules, "xformers", None)
     assert why_not("xformers", *tensors) == ["xformers is not installed: pip install xformers"]
+    assert why_not("triton", *tensors, lengths) == []
+    assert why_not("triton", tensors[0].double(), *tensors[1:]) == [
+        "triton takes float32, bfloat16 and float16, and q is torch.float64"
+    ]
+    wide = torch.zeros(1, 1, 2, 160).as_subclass(Pretended)
+    assert why_not("triton", wide, wide, wide) == ["triton takes a head_dim of at most 128, and it is 160"]
     half = [part.half() for part in tensors]
 
     def refuses(params, debug):
@@ -114,6 +123,12 @@ def test_on_a_gpu_every_refusal_is_explained(monkeypatch):
     assert why_not("sdpa_flash", *half) == ["sdpa_flash: its sentence"]
     monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", lambda params, debug: True)
     assert why_not("sdpa_flash", *half) == []
+
+
+def test_without_triton_it_says_what_to_install(monkeypatch):
+    tensors = [part.as_subclass(Pretended) for part in problem(SHAPES["odd"])[0]]
+    monkeypatch.setattr(module, "triton", None)
+    assert why_not("triton", *tensors) == ["triton is not installed: pip install triton"]
 
 
 def test_xformers_takes_what_one_of_its_kernels_takes(monkeypatch):
@@ -165,6 +180,19 @@ def test_it_is_forward_only(device):
     out = attention(q.requires_grad_(), k, v)
     with pytest.raises(RuntimeError, match=r"backward through gbci_fast\.attention"):
         out.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_keeps_everything_in_registers(ptxas, dtype):
+    """Every tile of the table, lengths and none; 16-bit products are the tensor cores', and no float32 becomes TF32."""
+    for head_dim in (32, 40, 128):
+        q, k, v = (part.to("meta") for part in problem((2, 4, 196, 196, head_dim), dtype)[0])
+        for lengths in (None, torch.zeros(2, dtype=torch.int32, device="meta")):
+            module._launch(q, k, v, head_dim**-0.5, lengths)
+    ptx = "".join(kernel.asm["ptx"] for kernel in ptxas.compiled.values())
+    assert ("mma" in ptx) == (dtype != torch.float32)
+    assert "tf32" not in ptx
+    ptxas.assert_no_spills(kernels=6)
 
 
 Q = torch.zeros(2, 1, 3, 4)

@@ -12,6 +12,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
+from gbci_fast.runtimes import compile as module
 from gbci_fast.runtimes.blocks import Resnet, Transformer
 from gbci_fast.runtimes.compile import CompiledDenoiser, compiled
 from gbci_fast.runtimes.eager import EagerDenoiser
@@ -102,6 +103,28 @@ def test_a_bare_unet_is_compiled_too(monkeypatch):
             assert relative(fast(sample, timestep, context).sample, model(sample, timestep, context).sample) < 1e-5
     assert counting.graphs == 1
     assert fast.describe().startswith("runtime compile, tier exact, float32\n8 of 8 ResnetBlock2D fused\n")
+
+
+def test_a_hook_after_compiling_is_called(monkeypatch):
+    model, called = unet(torch.float32, class_embed_type=None), []
+    monkeypatch.setattr("gbci_fast.fast_unet.compiled", functools.partial(compiled, backend=Counting()))
+    fast = accelerate(model, runtime="compile", tier="exact")
+    given = torch.randn(2, 9, 8, 8), 999, torch.randn(2, 7, 24)
+    with torch.no_grad():
+        before = fast(*given).sample
+        fast.mid_block.resnets[0].register_forward_hook(torch.compiler.disable(lambda *_: called.append(1)))
+        assert relative(fast(*given).sample, before) < 1e-5
+    assert called == [1]
+    assert "stock mid_block.resnets.0: it has hooks" in fast.describe()
+
+
+def test_cuda_graphs_of_its_own_where_any_thread_may_replay_them(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for newer, mode in ((True, "max-autotune"), (False, "max-autotune-no-cudagraphs")):
+        monkeypatch.setattr(module, "GRAPHS_IN_ANY_THREAD", newer)
+        assert [module._mode(cuda, True), module._mode(cuda, False), module._mode(cpu, True)] == [
+            mode, "max-autotune-no-cudagraphs", "default",
+        ]  # fmt: skip
 
 
 def test_without_a_compiler_it_is_refused(monkeypatch):

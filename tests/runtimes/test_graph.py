@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import threading
 
 import pytest
@@ -14,6 +15,7 @@ from gbci_fast.conditioning import Conditioning
 from gbci_fast.fast import accelerate
 from gbci_fast.pipeline import GBCIPipeline, Trajectory
 from gbci_fast.runtimes import blocks, graph
+from gbci_fast.runtimes.compile import CompiledDenoiser
 from gbci_fast.runtimes.fused import FusedDenoiser
 from gbci_fast.runtimes.graph import BUCKETS, CudaRecorder, LoopGraphs, bucket
 from gbci_fast.sampling import on_host, tables
@@ -54,6 +56,18 @@ class Rerun:
 @pytest.fixture
 def recorder():
     return Rerun()
+
+
+@pytest.fixture
+def full_float32():
+    """float32 is float32, which tier "exact" asks of a GPU."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
 
 
 def double_plus(given):
@@ -173,7 +187,7 @@ def pipe():
 
 @pytest.fixture
 def recorded(pipe, monkeypatch, recorder):
-    monkeypatch.setattr(fast_module, "_recorder", lambda runtime, device: recorder)
+    monkeypatch.setattr(fast_module, "_recorder", lambda *_: recorder)
     return accelerate(pipe, tier="exact")
 
 
@@ -203,6 +217,26 @@ def test_a_recorded_pipeline_gives_the_same_bits(pipe, recorded, recorder):
         for seed in (0, 1):
             assert torch.equal(*(sample(p, seed, report=None) for p in (recorded, plain)))  # reports are padded
     assert recorder.recorded == 3
+
+
+def test_a_compiled_loop_is_recorded_too(pipe, recorded, recorder, monkeypatch):
+    builder = functools.partial(CompiledDenoiser, backend="eager")
+    monkeypatch.setitem(fast_module._BUILDERS, "compile", builder)
+    compiled = accelerate(pipe, runtime="compile", tier="exact")
+    expected = sample(recorded)
+    assert torch.allclose(sample(compiled), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    assert recorder.recorded == 2
+
+
+def test_what_asks_for_values_has_no_recorder(pipe, monkeypatch):
+    assert fast_module._recorder("fused", pipe.unet) is None  # on the CPU nothing is recorded
+    monkeypatch.setattr(type(pipe.unet), "device", torch.device("cuda"))
+    monkeypatch.setattr(fast_module, "CudaRecorder", lambda device: f"records on {device}")
+    assert fast_module._recorder("fused", pipe.unet) == "records on cuda"
+    assert fast_module._recorder("compile", pipe.unet) == "records on cuda"
+    assert fast_module._recorder("eager", pipe.unet) is None
+    monkeypatch.setattr(fast_module, "why_not", lambda unet: ["it has a part of its own"])
+    assert fast_module._recorder("compile", pipe.unet) is None  # that is the stock UNet, compiled
 
 
 def test_nothing_that_a_call_brings_is_recorded_anew(recorded, recorder):
@@ -320,7 +354,7 @@ def test_a_copy_records_for_itself(recorded, recorder):
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_A_GPU)])
-def test_cuda_graphs_give_the_same_bits(pipe, device):
+def test_cuda_graphs_give_the_same_bits(pipe, full_float32, device):
     fast = accelerate(pipe, runtime="fused", tier="exact", device=device)
     plain = accelerate(pipe, runtime="fused", tier="exact", device=device)
     plain._built = plain._denoiser_here()[0], None
