@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,14 @@ def test_what_was_built_is_found_again(cache):
 
 @pytest.mark.parametrize(
     "change",
-    [{"weights": "v"}, {"graph": "h"}, {"shape": "b1"}, {"dtype": "float16"}, {"flavor": "tensorrt"}, {"part": "decoder"}],
+    [
+        {"weights": "v"},
+        {"graph": "h"},
+        {"shape": "b1"},
+        {"dtype": "float16"},
+        {"flavor": "tensorrt"},
+        {"part": "decoder"},
+    ],
     ids=str,
 )
 def test_every_part_of_the_key_tells_plans_apart(cache, change):
@@ -219,7 +227,7 @@ def wait_for(condition):
 
 def test_two_processes_build_once(tmp_path):
     """The second comes while the first builds, waits, and reads what that one has written."""
-    code = BUILDER.format(tests=os.path.dirname(__file__), folder=str(tmp_path / "engines"))
+    code = BUILDER.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "engines"))
     start = lambda: subprocess.Popen(  # noqa: E731
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=(tmp_path / "log").open("a"), text=True
     )
