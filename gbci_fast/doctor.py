@@ -23,7 +23,10 @@ from gbci_fast.errors import GBCIError, one_line
 if TYPE_CHECKING:
     from gbci_fast.pipeline import GBCIPipeline
 
-PACKAGES = ("torch", "diffusers", "accelerate", "triton", "xformers", "numpy", "pydicom")
+PACKAGES = (
+    "torch", "diffusers", "accelerate", "triton", "xformers", "tensorrt", "tensorrt_rtx_bindings", "onnx",
+    "onnxruntime", "numpy", "pydicom",
+)  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")
 
 

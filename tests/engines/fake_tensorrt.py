@@ -292,7 +292,7 @@ class FakeFlavor(flavor.Flavor):
 def install(monkeypatch) -> FakeFlavor:
     """Makes it the only flavor there is, with nothing built and nothing going wrong."""
     fake = FakeFlavor(name="fake", modules=(__name__,), least=(10, 13), install="pip install fake", needs_gpu=False)
-    for name in list(flavor.FLAVORS):
+    for name in reversed(list(flavor.FLAVORS)):  # so that undoing it keeps the order
         monkeypatch.delitem(flavor.FLAVORS, name)
     monkeypatch.setitem(flavor.FLAVORS, "fake", fake)
     for name, value in vars(Behavior).items():
