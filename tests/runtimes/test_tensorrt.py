@@ -1,4 +1,4 @@
-"""The tensorrt runtime: on the CPU with a stand-in for TensorRT that runs the exported files; the real one on a GPU."""
+"""The tensorrt runtime: on the CPU by a stand-in that runs the exported files, on a GPU by the real one."""
 
 import copy
 import logging
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gbci_fast import fast as fast_module
+from gbci_fast.engines.build import build
 from gbci_fast.engines.cache import EngineCache
 from gbci_fast.engines.flavor import FLAVORS, pick_flavor
 from gbci_fast.engines.store import Engines, digest
@@ -25,6 +26,7 @@ from gbci_fast.training.vae import build_vae
 pytest.importorskip("onnxruntime", reason="the stand-in for TensorRT runs ONNX files")
 DESCRIPTIONS = ({"view_position": "CC", "finding_birads": 5}, None)
 REPORTS = ("irregular spiculated mass", None)
+FLAVORS_THERE = {name: flavor for name, flavor in FLAVORS.items() if flavor.why_not(torch.device("cuda")) == []}
 FAKE = Path(__file__).parents[1] / "engines"
 
 
@@ -89,7 +91,7 @@ def relative(ours, reference):
     return ((ours - reference).abs().max() / reference.abs().max()).item()
 
 
-def test_the_whole_pipeline_equals_eager(pipe, image, mask, fake, caplog):
+def test_the_whole_pipeline_equals_eager(pipe, image, mask, fake, caplog, tmp_path):
     """Latents and decoded pixels; padded reports, guidance; and nothing is built twice."""
     fast = accelerate(pipe, runtime="tensorrt", dtype=torch.float32)
     assert fast.describe().splitlines()[0] == "runtime tensorrt, tier tolerance, float32"
@@ -102,6 +104,13 @@ def test_the_whole_pipeline_equals_eager(pipe, image, mask, fake, caplog):
     assert torch.equal(ours[mask == 0], image[mask == 0])
     built = len(fake.Behavior.built)
     assert built == 2  # the core and the decoder
+    if (rtx := FLAVORS_THERE.get("tensorrt-rtx")) is not None:  # the real one takes the same files
+        for name, data in zip(("core.onnx", "decoder.onnx"), fake.Behavior.built, strict=True):
+            (tmp_path / name).write_bytes(data)
+            real = build(tmp_path / name, rtx, capabilities=("8.0", "8.6"))
+            assert real.plan[:4] == b"vtrt"
+            assert {record.severity for record in real.log} <= {"INFO", "VERBOSE"}
+            assert set(real.dtypes.values()) <= {"float32", "int32", "int64", "bool"}
     sample(accelerate(pipe, runtime="tensorrt", dtype=torch.float32), image, mask, output_type="pt")
     assert len(fake.Behavior.built) == built
 
