@@ -1,8 +1,9 @@
 """The sampler end to end: encode, sample, decode and composite, in images per second, with its parity in the same row.
 
 `eager` is the unmodified pipeline in float32, `eager_narrow` in the dtype that tier "tolerance" takes here, `compile`
-the same with ``torch.compile`` of the UNet; then every tier of `accelerate`. A tier's row times the eager pipeline in
-turn with itself, and fails unless its images are within the tier's gates (`gbci_fast.evaluate.parity`).
+the same with ``torch.compile`` of the UNet; then every tier of `accelerate`, and `tensorrt`, that runtime in tier
+"tolerance". A tier's row times the eager pipeline in turn with itself, and fails unless its images are within the
+tier's gates (`gbci_fast.evaluate.parity`).
 
 `--quick` runs a few steps of small batches; `--full` everything, from which ``-k cuda`` or ``-k 8-20`` choose.
 """
@@ -35,10 +36,12 @@ from gbci_fast.evaluate.parity import (
 )
 from gbci_fast.fast import TIERS, FastPipeline, accelerate
 from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.runtimes.tensorrt import why_not_tensorrt
 
 BATCHES, STEPS = (1, 8, 64, 256), (4, 20, 50)
 QUICK = {"cpu": ((1, 4), (8, 4)), "cuda": ((8, 20), (256, 20))}
-ROWS = ("eager", "eager_narrow", "compile", *TIERS)
+ROWS = ("eager", "eager_narrow", "compile", *TIERS, "tensorrt")
+GATED = {tier: tier for tier in TIERS} | {"tensorrt": "tolerance"}  # by which tier's gates a row is judged
 ROUNDS = {"quick": 2, "full": 3}
 GUIDANCE_SCALE = 3.0
 STUDIES = 6  # phantoms that templates and descriptions come from, again and again
@@ -71,6 +74,8 @@ class Bench:
     def _make(self, row: str) -> GBCIPipeline:
         if row == "eager":
             return self.eager
+        if row == "tensorrt":
+            return accelerate(self.eager, runtime="tensorrt", tier=GATED[row])
         if row in TIERS:
             return accelerate(self.eager, tier=row)
         made = narrowed(self.eager, self.narrow_dtype)
@@ -132,9 +137,9 @@ def bench(device, cases, benches, full_float32) -> Bench:
     return benches[device.type]
 
 
-def judge(bench: Bench, tier: str, batch: int, steps: int) -> Parity:
-    """The tier's pipeline against the eager one, on the batch that is timed; it also warms the pipeline up."""
-    fast, call = bench.pipe(tier), bench.call(batch, steps)
+def judge(bench: Bench, row: str, batch: int, steps: int) -> Parity:
+    """The row's pipeline against the eager one, on the batch that is timed; it also warms the pipeline up."""
+    fast, call, tier = bench.pipe(row), bench.call(batch, steps), GATED[row]
     assert isinstance(fast, FastPipeline)
     reference = bench.reference(batch, steps)
     narrow = None
@@ -156,10 +161,12 @@ def bench_sampler(request, benchmark, skip_slow_builds, bench, device, batch, st
         pytest.skip("is left to --full")
     if row == "eager_narrow" and bench.narrow_dtype == torch.float32:
         pytest.skip(f"this {device.type} has no bfloat16 units: it would be eager")
+    if row == "tensorrt" and (refusals := why_not_tensorrt(device)):
+        pytest.skip("; ".join(refusals))
     pipe, call = bench.pipe(row), bench.call(batch, steps)
     benchmark.extra_info.update(device=device.type, batch=batch, steps=steps, row=row, guidance=GUIDANCE_SCALE)
     benchmark.extra_info.update(dtype=str(pipe.unet.dtype).removeprefix("torch."), threads=torch.get_num_threads())
-    if row in TIERS:
+    if row in GATED:
         found = judge(bench, row, batch, steps)
         assert found.holds, found.sentence()
         benchmark.extra_info.update(parity=found.sentence(), plan=pipe.describe())
@@ -182,7 +189,7 @@ def bench_sampler(request, benchmark, skip_slow_builds, bench, device, batch, st
         sample(bench.eager)
         turns.append(time.perf_counter() - start)
 
-    in_turn = row in TIERS and benchmark.enabled
+    in_turn = row in GATED and benchmark.enabled
     rounds = ROUNDS["full" if request.config.getoption("full") else "quick"]
     benchmark.pedantic(partial(sample, pipe), rounds=rounds, setup=eager_in_turn if in_turn else None)
     if benchmark.enabled:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GPU tests and benchmarks on a bare CUDA machine: Python 3.12 with torch, triton and pytest, nvcc, and no network.
 #
-#   benchmarks/gpu_run.sh [tests] [ops] [sampler] [unet] [compile] [-- OPTIONS]    # no part named: all five
+#   benchmarks/gpu_run.sh [tests] [ops] [sampler] [unet] [compile] [tensorrt] [-- OPTIONS]    # none named: the first five
 #
 # Each part is meant for ten minutes; compile, the rows of torch.compile in sampler and unet, may take longer. OPTIONS go
 # to the benchmarks' pytest: `sampler -- --full -k 'cuda and 64-50'`.
@@ -13,14 +13,17 @@
 #     -c constraints.txt -d .wheels diffusers importlib_metadata zipp pydicom python-gdcm pylibjpeg \
 #     pylibjpeg-openjpeg pylibjpeg-rle lazy-importer hypothesis sortedcontainers pytest-benchmark \
 #     py-cpuinfo2 xformers
+#
+# The part tensorrt needs more, which is large: onnx onnxscript onnx-ir ml_dtypes protobuf flatbuffers onnxruntime
+# tensorrt_rtx_cu13_bindings tensorrt_rtx_cu13_libs. Wheels may also lie in a folder outside the tree: WHEELS=FOLDER.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 parts=()
 while (($#)) && [[ $1 != -- ]]; do
     case $1 in
-        tests | ops | sampler | unet | compile) parts+=("$1") ;;
-        *) echo "$0: the part is '$1'; expected tests, ops, sampler, unet or compile" >&2 && exit 2 ;;
+        tests | ops | sampler | unet | compile | tensorrt) parts+=("$1") ;;
+        *) echo "$0: the part is '$1'; expected tests, ops, sampler, unet, compile or tensorrt" >&2 && exit 2 ;;
     esac
     shift
 done
@@ -33,7 +36,7 @@ mkdir -p "$results" "$site"
 
 python3 -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch finds no CUDA device here")'
 [[ -d .wheels ]] || { echo "$0: there is no .wheels/ here; its first lines say how to fill it" >&2; exit 2; }
-python3 -m pip install --quiet --no-index --no-deps --upgrade --target "$site" .wheels/*.whl
+python3 -m pip install --quiet --no-index --no-deps --upgrade --target "$site" .wheels/*.whl ${WHEELS:+"$WHEELS"/*.whl}
 export PYTHONPATH=$PWD:$site
 # Not first of all nvcc on PATH: that may be a wrapper far from the toolkit's libraries.
 export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
@@ -49,7 +52,7 @@ ln -sfn ../kernels/ops gbci_fast/ops
 ln -sfn ../training gbci_fast/training
 
 bench() { # name, pytest's arguments; rows of the GPU alone, unless these have another -k
-    python3 -m pytest -k 'cuda and not compile' --benchmark-json="$results/gpu_$1.json" "${@:2}" | tee "$results/gpu_$1.txt"
+    python3 -m pytest -k 'cuda and not compile and not tensorrt' --benchmark-json="$results/gpu_$1.json" "${@:2}" | tee "$results/gpu_$1.txt"
 }
 
 status=0
@@ -57,15 +60,21 @@ for part in "${parts[@]}"; do
     echo "== $part, $(date -u +%T)"
     case $part in
         # Not all tests: some import packages for which a wheel is too large to carry.
-        tests) python3 -m pytest tests/ops tests/runtimes tests/test_sampling_options.py -m gpu -q | tee "$results/gpu_tests.txt" || status=$? ;;
+        tests) python3 -m pytest tests/ops tests/runtimes tests/test_sampling_options.py -m gpu -q \
+            --ignore=tests/runtimes/test_tensorrt.py | tee "$results/gpu_tests.txt" || status=$? ;;
         ops)
-            bench ops benchmarks --ignore-glob='*_sampler.py' --ignore-glob='*_unet.py' \
+            bench ops benchmarks --ignore-glob='*_tensorrt.py' --ignore-glob='*_sampler.py' --ignore-glob='*_unet.py' \
                 --ignore-glob='*_prepare.py' "$@" || status=$?
             ;;
         sampler) bench sampler benchmarks/bench_sampler.py "$@" || status=$? ;;
         unet) bench unet benchmarks/bench_unet.py "$@" || status=$? ;;
         compile)
             bench compile benchmarks/bench_sampler.py benchmarks/bench_unet.py -k 'cuda and compile' "$@" || status=$?
+            ;;
+        tensorrt)
+            python3 -m pytest tests/engines tests/runtimes/test_tensorrt.py -m gpu -q | tee "$results/gpu_tensorrt.txt" ||
+                status=$?
+            bench tensorrt benchmarks/bench_sampler.py benchmarks/bench_unet.py -k 'cuda and tensorrt' "$@" || status=$?
             ;;
     esac
 done

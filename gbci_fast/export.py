@@ -8,8 +8,6 @@ the graph norms and softmax are float32 (`ISLANDS`), whose sums and exponentials
 
 import copy
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.files import atomically
 from gbci_fast.runtimes.blocks import Context
 from gbci_fast.runtimes.fused import FusedDenoiser
 
@@ -238,17 +237,12 @@ def _export(module: nn.Module, given: dict[str, Tensor], outputs: tuple[str, ...
     foreign = {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
     if foreign or model.functions:
         raise GBCIError(f"the graph has operators that are not ONNX's: {', '.join(sorted(foreign)) or 'functions'}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        part = Path(file.name)
-    try:
+
+    def write(part: Path) -> None:
         onnx.save_model(model, part)
         onnx.checker.check_model(part)
-        os.chmod(part, 0o644)  # noqa: PTH101  a temporary file is its owner's alone
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+
+    atomically(path, write)
 
 
 def _trace(module: nn.Module, given: dict[str, Tensor], outputs: tuple[str, ...]) -> Any:

@@ -1,12 +1,17 @@
 """`gbci-fast export`: the parts of a pipeline that sampling calls most, for other software to run."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gbci_fast.errors import GBCIError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gbci_fast.engines.build import Progress
     from gbci_fast.export import Bucket
     from gbci_fast.pipeline import GBCIPipeline
 
@@ -16,6 +21,7 @@ EXAMPLE = """\
 example:
   gbci-fast export onnx --output out/onnx --batch 8 --dtype float16
   gbci-fast export onnx runs/ldm/pipeline --output out/onnx --part unet --no-guidance
+  gbci-fast export tensorrt --output out/engines --batch 8 --compute-capability 8.0,8.6
 """
 
 
@@ -41,6 +47,27 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--dtype", choices=DTYPES, default="float32", help="of weights and activations (default: float32)"
     )
     onnx.set_defaults(run=run_onnx)
+    tensorrt = formats.add_parser(
+        "tensorrt",
+        help="TensorRT engines of UNet and decoder",
+        description="Plans of what `export onnx` writes, built by TensorRT for the GPU that is here or by\n"
+        "TensorRT-RTX for any. They are kept in the cache of engines, too, where the tensorrt runtime finds them.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_shape_options(tensorrt)
+    tensorrt.add_argument(
+        "--dtype", choices=DTYPES, default="bfloat16", help="of weights and activations (default: bfloat16)"
+    )
+    tensorrt.add_argument(
+        "--flavor", choices=("auto", "tensorrt", "tensorrt-rtx"), default="auto", help="which TensorRT (default: auto)"
+    )
+    tensorrt.add_argument(
+        "--compute-capability",
+        metavar="8.0,8.6",
+        help="of the GPUs to build for (default: the one that is here or, without one, what the builder takes)",
+    )
+    tensorrt.set_defaults(run=run_tensorrt)
 
 
 def add_shape_options(parser: argparse.ArgumentParser) -> None:
@@ -123,3 +150,62 @@ def run_onnx(args: argparse.Namespace) -> None:
                     raise
             checked = f"largest error {error:.1e} of the largest output"
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {checked}", flush=True)
+
+
+def run_tensorrt(args: argparse.Namespace) -> None:
+    """Builds, or finds in the cache, and writes and names the plans."""
+    import torch
+    from rich.console import Console
+    from torch import nn
+
+    from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
+    from gbci_fast.engines.build import Built
+    from gbci_fast.engines.cache import EngineCache
+    from gbci_fast.engines.flavor import GENERIC, pick_flavor
+    from gbci_fast.engines.store import decoder_recipe, digest, obtain, unet_recipe
+    from gbci_fast.files import atomically
+
+    console = Console(stderr=True, markup=False, highlight=False)
+    device = torch.device("cuda") if torch.cuda.is_available() else None
+    flavor = pick_flavor(args.flavor, device)
+    capability = GENERIC if device is None else flavor.target(device)
+    if args.compute_capability is not None:
+        capability = "+".join(part.strip() for part in args.compute_capability.split(","))
+    with console.status("reading the checkpoint"), torch.no_grad():
+        pipe = load_pipeline(checkpoint_folder(args.checkpoint))
+        bucket = read_shapes(args, pipe)
+    dtype = getattr(torch, args.dtype)
+    for part in PARTS if args.part == "all" else (args.part,):
+        module = nn.Module.to(pipe.unet if part == "unet" else pipe.vae, dtype)
+        if part == "unet":
+            recipe = unet_recipe(module, bucket, digest(module))
+        else:
+            recipe = decoder_recipe(module, bucket.batch, bucket.height, bucket.width, digest(module))
+        built: list[Built] = []
+        with build_progress(console, str(recipe)) as on_progress:
+            plan = obtain(
+                recipe, flavor, EngineCache(), capability, device=device, on_progress=on_progress, on_built=built.append
+            )
+        path = args.output / f"{recipe}-{flavor.name}-{flavor.version}-sm{capability}.plan"
+        args.output.mkdir(parents=True, exist_ok=True)
+        atomically(path, lambda temporary, plan=plan: temporary.write_bytes(plan))
+        how = f"built in {built[0].seconds:.1f} s from {len(built[0].layers)} layers" if built else "from the cache"
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {how}", flush=True)
+
+
+@contextmanager
+def build_progress(console: "Console", name: str) -> Iterator["Progress"]:
+    """A bar per phase of a build, of those that have more than one step."""
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn(f"{name}: {{task.description}}"), BarColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks = {}
+
+        def on_progress(phase: str, done: int, steps: int) -> None:
+            if steps > 1:
+                tasks[phase] = tasks[phase] if phase in tasks else bars.add_task(phase)
+                bars.update(tasks[phase], completed=done, total=steps)
+
+        yield on_progress

@@ -1,4 +1,4 @@
-"""`gbci-fast export onnx`: files, what is said of them, and bad usage."""
+"""`gbci-fast export`: files, what is said of them, and bad usage."""
 
 import importlib.util
 
@@ -90,3 +90,58 @@ def test_bad_sizes_are_named(folder, tmp_path, capsys, options, sentence):
 def test_a_folder_without_a_pipeline_is_named(tmp_path, capsys):
     assert export(tmp_path, tmp_path / "out") == 1
     assert "has no model_index.json" in capsys.readouterr().err
+
+
+@pytest.fixture
+def tensorrt(folder, tmp_path, monkeypatch, capsys):
+    """Runs `export tensorrt` with a cache of its own; gives the status and what was printed."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*options):
+        command = ["export", "tensorrt", str(folder), "--output", str(tmp_path / "out"), "--batch", "1"]
+        status = main([*command, "--flavor", "tensorrt-rtx", *options])
+        return status, capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would build for this GPU")
+def test_engines_are_built_once_and_then_found(tensorrt, tmp_path):
+    options = ("--part", "decoder", "--dtype", "float16", "--compute-capability", "8.0, 8.6")
+    (first, built), (second, found) = tensorrt(*options), tensorrt(*options)
+    assert first == second == 0
+    [plan] = (tmp_path / "out").iterdir()
+    assert plan.name.startswith("decoder-b1-16x16-float16-tensorrt-rtx-")
+    assert plan.name.endswith("-sm8.0+8.6.plan")
+    assert plan.read_bytes()[:4] == b"vtrt"
+    assert built.out.startswith(f"{plan}: ")
+    assert " built in " in built.out
+    assert found.out.startswith(f"{plan}: ")
+    assert found.out.endswith(" from the cache\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would build for this GPU")
+def test_a_unet_is_built_for_any_gpu(tensorrt, tmp_path):
+    status, said = tensorrt("--part", "unet", "--tokens", "32", "--no-guidance")
+    assert status == 0, said.err
+    [plan] = (tmp_path / "out").iterdir()
+    assert plan.name.startswith("unet-b1-16x16-t32-unguided-bfloat16-tensorrt-rtx-")
+    assert plan.name.endswith("-smgeneric.plan")
+
+
+def test_a_gpu_that_cannot_be_built_for_is_named(tensorrt, tmp_path):
+    status, said = tensorrt("--part", "decoder", "--compute-capability", "1.0")
+    assert status == 1
+    assert "compute capability 1.0 is none that tensorrt-rtx " in said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flavor_that_is_not_installed_names_its_command(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    command = ["export", "tensorrt", str(folder), "--output", str(tmp_path / "out")]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "tensorrt is not installed: pip install tensorrt" in said
+    assert "tensorrt-rtx is not installed: pip install 'gbci_fast[tensorrt-rtx]'" in said
+    assert not (tmp_path / "out").exists()
