@@ -21,6 +21,7 @@ from gbci_fast.choices import RUNTIMES, TIERS
 from gbci_fast.errors import GBCIError, one_line
 
 if TYPE_CHECKING:
+    from gbci_fast.engines.flavor import Flavor
     from gbci_fast.pipeline import GBCIPipeline
 
 PACKAGES = (
@@ -55,7 +56,8 @@ class Report:
         no_gpu: why PyTorch finds none; empty if it does.
         checkpoint: why the packaged one cannot be loaded and sampled from by the eager pipeline; empty if it can.
         choice: what `accelerate` decides for it by itself, with its notes; or why it decides nothing.
-        ops, runtimes, tiers: each once per device; the tiers' names are such as "tolerance, bfloat16".
+        ops, runtimes, tiers: each once per device; names are such as "tensorrt, tensorrt-rtx" for a flavor of TensorRT,
+            and "tolerance, bfloat16" for a tier.
     """
 
     versions: dict[str, str | None]
@@ -98,7 +100,12 @@ def examine() -> Report:
         problems = _try(lambda: choice.extend(_choice(pipe[0], "cpu" if no_gpu else "cuda")))
         choice = problems or choice
     return Report(
-        versions={"gbci_fast": __version__, "python": platform.python_version(), **{n: _version(n) for n in PACKAGES}},
+        versions={
+            "gbci_fast": __version__,
+            "python": platform.python_version(),
+            **{package: _version(package) for package in PACKAGES},
+            **{name: _flavor_version(flavor) for name, flavor in _flavors().items()},
+        },
         cpu=_cpu(),
         gpus=gpus,
         no_gpu=no_gpu,
@@ -110,7 +117,8 @@ def examine() -> Report:
             for name in RUNTIMES
             if name != "auto"
             for d, no in devices.items()
-        ],
+        ]
+        + _flavor_findings(devices),
         tiers=[
             Finding(
                 name=f"{tier}, {dtype}",
@@ -140,6 +148,33 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # a module of a distribution with another name
         return getattr(importlib.import_module(package), "__version__", "of unknown version")
+
+
+def _flavors() -> "dict[str, Flavor]":
+    """Of TensorRT, by name."""
+    from gbci_fast.engines.flavor import FLAVORS
+
+    return FLAVORS
+
+
+def _flavor_version(flavor: "Flavor") -> str | None:
+    if not any(importlib.util.find_spec(module) for module in flavor.modules):
+        return None
+    try:
+        return flavor.version
+    except GBCIError:
+        return "of unknown version"
+
+
+def _flavor_findings(devices: dict[str, list[str]]) -> list[Finding]:
+    """Of each flavor of TensorRT, which the tensorrt runtime chooses among."""
+    import torch
+
+    return [
+        Finding(name=f"tensorrt, {name}", device=d, reasons=[*no, *flavor.why_not(torch.device(d))])
+        for name, flavor in _flavors().items()
+        for d, no in devices.items()
+    ]
 
 
 def _cpu() -> dict[str, Any]:

@@ -47,10 +47,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(report: "Report", console: "Console") -> None:
+    from gbci_fast.engines.flavor import FLAVORS
+
     cpu, versions = report.cpu, report.versions.items()
     console.print(", ".join(f"{name} {version}" for name, version in versions if version is not None))
     for name in (name for name, version in versions if version is None):
-        console.print(f"{name} is not installed: pip install {name}")
+        install = FLAVORS[name].install if name in FLAVORS else f"pip install {name}"
+        console.print(f"{name} is not installed: {install}")
     console.print(
         f"CPU: {cpu['machine']}, {cpu['threads']} threads on {cpu['cores']} cores; the extension uses "
         f"{cpu['extension_uses']}; {'bfloat16' if cpu['bfloat16_units'] else 'no bfloat16'} units"

@@ -12,6 +12,7 @@ import gbci_fast.ops
 from gbci_fast import doctor
 from gbci_fast.choices import RUNTIMES, TIERS
 from gbci_fast.cli import main
+from gbci_fast.engines.flavor import FLAVORS
 from gbci_fast.errors import GBCIError
 
 WITHOUT = """
@@ -19,6 +20,7 @@ import sys
 for name in {names}:
     sys.modules[name] = None
 from gbci_fast.cli import main
+from gbci_fast.engines.flavor import FLAVORS
 sys.exit(main(["doctor", "--json"]))
 """
 
@@ -43,7 +45,9 @@ def test_what_runs_here(report):
     assert report["eager_works"]
     assert report["checkpoint"] == []
     assert report["choice"][0].startswith("on cuda: runtime " if torch.cuda.is_available() else "on cpu: runtime ")
-    assert usable(report["runtimes"]).keys() == set(RUNTIMES) - {"auto"}
+    flavors = {f"tensorrt, {name}" for name in FLAVORS}
+    assert usable(report["runtimes"]).keys() == (set(RUNTIMES) - {"auto"}) | flavors
+    assert not any(usable(report["runtimes"])[name] for name in ("tensorrt", *flavors))  # on the CPU
     assert usable(report["runtimes"])["fused"]
     assert usable(report["tiers"]).keys() == {f"{tier}, {dtype}" for tier in TIERS for dtype in doctor.DTYPES}
     assert usable(report["tiers"])["exact, float32"]
@@ -60,6 +64,29 @@ def test_a_missing_gpu_is_said_everywhere(report):
         reasons = [finding["reasons"] for finding in report[kind] if finding["device"] == "cuda"]
         assert reasons
         assert all(first.startswith(sentence) for first, *_ in reasons)
+
+
+def test_a_flavor_of_tensorrt_says_how_to_install_it_or_what_is_wrong_with_it(monkeypatch, capsys, tmp_path):
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10 is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    for module in FLAVORS["tensorrt-rtx"].modules:
+        monkeypatch.setitem(sys.modules, module, None)
+    assert [doctor._flavor_version(flavor) for flavor in FLAVORS.values()] == ["of unknown version", None]
+    reasons = {finding.name: finding.reasons for finding in doctor._flavor_findings({"cuda": ["no GPU"]})}
+    install = "pip install 'gbci_fast[tensorrt-rtx]'"
+    assert reasons == {
+        "tensorrt, tensorrt": [
+            "no GPU",
+            "tensorrt cannot be loaded (libnvinfer.so.10 is missing); install it again: pip install tensorrt",
+        ],
+        "tensorrt, tensorrt-rtx": ["no GPU", f"tensorrt-rtx is not installed: {install}"],
+    }
+    monkeypatch.setattr(doctor, "_load", lambda: None)
+    monkeypatch.setattr(doctor, "_choice", lambda pipe, device: [])
+    monkeypatch.setattr(doctor, "_accelerates", lambda pipe, device, **_: [])
+    assert main(["doctor"]) == 0
+    assert f"\ntensorrt-rtx is not installed: {install}\n" in capsys.readouterr().out
 
 
 def test_every_operator_is_found_by_itself(report, tmp_path, monkeypatch):
