@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from gbci_fast.engines.flavor import Flavor
     from gbci_fast.pipeline import GBCIPipeline
 
-PACKAGES = (
-    "torch", "diffusers", "accelerate", "triton", "xformers", "tensorrt", "tensorrt_rtx_bindings", "onnx",
-    "onnxruntime", "numpy", "pydicom",
-)  # fmt: skip
+PACKAGES = ("torch", "diffusers", "accelerate", "triton", "xformers", "onnx", "onnxruntime", "numpy", "pydicom")
 DTYPES = ("float32", "bfloat16", "float16")
 
 

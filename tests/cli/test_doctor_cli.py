@@ -20,7 +20,6 @@ import sys
 for name in {names}:
     sys.modules[name] = None
 from gbci_fast.cli import main
-from gbci_fast.engines.flavor import FLAVORS
 sys.exit(main(["doctor", "--json"]))
 """
 
