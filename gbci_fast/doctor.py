@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from gbci_fast.engines.flavor import Flavor
     from gbci_fast.pipeline import GBCIPipeline
 
-PACKAGES = ("torch", "diffusers", "accelerate", "triton", "xformers", "numpy", "pydicom")
+PACKAGES = (
+    "torch", "diffusers", "accelerate", "triton", "xformers", "onnx", "onnxruntime", "numpy", "pydicom",
+)  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")
 
 
