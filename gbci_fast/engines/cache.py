@@ -124,16 +124,25 @@ class EngineCache:
         Raises:
             What `build` raises: then nothing is kept.
         """
+        before = self._state(key)
         plan = self.get(key)
         if plan is not None:
             return plan
         with self._one_at_a_time(key):
-            plan = self.get(key) if self.path(key).exists() else None  # the one that we waited for
+            plan = None if self._state(key) == before else self.get(key)  # the one that we waited for
             if plan is None:
                 built = build()
                 self._put(key, built)
                 plan = built.plan
         return plan
+
+    def _state(self, key: EngineKey) -> tuple[int, int] | None:
+        """Changes when the key's file is written."""
+        try:
+            status = self.path(key).stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def _candidates(self, key: EngineKey) -> list[Path]:
         """The file of the key, and those that are for other compute capabilities as well."""

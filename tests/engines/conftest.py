@@ -10,13 +10,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # flavors are modules, which are
 
 
 @pytest.fixture
-def fake(monkeypatch):
+def fake():
     """The stand-in, as the only flavor; see fake_tensorrt.py."""
     pytest.importorskip("onnxruntime", reason="the stand-in for TensorRT runs ONNX files")
     import fake_tensorrt
 
-    fake_tensorrt.install(monkeypatch)
-    return fake_tensorrt
+    with fake_tensorrt.installed():
+        yield fake_tensorrt
 
 
 def write_onnx(path: Path, weight: float = 1.0, operator: str = "Relu", dtype: str = "FLOAT") -> Path:

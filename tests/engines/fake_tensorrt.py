@@ -6,6 +6,7 @@ A plan is b"fake" and the ONNX file. Tensors are read and written through their 
 import ctypes
 import enum
 import math
+from contextlib import contextmanager
 from typing import ClassVar
 
 import numpy as np
@@ -289,13 +290,19 @@ class FakeFlavor(flavor.Flavor):
         return "8.6"
 
 
-def install(monkeypatch) -> FakeFlavor:
+@contextmanager
+def installed():
     """Makes it the only flavor there is, with nothing built and nothing going wrong."""
     fake = FakeFlavor(name="fake", modules=(__name__,), least=(10, 13), install="pip install fake", needs_gpu=False)
-    for name in reversed(list(flavor.FLAVORS)):  # so that undoing it keeps the order
-        monkeypatch.delitem(flavor.FLAVORS, name)
-    monkeypatch.setitem(flavor.FLAVORS, "fake", fake)
-    for name, value in vars(Behavior).items():
-        if not name.startswith("_"):
-            monkeypatch.setattr(Behavior, name, [] if name == "built" else value)
-    return fake
+    before = flavor.FLAVORS.copy(), dict(vars(Behavior))  # the order of flavors is that in which they are tried
+    flavor.FLAVORS.clear()
+    flavor.FLAVORS["fake"] = fake
+    Behavior.built = []
+    try:
+        yield
+    finally:
+        flavor.FLAVORS.clear()
+        flavor.FLAVORS.update(before[0])
+        for name, value in before[1].items():
+            if not name.startswith("_"):
+                setattr(Behavior, name, value)

@@ -121,8 +121,8 @@ def test_a_damaged_file_is_built_again_and_one_line_says_why(cache, damage, capl
     cache.get_or_build(KEY, built)
     damage(cache.path(KEY))
     assert cache.get_or_build(KEY, lambda: built(b"new")) == b"new"
-    lines = {record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING}
-    assert lines == {f"{cache.path(KEY)} is not used and will be built again: {DAMAGES[damage]}"}
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert lines == [f"{cache.path(KEY)} is not used and will be built again: {DAMAGES[damage]}"]
     assert cache.get(KEY) == b"new"
 
 
