@@ -41,7 +41,7 @@ from gbci_fast.runtimes.convolution import with_filtered_convolutions
 from gbci_fast.runtimes.eager import EagerDenoiser
 from gbci_fast.runtimes.fused import FusedDenoiser
 from gbci_fast.runtimes.graph import BUCKETS, TOKENS, CudaRecorder, LoopGraphs, Recorder
-from gbci_fast.runtimes.tensorrt import EngineAutoencoder, TensorRTDenoiser, why_not_tensorrt
+from gbci_fast.runtimes.tensorrt import EngineAutoencoder, TensorRTDenoiser, tensorrt_note, why_not_tensorrt
 from gbci_fast.sampling import KnownRegion, adds_noise, on_host, sample_ddim, sampler_for, tables
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -367,6 +367,8 @@ def _plan(pipe: GBCIPipeline, runtime: str, tier: str, dtype: torch.dtype | None
     if runtime == "compile":
         need_compiler(device)
         notes += [f"compiles the stock UNet: {reason}" for reason in reasons]
+    if runtime == "tensorrt":
+        notes.append(tensorrt_note(device))
     if runtime == "fused" and device.type == "cuda":
         notes += cross_attention_notes(pipe.unet, dtype)
     if runtime == "fused" and device.type == "cuda" and triton is None:

@@ -116,13 +116,14 @@ def test_half_precision_is_half_but_for_norms_and_softmax(tiny, half):
     path, bucket = half
     assert check_unet(path, tiny.unet, bucket, torch.float16) < 1e-2
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
-    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    values = (*model.graph.value_info, *model.graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
     wide, narrow = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
     for node in model.graph.node:
         assert node.domain in ("", "ai.onnx")
         for output in node.output:
             if node.op_type in ("Conv", "MatMul", "Gelu"):
-                assert types.get(output, narrow) == narrow
+                assert types[output] == narrow
             if node.op_type in ("InstanceNormalization", "LayerNormalization", "Softmax"):
                 assert types[output] == wide
     assert {node.op_type for node in model.graph.node} >= {"Conv", "MatMul", "Softmax", "LayerNormalization"}

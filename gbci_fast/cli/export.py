@@ -1,6 +1,7 @@
 """`gbci-fast export`: the parts of a pipeline that sampling calls most, for other software to run."""
 
 import argparse
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "tensorrt",
         help="TensorRT engines of UNet and decoder",
         description="Plans of what `export onnx` writes, built by TensorRT for the GPU that is here or by\n"
-        "TensorRT-RTX for any. They are kept in the cache of engines, too, where the tensorrt runtime finds them.",
+        "TensorRT-RTX for any. They are kept in the cache of engines, too, where the tensorrt runtime finds those of\n"
+        "the sizes that it asks for: batches of 1, 2, 4 and so on, up to 256 (up to 16 of the decoder).",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -145,8 +147,8 @@ def run_onnx(args: argparse.Namespace) -> None:
                         if unet
                         else check_decoder(path, pipe.vae, shape, dtype)
                     )
-                except GBCIError:
-                    path.unlink()  # what does not compute the same is no export
+                except BaseException:
+                    path.unlink()  # what was not found to compute the same is no export
                     raise
             checked = f"largest error {error:.1e} of the largest output"
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {checked}", flush=True)
@@ -170,7 +172,10 @@ def run_tensorrt(args: argparse.Namespace) -> None:
     flavor = pick_flavor(args.flavor, device)
     capability = GENERIC if device is None else flavor.target(device)
     if args.compute_capability is not None:
-        capability = "+".join(part.strip() for part in args.compute_capability.split(","))
+        named = [part.strip() for part in args.compute_capability.split(",")]
+        if not all(re.fullmatch(r"\d+\.\d", part) for part in named):
+            raise GBCIError(f"--compute-capability is {args.compute_capability!r}; expected such as 8.0,8.6")
+        capability = "+".join(named)
     with console.status("reading the checkpoint"), torch.no_grad():
         pipe = load_pipeline(checkpoint_folder(args.checkpoint))
         bucket = read_shapes(args, pipe)

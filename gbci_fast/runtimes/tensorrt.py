@@ -35,6 +35,12 @@ def why_not_tensorrt(device: torch.device) -> list[str]:
     return [] if not all(refusals) else [reason for reasons in refusals for reason in reasons]
 
 
+def tensorrt_note(device: torch.device) -> str:
+    """Which TensorRT it is that runs on a device. Raises GBCIError where `why_not_tensorrt` has reasons."""
+    flavor = pick_flavor("auto", device)
+    return f"engines of {flavor.name} {flavor.version}"
+
+
 @dataclass(kw_only=True)
 class _State:
     fused: Any

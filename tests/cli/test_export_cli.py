@@ -67,10 +67,14 @@ def test_a_file_that_computes_something_else_is_taken_back(folder, tmp_path, cap
     def differs(path, *_):
         raise GBCIError(f"{path.name} differs from PyTorch by 1; expected at most 0.0001")
 
-    monkeypatch.setattr(onnx_parity, "check_decoder", differs)
-    assert export(folder, tmp_path, "--part", "decoder") == 1
-    assert "differs from PyTorch by 1" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for check, status, said in ((differs, 1, "differs from PyTorch by 1"), (interrupted, 130, "interrupted")):
+        monkeypatch.setattr(onnx_parity, "check_decoder", check)
+        assert export(folder, tmp_path, "--part", "decoder") == status
+        assert said in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -130,10 +134,18 @@ def test_a_unet_is_built_for_any_gpu(tensorrt, tmp_path):
     assert plan.name.endswith("-smgeneric.plan")
 
 
-def test_a_gpu_that_cannot_be_built_for_is_named(tensorrt, tmp_path):
-    status, said = tensorrt("--part", "decoder", "--compute-capability", "1.0")
+@pytest.mark.parametrize(
+    ("capability", "sentence"),
+    [
+        ("1.0", "compute capability 1.0 is none that tensorrt-rtx "),
+        ("8.0,", "--compute-capability is '8.0,'; expected such as 8.0,8.6"),
+        ("../8", "--compute-capability is '../8'; expected such as 8.0,8.6"),
+    ],
+)
+def test_a_gpu_that_cannot_be_built_for_is_named(tensorrt, tmp_path, capability, sentence):
+    status, said = tensorrt("--part", "decoder", "--compute-capability", capability)
     assert status == 1
-    assert "compute capability 1.0 is none that tensorrt-rtx " in said.err
+    assert sentence in said.err
     assert not (tmp_path / "out").exists()
 
 
