@@ -12,6 +12,7 @@ SSIM_WINDOW = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": 
 """The window of Wang et al. 2004; scikit-image cuts it at 11 x 11 pixels."""
 PSNR_LIMIT = 20 * math.log10(65535)
 """dB of an error of one 16-bit step everywhere, the images' own resolution; stands for the infinity of no error."""
+RING = (3, 8)  # pixels from the mask, both ends included
 ROI_GROWTH = 2  # pixels around a mask, so that a seam counts
 RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
 
@@ -69,6 +70,13 @@ def patient_summary(values: Sequence[float], patients: Sequence[Hashable], seed:
 def grow(mask: np.ndarray, radius: int) -> np.ndarray:
     """Dilation by a disk of `radius` pixels of a mask, bool [H, W] with at least one pixel."""
     return ndimage.distance_transform_edt(~mask) <= radius
+
+
+def ring_mean(pixels: np.ndarray, mask: np.ndarray, breast: np.ndarray) -> float:
+    """The mean of the breast around the mask; of all that is not masked where no breast is left there."""
+    distance = ndimage.distance_transform_edt(~mask)
+    ring = (distance >= RING[0]) & (distance <= RING[1]) & breast
+    return float(pixels[ring if ring.any() else ~mask].mean())
 
 
 def _psnr(reference: np.ndarray, image: np.ndarray) -> float:

@@ -6,8 +6,6 @@ know nothing, because most of an inpainted image is a copy.
 """
 
 import hashlib
-import importlib.metadata
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from gbci_fast.checkpoint import load_pipeline
@@ -30,18 +27,20 @@ from gbci_fast.evaluate.metrics import (
     LEVEL,
     PSNR_LIMIT,
     RESAMPLES,
+    RING,
     ROI_GROWTH,
     SSIM_WINDOW,
     fidelity,
     grow,
     patient_summary,
+    ring_mean,
 )
+from gbci_fast.evaluate.report import versions
 from gbci_fast.files import hash_weights
 from gbci_fast.pipeline import GBCIPipeline
 
 MASK_GROWTH = 3  # pixels around the lesion; training masks are grown by 1 to 5
 AIR_MARGIN = 2  # pixels of air that a mask may cover, as in training
-RING = (3, 8)  # pixels from the mask, both ends included
 MASK_GRAY = 0.5  # what the model sees under the mask, in [0, 1]
 NUM_EXAMPLES = 4  # rows of the figure
 
@@ -136,10 +135,8 @@ class Case:
 
     @property
     def ring_mean(self) -> float:
-        """The mean of the breast around the mask; of all that is not masked where no breast is left there."""
-        distance = ndimage.distance_transform_edt(~self.mask)
-        ring = (distance >= RING[0]) & (distance <= RING[1]) & self.breast
-        return float(self.pixels[ring if ring.any() else ~self.mask].mean())
+        """The mean of the mask's surroundings in the breast."""
+        return ring_mean(self.pixels, self.mask, self.breast)
 
 
 def evaluate_paired(
@@ -178,7 +175,7 @@ def evaluate_paired(
     report = {
         "evaluation": "paired",
         "settings": asdict(settings) | sampler,
-        "versions": _versions(),
+        "versions": versions(),
         "conditions": CONDITIONS,
         "regions": REGIONS,
         "metrics": METRICS,
@@ -343,8 +340,3 @@ def _row(case: Case, images: Images) -> dict[str, Any]:
         "num_pixels": {"mask": int(case.mask.sum())} | {name: int(region.sum()) for name, region in regions.items()},
         "scores": {name: fidelity(pixels, images[name], regions) for name in CONDITIONS},
     }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("gbci_fast", "torch", "diffusers", "numpy", "scikit-image")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

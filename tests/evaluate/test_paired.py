@@ -203,7 +203,7 @@ def test_report_schema(evaluation, root):
     settings = report["settings"]
     assert (settings["scheduler"], settings["image_size"], settings["steps"]) == ("DDIMScheduler", SIZE, 2)
     assert len(settings["weights_sha256"]) == 64
-    assert set(report["versions"]) == {"python", "gbci_fast", "torch", "diffusers", "numpy", "scikit-image"}
+    assert set(report["versions"]) == {"python", "gbci_fast", "torch", "diffusers", "numpy", "scipy", "scikit-image"}
 
 
 def test_the_batch_size_changes_nothing(evaluation, root, weights):

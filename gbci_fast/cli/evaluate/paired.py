@@ -1,11 +1,10 @@
 """`gbci-fast evaluate paired`: how close synthetic lesions come to the real ones they replace."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbci_fast.errors import GBCIError
+from gbci_fast.cli.evaluate.options import add_files, stage_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,16 +16,9 @@ example:
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds `evaluate` with one sub-command per kind of evidence."""
-    parser = subparsers.add_parser(
-        "evaluate",
-        help="measure the quality of the model",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    paired = kinds.add_parser(
+def add_parser(kinds: argparse._SubParsersAction) -> None:
+    """Adds the command's options."""
+    parser = kinds.add_parser(
         "paired",
         help="repaint real lesions and compare with the originals",
         description="SSIM and PSNR of repainted lesions against the real ones, in the whole image, the breast and the\n"
@@ -34,36 +26,31 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    paired.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")
-    paired.add_argument("--output", type=Path, required=True, metavar="FILE", help="the report, JSON")
-    paired.add_argument("--figure", type=Path, metavar="FILE", help="the figure, PNG (default: beside the report)")
-    paired.add_argument(
+    add_files(parser)
+    parser.add_argument(
         "--weights", type=Path, metavar="DIR", help="a pipeline folder (default: the packaged checkpoint)"
     )
-    paired.add_argument("--split", choices=("training", "test"), default="test", help="(default: test)")
-    paired.add_argument("--steps", type=int, default=20, help="sampler steps (default: 20)")
-    paired.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: 3.0)")
-    paired.add_argument("--seed", type=int, default=0, help="of noise and bootstrap (default: 0)")
-    paired.add_argument("--batch-size", type=int, default=8, help="images sampled at once (default: 8)")
-    paired.add_argument("--limit", type=int, metavar="N", help="use N images, spread evenly over all")
-    paired.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    paired.set_defaults(run=run)
+    parser.add_argument("--split", choices=("training", "test"), default="test", help="(default: test)")
+    parser.add_argument("--steps", type=int, default=20, help="sampler steps (default: 20)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: 3.0)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and bootstrap (default: 0)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images sampled at once (default: 8)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use N images, spread evenly over all")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Evaluates, writes figure and report, and prints the table."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from gbci_fast.checkpoint import checkpoint_folder
     from gbci_fast.devices import pick_device
     from gbci_fast.evaluate.paired import PairedSettings, evaluate_paired
     from gbci_fast.evaluate.paired_figure import draw_figure
-    from gbci_fast.files import atomically
+    from gbci_fast.evaluate.report import figure_path, write_report
 
-    figure = args.figure or args.output.with_suffix(".png")
-    if figure.resolve() == args.output.resolve():
-        raise GBCIError(f"report and figure are both {args.output}; expected two files")
+    figure = figure_path(args.output, args.figure)
     settings = PairedSettings(
         split=args.split,
         steps=args.steps,
@@ -73,26 +60,7 @@ def run(args: argparse.Namespace) -> None:
         limit=args.limit,
     )
     device = pick_device(args.device)
-    for path in (args.output, figure):
-        _check_writable(path)
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total} images"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        tasks = {stage: progress.add_task(stage, total=None) for stage in ("reading", "sampling")}
-        tenths = dict.fromkeys(tasks, 0)
-
-        def on_progress(stage: str, done: float, total: int) -> None:
-            progress.update(tasks[stage], completed=done, total=total)
-            if not console.is_terminal and 10 * done // total > tenths[stage]:  # a log gets a line per tenth
-                tenths[stage] = 10 * done // total
-                console.print(f"{stage} {done:.0f}/{total} images")
-
+    with stage_progress(("reading", "sampling")) as on_progress:
         report, examples = evaluate_paired(
             args.roots,
             checkpoint_folder(args.weights),
@@ -100,9 +68,7 @@ def run(args: argparse.Namespace) -> None:
             device=device,
             on_progress=on_progress,
         )
-    atomically(figure, lambda path: draw_figure(path, report, examples))
-    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    atomically(args.output, lambda path: path.write_text(text, encoding="utf-8"))
+    write_report(args.output, figure, report, lambda path: draw_figure(path, report, examples))
     for name, group in ({"all": report["all"]} | (report["roots"] if len(report["roots"]) > 1 else {})).items():
         Console().print(build_table(name, group))
     reported = report["source_reported"]
@@ -136,13 +102,3 @@ def _cells(summary: dict[str, float | None], digits: int) -> tuple[str, str, str
     low, high = summary["low"], summary["high"]
     interval = "" if low is None else f"{low:.{digits}f}-{high:.{digits}f}"
     return f"{summary['mean']:.{digits}f}", interval, f"{summary['median']:.{digits}f}"
-
-
-def _check_writable(path: Path) -> None:
-    """Fails before the hour of sampling, not after it."""
-    if path.is_dir():
-        raise GBCIError(f"{path} is a folder; expected a file name")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GBCIError(f"{path.parent} cannot be made: {error.strerror}") from error

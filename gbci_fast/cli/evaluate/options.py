@@ -1,0 +1,98 @@
+"""Options that several kinds of evaluation share, and what they mean."""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gbci_fast.choices import RUNTIMES, TIERS
+
+if TYPE_CHECKING:
+    from gbci_fast.evaluate.painting import PaintSettings
+    from gbci_fast.pipeline import GBCIPipeline
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """ROOT…, --output, --figure."""
+    parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the report, JSON")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="the figure, PNG (default: beside the report)")
+
+
+def add_painting(parser: argparse.ArgumentParser) -> None:
+    """--weights, --steps, --guidance, --runtime, --tier, --batch-size, --device, --painted."""
+    parser.add_argument(
+        "--weights", type=Path, metavar="DIR", help="a pipeline folder (default: the packaged checkpoint)"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="sampler steps (default: 20)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: 3.0)")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="what executes the UNet (default: auto)")
+    parser.add_argument("--tier", choices=TIERS, default="tolerance", help="of the fast path (default: tolerance)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images sampled at once (default: 8)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--painted",
+        type=Path,
+        metavar="DIR",
+        help="where painted batches are kept, so that a stopped run goes on and other evaluations need not paint them "
+        "again (default: painted/ beside the report)",
+    )
+
+
+def painted_folder(args: argparse.Namespace) -> Path:
+    """Of --painted, or its default."""
+    return args.painted or args.output.parent / "painted"
+
+
+def paint_settings(args: argparse.Namespace) -> "PaintSettings":
+    """Of --steps, --guidance, --batch-size, --runtime and --tier; GBCIError where one is out of range."""
+    from gbci_fast.evaluate.painting import PaintSettings
+
+    return PaintSettings(
+        steps=args.steps,
+        guidance=args.guidance,
+        batch_size=args.batch_size,
+        runtime=args.runtime,
+        tier=args.tier,
+    )
+
+
+def open_pipeline(args: argparse.Namespace) -> "tuple[GBCIPipeline, str]":
+    """The accelerated pipeline of --weights on --device, and the digest of its weights."""
+    from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
+    from gbci_fast.devices import pick_device
+    from gbci_fast.fast import accelerate
+    from gbci_fast.files import hash_weights
+
+    device, folder = pick_device(args.device), checkpoint_folder(args.weights)
+    return accelerate(load_pipeline(folder), args.runtime, args.tier, device=device), hash_weights(folder)
+
+
+@contextmanager
+def stage_progress(stages: Sequence[str]) -> Iterator[Callable[[str, float, int], None]]:
+    """A bar per stage on a terminal, a line per tenth in a log; yields ``on_progress(stage, done, total)``."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        tasks = {stage: progress.add_task(stage, total=None) for stage in stages}
+        tenths = dict.fromkeys(tasks, 0)
+
+        def on_progress(stage: str, done: float, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage], tenths[stage] = progress.add_task(stage, total=total), 0
+            progress.update(tasks[stage], completed=done, total=total)
+            if not console.is_terminal and 10 * done // total > tenths[stage]:
+                tenths[stage] = 10 * done // total
+                console.print(f"{stage} {done:.0f}/{total}")
+
+        yield on_progress

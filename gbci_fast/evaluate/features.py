@@ -1,0 +1,94 @@
+"""Feature extractors of lesion crops, behind one interface."""
+
+import hashlib
+import importlib.metadata
+from typing import Protocol
+
+import numpy as np
+from scipy import stats
+from skimage.feature import graycomatrix, graycoprops
+from skimage.filters import threshold_otsu
+from skimage.measure import label, regionprops
+
+from gbci_fast.evaluate.lesions import Crops
+
+GRAY_LEVELS = 32
+DISTANCES = (1, 3)
+ANGLES = (0.0, np.pi / 4, np.pi / 2, 3 * np.pi / 4)
+TEXTURES = ("contrast", "dissimilarity", "homogeneity", "energy", "correlation", "entropy")
+SHAPES = ("area_share", "eccentricity", "solidity", "extent")
+FIRST_ORDER = ("mean", "sd", "skewness", "kurtosis", "p10", "median", "p90", "entropy")
+
+
+class Extractor(Protocol):
+    """Crops to one vector each.
+
+    Attributes:
+        name: of the extractor, in reports.
+        digest: SHA-256 (hexadecimal) of whatever decides its output: weights and settings, or the code's settings.
+    """
+
+    name: str
+    digest: str
+
+    def __call__(self, crops: Crops) -> np.ndarray:
+        """float64 [N, D]."""
+        ...
+
+
+class Radiomics:
+    """First-order statistics, gray-level co-occurrence textures and shape, of the masked pixels alone.
+
+    Textures are means over the offsets of `DISTANCES` and `ANGLES` within the mask's box, of `GRAY_LEVELS` between 0
+    and 1 (Haralick et al. 1973; scikit-image). Shape is of the largest bright region, which Otsu's threshold finds
+    among the masked pixels: the mask itself says nothing of what was painted in it.
+    """
+
+    name = "radiomics"
+
+    def __init__(self) -> None:
+        version = importlib.metadata.version("scikit-image")
+        settings = (version, GRAY_LEVELS, DISTANCES, ANGLES, TEXTURES, SHAPES, FIRST_ORDER)
+        self.digest = hashlib.sha256(repr(settings).encode()).hexdigest()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the D features, in their order."""
+        textures = tuple(f"glcm_{name}_{distance}" for distance in DISTANCES for name in TEXTURES)
+        return tuple(f"first_order_{name}" for name in FIRST_ORDER) + textures + tuple(f"shape_{n}" for n in SHAPES)
+
+    def __call__(self, crops: Crops) -> np.ndarray:
+        """float64 [N, D]."""
+        rows = [
+            np.concatenate([_first_order(pixels[mask]), _textures(pixels, mask), _shape(pixels, mask)])
+            for pixels, mask in zip(crops.pixels.astype(np.float64), crops.masks, strict=True)
+        ]
+        return np.stack(rows)
+
+
+def _first_order(values: np.ndarray) -> np.ndarray:
+    shares = np.histogram(values, GRAY_LEVELS, (0, 1))[0] / len(values)
+    flat = np.ptp(values) < 1e-6  # no skewness without a spread
+    shape = (0.0, 0.0) if flat else (stats.skew(values), stats.kurtosis(values))
+    return np.array([values.mean(), values.std(), *shape, *np.quantile(values, (0.1, 0.5, 0.9)), stats.entropy(shares)])
+
+
+def _textures(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Pairs of pixels count where both are masked: the unmasked ones have a level of their own, which is dropped."""
+    levels = np.where(mask, np.minimum((pixels * GRAY_LEVELS).astype(np.uint8), GRAY_LEVELS - 1) + 1, 0).astype(
+        np.uint8
+    )
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = levels[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+    counts = graycomatrix(box, DISTANCES, ANGLES, levels=GRAY_LEVELS + 1, symmetric=True)[1:, 1:].astype(np.float64)
+    shares = counts / np.maximum(counts.sum((0, 1), keepdims=True), 1)
+    return np.concatenate([[graycoprops(shares, name)[d].mean() for name in TEXTURES] for d in range(len(DISTANCES))])
+
+
+def _shape(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    values = pixels[mask]
+    if np.ptp(values) < 1e-6:
+        return np.array([1.0, 0.0, 1.0, 1.0])  # nothing stands out: the whole mask, as a disk
+    regions = regionprops(label(mask & (pixels > threshold_otsu(values))))
+    largest = max(regions, key=lambda region: region.area)
+    return np.array([largest.area / mask.sum(), largest.eccentricity, largest.solidity, largest.extent])

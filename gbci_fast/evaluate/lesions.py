@@ -1,0 +1,221 @@
+"""Lesions of VinDr-layout data sets in model space, and the crops around them that evaluations look at."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from skimage.transform import resize
+
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.fields import FieldOfView, Lesion, to_unit
+from gbci_fast.data.framing import patient_fold, read_views
+from gbci_fast.data.preprocess import MODEL_SIZE
+from gbci_fast.data.vindr import VinDr
+from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.metrics import grow, ring_mean
+from gbci_fast.evaluate.paired import AIR_MARGIN, MASK_GROWTH, image_seed
+
+CROP_SIZE = 64
+CONTEXT = 1.5  # side of a crop in sides of the mask's box
+SMALLEST_WINDOW = 32  # model pixels
+
+OnProgress = Callable[[str, float, int], None]
+"""Called as ``f(stage, done, total)``."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LesionCase:
+    """One lesion of one whole-breast field of view.
+
+    Attributes:
+        root: name of the data set.
+        number: the finding's position among the image's findings.
+        patient: unique over all roots.
+        split: "training", "test", or None where the table says nothing.
+        seed: of the sampler's noise, a function of the ids alone.
+        image: uint16 [S, S], 65535 = 1.0.
+        breast: bool [S, S].
+        lesion: bool [S, S], its own pixels.
+        mask: bool [S, S], what is erased and painted: the lesion grown, without other lesions.
+        pathology: "benign", "malignant", or None where the table is silent or undecided.
+    """
+
+    root: str
+    image_id: str
+    number: int
+    patient: str
+    split: str | None
+    seed: int
+    image: np.ndarray
+    breast: np.ndarray
+    lesion: np.ndarray
+    mask: np.ndarray
+    attributes: Attributes
+    report: str | None
+    pathology: str | None
+
+    @property
+    def name(self) -> str:
+        """Of the lesion, unique in its root: image id and the finding's number, from 1."""
+        return f"{self.image_id}-{self.number + 1}"
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """float32 [S, S] in [0, 1]."""
+        return to_unit(self.image).numpy()
+
+    @cached_property
+    def window(self) -> tuple[int, int, int]:
+        """(top, left, side) of its crop in model pixels; it may reach over the image's edge."""
+        ys, xs = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
+        side = max(SMALLEST_WINDOW, round(CONTEXT * max(np.ptp(ys), np.ptp(xs)) + CONTEXT))
+        return int(ys[0] + ys[-1] + 1 - side) // 2, int(xs[0] + xs[-1] + 1 - side) // 2, side
+
+    @property
+    def diameter(self) -> float:
+        """Of the circle of the lesion's area, in model pixels."""
+        return float(2 * np.sqrt(self.lesion.sum() / np.pi))
+
+    @property
+    def ring_mean(self) -> float:
+        """The mean of the mask's surroundings in the breast."""
+        return ring_mean(self.pixels, self.mask, self.breast)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Crops:
+    """Squares around lesions, all resampled to `CROP_SIZE`.
+
+    Attributes:
+        pixels: float32 [N, C, C] in [0, 1].
+        masks: bool [N, C, C], what was or would be painted.
+        patients: N, whose they are; crops of one patient are not independent.
+    """
+
+    pixels: np.ndarray
+    masks: np.ndarray
+    patients: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> "Crops":
+        """The crops at `rows`: indices, a mask or a slice."""
+        picked = np.arange(len(self))[rows]
+        return Crops(
+            pixels=self.pixels[picked], masks=self.masks[picked], patients=tuple(self.patients[i] for i in picked)
+        )
+
+    @property
+    def roi(self) -> np.ndarray:
+        """float32 [N, C, C]: nothing but the masked pixels; around them their mean, so that no background shows."""
+        inside = np.where(self.masks, self.pixels, 0)
+        mean = inside.sum((1, 2)) / self.masks.sum((1, 2))
+        return np.where(self.masks, self.pixels, mean[:, None, None]).astype(np.float32)
+
+
+def crop_lesions(cases: Sequence[LesionCase], images: Sequence[np.ndarray] | None = None) -> Crops:
+    """The crop of every case, from its own image or from `images` (float32 [S, S] in [0, 1], one per case)."""
+    images = [case.pixels for case in cases] if images is None else images
+    size = (len(cases), CROP_SIZE, CROP_SIZE)
+    pixels, masks = np.empty(size, np.float32), np.empty(size, bool)
+    for i, (case, image) in enumerate(zip(cases, images, strict=True)):
+        pixels[i] = _cut(image, case.window)
+        covered = _cut(case.mask.astype(np.float32), case.window)
+        masks[i] = covered > min(0.5, covered.max() / 2)
+    return Crops(pixels=pixels, masks=masks, patients=tuple(case.patient for case in cases))
+
+
+def read_lesions(
+    roots: Sequence[Path],
+    *,
+    split: str | None = None,
+    fold: str | None = None,
+    size: int = MODEL_SIZE,
+    limit: int | None = None,
+    seed: int = 0,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> list[LesionCase]:
+    """Every lesion of the whole-breast views under the VinDr-layout `roots`.
+
+    Args:
+        split: "training" or "test"; None takes every image.
+        fold: "A" or "B" of the patients (see `patient_fold`); None takes both.
+        limit: take that many images, spread evenly over all.
+        seed: of the cases' own seeds.
+
+    Raises:
+        GBCIError: no such image with a finding, an image that cannot be read, or no lesion with anything around it.
+    """
+    names = {root: root.resolve().name for root in roots}
+    if len(set(names.values())) < len(names):
+        names = {root: str(root) for root in names}
+    records = [
+        (root, record)
+        for root in names
+        for record in (VinDr(root).images if split is None else VinDr(root).of_split(split))
+        if record.findings and fold in (None, patient_fold(record.patient))
+    ]
+    wanted = f"{split or 'any'} split" + (f", fold {fold}" if fold else "")
+    listed = ", ".join(map(str, roots))
+    if not records:
+        raise GBCIError(f"no image with a finding in {listed} ({wanted}); check the columns split and xmin")
+    if limit is not None:
+        if limit < 1:
+            raise GBCIError(f"limit is {limit}; expected at least 1")
+        records = [records[i * len(records) // limit] for i in range(min(limit, len(records)))]
+    cases: list[LesionCase] = []
+    for done, (root, record) in enumerate(records, start=1):
+        view = read_views(record, root, size, ("whole",)).views[0].field
+        for lesion in view.lesions:
+            mask = _mask(lesion, view)
+            if mask.all():
+                continue
+            finding = record.findings[lesion.finding]
+            cases.append(
+                LesionCase(
+                    root=names[root],
+                    image_id=record.image_id,
+                    number=lesion.finding,
+                    patient=f"{names[root]}/{record.patient}",
+                    split=record.split,
+                    seed=image_seed(seed, record.study_id, f"{record.image_id}-{lesion.finding + 1}"),
+                    image=view.image,
+                    breast=view.breast,
+                    lesion=lesion.pixels,
+                    mask=mask,
+                    attributes=lesion.attributes,
+                    report=lesion.report,
+                    pathology=_pathology(finding.extra.get("pathology")),
+                )
+            )
+        on_progress("reading", done, len(records))
+    if not cases:
+        raise GBCIError(f"no lesion lies inside the breast in any image of {listed} ({wanted})")
+    return cases
+
+
+def _mask(lesion: Lesion, view: FieldOfView) -> np.ndarray:
+    """As in training: the lesion grown, in the breast and a little air; no other lesion that would go undescribed."""
+    others = view.any_lesion & ~lesion.pixels
+    return lesion.pixels | (grow(lesion.pixels, MASK_GROWTH) & grow(view.breast, AIR_MARGIN) & ~others)
+
+
+def _pathology(text: str | None) -> str | None:
+    """ "benign_without_callback" is benign; "benign|malignant", two lesions under one box, is undecided."""
+    kinds = {part.split("_")[0] for part in (text or "").lower().split("|")}
+    return kinds.pop() if len(kinds) == 1 and kinds <= {"benign", "malignant"} else None
+
+
+def _cut(image: np.ndarray, window: tuple[int, int, int]) -> np.ndarray:
+    """A window of an image [H, W], zeros beyond its edge, resampled to `CROP_SIZE`; smoothed first where it shrinks."""
+    top, left, side = window
+    out = np.zeros((side, side), np.float32)
+    height, width = image.shape
+    y0, y1, x0, x1 = max(top, 0), min(top + side, height), max(left, 0), min(left + side, width)
+    out[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
+    if side == CROP_SIZE:
+        return out
+    return resize(out, (CROP_SIZE, CROP_SIZE), order=1, anti_aliasing=side > CROP_SIZE).astype(np.float32)

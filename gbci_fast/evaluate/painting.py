@@ -1,0 +1,132 @@
+"""Lesions painted again by the model for an evaluation, and the two fillings that stand beside them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.lesions import LesionCase, OnProgress
+from gbci_fast.files import atomically
+from gbci_fast.pipeline import GBCIPipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintSettings:
+    """How lesions are painted; `runtime` and `tier` are those of `gbci_fast.accelerate`."""
+
+    steps: int = 20
+    guidance: float = 3.0
+    batch_size: int = 8
+    runtime: str = "auto"
+    tier: str = "tolerance"
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What the sampler is told of a lesion."""
+
+    attributes: Attributes
+    report: str | None
+
+    @classmethod
+    def of(cls, case: LesionCase) -> "Description":
+        return cls(attributes=case.attributes, report=case.report)
+
+
+def paint(
+    pipe: GBCIPipeline,
+    cases: Sequence[LesionCase],
+    settings: PaintSettings,
+    *,
+    weights: str,
+    folder: Path,
+    descriptions: Sequence[Description] | None = None,
+    stage: str = "painting",
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> list[np.ndarray]:
+    """Every case with its lesion erased and painted: float32 [S, S] in [0, 1], resumable.
+
+    Outside the mask an image is its original. Batches that are in `folder` are taken from there, and new ones are kept
+    in it, under a name that follows from everything that decides their pixels.
+
+    Args:
+        pipe: the accelerated pipeline (`gbci_fast.accelerate`), or the eager one.
+        weights: digest of what it was loaded from.
+        folder: of the kept batches; made if need be.
+        descriptions: one per case, instead of the cases' own.
+    """
+    described = [Description.of(case) for case in cases] if descriptions is None else list(descriptions)
+    images: list[np.ndarray] = []
+    for start in range(0, len(cases), settings.batch_size):
+        batch, told = cases[start : start + settings.batch_size], described[start : start + settings.batch_size]
+        path = folder / f"{_digest(batch, told, settings, weights)}.npy"
+        if not path.exists():
+            painted = _paint_batch(pipe, batch, told, settings)
+            atomically(path, _saver(painted))
+        images += list(np.load(path))
+        on_progress(stage, len(images), len(cases))
+    return images
+
+
+def ring_mean_fill(cases: Sequence[LesionCase]) -> list[np.ndarray]:
+    """Every case with the mean of its surroundings under the mask: a filling that knows nothing."""
+    return [np.where(case.mask, np.float32(case.ring_mean), case.pixels) for case in cases]
+
+
+@torch.no_grad()
+def reconstruct(pipe: GBCIPipeline, cases: Sequence[LesionCase], batch_size: int = 8) -> list[np.ndarray]:
+    """Every case through the autoencoder alone, under the mask: the ceiling of a model in its latent space."""
+    images: list[np.ndarray] = []
+    for start in range(0, len(cases), batch_size):
+        batch = cases[start : start + batch_size]
+        x = torch.from_numpy(np.stack([case.pixels for case in batch]))[:, None].to(pipe.device) * 2 - 1
+        decoded = pipe.decode_latents(pipe.encode_image(x.to(pipe.vae.dtype))).float().cpu().numpy()[:, 0]
+        images += [np.where(case.mask, part, case.pixels) for case, part in zip(batch, decoded, strict=True)]
+    return images
+
+
+def _paint_batch(
+    pipe: GBCIPipeline, batch: Sequence[LesionCase], told: Sequence[Description], settings: PaintSettings
+) -> np.ndarray:
+    images = pipe(
+        torch.from_numpy(np.stack([case.pixels for case in batch]))[:, None],
+        torch.from_numpy(np.stack([case.mask for case in batch]).astype(np.float32))[:, None],
+        attributes=[one.attributes for one in told],
+        report=[one.report for one in told],
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        seed=[case.seed for case in batch],
+        output_type="pt",
+    ).images[:, 0]
+    painted = images.float().cpu().numpy()
+    if not np.isfinite(painted).all():
+        raise GBCIError(f"a painted image holds NaN or infinity; guidance {settings.guidance:g} may be too large")
+    return painted
+
+
+def _digest(batch: Sequence[LesionCase], told: Sequence[Description], settings: PaintSettings, weights: str) -> str:
+    digest = hashlib.sha256(json.dumps([asdict(settings), weights]).encode())
+    for case, one in zip(batch, told, strict=True):
+        digest.update(json.dumps([case.seed, one.attributes.to_mapping(), one.report]).encode())
+        digest.update(case.image.tobytes())
+        digest.update(np.packbits(case.mask).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _saver(array: np.ndarray) -> Callable[[Path], None]:
+    def save(path: Path) -> None:
+        with path.open("wb") as file:  # numpy adds a suffix to a name, not to a file
+            np.save(file, array)
+
+    return save

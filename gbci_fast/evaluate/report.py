@@ -1,0 +1,48 @@
+"""What every evaluation's report has in common: provenance, and two files that appear whole or not at all."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.files import atomically
+
+PACKAGES = ("gbci_fast", "torch", "diffusers", "numpy", "scipy", "scikit-image")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide figures."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def figure_path(output: Path, figure: Path | None) -> Path:
+    """Where the figure goes (by default beside the report); fails before the hour of sampling, not after it.
+
+    Raises:
+        GBCIError: the two are one file, one is a folder, or a folder cannot be made.
+    """
+    figure = figure or output.with_suffix(".png")
+    if figure.resolve() == output.resolve():
+        raise GBCIError(f"report and figure are both {output}; expected two files")
+    for path in (output, figure):
+        if path.is_dir():
+            raise GBCIError(f"{path} is a folder; expected a file name")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GBCIError(f"{path.parent} cannot be made: {error.strerror}") from error
+    return figure
+
+
+def write_report(output: Path, figure: Path, report: dict[str, Any], draw: Callable[[Path], object]) -> None:
+    """Writes the PNG by ``draw(path)``, then the JSON; NaN and infinity are refused.
+
+    Args:
+        report: JSON values.
+    """
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    atomically(figure, draw)
+    atomically(output, lambda path: path.write_text(text, encoding="utf-8"))

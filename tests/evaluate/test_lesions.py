@@ -1,0 +1,164 @@
+"""Lesion cases and crops: geometry, what a crop shows, and that painting resumes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.framing import patient_fold
+from gbci_fast.data.phantom import generate_phantom
+from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.features import Radiomics
+from gbci_fast.evaluate.lesions import CROP_SIZE, LesionCase, crop_lesions, read_lesions
+from gbci_fast.evaluate.painting import PaintSettings, paint, ring_mean_fill
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("lesions") / "phantom"
+    generate_phantom(root, studies=3, seed=3, size=192)
+    return root
+
+
+@pytest.fixture(scope="module")
+def cases(root):
+    return read_lesions([root], size=SIZE)
+
+
+def square(top=30, left=30, side=20, **changes):
+    """A bright square lesion in a gray breast; the mask is the lesion."""
+    lesion = np.zeros((SIZE, SIZE), bool)
+    lesion[top : top + side, left : left + side] = True
+    image = np.where(lesion, 50000, 20000).astype(np.uint16)
+    values = {
+        "root": "set",
+        "image_id": "image",
+        "number": 0,
+        "patient": "set/p",
+        "split": "test",
+        "seed": 1,
+        "image": image,
+        "breast": np.ones((SIZE, SIZE), bool),
+        "lesion": lesion,
+        "mask": lesion,
+        "attributes": Attributes(),
+        "report": None,
+        "pathology": None,
+    }
+    return LesionCase(**(values | changes))
+
+
+class TestCases:
+    def test_every_finding_of_the_tables_is_a_case(self, root, cases):
+        table = (root / "finding_annotations.csv").read_text().splitlines()
+        assert len(cases) == sum("No Finding" not in row for row in table[1:])
+        assert len({case.name for case in cases}) == len({case.seed for case in cases}) == len(cases)
+
+    def test_masks_cover_the_lesion_and_no_other_one(self, cases):
+        for case in cases:
+            assert (case.mask & case.lesion).sum() == case.lesion.sum() < case.mask.sum()
+            for other in cases:
+                if other.image_id == case.image_id and other is not case:
+                    assert not (case.mask & other.lesion & ~case.lesion).any()
+
+    def test_folds_split_the_patients(self, root, cases):
+        names = {"A": set(), "B": set()}
+        for fold in names:
+            try:
+                names[fold] = {case.name for case in read_lesions([root], fold=fold, size=SIZE)}
+            except GBCIError:
+                continue  # all three patients may be in the other one
+        assert names["A"] | names["B"] == {case.name for case in cases}
+        assert not names["A"] & names["B"]
+        assert all(patient_fold(case.patient.split("/")[1]) == "A" for case in cases if case.name in names["A"])
+
+    def test_nothing_to_read_is_one_sentence(self, root):
+        with pytest.raises(GBCIError, match=r"no image with a finding in .* \(test split\)"):
+            read_lesions([root], split="test", size=SIZE)
+
+    def test_undecided_pathology_is_unknown(self, root, tmp_path):
+        for kind, expected in (("benign_without_callback", "benign"), ("malignant", "malignant"), ("a|b", None)):
+            copy = tmp_path / kind.replace("|", "-")
+            copy.mkdir()
+            for path in root.iterdir():
+                if path.suffix == ".csv":
+                    text = path.read_text()
+                    for word in ("benign", "malignant"):
+                        text = text.replace(f",{word},", f",{kind},")
+                    (copy / path.name).write_text(text)
+                else:
+                    (copy / path.name).symlink_to(path)
+            assert {case.pathology for case in read_lesions([copy], size=SIZE)} <= {expected, None}
+
+
+class TestCrops:
+    def test_the_lesion_is_in_the_middle_and_fills_its_share(self):
+        crop = crop_lesions([square(side=40)])
+        ys, xs = np.nonzero(crop.masks[0])
+        assert ys.mean() == pytest.approx((CROP_SIZE - 1) / 2, abs=1)
+        assert xs.mean() == pytest.approx((CROP_SIZE - 1) / 2, abs=1)
+        assert crop.masks.mean() == pytest.approx(1 / 1.5**2, rel=0.1)
+        assert crop.pixels[0][crop.masks[0]].mean() > 2 * crop.pixels[0, :8].mean()
+
+    def test_small_lesions_are_not_blown_up_without_limit(self):
+        assert square(side=4).window[2] == 32
+
+    def test_beyond_the_edge_is_black(self):
+        crop = crop_lesions([square(top=0, left=0)])
+        assert not crop.pixels[0, 0].any()
+        assert crop.pixels[0, 32, 32] > 0.5
+
+    def test_roi_shows_no_background(self):
+        case = square()
+        other = replace(case, image=np.where(case.mask, case.image, 60000).astype(np.uint16))
+        inside = crop_lesions([case]).masks[0]
+        # Resampling mixes a pixel at the edge; one pixel further in the crops are equal.
+        inside = inside[1:-1, 1:-1] & inside[2:, 1:-1] & inside[:-2, 1:-1] & inside[1:-1, 2:] & inside[1:-1, :-2]
+        one, two = (crop_lesions([x]).roi[0, 1:-1, 1:-1] for x in (case, other))
+        np.testing.assert_allclose(one[inside], two[inside], atol=1e-6)
+        assert np.ptp(one[~crop_lesions([case]).masks[0, 1:-1, 1:-1]]) == 0
+
+    def test_rows_are_picked_with_their_patients(self):
+        crops = crop_lesions([square(patient="a"), square(patient="b"), square(patient="c")])
+        assert crops[np.array([2, 0])].patients == ("c", "a")
+        assert crops[np.array([False, True, False])].patients == ("b",)
+
+
+class TestPainting:
+    def test_a_stopped_run_goes_on_with_the_kept_batches(self, cases, tmp_path):
+        calls = []
+
+        def pipe(images, masks, **call):
+            calls.append(len(images))
+            return type("Output", (), {"images": images * 0.5})
+
+        settings = PaintSettings(batch_size=2)
+        first = paint(pipe, cases[:2], settings, weights="w", folder=tmp_path)
+        again = paint(pipe, cases[:4], settings, weights="w", folder=tmp_path)
+        assert calls == [2, 2]  # the first batch once, the second once
+        np.testing.assert_array_equal(first, again[:2])
+        paint(pipe, cases[:2], replace(settings, steps=3), weights="w", folder=tmp_path)
+        paint(pipe, cases[:2], settings, weights="other", folder=tmp_path)
+        assert calls == [2, 2, 2, 2]
+
+    def test_ring_mean_changes_the_mask_alone(self):
+        case = square()
+        filled = ring_mean_fill([case])[0]
+        np.testing.assert_array_equal(filled[~case.mask], case.pixels[~case.mask])
+        np.testing.assert_allclose(filled[case.mask], 20000 / 65535, rtol=1e-5)
+
+
+class TestRadiomics:
+    def test_features_tell_flat_from_rough_and_see_the_mask_alone(self):
+        extractor, rng = Radiomics(), np.random.default_rng(0)
+        flat = crop_lesions([square(side=43)])  # 43 * 1.5 is about a crop: no resampling to speak of
+        rough = replace(flat, pixels=np.clip(flat.pixels + rng.normal(0, 0.1, flat.pixels.shape), 0, 1))
+        outside = replace(flat, pixels=np.where(flat.masks, flat.pixels, 0.9).astype(np.float32))
+        columns = dict(zip(extractor.names, np.stack([extractor(x)[0] for x in (flat, rough, outside)]).T, strict=True))
+        assert columns["first_order_sd"][1] > 5 * columns["first_order_sd"][0]
+        assert columns["glcm_contrast_1"][1] > 5 * columns["glcm_contrast_1"][0]
+        for name, (base, _, changed) in columns.items():
+            assert changed == base, name
