@@ -1,9 +1,9 @@
-"""`gbci-fast train vae|ldm`: both stages of the model, resumable."""
+"""`gbci-fast train vae|ldm|distill`: the stages of the model, resumable."""
 
 import argparse
 from pathlib import Path
 
-STAGES = ("vae", "ldm")
+STAGES = ("vae", "ldm", "distill")
 OVERRIDES = (
     "steps",
     "batch_size",
@@ -18,6 +18,8 @@ EXAMPLE = """\
 example:
   gbci-fast train vae --data VINDR_ROOT --output runs/vae
   gbci-fast train ldm --data VINDR_ROOT --vae runs/vae --output runs/ldm --resume
+  gbci-fast train distill --data VINDR_ROOT --teacher runs/ldm/pipeline --output runs/distill
+  gbci-fast generate INPUT --weights runs/distill/pipeline --steps 4 --guidance 1 --output out/fast
 """
 
 
@@ -25,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds `train` with one sub-command per stage."""
     parser = subparsers.add_parser(
         "train",
-        help="train the autoencoder or the latent diffusion model",
+        help="train the autoencoder, the latent diffusion model or its few-step student",
         description="Train one stage. Ctrl-C saves; --resume continues bit for bit.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -39,6 +41,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             stage_parser.add_argument(
                 "--init", type=Path, help="start from the weights of this pipeline folder (not the optimizer)"
             )
+        if stage == "distill":
+            stage_parser.add_argument(
+                "--teacher", type=Path, metavar="DIR", help="the pipeline folder to distill (default: the packaged one)"
+            )
+            stage_parser.add_argument("--guidance", type=float, help="guidance scale that the student has built in")
+            stage_parser.add_argument("--rank", type=int, help="of the low-rank change of every layer")
+        if stage != "vae":
             stage_parser.add_argument(
                 "--variants", type=int, help="augmented (image, mask) pairs encoded per image before training"
             )
@@ -78,6 +87,23 @@ def run(args: argparse.Namespace) -> None:
     if args.stage == "vae":
         stages.train_vae(
             args.data, args.output, preset=args.preset, overrides=overrides, resume=args.resume, device=args.device
+        )
+    elif args.stage == "distill":
+        from gbci_fast.checkpoint import checkpoint_folder
+        from gbci_fast.training.distill import train_distill
+
+        train_distill(
+            args.data,
+            args.output,
+            teacher=checkpoint_folder(args.teacher),
+            guidance=args.guidance,
+            rank=args.rank,
+            variants=args.variants,
+            latent_crop=args.latent_crop,
+            preset=args.preset,
+            overrides=overrides,
+            resume=args.resume,
+            device=args.device,
         )
     else:
         stages.train_ldm(
