@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gbci_fast.checkpoint import load_pipeline
-from gbci_fast.devices import pick_device
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import hash_weights
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.data import load_images
 from gbci_fast.training.ldm import LatentBank, LDMConfig, LDMTask, build_bank
 from gbci_fast.training.loop import LoopConfig, check_output, replace_folder, train
+from gbci_fast.training.ranks import rank_device
 from gbci_fast.training.stages import digest_roots
 
 LORA_FILE = "lora.safetensors"
@@ -220,7 +220,7 @@ def train_distill(
     loop = replace(loop, **overrides)
     sampling = replace(sampling, **_given(variants=variants, latent_crop=latent_crop))
     config = replace(config, **_given(guidance=guidance, rank=rank))
-    place = pick_device(device)
+    place = rank_device(device)
     settings = {f"model.{name}": value for name, value in (asdict(sampling) | asdict(config)).items()}
     inputs = {"preset": preset, **settings, "data": digest_roots(roots), "teacher": hash_weights(teacher)[:16]}
     check_output(output, resume, loop, inputs)

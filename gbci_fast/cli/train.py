@@ -13,6 +13,7 @@ OVERRIDES = (
     "seed",
     "save_every",
     "sample_every",
+    "tensorboard",
 )  # of the preset's LoopConfig
 EXAMPLE = """\
 example:
@@ -20,6 +21,7 @@ example:
   gbci-fast train ldm --data VINDR_ROOT --vae runs/vae --output runs/ldm --resume
   gbci-fast train distill --data VINDR_ROOT --teacher runs/ldm/pipeline --output runs/distill
   gbci-fast generate INPUT --weights runs/distill/pipeline --steps 4 --guidance 1 --output out/fast
+  torchrun --nproc-per-node 4 --no-python gbci-fast train ldm --data CACHE --vae runs/vae --output runs/l --accumulate 4
 """
 
 
@@ -69,12 +71,17 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=("tiny", "base"), default="base")
     parser.add_argument("--steps", type=int, help="optimizer steps in all")
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--accumulate", type=int, help="micro-batches per optimizer step")
+    parser.add_argument(
+        "--accumulate", type=int, help="micro-batches per optimizer step; processes under torchrun share them"
+    )
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--precision", choices=("fp32", "bf16"))
     parser.add_argument("--seed", type=int)
     parser.add_argument("--save-every", type=int)
     parser.add_argument("--sample-every", type=int)
+    parser.add_argument(
+        "--tensorboard", action="store_true", default=None, help="write curves to OUTPUT/tensorboard (gbci_fast[train])"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
 
