@@ -13,9 +13,7 @@ from gbci_fast.evaluate.neighbors import laid_on
 ROWS = 8
 
 
-def draw_figure(
-    path: Path, report: dict[str, Any], training: Lesions, synthetic: Lesions, findings: Findings
-) -> None:
+def draw_figure(path: Path, report: dict[str, Any], training: Lesions, synthetic: Lesions, findings: Findings) -> None:
     """Writes the PNG: the synthetic crops that are nearest to a training crop, worst first, beside both histograms."""
     order = np.argsort(findings.synthetic.distances)[:ROWS]
     figure = Figure(figsize=(12, 1.7 * max(len(order), 4)), layout="constrained")

@@ -98,9 +98,7 @@ def run(args: argparse.Namespace) -> None:
             repainted=opened is not None,
             on_progress=on_progress,
         )
-    write_report(
-        args.output, figure, report, lambda path: draw_figure(path, report, training, synthetic, findings)
-    )
+    write_report(args.output, figure, report, lambda path: draw_figure(path, report, training, synthetic, findings))
     if args.index is not None:
         save_index(findings.index, findings.threshold, args.index)
     _print(Console(), report)
