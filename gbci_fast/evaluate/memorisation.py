@@ -338,5 +338,5 @@ def _target(space: dict[str, Any]) -> dict[str, Any]:
         "bound": float(space["allowed"]),
         "at_least": False,
         "met": space["below"] <= space["allowed"],
-        "note": f"{space['expected']:.1f} expected of new lesions, p = {space['p']:.3g}; the bound is the null's 97.5 %",
+        "note": f"{space['expected']:.1f} expected of new lesions, p = {space['p']:.3g}; bound: the null's 97.5 %",
     }

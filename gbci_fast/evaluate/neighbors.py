@@ -10,7 +10,7 @@ nothing of copies at another scale, or turned.
 import hashlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,7 +102,7 @@ class TrainingIndex:
         flat = np.ascontiguousarray(self.details.reshape(len(self.details), -1).T.astype(np.float32))
         return flat, np.square(flat)
 
-    def _correlations(self, crops: Crops):
+    def _correlations(self, crops: Crops) -> Iterator[np.ndarray]:
         """Yields of every crop its correlation with all training crops at every move, float32 [V, M]."""
         bands, tissue = _band(crops.pixels)
         for values, mask in zip(_shrunk(bands), _shrunk(crops.masks & tissue) > 0.5, strict=True):
@@ -161,8 +161,9 @@ def load_index(path: Path) -> tuple[TrainingIndex, float]:
         raise GBCIError(f"{path} cannot be read ({reason}); {expected}") from None
     if settings != _SETTINGS:
         raise GBCIError(f"{path} was made with other settings than this version's; write it again")
-    whole = details.shape == (len(details), RESOLUTION, RESOLUTION) and details.dtype == np.float16 and len(details)
-    if not whole or names.shape != ids.shape or names.shape != (len(details),) or not np.isfinite(details).all():
+    whole = details.ndim == 3 and len(details) and details.shape[1:] == (RESOLUTION, RESOLUTION)
+    named = details.shape[:1] == names.shape == ids.shape
+    if not (whole and named) or details.dtype != np.float16 or not np.isfinite(details).all():
         raise GBCIError(f"{path} holds arrays of wrong shapes or values; {expected}")
     if not 0 <= threshold <= FARTHEST:
         raise GBCIError(f"{path}: threshold is {threshold:g}; expected 0 to {FARTHEST:g}")

@@ -80,7 +80,8 @@ class JobSettings:
 class JobResult:
     """What a job left: `images` made and `skipped` (items of its plan), and the `preview` of the former.
 
-    Of the skipped, `rejected` were near copies of training lesions. `noted` tells how many inputs that were used are unusual, by each of their notes (the manifest's template_notes).
+    Of the skipped, `rejected` were near copies of training lesions. `noted` tells how many inputs that were used are
+    unusual, by each of their notes (the manifest's template_notes).
     """
 
     preview: Path

@@ -28,9 +28,9 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "memorisation",
         help="search synthetic lesions for copies of training lesions",
-        description="The distance of every synthetic lesion to its nearest training lesion, in pixels and in features,\n"
-        "against those of the real test lesions: painted test lesions, or those of --synthetic. Writes JSON and a PNG\n"
-        "figure with the nearest pairs, prints a table.",
+        description="The distance of every synthetic lesion to its nearest training lesion, in pixels and features,\n"
+        "against those of the real test lesions. Synthetic are the test lesions, painted again, or those of\n"
+        "--synthetic. Writes JSON and a PNG figure with the nearest pairs, prints a table.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,14 +69,17 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.evaluate.neighbors import save_index
     from gbci_fast.evaluate.report import figure_path, write_report
 
+    for name in ("weights", "painted"):
+        if args.synthetic is not None and getattr(args, name) is not None:
+            args.refuse(f"argument --{name}: not allowed with --synthetic, for which nothing is painted")
     figure = figure_path(args.output, args.figure)
     if args.index is not None:
         if args.index.resolve() in (args.output.resolve(), figure.resolve()):
             raise GBCIError(f"the index would replace {args.index}, report or figure; choose another name")
         figure_path(args.index, args.index.with_suffix(".npz.png"))  # it, too, can be written
     settings = MemorisationSettings(quantile=args.quantile, seed=args.seed, limit=args.limit)
-    painting = None if args.synthetic else paint_settings(args)
-    opened = None if args.synthetic else open_pipeline(args)
+    painting = None if args.synthetic is not None else paint_settings(args)
+    opened = None if args.synthetic is not None else open_pipeline(args)
     with stage_progress(("reading",)) as on_progress:
         real_cases = read_lesions(
             args.roots, split="test", limit=args.limit, seed=args.seed, on_progress=_named("test", on_progress)
