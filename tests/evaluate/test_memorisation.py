@@ -7,18 +7,30 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from gbci_fast.cli import main
 from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Radiomics
-from gbci_fast.evaluate.lesions import crop_lesions
+from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, crop_lesions, read_lesions
 from gbci_fast.evaluate.memorisation import Lesions, MemorisationSettings, compare, evaluate_memorisation
 from gbci_fast.evaluate.neighbors import load_index
-from tests.evaluate.test_neighbors import textures
 
 SETTINGS = MemorisationSettings()
+TRIALS = 600
+
+
+def textures(count, seed):
+    """Random textures around 0.5 with a disk as the mask."""
+    fields = gaussian_filter(np.random.default_rng(seed).standard_normal((count, CROP_SIZE, CROP_SIZE)), (0, 2.5, 2.5))
+    y, x = np.mgrid[:CROP_SIZE, :CROP_SIZE] - (CROP_SIZE - 1) / 2
+    return Crops(
+        pixels=(0.5 + 0.08 * fields / fields.std()).astype(np.float32),
+        masks=np.broadcast_to(np.hypot(y, x) < 20, fields.shape).copy(),
+        patients=tuple(f"p{i}" for i in range(count)),
+    )
 
 
 def lesions(crops, kind):
@@ -47,14 +59,14 @@ class TestNull:
         rng, below, beyond = np.random.default_rng(0), [], 0
         settings = MemorisationSettings(quantile=quantile)
         patients = ["one"] * real, ["two"] * synthetic  # of one patient: no bootstrap
-        for _ in range(1500):
+        for _ in range(TRIALS):
             row = compare([rng.gamma(2, size=real), rng.gamma(2, size=synthetic)], patients, settings)
             below.append(row["below"])
             beyond += row["below"] > row["allowed"]
         error = np.std(below) / np.sqrt(len(below))
         assert np.mean(below) == pytest.approx(row["expected"], abs=4 * error)
         assert row["expected_share"] <= max(quantile, 1 / (real + 1))
-        assert beyond / 1500 < 0.025 + 4 * np.sqrt(0.025 / 1500)
+        assert beyond / TRIALS < 0.025 + 4 * np.sqrt(0.025 / TRIALS)
 
     def test_p_is_that_of_as_many_or_more(self):
         """Two real, one synthetic: the synthetic one is the smallest of three in a third of all orders."""
@@ -221,8 +233,6 @@ class TestCommand:
 
 
 def test_crops_are_named_by_lesion(root):
-    from gbci_fast.evaluate.lesions import read_lesions
-
     cases = read_lesions([root], split="test", limit=2)
     found = Lesions.of(cases, [np.zeros_like(case.pixels) for case in cases])
     assert found.names == tuple(f"phantom/{case.name}" for case in cases)
