@@ -123,7 +123,7 @@ USAGE = {
     "train vae --data {root} --output {out} --preset huge": "argument --preset: invalid choice: 'huge'",
     "evaluate paired {root}": "the following arguments are required: --output",
     "evaluate paired {root} --output {out}.json --split validation": "argument --split: invalid choice: 'validation'",
-    "evaluate memorisation {root} --output {out}.json --synthetic {root} --weights {weights}": "argument --weights: not",
+    "evaluate memorisation {root} --output {out}.json --synthetic {root} --weights {weights}": "--weights: not allowed",
     "evaluate nonsense": "argument KIND: invalid choice: 'nonsense'",
     "priors --output {out}": "the following arguments are required: ROOT",
 }

@@ -157,7 +157,7 @@ class TestGate:
         for ids, rejected in (([own, "b", "c", "d"], False), (["a", "b", "c", "d"], True), ([own] * 4, False)):
             refused = []
             gate = gate_of(crops, list("abcd"), 0.05, ids)
-            made = list(Synthesizer(pipe, QUICK, gate)(plan[2:4], lambda item, error: refused.append((item, error))))
+            made = list(Synthesizer(pipe, QUICK, gate)(plan[2:4], lambda *pair, to=refused: to.append(pair)))
             assert [image.item.index for image in made] == ([3] if rejected else [2, 3])
             assert [item.index for item, error in refused if isinstance(error, CopyError)] == [2] * rejected
 
