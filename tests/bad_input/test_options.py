@@ -90,7 +90,7 @@ FAILURES = {
     "evaluate paired {root} --output {out}.json --device abacus": "device is 'abacus'; expected 'auto', 'cpu', or",
     "evaluate paired {root} --output {text}/x.json --weights {weights}": "cannot be made: File exists",
     "evaluate memorisation {root} --output {out}.json --quantile 0.9": "quantile is 0.9; expected above 0, at most 0.5",
-    "evaluate memorisation {root} --output {out}.json --synthetic {tmp}": "does not exist; a VinDr-Mammo folder has it",
+    "evaluate memorisation {root} --output {out}.json --synthetic {tmp}": "no image with a finding in",
     "evaluate memorisation {root} --output {out}.json --index {out}.json": "the index would replace",
     "generate {image} --reject-copies {text}": "expected an index of gbci-fast evaluate memorisation --index",
     "generate {image} --reject-copies {tmp}/absent.npz": "does not exist; expected an index of gbci-fast evaluate",
