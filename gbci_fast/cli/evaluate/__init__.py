@@ -3,11 +3,12 @@
 import argparse
 import importlib
 
-KINDS = ("paired", "all")
+KINDS = ("paired", "memorisation", "all")
 EXAMPLE = """\
 example:
   gbci-fast evaluate paired VINDR_ROOT --output out/paired.json
   gbci-fast evaluate paired VINDR_ROOT OTHER_ROOT --weights runs/ldm/pipeline --output out/paired.json --limit 16
+  gbci-fast evaluate memorisation VINDR_ROOT --output out/memorisation.json
   gbci-fast evaluate all VINDR_ROOT --output out/evaluation
 """
 
