@@ -52,11 +52,13 @@ def spectrum(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def spectrum_slopes(crops: np.ndarray) -> np.ndarray:
     """Of the least-squares line of log power over log frequency within `BAND`: float64 [N].
 
-    1/f^b noise has -b; a flat crop, without power, has 0.
+    1/f^b noise has -b; a flat crop, without power, has 0. Frequencies weigh as they have directions: the logarithm of
+    a mean over few is biased downward.
     """
     frequencies, power = spectrum(crops)
-    x = np.log(frequencies) - np.log(frequencies).mean()
-    return np.log(np.maximum(power, 1e-12)) @ x / (x @ x)
+    weights = frequencies / frequencies.sum()
+    x = np.log(frequencies) - weights @ np.log(frequencies)
+    return np.log(np.maximum(power, 1e-12)) @ (weights * x) / (weights @ x**2)
 
 
 def seams(crops: Crops) -> np.ndarray:

@@ -112,9 +112,57 @@ class Neighbors:
 
     @property
     def means(self) -> dict[str, float]:
-        return {
-            name: float(getattr(self, name).mean()) for name in ("precision", "recall", "density", "coverage")
-        }
+        return {name: float(getattr(self, name).mean()) for name in ("precision", "recall", "density", "coverage")}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NeighborPairs:
+    """Euclidean distances between and within two sets; infinite where two items have one owner.
+
+    Attributes:
+        real, synthetic, cross: float64 [N, N], [M, M] and [N, M].
+    """
+
+    real: np.ndarray
+    synthetic: np.ndarray
+    cross: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        real: np.ndarray,
+        synthetic: np.ndarray,
+        real_owners: Sequence[object] | None = None,
+        synthetic_owners: Sequence[object] | None = None,
+    ) -> "NeighborPairs":
+        """Of features [N, D] and [M, D]."""
+        different = _different(real_owners, synthetic_owners, (len(real), len(synthetic)))
+        return cls(
+            real=np.where(_pairs_that_count(len(real), real_owners), cdist(real, real), np.inf),
+            synthetic=np.where(
+                _pairs_that_count(len(synthetic), synthetic_owners), cdist(synthetic, synthetic), np.inf
+            ),
+            cross=np.where(different, cdist(real, synthetic), np.inf),
+        )
+
+    def find(
+        self, k: int, real_rows: np.ndarray | slice = slice(None), synthetic_rows: np.ndarray | slice = slice(None)
+    ) -> Neighbors:
+        """Among the items at the given rows (bool or indices).
+
+        Raises:
+            GBCIError: an item has fewer than `k` neighbors of other owners.
+        """
+        real_radii = _radii("real", self.real[real_rows][:, real_rows], k)
+        synthetic_radii = _radii("synthetic", self.synthetic[synthetic_rows][:, synthetic_rows], k)
+        distances = self.cross[real_rows][:, synthetic_rows]
+        in_real = distances < real_radii[:, None]
+        return Neighbors(
+            precision=in_real.any(0).astype(np.float64),
+            density=in_real.sum(0) / k,
+            recall=(distances < synthetic_radii).any(1).astype(np.float64),
+            coverage=in_real.any(1).astype(np.float64),
+        )
 
 
 def find_neighbors(
@@ -133,17 +181,7 @@ def find_neighbors(
     Raises:
         GBCIError: an item has fewer than `k` neighbors of other owners.
     """
-    real_radii = _radii("real", real, k, real_owners)
-    synthetic_radii = _radii("synthetic", synthetic, k, synthetic_owners)
-    different = _different(real_owners, synthetic_owners, (len(real), len(synthetic)))
-    distances = np.where(different, cdist(real, synthetic), np.inf)
-    in_real = distances < real_radii[:, None]
-    return Neighbors(
-        precision=in_real.any(0).astype(np.float64),
-        density=in_real.sum(0) / k,
-        recall=(distances < synthetic_radii).any(1).astype(np.float64),
-        coverage=in_real.any(1).astype(np.float64),
-    )
+    return NeighborPairs.of(real, synthetic, real_owners, synthetic_owners).find(k)
 
 
 def _moments(x: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -156,16 +194,15 @@ def _moments(x: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.
     return mean, np.linalg.qr(spread, mode="r") if len(spread) > spread.shape[1] else spread
 
 
-def _radii(what: str, x: np.ndarray, k: int, owners: Sequence[object] | None) -> np.ndarray:
+def _radii(what: str, distances: np.ndarray, k: int) -> np.ndarray:
     """float64 [N]: how far the k-th neighbor of another owner is."""
-    counts = _pairs_that_count(len(x), owners)
-    fewest = int(counts.sum(1).min())
+    fewest = int(np.isfinite(distances).sum(1).min())
     if fewest < k:
         raise GBCIError(
-            f"a {what} item has {fewest} neighbors of other patients among {len(x)}; expected at least {k}: use more "
-            "images"
+            f"a {what} crop has {fewest} neighbors of other patients among {len(distances)} crops; expected at least "
+            f"{k}: use more images"
         )
-    return np.partition(np.where(counts, cdist(x, x), np.inf), k - 1, axis=1)[:, k - 1]
+    return np.partition(distances, k - 1, axis=1)[:, k - 1]
 
 
 def _pairs_that_count(number: int, owners: Sequence[object] | None) -> np.ndarray:
@@ -174,9 +211,7 @@ def _pairs_that_count(number: int, owners: Sequence[object] | None) -> np.ndarra
     return _different(owners, owners, (number, number))
 
 
-def _different(
-    left: Sequence[object] | None, right: Sequence[object] | None, shape: tuple[int, int]
-) -> np.ndarray:
+def _different(left: Sequence[object] | None, right: Sequence[object] | None, shape: tuple[int, int]) -> np.ndarray:
     """bool [N, M]: two owners; all of them where it is not said whose the items are."""
     if left is None or right is None:
         return np.ones(shape, bool)
