@@ -78,7 +78,7 @@ def evaluate_distribution(
     """
     sets = {REAL: real, **columns}
     for name, crops in sets.items():
-        _check_patients(name, crops, settings.neighbors)
+        check_patients(name, crops.patients, settings.neighbors)
     plan = Plan.of(sets, settings)
     steps, report = len(extractors) + 1, []
     for done, extractor in enumerate(extractors):
@@ -174,17 +174,21 @@ def join_patients(real: Sequence[LesionCase], synthetic: Sequence[LesionCase]) -
 
     `gbci-fast generate` writes its template's ``patient_id``.
     """
-    known = {case.patient.removeprefix(f"{case.root}/"): case.patient for case in reversed(real)}
-    return tuple(
-        known.get(case.patient.removeprefix(f"{case.root}/"), f"synthetic:{case.patient}") for case in synthetic
-    )
+    known = {_patient_id(case): case.patient for case in reversed(real)}
+    return tuple(known.get(_patient_id(case), f"synthetic:{case.patient}") for case in synthetic)
 
 
-def _check_patients(name: str, crops: Crops, neighbors: int) -> None:
-    patients, needed = len(set(crops.patients)), 2 * (neighbors + 1)
-    if patients < needed:
+def _patient_id(case: LesionCase) -> str:
+    """As its own table says."""
+    return case.patient.removeprefix(f"{case.root}/")
+
+
+def check_patients(name: str, patients: Sequence[str], neighbors: int) -> None:
+    """Raises GBCIError where a half of them could not have `neighbors` others."""
+    number, needed = len(set(patients)), 2 * (neighbors + 1)
+    if number < needed:
         raise GBCIError(
-            f"the {name} lesions are of {patients} patients; expected at least {needed}, so that each half has "
+            f"the {name} lesions are of {number} patients; expected at least {needed}, so that each half has "
             f"{neighbors} neighbors"
         )
 

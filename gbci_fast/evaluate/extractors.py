@@ -20,6 +20,18 @@ TRANSFORMERS = ("dinov2", "dinov2_with_registers")  # model_type of those whose 
 PREPROCESSOR = "preprocessor_config.json"
 
 
+def open_extractors(text: str) -> list[Extractor]:
+    """One per name or folder, with commas between.
+
+    Raises:
+        GBCIError: as `open_extractor`, or one stands there twice.
+    """
+    names = text.split(",")
+    if len(set(names)) < len(names):
+        raise GBCIError(f"features are {text!r}; expected each once")
+    return [open_extractor(name) for name in names]
+
+
 def open_extractor(text: str) -> Extractor:
     """ "radiomics", "scorer", or the extractor of a local folder with a DINOv2 or RAD-DINO model.
 
@@ -32,7 +44,7 @@ def open_extractor(text: str) -> Extractor:
         from gbci_fast.evaluate.scorer import ScorerFeatures
 
         return ScorerFeatures()
-    if not Path(text).is_dir():
+    if not text or not Path(text).is_dir():
         raise GBCIError(f"features {text!r} are not known; expected radiomics, scorer or the folder of a DINOv2 model")
     return ClassToken(Path(text))
 

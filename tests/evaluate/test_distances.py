@@ -113,9 +113,7 @@ class TestNeighbors:
         assert own.means["coverage"] <= apart.means["coverage"]
 
     def test_too_few_are_one_sentence(self):
-        with pytest.raises(
-            GBCIError, match=r"a real crop has 4 neighbors of other patients among 5 crops; expected at least"
-        ):
+        with pytest.raises(GBCIError, match="a real crop has 4 neighbors of other patients among 5 crops"):
             find_neighbors(sample(5, 2, 0), sample(9, 2, 1))
 
 
@@ -129,7 +127,7 @@ class TestDiversity:
         for one, other in ((x, y), (x, x[::-1].copy()), (np.zeros_like(x), y)):
             tensors = (torch.from_numpy(a)[:, None] for a in (one, other))
             expected = reference_ms_ssim(*tensors, data_range=1.0, size_average=False, weights=weights).numpy()
-            np.testing.assert_allclose(ms_ssim(one, other), expected, atol=1e-6)
+            np.testing.assert_allclose(ms_ssim(one, other), expected, rtol=1e-4)  # its window is float32
 
     def test_equal_crops_have_one(self):
         x = np.random.default_rng(0).random((2, CROP_SIZE, CROP_SIZE))

@@ -1,0 +1,186 @@
+"""`gbci-fast evaluate distribution`: whether synthetic lesions are distributed as real ones."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gbci_fast.cli.evaluate.options import add_files, add_painting, stage_progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from gbci_fast.evaluate.distribution import DistributionSettings
+    from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress
+
+EXAMPLE = """\
+example:
+  gbci-fast evaluate distribution VINDR_ROOT --output out/distribution.json
+  gbci-fast evaluate distribution VINDR_ROOT --features radiomics,models/rad-dino --output out/distribution.json
+  gbci-fast evaluate distribution VINDR_ROOT --synthetic out/generated --output out/generated.json
+"""
+STATISTICS = {
+    "frechet": "Fréchet",
+    "kernel": "kernel",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
+
+
+def add_parser(kinds: argparse._SubParsersAction) -> None:
+    """Adds the command's options."""
+    parser = kinds.add_parser(
+        "distribution",
+        help="compare the distributions of synthetic and real lesions",
+        description="Distances between synthetic and real lesions, beside those between two halves of the real\n"
+        "patients; diversity, power spectrum, seams. Repaints the real lesions, or takes another data set.\n"
+        "Writes JSON and a PNG figure, prints tables.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_files(parser)
+    parser.add_argument("--split", choices=("training", "test"), default="test", help="of the real lesions (test)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise, halves and resamples (default: 0)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use N images, spread evenly over all")
+    parser.add_argument(
+        "--features",
+        default="radiomics",
+        metavar="LIST",
+        help="radiomics, scorer or folders of DINOv2 models, with commas between (default: radiomics)",
+    )
+    parser.add_argument(
+        "--synthetic",
+        type=Path,
+        metavar="ROOT",
+        help="judge the lesions of this VinDr-layout folder, as `gbci-fast generate` writes it, instead of painting",
+    )
+    add_painting(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluates, writes figure and report, and prints the tables."""
+    from rich.console import Console
+
+    from gbci_fast.evaluate.distribution import REAL, DistributionSettings, evaluate_distribution
+    from gbci_fast.evaluate.distribution_figure import draw_figure
+    from gbci_fast.evaluate.extractors import open_extractors
+    from gbci_fast.evaluate.lesions import crop_lesions, read_lesions
+    from gbci_fast.evaluate.report import figure_path, write_report
+
+    figure = figure_path(args.output, args.figure)
+    settings = DistributionSettings(split=args.split, seed=args.seed, limit=args.limit)
+    extractors = open_extractors(args.features)
+    with stage_progress(("reading",)) as on_progress:
+        cases = read_lesions(args.roots, split=args.split, limit=args.limit, seed=args.seed, on_progress=on_progress)
+        real = crop_lesions(cases)
+        make = _paint if args.synthetic is None else _read_synthetic
+        columns, made = make(args, cases, settings, on_progress)
+        report = evaluate_distribution(
+            real, columns, extractors, settings, judged=next(iter(columns)), on_progress=on_progress
+        )
+    report |= made | {"roots": [root.resolve().name for root in args.roots]}
+    sets = {REAL: real, **columns}
+    write_report(args.output, figure, report, lambda path: draw_figure(path, report, sets))
+    for extractor in report["extractors"]:
+        Console().print(build_distances(extractor))
+    Console().print(build_appearance(report))
+    Console().print(build_targets(report["targets"]))
+    print(f"report: {args.output}\nfigure: {figure}")
+
+
+def _paint(
+    args: argparse.Namespace, cases: "list[LesionCase]", settings: "DistributionSettings", on_progress: "OnProgress"
+) -> "tuple[dict[str, Crops], dict[str, Any]]":
+    """The crops of the model, of its autoencoder alone and of flat fillings, and what is reported of them."""
+    from dataclasses import asdict
+
+    from gbci_fast.cli.evaluate.options import open_pipeline, paint_settings, painted_folder
+    from gbci_fast.evaluate.distribution import check_patients
+    from gbci_fast.evaluate.lesions import crop_lesions
+    from gbci_fast.evaluate.painting import paint, reconstruct, ring_mean_fill
+
+    painting = paint_settings(args)
+    check_patients("real", [case.patient for case in cases], settings.neighbors)
+    pipe, weights = open_pipeline(args)
+    painted = paint(pipe, cases, painting, weights=weights, folder=painted_folder(args), on_progress=on_progress)
+    columns = {
+        "model": crop_lesions(cases, painted),
+        "vae": crop_lesions(cases, reconstruct(pipe, cases, painting.batch_size)),
+        "ring_mean": crop_lesions(cases, ring_mean_fill(cases)),
+    }
+    return columns, {"painting": asdict(painting), "weights": weights}
+
+
+def _read_synthetic(
+    args: argparse.Namespace, cases: "list[LesionCase]", settings: "DistributionSettings", on_progress: "OnProgress"
+) -> "tuple[dict[str, Crops], dict[str, Any]]":
+    """The crops of another data set, all of its splits, and what is reported of it."""
+    from dataclasses import replace
+
+    from gbci_fast.evaluate.distribution import join_patients
+    from gbci_fast.evaluate.lesions import crop_lesions, read_lesions
+
+    made = read_lesions([args.synthetic], limit=settings.limit, seed=settings.seed, on_progress=on_progress)
+    crops = replace(crop_lesions(made), patients=join_patients(cases, made))
+    shared = len(set(crops.patients) & {case.patient for case in cases})
+    return {"synthetic": crops}, {"synthetic": {"root": args.synthetic.resolve().name, "shared_patients": shared}}
+
+
+def build_distances(extractor: dict[str, Any]) -> "Table":
+    """A row per statistic: the null, then every column beside it; fits 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    title = f"{extractor['name']}: median of halvings (central 95 %)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("statistic", no_wrap=True)
+    columns = extractor["statistics"]["frechet"]["columns"]
+    for heading in ("real halves", *columns):
+        table.add_column(heading, justify="right")
+    for key, label in STATISTICS.items():
+        statistic = extractor["statistics"][key]
+        spreads = [statistic["null"], *(statistic["columns"][name]["splits"] for name in columns)]
+        table.add_row(label, *(f"{x['median']:.3g} ({x['low']:.3g} to {x['high']:.3g})" for x in spreads))
+    return table
+
+
+def build_appearance(report: dict[str, Any]) -> "Table":
+    """A row per set: diversity, spectrum and seams."""
+    from rich import box
+    from rich.table import Table
+
+    title = "per crop: mean (95 % over patients); share of crops in the real central 95 %"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("lesions", no_wrap=True)
+    for heading in ("crops", "patients", "MS-SSIM", "slope", "inside", "seam", "inside"):
+        table.add_column(heading, justify="right")
+    diversity, appearance = report["diversity"], report["appearance"]
+    for name, size in report["sets"].items():
+        similarity = (diversity["columns"].get(name) or diversity["real"])["ms_ssim"]
+        cells = []
+        for key in ("spectrum_slope", "seam"):
+            row = appearance[key]["columns"].get(name) or appearance[key]["real"]
+            share = row.get("share_in_real_range")
+            cells += [
+                f"{row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
+                "" if share is None else f"{share:.0%}",
+            ]
+        table.add_row(name, str(size["crops"]), str(size["patients"]), f"{similarity:.3f}", *cells)
+    return table
+
+
+def build_targets(targets: list[dict[str, Any]]) -> "Table":
+    """A row per target."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="targets", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("target", "value", "bound", "met"):
+        table.add_column(heading, justify="left" if heading == "target" else "right", no_wrap=True)
+    for row in targets:
+        value = "" if row["value"] is None else f"{row['value']:.3g}"
+        met = {True: "yes", False: "no", None: "not judged"}[row["met"]]
+        table.add_row(row["name"], value, f"at most {row['bound']:.3g}", met)
+    return table
