@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Extractor, Radiomics
@@ -102,9 +103,15 @@ def _load(folder: Path) -> "PreTrainedModel":
         ) from error
     logging.disable_progress_bar()
     try:
-        return AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model, loaded = AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise GBCIError(f"{folder} cannot be loaded as a {config['model_type']} model: {error}") from error
+    # It fills what is missing with noise; the mask token takes no part here.
+    if missing := sorted(set(loaded["missing_keys"]) - {"embeddings.mask_token"}):
+        raise GBCIError(f"{folder} lacks {len(missing)} weights of its model, such as {missing[0]}; expected all")
+    return model.eval()
 
 
 def _read_preprocessing(folder: Path) -> tuple[int, int, list[float], list[float]]:
