@@ -102,6 +102,7 @@ def _load(folder: Path) -> "PreTrainedModel":
             f"features of {folder} need the package transformers; install it by `pip install gbci_fast[evaluate]`"
         ) from error
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what it reports is raised as well
     try:
         model, loaded = AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True

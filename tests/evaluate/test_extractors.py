@@ -147,5 +147,5 @@ class TestNames:
             open_extractors(text)
 
     def test_a_folder_without_a_model_is_one_sentence(self, tmp_path):
-        with pytest.raises(GBCIError, match="preprocessor_config.json cannot be read; expected a file as Hugging Face"):
+        with pytest.raises(GBCIError, match=r"preprocessor_config.json cannot be read; expected a file as Hugging"):
             open_extractor(str(tmp_path))
