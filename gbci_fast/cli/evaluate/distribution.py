@@ -129,45 +129,44 @@ def _read_synthetic(
 
 
 def build_distances(extractor: dict[str, Any]) -> "Table":
-    """A row per statistic: the null, then every column beside it; fits 80 columns."""
+    """A row per statistic: the null with its range, then every column's median; fits 80 columns."""
     from rich import box
     from rich.table import Table
 
-    title = f"{extractor['name']}: median of halvings (central 95 %)"
+    title = f"{extractor['name']}: median over halvings; of the real halves also the central 95 %"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("statistic", no_wrap=True)
     columns = extractor["statistics"]["frechet"]["columns"]
-    for heading in ("real halves", *columns):
-        table.add_column(heading, justify="right")
+    for heading in ("real halves", "95 %", *columns):
+        table.add_column(heading, justify="right", no_wrap=True)
     for key, label in STATISTICS.items():
         statistic = extractor["statistics"][key]
-        spreads = [statistic["null"], *(statistic["columns"][name]["splits"] for name in columns)]
-        table.add_row(label, *(f"{x['median']:.3g} ({x['low']:.3g} to {x['high']:.3g})" for x in spreads))
+        null, medians = statistic["null"], [statistic["columns"][name]["splits"]["median"] for name in columns]
+        interval = f"{null['low']:.3g} to {null['high']:.3g}"
+        table.add_row(label, f"{null['median']:.3g}", interval, *(f"{median:.3g}" for median in medians))
     return table
 
 
 def build_appearance(report: dict[str, Any]) -> "Table":
-    """A row per set: diversity, spectrum and seams."""
+    """A row per set: diversity, spectrum and seams; fits 80 columns."""
     from rich import box
     from rich.table import Table
 
-    title = "per crop: mean (95 % over patients); share of crops in the real central 95 %"
+    sizes = ", ".join(f"{name} {x['crops']} of {x['patients']} patients" for name, x in report["sets"].items())
+    title = f"means with 95 % over patients; inside: share in the real central 95 %\ncrops: {sizes}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("lesions", no_wrap=True)
-    for heading in ("crops", "patients", "MS-SSIM", "slope", "inside", "seam", "inside"):
-        table.add_column(heading, justify="right")
+    for heading in ("MS-SSIM", "slope", "95 %", "inside", "seam", "95 %", "inside"):
+        table.add_column(heading, justify="right", no_wrap=True)
     diversity, appearance = report["diversity"], report["appearance"]
-    for name, size in report["sets"].items():
+    for name in report["sets"]:
         similarity = (diversity["columns"].get(name) or diversity["real"])["ms_ssim"]
         cells = []
         for key in ("spectrum_slope", "seam"):
             row = appearance[key]["columns"].get(name) or appearance[key]["real"]
-            share = row.get("share_in_real_range")
-            cells += [
-                f"{row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
-                "" if share is None else f"{share:.0%}",
-            ]
-        table.add_row(name, str(size["crops"]), str(size["patients"]), f"{similarity:.3f}", *cells)
+            share = f"{row['share_in_real_range']:.0%}" if name in appearance[key]["columns"] else ""
+            cells += [f"{row['mean']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}", share]
+        table.add_row(name, f"{similarity:.3f}", *cells)
     return table
 
 
