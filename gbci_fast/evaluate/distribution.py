@@ -54,6 +54,8 @@ class DistributionSettings:
         for name in ("splits", "resamples", "neighbors", "pairs"):
             if getattr(self, name) < 1:
                 raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise GBCIError(f"limit is {self.limit}; expected at least 1")
         if self.seed < 0:
             raise GBCIError(f"seed is {self.seed}; expected at least 0")
 

@@ -256,6 +256,15 @@ class TestCommand:
         kernel = report["extractors"][0]["statistics"]["kernel"]
         assert kernel["null"]["low"] < kernel["columns"]["synthetic"]["splits"]["median"] < kernel["null"]["high"]
 
+    def test_too_few_patients_are_refused_before_anything_is_painted(self, root, tmp_path, capsys):
+        split = max(("training", "test"), key=lambda name: len(VinDr(root).of_split(name)))
+        output = tmp_path / "out.json"
+        with pytest.raises(SystemExit) as stopped:
+            main(["evaluate", "distribution", str(root), "--output", str(output), "--split", split, "--limit", "3"])
+        assert stopped.value.code == 1
+        assert "patients; expected at least 12, so that each half has 5 neighbors" in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+
     def test_generated_lesions_belong_to_the_patient_of_their_template(self, root):
         cases = read_lesions([root], size=96, limit=4)
         made = [replace(case, root="made", patient=case.patient.replace("phantom/", "made/")) for case in cases]

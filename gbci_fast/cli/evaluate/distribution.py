@@ -1,6 +1,7 @@
 """`gbci-fast evaluate distribution`: whether synthetic lesions are distributed as real ones."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,10 @@ from gbci_fast.cli.evaluate.options import add_files, add_painting, stage_progre
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gbci_fast.evaluate.distribution import DistributionSettings
     from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress
+
+    Make = Callable[[list[LesionCase], OnProgress], tuple[dict[str, Crops], dict[str, Any]]]
+    """The columns' crops, the judged one first, and what the report says of how they came about."""
 
 EXAMPLE = """\
 example:
@@ -42,7 +45,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     add_files(parser)
     parser.add_argument("--split", choices=("training", "test"), default="test", help="of the real lesions (test)")
     parser.add_argument("--seed", type=int, default=0, help="of noise, halves and resamples (default: 0)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use N images, spread evenly over all")
+    parser.add_argument("--limit", type=int, metavar="N", help="use N images of each, real and synthetic")
     parser.add_argument(
         "--features",
         default="radiomics",
@@ -63,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates, writes figure and report, and prints the tables."""
     from rich.console import Console
 
-    from gbci_fast.evaluate.distribution import REAL, DistributionSettings, evaluate_distribution
+    from gbci_fast.evaluate.distribution import REAL, DistributionSettings, check_patients, evaluate_distribution
     from gbci_fast.evaluate.distribution_figure import draw_figure
     from gbci_fast.evaluate.extractors import open_extractors
     from gbci_fast.evaluate.lesions import crop_lesions, read_lesions
@@ -72,11 +75,12 @@ def run(args: argparse.Namespace) -> None:
     figure = figure_path(args.output, args.figure)
     settings = DistributionSettings(split=args.split, seed=args.seed, limit=args.limit)
     extractors = open_extractors(args.features)
+    make = _painting(args) if args.synthetic is None else _reading(args)
     with stage_progress(("reading",)) as on_progress:
         cases = read_lesions(args.roots, split=args.split, limit=args.limit, seed=args.seed, on_progress=on_progress)
         real = crop_lesions(cases)
-        make = _paint if args.synthetic is None else _read_synthetic
-        columns, made = make(args, cases, settings, on_progress)
+        check_patients(REAL, real.patients, settings.neighbors)
+        columns, made = make(cases, on_progress)
         report = evaluate_distribution(
             real, columns, extractors, settings, judged=next(iter(columns)), on_progress=on_progress
         )
@@ -90,42 +94,57 @@ def run(args: argparse.Namespace) -> None:
     print(f"report: {args.output}\nfigure: {figure}")
 
 
-def _paint(
-    args: argparse.Namespace, cases: "list[LesionCase]", settings: "DistributionSettings", on_progress: "OnProgress"
-) -> "tuple[dict[str, Crops], dict[str, Any]]":
-    """The crops of the model, of its autoencoder alone and of flat fillings, and what is reported of them."""
+def _painting(args: argparse.Namespace) -> "Make":
+    """Checks the options; what it returns paints."""
     from dataclasses import asdict
 
+    from gbci_fast.checkpoint import checkpoint_folder
     from gbci_fast.cli.evaluate.options import open_pipeline, paint_settings, painted_folder
-    from gbci_fast.evaluate.distribution import check_patients
+    from gbci_fast.devices import pick_device
     from gbci_fast.evaluate.lesions import crop_lesions
     from gbci_fast.evaluate.painting import paint, reconstruct, ring_mean_fill
 
-    painting = paint_settings(args)
-    check_patients("real", [case.patient for case in cases], settings.neighbors)
-    pipe, weights = open_pipeline(args)
-    painted = paint(pipe, cases, painting, weights=weights, folder=painted_folder(args), on_progress=on_progress)
-    columns = {
-        "model": crop_lesions(cases, painted),
-        "vae": crop_lesions(cases, reconstruct(pipe, cases, painting.batch_size)),
-        "ring_mean": crop_lesions(cases, ring_mean_fill(cases)),
-    }
-    return columns, {"painting": asdict(painting), "weights": weights}
+    settings = paint_settings(args)
+    checkpoint_folder(args.weights)
+    pick_device(args.device)
+
+    def make(cases: "list[LesionCase]", on_progress: "OnProgress") -> "tuple[dict[str, Crops], dict[str, Any]]":
+        pipe, weights = open_pipeline(args)
+        painted = paint(pipe, cases, settings, weights=weights, folder=painted_folder(args), on_progress=on_progress)
+        columns = {
+            "model": crop_lesions(cases, painted),
+            "vae": crop_lesions(cases, reconstruct(pipe, cases, settings.batch_size)),
+            "ring_mean": crop_lesions(cases, ring_mean_fill(cases)),
+        }
+        return columns, {"painting": asdict(settings), "weights": weights}
+
+    return make
 
 
-def _read_synthetic(
-    args: argparse.Namespace, cases: "list[LesionCase]", settings: "DistributionSettings", on_progress: "OnProgress"
-) -> "tuple[dict[str, Crops], dict[str, Any]]":
-    """The crops of another data set, all of its splits, and what is reported of it."""
+def _reading(args: argparse.Namespace) -> "Make":
+    """Checks the options; what it returns reads --synthetic, all of its splits."""
     from dataclasses import replace
 
+    from gbci_fast.data.vindr import VinDr
+    from gbci_fast.errors import GBCIError
     from gbci_fast.evaluate.distribution import join_patients
     from gbci_fast.evaluate.lesions import crop_lesions, read_lesions
 
-    made = read_lesions([args.synthetic], limit=settings.limit, seed=settings.seed, on_progress=on_progress)
-    crops = replace(crop_lesions(made), patients=join_patients(cases, made))
-    shared = len(set(crops.patients) & {case.patient for case in cases})
-    return {"synthetic": crops}, {"synthetic": {"root": args.synthetic.resolve().name, "shared_patients": shared}}
+    parser = argparse.ArgumentParser()
+    add_painting(parser)
+    for name, default in vars(parser.parse_args([])).items():
+        if getattr(args, name) != default:
+            option = f"--{name.replace('_', '-')}"
+            raise GBCIError(f"{option} is {getattr(args, name)} beside --synthetic, where nothing is painted; drop one")
+    VinDr(args.synthetic)
+
+    def make(cases: "list[LesionCase]", on_progress: "OnProgress") -> "tuple[dict[str, Crops], dict[str, Any]]":
+        made = read_lesions([args.synthetic], limit=args.limit, seed=args.seed, on_progress=on_progress)
+        crops = replace(crop_lesions(made), patients=join_patients(cases, made))
+        shared = len(set(crops.patients) & {case.patient for case in cases})
+        return {"synthetic": crops}, {"synthetic": {"root": args.synthetic.resolve().name, "shared_patients": shared}}
+
+    return make
 
 
 def build_distances(extractor: dict[str, Any]) -> "Table":
