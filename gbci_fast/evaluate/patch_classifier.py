@@ -120,9 +120,7 @@ def vary(x: Tensor, generator: torch.Generator) -> Tensor:
     turns = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
     grid = F.affine_grid(turns, list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
-    gain, gamma = (
-        2 ** (bound * (2 * torch.rand(len(x), 1, 1, 1, generator=generator) - 1)) for bound in (GAIN, GAMMA)
-    )
+    gain, gamma = (2 ** (bound * (2 * torch.rand(len(x), 1, 1, 1, generator=generator) - 1)) for bound in (GAIN, GAMMA))
     return (gain * x.clamp(0, 1) ** gamma).clamp(0, 1)
 
 
