@@ -27,9 +27,9 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "utility",
         help="train a lesion detector on synthetic lesions, judge it on real ones",
-        description="Trains a small network to tell lesion patches from normal ones: on real patches of a share of the\n"
-        "training patients, on synthetic ones, on both; with equal steps. Judges it on the test split's real patches.\n"
-        "Needs both splits. Writes JSON and a PNG figure, prints a table. A stopped run goes on where it was.",
+        description="Trains a small network to tell lesion patches from normal ones: on real patches of a share of\n"
+        "the training patients, on synthetic ones, on both; with equal steps. Judges it on real patches of the test\n"
+        "split; needs both. Writes JSON and a PNG figure, prints a table. A stopped run goes on where it was.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
