@@ -16,13 +16,15 @@ WARMUP = 0.1  # of a phase's steps
 CHANNELS = (16, 32, 64, 64)
 GROUPS = 8
 GAIN, GAMMA = 0.2, 0.3  # ends of the stronger augmentation: exponents of 2
+RECIPE = ("1", LEARNING_RATE, WEIGHT_DECAY, WARMUP, CHANNELS, GROUPS, GAIN, GAMMA)
+"""Decides, with its arguments, what a training gives; its first entry counts the changes of the code below."""
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """float32 [N, 1, P, P] in [0, 1] to the same."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TrainingSet:
+class PatchSet:
     """Patches with and without a lesion; both kinds must be there."""
 
     lesions: Patches
@@ -31,17 +33,17 @@ class TrainingSet:
     def __post_init__(self):
         for kind in ("lesions", "normal"):
             if not len(getattr(self, kind)):
-                raise GBCIError(f"a training set holds no patch of kind {kind}; use more patients or a larger fraction")
+                raise GBCIError(f"the {kind} patches of a set are 0; expected at least 1: use more images or patients")
 
-    def __add__(self, other: "TrainingSet") -> "TrainingSet":
-        return TrainingSet(lesions=self.lesions + other.lesions, normal=self.normal + other.normal)
+    def __add__(self, other: "PatchSet") -> "PatchSet":
+        return PatchSet(lesions=self.lesions + other.lesions, normal=self.normal + other.normal)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """A part of a training: which patches, how many optimizer steps, how they are varied."""
 
-    data: TrainingSet
+    data: PatchSet
     steps: int
     augment: Augmentation
 
@@ -99,9 +101,16 @@ def train_classifier(phases: Sequence[Phase], *, seed: int, batch_size: int) -> 
 
 @torch.no_grad()
 def classify(model: PatchClassifier, patches: Patches, batch_size: int = 256) -> np.ndarray:
-    """float64 [N]: the logits."""
+    """float64 [N]: the logits.
+
+    Raises:
+        GBCIError: one is not finite, for the training diverged.
+    """
     x = torch.from_numpy(patches.pixels)[:, None]
-    return torch.cat([model(part) for part in x.split(batch_size)]).double().numpy()
+    logits = torch.cat([model(part) for part in x.split(batch_size)]).double().numpy()
+    if not np.isfinite(logits).all():
+        raise GBCIError("a patch classifier's score is NaN or infinity; its training diverged")
+    return logits
 
 
 def flip(x: Tensor, generator: torch.Generator) -> Tensor:

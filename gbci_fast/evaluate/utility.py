@@ -23,8 +23,9 @@ from gbci_fast.evaluate.lesions import LesionCase, OnProgress, read_lesions
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
 from gbci_fast.evaluate.painting import PaintSettings, paint
 from gbci_fast.evaluate.patch_classifier import (
+    RECIPE,
+    PatchSet,
     Phase,
-    TrainingSet,
     classify,
     flip,
     train_classifier,
@@ -98,9 +99,9 @@ class UtilitySettings:
 class UtilityData:
     """What the arms are trained on and judged by."""
 
-    real: TrainingSet
-    synthetic: TrainingSet
-    test: TrainingSet
+    real: PatchSet
+    synthetic: PatchSet
+    test: PatchSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +161,9 @@ def evaluate_utility(
     return report, _examples(data)
 
 
-def synthetic_set(moved: Sequence[LesionCase], images: Sequence[np.ndarray]) -> TrainingSet:
+def synthetic_set(moved: Sequence[LesionCase], images: Sequence[np.ndarray]) -> PatchSet:
     """The painted windows, and the same windows before they were painted."""
-    return TrainingSet(lesions=lesion_patches(moved, images), normal=lesion_patches(moved))
+    return PatchSet(lesions=lesion_patches(moved, images), normal=lesion_patches(moved))
 
 
 def planned_runs(settings: UtilitySettings) -> list[Run]:
@@ -190,7 +191,7 @@ def train_arms(
     plan = planned_runs(settings)
     scores: dict[Run, np.ndarray] = {}
     for run in plan:
-        key = json.dumps([asdict(run), settings.train_steps, settings.train_batch, digest, torch.__version__])
+        key = json.dumps([asdict(run), settings.train_steps, settings.train_batch, digest, RECIPE, torch.__version__])
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
         if not path.exists():
             model = train_classifier(phases_of(run, data, settings), seed=run.seed, batch_size=settings.train_batch)
@@ -218,21 +219,21 @@ def phases_of(run: Run, data: UtilityData, settings: UtilitySettings) -> list[Ph
         return [Phase(data=real, steps=steps, augment=vary)]
     pools = {
         "real": real,
-        "real_normal": TrainingSet(lesions=real.lesions, normal=real.normal + data.synthetic.normal),
+        "real_normal": PatchSet(lesions=real.lesions, normal=real.normal + data.synthetic.normal),
         "real_synthetic": real + data.synthetic,
     }
     return [Phase(data=pools[run.arm], steps=steps, augment=flip)]
 
 
-def share_of_patients(real: TrainingSet, percent: float, seed: int) -> TrainingSet:
+def share_of_patients(real: PatchSet, percent: float, seed: int) -> PatchSet:
     """The patches of a random share of the patients; a larger share of one seed holds the smaller one."""
     patients = sorted({*real.lesions.patients, *real.normal.patients})
     count = max(1, round(percent / 100 * len(patients)))
     chosen = {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
-    return TrainingSet(lesions=real.lesions.of_patients(chosen), normal=real.normal.of_patients(chosen))
+    return PatchSet(lesions=real.lesions.of_patients(chosen), normal=real.normal.of_patients(chosen))
 
 
-def summarize(scores: dict[Run, np.ndarray], test: TrainingSet, settings: UtilitySettings) -> list[dict[str, Any]]:
+def summarize(scores: dict[Run, np.ndarray], test: PatchSet, settings: UtilitySettings) -> list[dict[str, Any]]:
     """One row per arm and fraction: mean over seeds, interval, and the difference to `REFERENCE`, paired by seed.
 
     The interval is of a bootstrap that draws test patients, with all of their patches, and seeds, both with
@@ -259,7 +260,7 @@ def summarize(scores: dict[Run, np.ndarray], test: TrainingSet, settings: Utilit
     return rows
 
 
-def _draws(test: TrainingSet, settings: UtilitySettings) -> tuple[np.ndarray, np.ndarray]:
+def _draws(test: PatchSet, settings: UtilitySettings) -> tuple[np.ndarray, np.ndarray]:
     """How often each resample draws each test patch, [1 + B, L + N], and each seed, [B, S]; row 0 takes all once."""
     owners = test.lesions.patients + test.normal.patients
     index = {patient: i for i, patient in enumerate(dict.fromkeys(owners))}
@@ -272,7 +273,7 @@ def _draws(test: TrainingSet, settings: UtilitySettings) -> tuple[np.ndarray, np
     return weights[:, [index[patient] for patient in owners]].astype(np.float64), seeds
 
 
-def _measure(logits: np.ndarray, test: TrainingSet, draws: np.ndarray) -> np.ndarray:
+def _measure(logits: np.ndarray, test: PatchSet, draws: np.ndarray) -> np.ndarray:
     """[2, 1 + B]: AUC and balanced accuracy (at logit 0) under every row of weights; NaN where a class is missing."""
     count = len(test.lesions)
     lesions, normal = logits[:count], logits[count:]
@@ -312,8 +313,8 @@ def _read(roots: Sequence[Path], split: str, settings: UtilitySettings, on_progr
     )
 
 
-def _real_set(cases: Sequence[LesionCase], seed: int) -> TrainingSet:
-    return TrainingSet(lesions=lesion_patches(cases), normal=normal_patches(cases, seed))
+def _real_set(cases: Sequence[LesionCase], seed: int) -> PatchSet:
+    return PatchSet(lesions=lesion_patches(cases), normal=normal_patches(cases, seed))
 
 
 def _data_digest(data: UtilityData) -> str:
@@ -335,7 +336,7 @@ def _kept_scores(path: Path, count: int) -> np.ndarray:
     return logits
 
 
-def _counts(part: TrainingSet) -> dict[str, int]:
+def _counts(part: PatchSet) -> dict[str, int]:
     return {
         "lesions": len(part.lesions),
         "normal": len(part.normal),

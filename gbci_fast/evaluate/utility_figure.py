@@ -34,8 +34,9 @@ def draw_figure(path: Path, report: dict[str, Any], examples: Examples) -> None:
     for row, (kind, patches) in zip(grid, examples.items(), strict=True):
         for axes, patch in zip(row, patches, strict=False):
             axes.imshow(patch, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        for axes in row:
+        for i, axes in enumerate(row):
             axes.set(xticks=[], yticks=[])
+            axes.set_frame_on(i < len(patches))
         row[0].set_ylabel(kind.replace(" ", "\n"), fontsize=8, rotation=0, ha="right", va="center")
     figure.savefig(path, format="png", dpi=150)
 

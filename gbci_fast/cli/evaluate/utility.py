@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def build_table(report: dict[str, Any]) -> "Table":
-    """One section per arm, one row per fraction; fits 80 columns."""
+    """One section per arm, one row per share of the real patients; "sd" is over seeds, "bal." is balanced accuracy."""
     from rich import box
     from rich.table import Table
 
@@ -96,7 +96,7 @@ def build_table(report: dict[str, Any]) -> "Table":
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("arm", no_wrap=True)
-    for heading in ("real", "AUC", "95 %", "seed sd", "to real", "95 %", "bal. acc."):
+    for heading in ("share", "AUC", "95 %", "sd", "to real", "95 %", "bal."):
         table.add_column(heading, justify="right", no_wrap=True)
     last = None
     for row in report["results"]:
@@ -107,19 +107,19 @@ def build_table(report: dict[str, Any]) -> "Table":
             row["arm"] if row["arm"] != last else "",
             "" if row["fraction"] is None else f"{row['fraction']:g} %",
             f"{auc['mean']:.3f}",
-            _interval(auc, ".3f"),
+            _interval(auc, ".2f", "-"),
             "" if auc["seed_sd"] is None else f"{auc['seed_sd']:.3f}",
             "" if difference is None else f"{difference['mean']:+.3f}",
-            "" if difference is None else _interval(difference, "+.3f"),
+            "" if difference is None else _interval(difference, "+.2f", ".."),
             f"{row['balanced_accuracy']['mean']:.3f}",
         )
         last = row["arm"]
     return table
 
 
-def _interval(summary: dict[str, Any], form: str) -> str:
+def _interval(summary: dict[str, Any], form: str, between: str) -> str:
     """Blank where there is none."""
-    return "" if summary["low"] is None else f"{summary['low']:{form}}..{summary['high']:{form}}"
+    return "" if summary["low"] is None else f"{summary['low']:{form}}{between}{summary['high']:{form}}"
 
 
 def _percentages(text: str) -> tuple[float, ...]:
