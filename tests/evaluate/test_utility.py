@@ -55,7 +55,7 @@ def auc(logits, test):
 
 
 class TestPlantedData:
-    def aucs(self, data, arm, seeds=2):
+    def aucs(self, data, arm, seeds):
         settings = UtilitySettings(seeds=seeds, fractions=(100,), train_steps=36, train_batch=16)
         found = []
         for run in planned_runs(settings):
@@ -65,7 +65,7 @@ class TestPlantedData:
         return np.array(found)
 
     def test_synthetic_lesions_that_are_like_real_ones_train_as_well(self, data):
-        real, synthetic = self.aucs(data, "real"), self.aucs(data, "synthetic")
+        real, synthetic = self.aucs(data, "real", seeds=1), self.aucs(data, "synthetic", seeds=1)
         assert real.min() > 0.9
         assert np.abs(synthetic - real).max() < 0.1
 
@@ -75,7 +75,7 @@ class TestPlantedData:
 
     def test_synthetic_lesions_help_where_the_real_ones_show_nothing(self, data):
         blind = replace(data, real=PatchSet(lesions=patches(8, 40), normal=patches(8, 41)))
-        assert self.aucs(blind, "real_synthetic").min() > 0.8
+        assert self.aucs(blind, "real_synthetic", seeds=1).min() > 0.8
 
 
 class TestEqualCompute:
@@ -110,10 +110,8 @@ class TestEqualCompute:
         assert lesions("synthetic") == [(30, 30)]
         assert lesions("real_synthetic") == [(45, 45)]
         assert lesions("pretrained") == [(30, 30), (15, 15)]
-        augment = {
-            arm: phases_of(Run(arm=arm, fraction=50, seed=0), data, TINY)[0].augment for arm in ("real", "augmented")
-        }
-        assert augment == {"real": flip, "augmented": vary}
+        for arm, augment in (("real", flip), ("augmented", vary)):
+            assert phases_of(Run(arm=arm, fraction=50, seed=0), data, TINY)[0].augment is augment
 
     def test_shares_are_of_patients_and_nested(self, data):
         small, large = (share_of_patients(data.real, percent, seed=3) for percent in (20, 50))
@@ -121,9 +119,8 @@ class TestEqualCompute:
         assert len({*large.lesions.patients}) == 5
         assert {*small.lesions.patients} < {*large.lesions.patients}
         assert {*small.lesions.patients} == {*small.normal.patients}
-        assert any(
-            {*share_of_patients(data.real, 20, seed=s).lesions.patients} != {*small.lesions.patients} for s in range(3)
-        )
+        others = [share_of_patients(data.real, 20, seed).lesions for seed in range(3)]
+        assert any({*other.patients} != {*small.lesions.patients} for other in others)
 
 
 class TestResuming:
@@ -268,7 +265,7 @@ class TestFromFilesToFigure:
         def pipe(images, masks, **call):
             return type("Output", (), {"images": images * (1 - masks) + masks})
 
-        settings = replace(TINY, seeds=2, fractions=(100,), painting=PaintSettings(batch_size=2))
+        settings = replace(TINY, seeds=1, fractions=(100,), painting=PaintSettings(batch_size=2))
         folders = {"painted": tmp_path / "painted", "runs": tmp_path / "runs"}
         report, examples = evaluate_utility([root], pipe, settings, weights="w", **folders)
         json.dumps(report, allow_nan=False)
