@@ -71,7 +71,7 @@ class TestPlantedData:
 
     def test_synthetic_lesions_in_which_nothing_was_painted_train_nothing(self, data):
         nothing = PatchSet(lesions=patches(30, 30), normal=patches(30, 31))
-        assert abs(self.aucs(replace(data, synthetic=nothing), "synthetic", seeds=3).mean() - 0.5) < 0.25
+        assert abs(self.aucs(replace(data, synthetic=nothing), "synthetic", seeds=2).mean() - 0.5) < 0.25
 
     def test_synthetic_lesions_help_where_the_real_ones_show_nothing(self, data):
         blind = replace(data, real=PatchSet(lesions=patches(8, 40), normal=patches(8, 41)))
