@@ -1,9 +1,9 @@
-"""`gbci-fast train vae|ldm`: both stages of the model, resumable."""
+"""`gbci-fast train vae|ldm|classifier`: both stages of the model and the evaluations' scorer, resumable."""
 
 import argparse
 from pathlib import Path
 
-STAGES = ("vae", "ldm")
+STAGES = ("vae", "ldm", "classifier")
 OVERRIDES = (
     "steps",
     "batch_size",
@@ -18,6 +18,7 @@ EXAMPLE = """\
 example:
   gbci-fast train vae --data VINDR_ROOT --output runs/vae
   gbci-fast train ldm --data VINDR_ROOT --vae runs/vae --output runs/ldm --resume
+  gbci-fast train classifier --data VINDR_ROOT --output runs/classifier
 """
 
 
@@ -25,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds `train` with one sub-command per stage."""
     parser = subparsers.add_parser(
         "train",
-        help="train the autoencoder or the latent diffusion model",
+        help="train the autoencoder, the latent diffusion model, or the scorer of `evaluate`",
         description="Train one stage. Ctrl-C saves; --resume continues bit for bit.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,7 +55,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="VinDr-layout roots or caches of `prepare` (training split used)",
+        help="VinDr-layout roots (training split used) or, but for the classifier, caches of `prepare`",
     )
     parser.add_argument("--output", type=Path, required=True, help="run folder: state.pt, samples/, the weights")
     parser.add_argument("--preset", choices=("tiny", "base"), default="base")
@@ -75,10 +76,9 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.training import stages
 
     overrides = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
-    if args.stage == "vae":
-        stages.train_vae(
-            args.data, args.output, preset=args.preset, overrides=overrides, resume=args.resume, device=args.device
-        )
+    if args.stage != "ldm":
+        stage = stages.train_vae if args.stage == "vae" else stages.train_classifier
+        stage(args.data, args.output, preset=args.preset, overrides=overrides, resume=args.resume, device=args.device)
     else:
         stages.train_ldm(
             args.data,
