@@ -153,7 +153,9 @@ class ClassifierTask:
         use = (_uniform(count, generator) < config.foreign) & (foreign.sum((1, 2)) > 0.5 * masks.sum((1, 2)))
         masks = torch.where(use[:, None, None], foreign, masks)
         grid = self._grid(count, config.zoom, generator)
-        crops, masks = (functional.grid_sample(x[:, None], grid, align_corners=False) for x in (data.crops[rows], masks))
+        crops, masks = (
+            functional.grid_sample(x[:, None], grid, align_corners=False) for x in (data.crops[rows], masks)
+        )
         masks = self._jitter(masks > 0.5, generator)[:, 0]
         mean = (crops[:, 0] * masks).sum((1, 2)) / masks.sum((1, 2)).clamp(min=1)
         tone = (0.9 + 0.2 * _uniform(count, generator), torch.exp(0.4 * _uniform(count, generator) - 0.2))

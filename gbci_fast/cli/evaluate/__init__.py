@@ -3,11 +3,12 @@
 import argparse
 import importlib
 
-KINDS = ("paired",)
+KINDS = ("paired", "adherence")
 EXAMPLE = """\
 example:
   gbci-fast evaluate paired VINDR_ROOT --output out/paired.json
   gbci-fast evaluate paired VINDR_ROOT OTHER_ROOT --weights runs/ldm/pipeline --output out/paired.json --limit 16
+  gbci-fast evaluate adherence VINDR_ROOT --output out/adherence.json
 """
 
 
