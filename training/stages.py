@@ -1,4 +1,4 @@
-"""Presets, and the two entry points the command line calls."""
+"""Presets, and the entry points the command line calls."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,13 @@ from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import hash_weights, sha256_of
 from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.training.classifier import (
+    ClassifierConfig,
+    ClassifierTask,
+    choose_tasks,
+    prepare_examples,
+    read_training_lesions,
+)
 from gbci_fast.training.data import load_images
 from gbci_fast.training.ldm import LDMConfig, LDMTask, build_bank, build_pipeline
 from gbci_fast.training.loop import LoopConfig, check_output, train
@@ -112,6 +119,43 @@ def train_ldm(
     train(LDMTask(pipe, bank, config, place), loop, output, resume=resume, device=place, inputs=inputs)
 
 
+def classifier_preset(name: str) -> tuple[ClassifierConfig, LoopConfig]:
+    """`tiny` trains in seconds on a CPU (for tests); `base` is the shipped shape."""
+    if name == "tiny":
+        config = ClassifierConfig(channels=(8, 16, 16), fewest=1)
+        loop = LoopConfig(steps=40, batch_size=16, learning_rate=3e-3, warmup=5, ema_decay=0.9, precision="fp32")
+        return config, loop
+    loop = LoopConfig(
+        steps=1500, batch_size=32, learning_rate=1e-3, weight_decay=0.05, ema_decay=0.995, precision="fp32"
+    )
+    return ClassifierConfig(), loop
+
+
+def train_classifier(
+    roots: Sequence[Path],
+    output: Path,
+    *,
+    preset: str,
+    overrides: Mapping[str, Any],
+    resume: bool,
+    device: str = "auto",
+) -> None:
+    """Trains the scorer on fold A of the training split of `roots`; ``output/scorer`` holds the averaged weights.
+
+    Roots of phantoms (column source) give all their training images.
+    """
+    config, loop = classifier_preset(preset)
+    loop = replace(loop, **overrides)
+    place = pick_device(device)
+    digest = digest_roots(roots)
+    check_output(output, resume, loop, inputs := {"preset": preset, **_model_settings(config), "data": digest})
+    real, phantom = read_training_lesions(roots)
+    scored = choose_tasks(real, phantom, fewest=config.fewest, data=digest, channels=config.channels)
+    examples = prepare_examples([*real, *phantom], scored)
+    torch.manual_seed(loop.seed)
+    train(ClassifierTask(examples, scored, config, place), loop, output, resume=resume, device=place, inputs=inputs)
+
+
 def digest_roots(roots: Sequence[Path]) -> str:
     """SHA-256 over the tables of VinDr-layout roots and the digests that caches keep of themselves, in their order.
 
@@ -125,7 +169,7 @@ def digest_roots(roots: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _model_settings(config: VAEConfig | LDMConfig) -> dict[str, Any]:
+def _model_settings(config: VAEConfig | LDMConfig | ClassifierConfig) -> dict[str, Any]:
     return {f"model.{name}": value for name, value in asdict(config).items()}
 
 

@@ -1,9 +1,9 @@
-"""`gbci-fast train vae|ldm|distill`: the stages of the model, resumable."""
+"""`gbci-fast train vae|ldm|distill|classifier`: the model's stages and the evaluations' scorer, resumable."""
 
 import argparse
 from pathlib import Path
 
-STAGES = ("vae", "ldm", "distill")
+STAGES = ("vae", "ldm", "distill", "classifier")
 OVERRIDES = (
     "steps",
     "batch_size",
@@ -21,6 +21,7 @@ example:
   gbci-fast train ldm --data VINDR_ROOT --vae runs/vae --output runs/ldm --resume
   gbci-fast train distill --data VINDR_ROOT --teacher runs/ldm/pipeline --output runs/distill
   gbci-fast generate INPUT --weights runs/distill/pipeline --steps 4 --guidance 1 --output out/fast
+  gbci-fast train classifier --data VINDR_ROOT --output runs/classifier
   torchrun --nproc-per-node 4 --no-python gbci-fast train ldm --data CACHE --vae runs/vae --output runs/l --accumulate 4
 """
 
@@ -29,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds `train` with one sub-command per stage."""
     parser = subparsers.add_parser(
         "train",
-        help="train the autoencoder, the latent diffusion model or its few-step student",
+        help="train the autoencoder, the latent diffusion model, its few-step student, or the scorer of `evaluate`",
         description="Train one stage. Ctrl-C saves; --resume continues bit for bit.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             )
             stage_parser.add_argument("--guidance", type=float, help="guidance scale that the student has built in")
             stage_parser.add_argument("--rank", type=int, help="of the low-rank change of every layer")
-        if stage != "vae":
+        if stage in ("ldm", "distill"):
             stage_parser.add_argument(
                 "--variants", type=int, help="augmented (image, mask) pairs encoded per image before training"
             )
@@ -65,7 +66,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="VinDr-layout roots or caches of `prepare` (training split used)",
+        help="VinDr-layout roots (training split used) or, but for the classifier, caches of `prepare`",
     )
     parser.add_argument("--output", type=Path, required=True, help="run folder: state.pt, samples/, the weights")
     parser.add_argument("--preset", choices=("tiny", "base"), default="base")
@@ -91,10 +92,9 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.training import stages
 
     overrides = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
-    if args.stage == "vae":
-        stages.train_vae(
-            args.data, args.output, preset=args.preset, overrides=overrides, resume=args.resume, device=args.device
-        )
+    if args.stage in ("vae", "classifier"):
+        stage = stages.train_vae if args.stage == "vae" else stages.train_classifier
+        stage(args.data, args.output, preset=args.preset, overrides=overrides, resume=args.resume, device=args.device)
     elif args.stage == "distill":
         from gbci_fast.checkpoint import checkpoint_folder
         from gbci_fast.training.distill import train_distill

@@ -1,0 +1,158 @@
+"""`gbci-fast evaluate adherence`: whether painted lesions show what the sampler was told."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gbci_fast.cli.evaluate.options import (
+    add_files,
+    add_painting,
+    open_pipeline,
+    paint_settings,
+    painted_folder,
+    stage_progress,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+EXAMPLE = """\
+example:
+  gbci-fast evaluate adherence VINDR_ROOT --output out/adherence.json
+  gbci-fast evaluate adherence VINDR_ROOT --output out/adherence.json --guidance-sweep 1,2,3,5 --no-shuffled
+"""
+
+
+def add_parser(kinds: argparse._SubParsersAction) -> None:
+    """Adds the command's options."""
+    parser = kinds.add_parser(
+        "adherence",
+        help="check whether painted lesions show what the sampler was told",
+        description="A classifier that has only seen real lesions judges painted ones: balanced accuracy and AUC, beside\n"
+        "real lesions, the autoencoder alone, erased lesions, and lesions painted by other lesions' descriptions.\n"
+        "Writes JSON and a PNG figure, prints a table.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_files(parser)
+    add_painting(parser)
+    parser.add_argument("--split", choices=("training", "test"), default="test", help="(default: test)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise, shuffling and bootstrap (default: 0)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use N images, spread evenly over all")
+    parser.add_argument("--scorer", type=Path, metavar="DIR", help="written by `train classifier` (default: packaged)")
+    parser.add_argument(
+        "--guidance-sweep",
+        type=parse_sweep,
+        default=(),
+        metavar="G,G,...",
+        help="paint at these guidance scales, too, such as 1,2,3,5",
+    )
+    parser.add_argument(
+        "--shuffled",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="paint every lesion by another's description as well, which takes as long again (default: yes)",
+    )
+    parser.set_defaults(run=run)
+
+
+def parse_sweep(text: str) -> tuple[float, ...]:
+    """Of "1,2,3,5".
+
+    Raises:
+        ArgumentTypeError: a part is no number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"guidance sweep is {text!r}; expected numbers such as 1,2,3,5") from None
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluates, writes figure and report, and prints the table."""
+    from dataclasses import asdict, replace
+
+    from rich.console import Console
+
+    from gbci_fast.evaluate.adherence import AdherenceSettings, derange, evaluate_adherence
+    from gbci_fast.evaluate.adherence_figure import draw_figure
+    from gbci_fast.evaluate.lesions import read_lesions
+    from gbci_fast.evaluate.painting import paint, reconstruct
+    from gbci_fast.evaluate.report import figure_path, versions, write_report
+    from gbci_fast.evaluate.scorer import load_scorer
+
+    figure = figure_path(args.output, args.figure)
+    painting = paint_settings(args)
+    settings = AdherenceSettings(
+        split=args.split,
+        guidance=painting.guidance,
+        sweep=args.guidance_sweep,
+        shuffled=args.shuffled,
+        seed=args.seed,
+        limit=args.limit,
+    )
+    scorer, folder = load_scorer(args.scorer), painted_folder(args)
+    pipe, weights = open_pipeline(args)
+    with stage_progress(("reading", "painting")) as on_progress:
+        cases = read_lesions(args.roots, split=args.split, limit=args.limit, seed=args.seed, on_progress=on_progress)
+        if settings.shuffled:
+            derange(cases, scorer, args.seed)  # refused before the hour of painting
+
+        def painter(cases, descriptions, guidance):
+            at = replace(painting, guidance=guidance)
+            stage = f"painting, guidance {guidance:g}"
+            return paint(
+                pipe,
+                cases,
+                at,
+                weights=weights,
+                folder=folder,
+                descriptions=descriptions,
+                stage=stage,
+                on_progress=on_progress,
+            )
+
+        found = evaluate_adherence(
+            cases, scorer, painter, settings, reconstruction=reconstruct(pipe, cases, painting.batch_size)
+        )
+    report = {
+        "evaluation": "adherence",
+        "settings": asdict(settings) | {"painting": asdict(painting)},
+        "versions": versions(),
+        "weights": weights,
+        "scorer": {"digest": scorer.digest, "data": scorer.config.data, "counts": scorer.config.counts},
+        **found,
+    }
+    write_report(args.output, figure, report, lambda path: draw_figure(path, report))
+    Console().print(build_table(report))
+    for target in report["targets"]:
+        value = "-" if target["value"] is None else f"{target['value']:.2f}"
+        sign = ">=" if target["at_least"] else "<="
+        met = {True: "met", False: "NOT met", None: "not judged"}[target["met"]]
+        print(f"{target['name']}: {value} ({sign} {target['bound']:g}: {met}) {target['note']}".rstrip())
+    print(f"report: {args.output}\nfigure: {figure}")
+
+
+def build_table(report: dict[str, Any]) -> "Table":
+    """The conditions below each other, one section per task; fits 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    title = f"{report['lesions']} lesions of {report['patients']} patients; 95 % intervals over patients; chance is 0.5"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("task", "condition"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("balanced", "95 %", "AUC", "95 %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for task, conditions in report["tasks"].items():
+        table.add_section()
+        for i, (name, found) in enumerate(conditions.items()):
+            cells = (*_cells(found["balanced_accuracy"]), *_cells(found["auc"]))
+            table.add_row(task.removeprefix("category/") if i == 0 else "", name, *cells)
+    return table
+
+
+def _cells(summary: dict[str, float | None]) -> tuple[str, str]:
+    """Value and interval; blank where there is none."""
+    value = "" if summary["value"] is None else f"{summary['value']:.2f}"
+    return value, "" if summary["low"] is None else f"{summary['low']:.2f}-{summary['high']:.2f}"

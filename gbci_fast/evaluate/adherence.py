@@ -1,0 +1,298 @@
+"""Does a painted lesion show what the sampler was told? Judged by a classifier that has only seen real lesions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.lesions import LesionCase, crop_lesions
+from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
+from gbci_fast.evaluate.painting import Description, ring_mean_fill
+from gbci_fast.evaluate.scorer import SIZE, Scorer, cut_windows, label, labels
+
+CHANCE = 0.5
+KEPT_SHARE = 0.8  # of the real crops' advantage over chance that painted ones must have
+TRIES = 500  # derangements, of which the most even one is taken
+TOLD, SHUFFLED, ORIGINAL = "painted", "shuffled", "shuffled_original"
+CONDITIONS = ("real", "reconstruction", "ring_mean", TOLD, SHUFFLED, ORIGINAL)
+
+Painter = Callable[[Sequence[LesionCase], Sequence[Description], float], Sequence[np.ndarray]]
+"""``f(cases, descriptions, guidance)``: float32 [S, S] in [0, 1], one per case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdherenceSettings:
+    """What is painted; `sweep` are further guidance scales, `shuffled` paints everything twice."""
+
+    split: str = "test"
+    guidance: float = 3.0
+    sweep: tuple[float, ...] = ()
+    shuffled: bool = True
+    seed: int = 0
+    limit: int | None = None
+
+    def __post_init__(self):
+        for guidance in (self.guidance, *self.sweep):
+            if not np.isfinite(guidance):
+                raise GBCIError(f"guidance is {guidance}; expected a finite number")
+        if len(set(self.sweep)) < len(self.sweep):
+            raise GBCIError(f"guidance sweep is {', '.join(f'{g:g}' for g in self.sweep)}; expected each value once")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Judged:
+    """One condition's probabilities [N] and truths [N] (NaN where unknown) of a task."""
+
+    scores: np.ndarray
+    truths: np.ndarray
+
+
+def evaluate_adherence(
+    cases: Sequence[LesionCase],
+    scorer: Scorer,
+    painter: Painter,
+    settings: AdherenceSettings,
+    *,
+    reconstruction: Sequence[np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """Balanced accuracy and AUC of the scorer's tasks on real, painted and control images of the same lesions.
+
+    Truths are those of what the sampler was told. `shuffled` paints every case by the description of another one
+    of its data set (see `derange`): its agreement with what was told is adherence proper, and that with the cases'
+    own labels must be at chance, or the surroundings or the mask give the answer away. The condition of `size` is the
+    mask itself, which is not shuffled; its control is the erased image, `ring_mean`. Pathology the model is told
+    through BI-RADS and report alone.
+
+    Args:
+        painter: called once per guidance scale and set of descriptions.
+        reconstruction: the cases through the autoencoder alone; None leaves the condition out.
+
+    Returns:
+        The report's ``lesions``, ``patients``, ``tasks``, ``sweep`` and ``targets``, as JSON values.
+
+    Raises:
+        GBCIError: a data set has one lesion and `settings.shuffled` is set.
+    """
+    donors = derange(cases, scorer, settings.seed) if settings.shuffled else None
+    judge = _Judge(cases, scorer, donors, settings.seed)
+    fixed = {"real": [case.pixels for case in cases], "ring_mean": ring_mean_fill(cases)}
+    if reconstruction is not None:
+        fixed["reconstruction"] = reconstruction
+    judged = {name: judge.own(images) for name, images in fixed.items()}
+    scales = dict.fromkeys((settings.guidance, *settings.sweep))
+    by_guidance = {guidance: judge.painted(painter, guidance) for guidance in scales}
+    judged |= by_guidance[settings.guidance]
+    tasks = {
+        task: {name: judge.summary(judged[name][task]) for name in CONDITIONS if task in judged.get(name, ())}
+        for task in scorer.config.tasks
+    }
+    sweep = [
+        {"guidance": guidance}
+        | {task: {name: judge.summary(found[name][task]) for name in found if task in found[name]} for task in tasks}
+        for guidance, found in by_guidance.items()
+        if guidance in settings.sweep
+    ]
+    return {
+        "lesions": len(cases),
+        "patients": len({case.patient for case in cases}),
+        "tasks": tasks,
+        "sweep": sweep,
+        "targets": build_targets(tasks),
+    }
+
+
+def derange(cases: Sequence[LesionCase], scorer: Scorer, seed: int) -> np.ndarray:
+    """Whose description every case gets: int [N], another lesion of the same data set.
+
+    Of `TRIES` random derangements the one that is most even is taken: donors of another patient (two views of one
+    lesion are described alike), whose labels are as good as uncorrelated with the cases' own (or adherence itself would
+    move the agreement with the original labels off chance).
+
+    Raises:
+        GBCIError: a data set has one lesion.
+    """
+    rng, donors = np.random.default_rng(seed), np.empty(len(cases), int)
+    patients = np.unique([case.patient for case in cases], return_inverse=True)[1]
+    truths = labels(cases, [t for t in scorer.config.tasks if t != SIZE], scorer.config.median_diameter)
+    roots = np.array([case.root for case in cases])
+    for root in dict.fromkeys(roots):
+        rows = np.flatnonzero(roots == root)
+        if len(rows) < 2:
+            raise GBCIError(f"{root} has one lesion, whose description cannot be shuffled; pass --no-shuffled")
+        best = np.inf
+        for _ in range(TRIES):
+            order = rng.permutation(rows)
+            taken = np.roll(order, -1)
+            cost = (patients[order] == patients[taken]).mean() + _dependence(truths[order], truths[taken])
+            if cost < best:
+                best, donors[order] = cost, taken
+    return donors
+
+
+def _dependence(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest difference over the tasks [N, T] between the positives' and the negatives' rate of positive donors."""
+    worst = 0.0
+    for own, told in zip(one.T, other.T, strict=True):
+        known = ~np.isnan(own) & ~np.isnan(told)
+        positive, negative = told[known & (own == 1)], told[known & (own == 0)]
+        if len(positive) and len(negative):
+            worst = max(worst, abs(positive.mean() - negative.mean()))
+    return worst
+
+
+class _Judge:
+    """Scores images of `cases`, and summarizes scores with intervals over patients."""
+
+    def __init__(self, cases: Sequence[LesionCase], scorer: Scorer, donors: np.ndarray | None, seed: int):
+        self.cases, self.scorer, self.donors = cases, scorer, donors
+        self.tasks, median = scorer.config.tasks, scorer.config.median_diameter
+        self.truths = labels(cases, self.tasks, median)
+        self.roots = np.unique([case.root for case in cases], return_inverse=True)[1]
+        self.patients = np.unique([case.patient for case in cases], return_inverse=True)[1]
+        if donors is not None:
+            told = [
+                [label(t, cases[j].attributes, cases[j].pathology, case.diameter, median) for t in self.tasks]
+                for case, j in zip(cases, donors, strict=True)
+            ]
+            self.told = np.array(told, dtype=object).astype(np.float64)
+        self.draws = patient_draws(self.patients, seed)
+
+    def own(self, images: Sequence[np.ndarray]) -> dict[str, _Judged]:
+        """Every task's scores of `images` beside the cases' own truths."""
+        return self._against(self._score(images), self.truths)
+
+    def painted(self, painter: Painter, guidance: float) -> dict[str, dict[str, _Judged]]:
+        """Scores by condition: told their own descriptions and, unless there are no donors, those of others."""
+        described = [Description.of(case) for case in self.cases]
+        found = {TOLD: self.own(painter(self.cases, described, guidance))}
+        if self.donors is None:
+            return found
+        scores = self._score(painter(self.cases, [described[j] for j in self.donors], guidance))
+        for name, truths in ((SHUFFLED, self.told), (ORIGINAL, self.truths)):
+            found[name] = {task: pair for task, pair in self._against(scores, truths).items() if task != SIZE}
+        return found
+
+    def summary(self, judged: _Judged) -> dict[str, Any]:
+        """Balanced accuracy and AUC with intervals, and how many lesions of how many patients they rest on."""
+        known = ~np.isnan(judged.truths)
+        scores, truths, roots = judged.scores[known], judged.truths[known] == 1, self.roots[known]
+        draws = self.draws[:, known]
+        return {
+            "positive": int(truths.sum()),
+            "negative": int((~truths).sum()),
+            "patients": len(set(self.patients[known])),
+            "balanced_accuracy": _interval(balanced_accuracy(scores, truths, roots, draws)),
+            "auc": _interval(auc(scores, truths, roots, draws)),
+        }
+
+    def _score(self, images: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+        return self.scorer.predict(crop_lesions(self.cases, images), cut_windows(self.cases, images))
+
+    def _against(self, scores: Mapping[str, np.ndarray], truths: np.ndarray) -> dict[str, _Judged]:
+        return {task: _Judged(scores=scores[task], truths=truths[:, i]) for i, task in enumerate(self.tasks)}
+
+
+def patient_draws(patients: np.ndarray, seed: int) -> np.ndarray:
+    """How often every lesion counts: int [1 + RESAMPLES, N]; once in the first row, then by resampled patients."""
+    count = int(patients.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    return np.concatenate([np.ones((1, len(patients)), int), drawn[:, patients]])
+
+
+def balanced_accuracy(scores: np.ndarray, truths: np.ndarray, roots: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """The mean of sensitivity and specificity at 0.5 within data sets, float64 [R]; NaN where neither has both classes.
+
+    Data sets weigh by their lesions, and only those with both classes count: to tell one set from another is no
+    evidence about a lesion, and the sets differ in their labels.
+
+    Args:
+        scores, truths, roots: [N].
+        draws: weights [R, N].
+    """
+    right = (scores > CHANCE) == truths
+
+    def value(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        hits, positive = right[rows], truths[rows]
+        rates = [weights @ (hits & kind) / (weights @ kind) for kind in (positive, ~positive)]
+        return (rates[0] + rates[1]) / 2
+
+    return _within(value, truths, roots, draws)
+
+
+def auc(scores: np.ndarray, truths: np.ndarray, roots: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """The probability that a positive outscores a negative of its data set, ties half; as `balanced_accuracy`."""
+
+    def value(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        positive, values = truths[rows], scores[rows]
+        difference = values[positive][:, None] - values[~positive]
+        wins, one, other = (np.sign(difference) + 1) / 2, weights[:, positive], weights[:, ~positive]
+        return ((one @ wins) * other).sum(1) / (one.sum(1) * other.sum(1))
+
+    return _within(value, truths, roots, draws)
+
+
+def _within(
+    value: Callable[[np.ndarray, np.ndarray], np.ndarray], truths: np.ndarray, roots: np.ndarray, draws: np.ndarray
+) -> np.ndarray:
+    """The mean of ``value(rows, weights)`` over the data sets where it is defined, weighing by lesions."""
+    total, weight = np.zeros(len(draws)), np.zeros(len(draws))
+    for root in np.unique(roots):
+        rows = np.flatnonzero(roots == root)
+        weights = draws[:, rows].astype(np.float64)
+        both = (weights @ truths[rows] > 0) & (weights @ ~truths[rows] > 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = value(rows, weights)
+        count = np.where(both, weights.sum(1), 0)
+        total, weight = total + np.where(both, found, 0) * count, weight + count
+    with np.errstate(invalid="ignore"):
+        return total / weight
+
+
+def _interval(values: np.ndarray) -> dict[str, float | None]:
+    """Of the first value, from the others, of which some may be undefined; no interval where most are."""
+    first, others = values[0], values[1:][~np.isnan(values[1:])]
+    if np.isnan(first):
+        return {"value": None, "low": None, "high": None}
+    if len(others) < len(values) / 2:
+        return {"value": float(first), "low": None, "high": None}
+    low, high = np.quantile(others, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"value": float(first), "low": float(low), "high": float(high)}
+
+
+def build_targets(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per task: the kept share of the real crops' advantage over chance, and that the control is at chance."""
+    targets = []
+    for task, found in tasks.items():
+        real, painted = (found[name]["balanced_accuracy"] for name in ("real", TOLD))
+        judged = real["low"] is not None and real["low"] > CHANCE and painted["value"] is not None
+        share = (painted["value"] - CHANCE) / (real["value"] - CHANCE) if judged else None
+        targets.append(
+            {
+                "name": f"adherence of {task}: painted over real, above chance",
+                "value": share,
+                "bound": KEPT_SHARE,
+                "at_least": True,
+                "met": None if share is None else share >= KEPT_SHARE,
+                "note": "" if judged else "the scorer is not above chance on real crops, so that it cannot judge",
+            }
+        )
+        control = found.get("ring_mean" if task == SIZE else ORIGINAL)
+        if control is None:
+            continue
+        value = control["balanced_accuracy"]
+        known = value["low"] is not None
+        what = "erased lesions" if task == SIZE else "original labels under shuffled descriptions"
+        interval = f"95 % interval {value['low']:.2f} to {value['high']:.2f}" if known else "too few lesions"
+        targets.append(
+            {
+                "name": f"leak of {task}: {what}, lower limit",
+                "value": value["low"],
+                "bound": CHANCE,
+                "at_least": False,
+                "met": value["low"] <= CHANCE <= value["high"] if known else None,
+                "note": f"balanced accuracy must be at chance; {interval}",
+            }
+        )
+    return targets

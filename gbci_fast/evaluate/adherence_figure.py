@@ -1,0 +1,89 @@
+"""The picture of an adherence evaluation: every condition's balanced accuracy by task, and the guidance sweep."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gbci_fast.evaluate.adherence import CHANCE, CONDITIONS, SHUFFLED, TOLD
+from gbci_fast.evaluate.scorer import CATEGORY
+
+LABELS = {
+    "real": "real",
+    "reconstruction": "VAE alone",
+    "ring_mean": "erased (ring mean)",
+    TOLD: "painted, own description",
+    SHUFFLED: "painted, another's description",
+    "shuffled_original": "the same, against own labels",
+}
+
+
+def draw_figure(path: Path, report: dict[str, Any]) -> None:
+    """Writes the PNG of `evaluate_adherence`'s report."""
+    tasks, sweep = report["tasks"], report["sweep"]
+    heights = [3.4] + [3.0] * bool(sweep)
+    figure = Figure(figsize=(max(7.0, 2.4 * len(tasks)), sum(heights)), layout="constrained")
+    panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    _draw_conditions(panels[0], report)
+    if sweep:
+        _draw_sweep(panels[1], sweep, list(tasks))
+    figure.savefig(path, format="png", dpi=150)
+
+
+def _draw_conditions(axes: Axes, report: dict[str, Any]) -> None:
+    tasks = report["tasks"]
+    used = [name for name in CONDITIONS if any(name in found for found in tasks.values())]
+    for j, name in enumerate(used):
+        places, values, errors = [], [], []
+        for i, found in enumerate(tasks.values()):
+            summary = found.get(name, {}).get("balanced_accuracy", {"value": None})
+            if summary["value"] is not None:
+                places.append(i + (j - (len(used) - 1) / 2) * 0.8 / len(used))
+                values.append(summary["value"])
+                errors.append(_error(summary))
+        if values:
+            axes.errorbar(places, values, np.array(errors).T, fmt="o", capsize=3, markersize=5, label=LABELS[name])
+    counts = [
+        f"{task.removeprefix(CATEGORY)}\n{f['real']['positive']}+ {f['real']['negative']}-" for task, f in tasks.items()
+    ]
+    axes.set_xticks(range(len(tasks)), counts, fontsize=8)
+    _finish(axes, f"{report['lesions']} lesions of {report['patients']} patients; bars: 95 % intervals over patients")
+
+
+def _draw_sweep(axes: Axes, sweep: list[dict[str, Any]], tasks: list[str]) -> None:
+    rows = sorted(sweep, key=lambda row: row["guidance"])
+    for i, task in enumerate(tasks):
+        for name, style in ((TOLD, "o-"), (SHUFFLED, "s--")):
+            points = [(row["guidance"], row[task][name]["balanced_accuracy"]) for row in rows if name in row[task]]
+            points = [(guidance, summary) for guidance, summary in points if summary["value"] is not None]
+            if points:
+                told = task.removeprefix(CATEGORY) + ("" if name == TOLD else ", shuffled")
+                axes.errorbar(
+                    [guidance for guidance, _ in points],
+                    [summary["value"] for _, summary in points],
+                    np.array([_error(summary) for _, summary in points]).T,
+                    fmt=style,
+                    color=f"C{i}",
+                    capsize=2,
+                    label=told,
+                )
+    axes.set_xlabel("guidance scale")
+    _finish(axes, "by guidance")
+
+
+def _error(summary: dict[str, float | None]) -> tuple[float, float]:
+    """Down and up from the value; nothing where there is no interval. A bootstrap's quantiles may leave out the value."""
+    if summary["low"] is None:
+        return 0.0, 0.0
+    return max(0.0, summary["value"] - summary["low"]), max(0.0, summary["high"] - summary["value"])
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.axhline(CHANCE, color="gray", linestyle=":")
+    axes.set_ylabel("balanced accuracy")
+    axes.set_title(title, fontsize=9)
+    axes.grid(axis="y", alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
