@@ -146,7 +146,7 @@ def train_classifier(
     """
     config, loop = classifier_preset(preset)
     loop = replace(loop, **overrides)
-    place = pick_device(device)
+    place = rank_device(device)
     digest = digest_roots(roots)
     check_output(output, resume, loop, inputs := {"preset": preset, **_model_settings(config), "data": digest})
     real, phantom = read_training_lesions(roots)
