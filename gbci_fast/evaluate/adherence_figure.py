@@ -74,7 +74,7 @@ def _draw_sweep(axes: Axes, sweep: list[dict[str, Any]], tasks: list[str]) -> No
 
 
 def _error(summary: dict[str, float | None]) -> tuple[float, float]:
-    """Down and up from the value; nothing where there is no interval. A bootstrap's quantiles may leave out the value."""
+    """Down and up from the value, which a bootstrap's quantiles may leave out; nothing where there is no interval."""
     if summary["low"] is None:
         return 0.0, 0.0
     return max(0.0, summary["value"] - summary["low"]), max(0.0, summary["high"] - summary["value"])
