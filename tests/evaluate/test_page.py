@@ -8,6 +8,7 @@ from PIL import Image
 
 from gbci_fast.cli import build_parser
 from gbci_fast.cli.evaluate import KINDS
+from gbci_fast.cli.evaluate.all import arguments_of
 from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.page import Section, write_page
@@ -75,6 +76,16 @@ class TestPage:
 
 
 class TestCommand:
+    @pytest.mark.parametrize("kind", [name for name in KINDS if name != "all"])
+    def test_every_kind_takes_the_shared_options(self, kind, tmp_path):
+        options = "--weights W --steps 3 --guidance 2 --seed 5 --batch-size 4 --limit 6 --device cpu --tier exact"
+        shared = build_parser().parse_args(["evaluate", "all", "ROOT", "--output", str(tmp_path), *options.split()])
+        args = build_parser().parse_args(arguments_of(kind, shared, tmp_path / "report.json"))
+        assert (args.kind, args.output.name) == (kind, "report.json")
+        for name in ("weights", "steps", "guidance", "seed", "batch_size", "limit", "device"):
+            assert getattr(args, name) == getattr(shared, name), name
+        assert kind == "paired" or args.tier == "exact"
+
     def test_reports_figures_and_page(self, world, tmp_path, capsys):
         evaluate_all(world, tmp_path / "out", "--skip", OTHERS, "--limit", 1)
         assert {path.name for path in (tmp_path / "out").iterdir()} == {

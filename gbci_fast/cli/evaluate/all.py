@@ -74,13 +74,18 @@ def _run_kind(kind: str, args: argparse.Namespace, report: Path) -> None:
     """As its own command, with this one's options."""
     from gbci_fast.cli import build_parser
 
+    parsed = build_parser().parse_args(arguments_of(kind, args, report))
+    parsed.run(parsed)
+
+
+def arguments_of(kind: str, args: argparse.Namespace, report: Path) -> list[str]:
+    """The command line of one kind with this command's options."""
     argv = ["evaluate", kind, *map(str, args.roots), "--output", str(report)]
     for name in SHARED if kind == "paired" else (*SHARED, *FAST):
         value = getattr(args, name)
         if value is not None:
             argv += [f"--{name.replace('_', '-')}", str(value)]
-    parsed = build_parser().parse_args(argv)
-    parsed.run(parsed)
+    return argv
 
 
 def _arguments(args: argparse.Namespace) -> dict[str, object]:
