@@ -59,7 +59,8 @@ class TestPrediction:
         assert tuple(found) == CONFIG.tasks
         other = replace(crops, pixels=np.where(crops.masks, crops.pixels, 0.9).astype(np.float32))
         for task, values in scorer.predict(other, windows).items():
-            assert values.shape == (3,) and ((values > 0) & (values < 1)).all()
+            assert values.shape == (3,)
+            assert ((values > 0) & (values < 1)).all()
             np.testing.assert_array_equal(values, found[task])
         np.testing.assert_array_equal(scorer.features(other), scorer.features(crops))
 
@@ -82,8 +83,10 @@ class TestFolder:
         for task, values in loaded.predict(crops, crops.pixels).items():
             np.testing.assert_allclose(values, scorer.predict(crops, crops.pixels)[task], atol=2e-3)
         features = ScorerFeatures(tmp_path / "scorer")
-        assert features.name == "scorer" and len(features.digest) == 64
-        assert features(crops).shape == (3, 16) and features(crops).dtype == np.float64
+        assert features.name == "scorer"
+        assert len(features.digest) == 64
+        assert features(crops).shape == (3, 16)
+        assert features(crops).dtype == np.float64
 
     def test_another_weight_is_another_digest(self, scorer, tmp_path):
         scorer.save(tmp_path / "one")
@@ -103,7 +106,7 @@ class TestFolder:
         scorer.save(tmp_path / "scorer")
         path = tmp_path / "scorer" / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
-        with pytest.raises(GBCIError, match="cannot be loaded as a scorer: .") as caught:
+        with pytest.raises(GBCIError, match=r"cannot be loaded as a scorer: .") as caught:
             load_scorer(tmp_path / "scorer")
         assert "\n" not in str(caught.value)
 
@@ -111,7 +114,8 @@ class TestFolder:
         scorer = load_scorer()
         assert sum(value.numel() for value in scorer.net.parameters()) <= 400_000
         assert sum(path.stat().st_size for path in PACKAGED_SCORER.iterdir()) < 1_000_000
-        assert scorer.config.fold == "A" and scorer.config.split == "training"
+        assert scorer.config.fold == "A"
+        assert scorer.config.split == "training"
         assert {"birads_high", "malignancy", "size"} < set(scorer.config.tasks)
 
 
