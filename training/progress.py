@@ -27,13 +27,15 @@ class TrainingProgress:
         name: what the run is called.
         start, steps: the step it starts from and the one it ends at.
         batch: images per step.
+        silent: show nothing: another process tells of the run.
     """
 
-    def __init__(self, name: str, start: int, steps: int, batch: int):
+    def __init__(self, name: str, start: int, steps: int, batch: int, silent: bool = False):
+        self.silent = silent
         self.name, self.start, self.steps, self.batch = name, start, steps, batch
         self.step, self.losses = start, []
         console = Console()
-        self.live = console.is_terminal
+        self.live = console.is_terminal and not silent
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -61,7 +63,7 @@ class TrainingProgress:
 
     def log(self) -> None:
         """Prints a line, where there is no bar: steps, mean loss since the last line, images/s, time to the end."""
-        if not self.live:
+        if not self.live and not self.silent:
             seconds = self._seconds_per_step()
             left = timedelta(seconds=round((self.steps - self.step) * seconds))
             loss = sum(self.losses) / len(self.losses)

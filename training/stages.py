@@ -13,7 +13,6 @@ from gbci_fast.checkpoint import load_pipeline
 from gbci_fast.data.cache import CACHE_FILE
 from gbci_fast.data.preprocess import MODEL_SIZE
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE
-from gbci_fast.devices import pick_device
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import hash_weights, sha256_of
 from gbci_fast.pipeline import GBCIPipeline
@@ -27,6 +26,7 @@ from gbci_fast.training.classifier import (
 from gbci_fast.training.data import load_images
 from gbci_fast.training.ldm import LDMConfig, LDMTask, build_bank, build_pipeline
 from gbci_fast.training.loop import LoopConfig, check_output, train
+from gbci_fast.training.ranks import rank_device
 from gbci_fast.training.vae import VAEConfig, VAETask
 
 
@@ -51,7 +51,7 @@ def train_vae(
     """Trains the autoencoder on the training split of `roots`; ``output/vae`` holds the averaged weights."""
     config, loop = vae_preset(preset)
     loop = replace(loop, **overrides)
-    place = pick_device(device)
+    place = rank_device(device)
     inputs = {"preset": preset, **_model_settings(config), "data": digest_roots(roots)}
     check_output(output, resume, loop, inputs)
     images = load_images(roots, "training")
@@ -94,7 +94,7 @@ def train_ldm(
     loop = replace(loop, **overrides)
     given = {"variants": variants, "latent_crop": latent_crop}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
-    place = pick_device(device)
+    place = rank_device(device)
     if not (vae / "vae" / "config.json").exists():
         raise GBCIError(f"{vae} has no vae/ folder; expected the output of `gbci-fast train vae`")
     inputs = {
@@ -146,7 +146,7 @@ def train_classifier(
     """
     config, loop = classifier_preset(preset)
     loop = replace(loop, **overrides)
-    place = pick_device(device)
+    place = rank_device(device)
     digest = digest_roots(roots)
     check_output(output, resume, loop, inputs := {"preset": preset, **_model_settings(config), "data": digest})
     real, phantom = read_training_lesions(roots)

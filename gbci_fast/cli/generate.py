@@ -87,6 +87,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="leave out inputs that cannot be used, and list them in skipped.csv, instead of stopping",
     )
+    parser.add_argument(
+        "--reject-copies",
+        type=Path,
+        metavar="INDEX",
+        help="write no lesion that is nearly a training lesion, and list it in skipped.csv; INDEX is written by "
+        "gbci-fast evaluate memorisation --index and holds pixels of the training data",
+    )
     parser.set_defaults(run=run, refuse=parser.error)
 
 
@@ -106,11 +113,13 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.devices import pick_device
     from gbci_fast.fast import accelerate
     from gbci_fast.files import hash_weights
+    from gbci_fast.generate.copies import CopyGate
     from gbci_fast.generate.engine import SamplerSettings
     from gbci_fast.generate.job import JobSettings, run_job
     from gbci_fast.generate.manifest import SKIPPED
 
     priors = load_priors(args.priors)
+    gate = None if args.reject_copies is None else CopyGate.load(args.reject_copies)
     if args.input.resolve() in (args.output.resolve(), *args.output.resolve().parents):
         raise GBCIError(f"{args.output} lies in {args.input}, where images are read from; choose a folder outside")
     plan = _plan(args, priors)
@@ -132,6 +141,7 @@ def run(args: argparse.Namespace) -> None:
         device=device.type,
         weights_hash=hash_weights(folder),
         priors_hash=priors.digest,
+        copies_hash="" if gate is None else gate.digest,
     )
     with image_progress("generating", args.output) as on_image:
         result = run_job(
@@ -141,6 +151,7 @@ def run(args: argparse.Namespace) -> None:
             settings,
             resume=args.resume,
             skip_bad=args.skip_bad,
+            gate=gate,
             on_batch=lambda done: on_image(done, len(plan)),
         )
     print(f"{result.images} synthetic images in {args.output}; look at {result.preview}")
@@ -149,7 +160,10 @@ def run(args: argparse.Namespace) -> None:
     for note in notes:
         print(f"note: {note}")
     if result.skipped:
-        print(f"skipped {result.skipped} of {len(plan)}, see {args.output / SKIPPED}")
+        copies = f" ({result.rejected} near copies of training lesions)" if result.rejected else ""
+        print(f"skipped {result.skipped} of {len(plan)}{copies}, see {args.output / SKIPPED}")
+    elif gate is not None:
+        print(f"no near copy of a training lesion among {len(plan)}")
     for note, inputs in result.noted.items():
         print(f"note of {inputs} input{'s' * (inputs > 1)}: {note}")
 

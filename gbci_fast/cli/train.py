@@ -1,9 +1,9 @@
-"""`gbci-fast train vae|ldm|classifier`: both stages of the model and the evaluations' scorer, resumable."""
+"""`gbci-fast train vae|ldm|distill|classifier`: the model's stages and the evaluations' scorer, resumable."""
 
 import argparse
 from pathlib import Path
 
-STAGES = ("vae", "ldm", "classifier")
+STAGES = ("vae", "ldm", "distill", "classifier")
 OVERRIDES = (
     "steps",
     "batch_size",
@@ -13,12 +13,16 @@ OVERRIDES = (
     "seed",
     "save_every",
     "sample_every",
+    "tensorboard",
 )  # of the preset's LoopConfig
 EXAMPLE = """\
 example:
   gbci-fast train vae --data VINDR_ROOT --output runs/vae
   gbci-fast train ldm --data VINDR_ROOT --vae runs/vae --output runs/ldm --resume
+  gbci-fast train distill --data VINDR_ROOT --teacher runs/ldm/pipeline --output runs/distill
+  gbci-fast generate INPUT --weights runs/distill/pipeline --steps 4 --guidance 1 --output out/fast
   gbci-fast train classifier --data VINDR_ROOT --output runs/classifier
+  torchrun --nproc-per-node 4 --no-python gbci-fast train ldm --data CACHE --vae runs/vae --output runs/l --accumulate 4
 """
 
 
@@ -26,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds `train` with one sub-command per stage."""
     parser = subparsers.add_parser(
         "train",
-        help="train the autoencoder, the latent diffusion model, or the scorer of `evaluate`",
+        help="train the autoencoder, the latent diffusion model, its few-step student, or the scorer of `evaluate`",
         description="Train one stage. Ctrl-C saves; --resume continues bit for bit.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -40,6 +44,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             stage_parser.add_argument(
                 "--init", type=Path, help="start from the weights of this pipeline folder (not the optimizer)"
             )
+        if stage == "distill":
+            stage_parser.add_argument(
+                "--teacher", type=Path, metavar="DIR", help="the pipeline folder to distill (default: the packaged one)"
+            )
+            stage_parser.add_argument("--guidance", type=float, help="guidance scale that the student has built in")
+            stage_parser.add_argument("--rank", type=int, help="of the low-rank change of every layer")
+        if stage in ("ldm", "distill"):
             stage_parser.add_argument(
                 "--variants", type=int, help="augmented (image, mask) pairs encoded per image before training"
             )
@@ -61,12 +72,17 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=("tiny", "base"), default="base")
     parser.add_argument("--steps", type=int, help="optimizer steps in all")
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--accumulate", type=int, help="micro-batches per optimizer step")
+    parser.add_argument(
+        "--accumulate", type=int, help="micro-batches per optimizer step; processes under torchrun share them"
+    )
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--precision", choices=("fp32", "bf16"))
     parser.add_argument("--seed", type=int)
     parser.add_argument("--save-every", type=int)
     parser.add_argument("--sample-every", type=int)
+    parser.add_argument(
+        "--tensorboard", action="store_true", default=None, help="write curves to OUTPUT/tensorboard (gbci_fast[train])"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
 
@@ -76,9 +92,26 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.training import stages
 
     overrides = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
-    if args.stage != "ldm":
+    if args.stage in ("vae", "classifier"):
         stage = stages.train_vae if args.stage == "vae" else stages.train_classifier
         stage(args.data, args.output, preset=args.preset, overrides=overrides, resume=args.resume, device=args.device)
+    elif args.stage == "distill":
+        from gbci_fast.checkpoint import checkpoint_folder
+        from gbci_fast.training.distill import train_distill
+
+        train_distill(
+            args.data,
+            args.output,
+            teacher=checkpoint_folder(args.teacher),
+            guidance=args.guidance,
+            rank=args.rank,
+            variants=args.variants,
+            latent_crop=args.latent_crop,
+            preset=args.preset,
+            overrides=overrides,
+            resume=args.resume,
+            device=args.device,
+        )
     else:
         stages.train_ldm(
             args.data,

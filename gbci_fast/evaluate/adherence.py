@@ -134,7 +134,7 @@ def derange(cases: Sequence[LesionCase], scorer: Scorer, seed: int) -> np.ndarra
 
 
 def _dependence(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest difference over the tasks, [N, T], between positives' and negatives' rates of positive donors."""
+    """The largest difference over the tasks [N, T] between the rates of positive donors of positives and negatives."""
     worst = 0.0
     for own, told in zip(one.T, other.T, strict=True):
         known = ~np.isnan(own) & ~np.isnan(told)

@@ -35,7 +35,7 @@ from gbci_fast.evaluate.metrics import (
     patient_summary,
     ring_mean,
 )
-from gbci_fast.evaluate.report import versions
+from gbci_fast.evaluate.report import target, versions
 from gbci_fast.files import hash_weights
 from gbci_fast.pipeline import GBCIPipeline
 
@@ -71,6 +71,14 @@ METRICS = {
         "limit": PSNR_LIMIT,
     },
 }
+TARGETS = (
+    ("vae", "breast", "ssim", 0.97),
+    ("vae", "breast", "psnr", 36.0),
+    ("vae", "roi", "psnr", 34.0),
+    ("source_setting", "image", "ssim", 0.93),
+    ("source_setting", "image", "psnr", 30.0),
+)
+"""Condition, region, metric and the least mean that a checkpoint should reach."""
 SOURCE_REPORTED = {"ssim": 0.84, "psnr": 22.5}
 """What the source paper reports for its model on its own data; compare with `source_setting`."""
 
@@ -165,6 +173,7 @@ def evaluate_paired(
         if index in shown:
             examples.append((case, images))
     names = list(dict.fromkeys(row["root"] for row in rows))
+    everything = summarize(rows, settings.seed)
     sampler = {
         "weights_sha256": hash_weights(weights),
         "scheduler": type(pipe.scheduler).__name__,
@@ -181,7 +190,8 @@ def evaluate_paired(
         "metrics": METRICS,
         "interval": f"{LEVEL:.0%} percentile bootstrap of the mean, {RESAMPLES} resamples of patients",
         "source_reported": SOURCE_REPORTED,
-        "all": summarize(rows, settings.seed),
+        "targets": _targets(everything["scores"]),
+        "all": everything,
         "roots": {name: summarize([row for row in rows if row["root"] == name], settings.seed) for name in names},
         "skipped": skipped,
         "images": rows,
@@ -326,6 +336,13 @@ def summarize(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
             for condition in CONDITIONS
         },
     }
+
+
+def _targets(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        target(f"{condition}, {region}: {metric}", scores[condition][region][metric]["mean"], bound, at_least=True)
+        for condition, region, metric, bound in TARGETS
+    ]
 
 
 def _row(case: Case, images: Images) -> dict[str, Any]:

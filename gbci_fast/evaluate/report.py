@@ -18,6 +18,12 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
+def target(name: str, value: float | None, bound: float, *, at_least: bool, note: str = "") -> dict[str, Any]:
+    """A line of a report's ``targets``; `value` is None where the data at hand cannot judge it, and `note` says why."""
+    met = None if value is None else (value >= bound if at_least else value <= bound)
+    return {"name": name, "value": value, "bound": bound, "at_least": at_least, "met": met, "note": note}
+
+
 def figure_path(output: Path, figure: Path | None) -> Path:
     """Where the figure goes (by default beside the report); fails before the hour of sampling, not after it.
 

@@ -1,9 +1,9 @@
 """A small classifier of lesion crops: an independent judge of what was painted, and a feature extractor."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class _Trunk(nn.Module):
     def __init__(self, channels: Sequence[int]):
         super().__init__()
         self.stem = nn.Conv2d(2, channels[0], 5, stride=2, padding=2)
-        pairs = pairwise(channels)
+        pairs = itertools.pairwise(channels)
         self.blocks = nn.Sequential(*(_Block(before, after) for before, after in pairs))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from gbci_fast.data.segmentation import breast_mask, pectoral_mask, placement_ma
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import sha256_of
+from gbci_fast.generate.copies import CopyGate
 from gbci_fast.generate.masks import AutomaticMask, BoxMask, FileMask, automatic_mask
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.pipeline import GBCIPipeline
@@ -92,11 +93,16 @@ def _raise(item: PlanItem, error: GBCIError) -> None:
 
 
 class Synthesizer:
-    """Takes plan items batch by batch; a template stays open while consecutive batches use it."""
+    """Takes plan items batch by batch; a template stays open while consecutive batches use it.
 
-    def __init__(self, pipe: GBCIPipeline, settings: SamplerSettings):
+    Args:
+        gate: looks at every image after it was sampled, so that what it rejects changes no other image.
+    """
+
+    def __init__(self, pipe: GBCIPipeline, settings: SamplerSettings, gate: CopyGate | None = None):
         self._pipe = pipe
         self._settings = settings
+        self._gate = gate
         self._opened: dict[Path, Template | GBCIError] = {}
 
     def __call__(
@@ -105,7 +111,8 @@ class Synthesizer:
         """Samples the batch as one, then pastes and yields image after image: native pixels are not held together.
 
         Args:
-            on_bad: called with an item that cannot be made and why; the rest of the batch goes on without it.
+            on_bad: called with an item that cannot be made and why (a `CopyError` where the gate rejected it); the rest
+                of the batch goes on without it.
 
         Raises:
             GBCIError: a template cannot be read or shows no breast, or a mask does not lie in it; names the file.
@@ -122,6 +129,9 @@ class Synthesizer:
             try:
                 with _naming(part.item.template.path):
                     self._check_finite(image)
+                if self._gate is not None:
+                    self._gate.check(part.item, part.template, part.model_mask, image)
+                with _naming(part.item.template.path):
                     stored = paste(part.template, image, part.mask)
             except GBCIError as error:
                 on_bad(part.item, error)

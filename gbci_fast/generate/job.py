@@ -23,8 +23,9 @@ from gbci_fast import __version__
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import LOCK_FILE, PROGRESS_FOLDER, atomically, locked, sha256_of
 from gbci_fast.generate.checks import check_inputs
+from gbci_fast.generate.copies import REJECTED, CopyError, CopyGate
 from gbci_fast.generate.engine import SamplerSettings, Synthesis, Synthesizer
-from gbci_fast.generate.manifest import SKIPPED, TABLES, write_skipped, write_tables
+from gbci_fast.generate.manifest import SKIPPED, TABLES, read_reasons, write_skipped, write_tables
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.preview import PREVIEW, preview_panels, write_preview
 from gbci_fast.generate.sinks import dicom, png
@@ -47,6 +48,7 @@ class JobSettings:
         sampler: steps and guidance.
         runtime, tier, dtype, device, weights_hash: how and with what it is sampled.
         priors_hash: of the priors that automatic masks and natural frequencies come from (`Priors.digest`).
+        copies_hash: of the gate that rejects copies (`CopyGate.digest`); empty = none.
     """
 
     seed: int
@@ -60,6 +62,7 @@ class JobSettings:
     device: str = "cpu"
     weights_hash: str = ""
     priors_hash: str = ""
+    copies_hash: str = ""
 
     def __post_init__(self):
         if not self.formats or set(self.formats) - set(FORMATS):
@@ -77,12 +80,14 @@ class JobSettings:
 class JobResult:
     """What a job left: `images` made and `skipped` (items of its plan), and the `preview` of the former.
 
-    `noted` tells how many inputs that were used are unusual, by each of their notes (the manifest's template_notes).
+    Of the skipped, `rejected` were near copies of training lesions. `noted` tells how many inputs that were used are
+    unusual, by each of their notes (the manifest's template_notes).
     """
 
     preview: Path
     images: int
     skipped: int
+    rejected: int
     noted: dict[str, int]
 
 
@@ -94,6 +99,7 @@ def run_job(
     *,
     resume: bool = False,
     skip_bad: bool = False,
+    gate: CopyGate | None = None,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> JobResult:
     """Makes every image of `plan` in `output`.
@@ -106,10 +112,13 @@ def run_job(
     from what is left of it, and the noise of an image follows from its index, so that no other image changes beyond
     the rounding of a smaller batch. A hole in a finished batch stays a hole when the job is resumed; batches that were
     not finished see an input that was repaired meanwhile. A job that a bad input stopped may go on with `skip_bad`.
+    What the gate rejects is a hole, too, with or without `skip_bad`; it was sampled, so that all others are the same
+    bytes as without a gate.
 
     Args:
         resume: keep the finished batches of an interrupted run of the same job; a finished job is left as it is.
         skip_bad: list items that cannot be made in `SKIPPED` (file, reason) instead of stopping.
+        gate: rejects near copies of training lesions and lists them in `SKIPPED`; `settings` hold its digest.
         on_batch: called with the number of plan items done after each batch (and once for what was already there).
 
     Raises:
@@ -124,7 +133,7 @@ def run_job(
     try:
         with job.claimed():
             try:
-                job.run(Synthesizer(pipe, settings.sampler), on_batch)
+                job.run(Synthesizer(pipe, settings.sampler, gate), on_batch)
                 job.compile()
             except BaseException:
                 job.stop()
@@ -259,14 +268,18 @@ class _Job:
         notes = table.drop_duplicates("template_sha256")["template_notes"].str.split("; ").explode()
         noted = {note: int(count) for note, count in notes[notes != ""].value_counts().items()}
         return JobResult(
-            preview=self.output / PREVIEW, images=len(table), skipped=len(self._plan) - len(table), noted=noted
+            preview=self.output / PREVIEW,
+            images=len(table),
+            skipped=len(self._plan) - len(table),
+            rejected=sum(reason.startswith(REJECTED) for reason in read_reasons(self.output)),
+            noted=noted,
         )
 
     def _run_batch(self, number: int, batch: Sequence[PlanItem], synthesizer: Synthesizer) -> None:
         rows, skipped = [], []
 
         def on_bad(item: PlanItem, error: GBCIError) -> None:
-            if not self._skip_bad:
+            if not self._skip_bad and not isinstance(error, CopyError):
                 raise error
             self._remove_files(item)
             name = self._names[item.template.path]

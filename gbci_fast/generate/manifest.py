@@ -39,6 +39,12 @@ def write_skipped(skipped: Sequence[tuple[str, str]], output: Path) -> None:
     atomically(output / SKIPPED, lambda temporary: table.to_csv(temporary, index=False))
 
 
+def read_reasons(output: Path) -> list[str]:
+    """The reasons in `SKIPPED`; none where there is no such file."""
+    file = output / SKIPPED
+    return pd.read_csv(file, dtype=str, keep_default_na=False)["reason"].tolist() if file.exists() else []
+
+
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """Nested values as JSON text; one column per file and digest."""
     flat = {key: value for key, value in row.items() if key not in ("files", "sha256")}

@@ -51,7 +51,7 @@ def scorer(tmp_path_factory):
     scored = choose_tasks(cases, [], fewest=10, data="d", channels=config.channels)
     torch.manual_seed(0)
     task = ClassifierTask(prepare_examples(cases, scored), scored, config, CPU)
-    loop = LoopConfig(steps=80, batch_size=16, learning_rate=5e-3, warmup=5, ema_decay=0.9, precision="fp32")
+    loop = LoopConfig(steps=120, batch_size=16, learning_rate=5e-3, warmup=5, ema_decay=0.9, precision="fp32")
     folder = tmp_path_factory.mktemp("classifier")
     train(task, loop, folder, resume=False, device=CPU)
     return load_scorer(folder / "scorer")

@@ -147,7 +147,7 @@ def test_loss_of_a_perfect_prediction_is_zero(task, monkeypatch):
 def test_null_contexts_are_drawn_and_whole(task):
     task.config = replace(CONFIG, null_probability=0.5)
     picks = np.arange(len(task.bank))
-    condition = task._condition(picks, np.random.default_rng(0))
+    condition = task.condition(picks, np.random.default_rng(0))
     null = (condition.tokens == task.pipe.conditioner.null_token).all((1, 2))
     assert 0.2 < null.float().mean() < 0.8
     assert (condition.pooled[null] == task.pipe.conditioner.null_pooled).all()

@@ -29,8 +29,8 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "adherence",
         help="check whether painted lesions show what the sampler was told",
         description="A classifier that has only seen real lesions judges painted ones: balanced accuracy and AUC,\n"
-        "beside real lesions, the autoencoder alone, erased ones, and ones painted by other lesions' descriptions.\n"
-        "Writes JSON and a PNG figure, prints a table.",
+        "beside real lesions, the autoencoder alone, erased lesions, and lesions painted by other lesions'\n"
+        "descriptions. Writes JSON and a PNG figure, prints a table.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

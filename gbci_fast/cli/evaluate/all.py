@@ -1,0 +1,111 @@
+"""`gbci-fast evaluate all`: every kind of evidence, and one page of it."""
+
+import argparse
+import json
+from pathlib import Path
+
+from gbci_fast.cli.evaluate.options import add_painting
+from gbci_fast.errors import GBCIError
+
+PAGE, ARGUMENTS = "index.html", "arguments.json"
+EXAMPLE = """\
+example:
+  gbci-fast evaluate all VINDR_ROOT OTHER_ROOT --output out/evaluation
+  gbci-fast evaluate all VINDR_ROOT --weights runs/ldm/pipeline --output out/mine --skip utility --resume
+"""
+SHARED = ("weights", "steps", "guidance", "seed", "batch_size", "limit", "device")
+FAST = ("runtime", "tier", "painted")  # not of `paired`, which measures the eager pipeline
+
+
+def add_parser(kinds: argparse._SubParsersAction) -> None:
+    """Adds the command's options."""
+    parser = kinds.add_parser(
+        "all",
+        help="every kind of evidence, as reports, figures and one HTML page",
+        description="Run every kind of evaluation on the test images of the roots, each with its own defaults,\n"
+        f"and put targets, figures and reports on one page, {PAGE}.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder, or with --resume")
+    add_painting(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of noise, splits and bootstrap (default: 0)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use N images of each split, spread evenly over all")
+    parser.add_argument(
+        "--skip", default="", metavar="KINDS", help="kinds to leave out, comma-separated, such as utility"
+    )
+    parser.add_argument("--resume", action="store_true", help="keep the reports that --output already holds")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the kinds one after another, then writes the page."""
+    from gbci_fast.cli.evaluate import KINDS
+    from gbci_fast.evaluate.page import Section, write_page
+    from gbci_fast.files import atomically
+
+    kinds = [name for name in KINDS if name != "all"]
+    skipped = [name for name in args.skip.split(",") if name]
+    for name in skipped:
+        if name not in kinds:
+            raise GBCIError(f"--skip names {name!r}; expected out of {', '.join(kinds)}")
+    if set(skipped) == set(kinds):
+        raise GBCIError("--skip leaves out every kind of evaluation; expected at least one to be left")
+    told = _arguments(args)
+    _check_output(args.output, told, resume=args.resume)
+    args.output.mkdir(parents=True, exist_ok=True)
+    atomically(args.output / ARGUMENTS, lambda path: path.write_text(json.dumps(told, indent=1) + "\n"))
+    sections = []
+    for kind in kinds:
+        if kind in skipped:
+            continue
+        section = Section(report=args.output / f"{kind}.json", figure=args.output / f"{kind}.png")
+        sections.append(section)
+        if section.report.exists() and section.figure.exists():
+            print(f"{kind}: kept, {section.report}")
+            continue
+        _run_kind(kind, args, section.report)
+    write_page(args.output / PAGE, sections)
+    print(f"page: {args.output / PAGE}")
+
+
+def _run_kind(kind: str, args: argparse.Namespace, report: Path) -> None:
+    """As its own command, with this one's options."""
+    from gbci_fast.cli import build_parser
+
+    argv = ["evaluate", kind, *map(str, args.roots), "--output", str(report)]
+    for name in SHARED if kind == "paired" else (*SHARED, *FAST):
+        value = getattr(args, name)
+        if value is not None:
+            argv += [f"--{name.replace('_', '-')}", str(value)]
+    parsed = build_parser().parse_args(argv)
+    parsed.run(parsed)
+
+
+def _arguments(args: argparse.Namespace) -> dict[str, object]:
+    """What decides the reports."""
+    from gbci_fast.checkpoint import checkpoint_folder
+    from gbci_fast.files import hash_weights
+
+    names = [name for name in (*SHARED, *FAST) if name not in ("weights", "painted", "device")]
+    digest = hash_weights(checkpoint_folder(args.weights))
+    return {"roots": [str(root.resolve()) for root in args.roots], "weights_sha256": digest} | {
+        name: getattr(args, name) for name in names
+    }
+
+
+def _check_output(output: Path, told: dict[str, object], *, resume: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise GBCIError(f"{output} is a file; expected a folder to write to")
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not resume:
+        raise GBCIError(f"{output} is not empty; pass --resume to keep its reports, or choose another folder")
+    try:
+        found = json.loads((output / ARGUMENTS).read_text())
+    except (OSError, ValueError) as error:
+        raise GBCIError(f"{output / ARGUMENTS} cannot be read; expected a folder of `evaluate all`") from error
+    changed = [name for name in told if not isinstance(found, dict) or found.get(name) != told[name]]
+    if changed:
+        raise GBCIError(f"{output} holds reports of another {', '.join(changed)}; choose another folder")

@@ -1,0 +1,204 @@
+"""`gbci-fast evaluate distribution`: whether synthetic lesions are distributed as real ones."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gbci_fast.cli.evaluate.options import add_files, add_painting, stage_progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress
+
+    Make = Callable[[list[LesionCase], OnProgress], tuple[dict[str, Crops], dict[str, Any]]]
+    """The columns' crops, the judged one first, and what the report says of how they came about."""
+
+EXAMPLE = """\
+example:
+  gbci-fast evaluate distribution VINDR_ROOT --output out/distribution.json
+  gbci-fast evaluate distribution VINDR_ROOT --features radiomics,models/rad-dino --output out/distribution.json
+  gbci-fast evaluate distribution VINDR_ROOT --synthetic out/generated --output out/generated.json
+"""
+STATISTICS = {
+    "frechet": "Fréchet",
+    "kernel": "kernel",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
+
+
+def add_parser(kinds: argparse._SubParsersAction) -> None:
+    """Adds the command's options."""
+    parser = kinds.add_parser(
+        "distribution",
+        help="compare the distributions of synthetic and real lesions",
+        description="Distances between synthetic and real lesions, beside those between two halves of the real\n"
+        "patients; diversity, power spectrum, seams. Repaints the real lesions, or takes another data set.\n"
+        "Writes JSON and a PNG figure, prints tables.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_files(parser)
+    parser.add_argument("--split", choices=("training", "test"), default="test", help="of the real lesions (test)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise, halves and resamples (default: 0)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use N images of each, real and synthetic")
+    parser.add_argument(
+        "--features",
+        default="radiomics",
+        metavar="LIST",
+        help="radiomics, scorer or folders of DINOv2 models, with commas between (default: radiomics)",
+    )
+    parser.add_argument(
+        "--synthetic",
+        type=Path,
+        metavar="ROOT",
+        help="judge the lesions of this VinDr-layout folder, as `gbci-fast generate` writes it, instead of painting",
+    )
+    add_painting(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluates, writes figure and report, and prints the tables."""
+    from rich.console import Console
+
+    from gbci_fast.evaluate.distribution import REAL, DistributionSettings, check_patients, evaluate_distribution
+    from gbci_fast.evaluate.distribution_figure import draw_figure
+    from gbci_fast.evaluate.extractors import open_extractors
+    from gbci_fast.evaluate.lesions import crop_lesions, read_lesions
+    from gbci_fast.evaluate.report import figure_path, write_report
+
+    figure = figure_path(args.output, args.figure)
+    settings = DistributionSettings(split=args.split, seed=args.seed, limit=args.limit)
+    extractors = open_extractors(args.features)
+    make = _painting(args) if args.synthetic is None else _reading(args)
+    with stage_progress(("reading",)) as on_progress:
+        cases = read_lesions(args.roots, split=args.split, limit=args.limit, seed=args.seed, on_progress=on_progress)
+        real = crop_lesions(cases)
+        check_patients(REAL, real.patients, settings.neighbors)
+        columns, made = make(cases, on_progress)
+        report = evaluate_distribution(
+            real, columns, extractors, settings, judged=next(iter(columns)), on_progress=on_progress
+        )
+    report |= made | {"roots": [root.resolve().name for root in args.roots]}
+    sets = {REAL: real, **columns}
+    write_report(args.output, figure, report, lambda path: draw_figure(path, report, sets))
+    for extractor in report["extractors"]:
+        Console().print(build_distances(extractor))
+    Console().print(build_appearance(report))
+    Console().print(build_targets(report["targets"]))
+    print(f"report: {args.output}\nfigure: {figure}")
+
+
+def _painting(args: argparse.Namespace) -> "Make":
+    """Checks the options; what it returns paints."""
+    from dataclasses import asdict
+
+    from gbci_fast.checkpoint import checkpoint_folder
+    from gbci_fast.cli.evaluate.options import open_pipeline, paint_settings, painted_folder
+    from gbci_fast.devices import pick_device
+    from gbci_fast.evaluate.lesions import crop_lesions
+    from gbci_fast.evaluate.painting import paint, reconstruct, ring_mean_fill
+
+    settings = paint_settings(args)
+    checkpoint_folder(args.weights)
+    pick_device(args.device)
+
+    def make(cases: "list[LesionCase]", on_progress: "OnProgress") -> "tuple[dict[str, Crops], dict[str, Any]]":
+        pipe, weights = open_pipeline(args)
+        painted = paint(pipe, cases, settings, weights=weights, folder=painted_folder(args), on_progress=on_progress)
+        columns = {
+            "model": crop_lesions(cases, painted),
+            "vae": crop_lesions(cases, reconstruct(pipe, cases, settings.batch_size)),
+            "ring_mean": crop_lesions(cases, ring_mean_fill(cases)),
+        }
+        return columns, {"painting": asdict(settings), "weights": weights}
+
+    return make
+
+
+def _reading(args: argparse.Namespace) -> "Make":
+    """Checks the options; what it returns reads --synthetic, all of its splits."""
+    from dataclasses import replace
+
+    from gbci_fast.data.vindr import VinDr
+    from gbci_fast.errors import GBCIError
+    from gbci_fast.evaluate.distribution import join_patients
+    from gbci_fast.evaluate.lesions import crop_lesions, read_lesions
+
+    parser = argparse.ArgumentParser()
+    add_painting(parser)
+    for name, default in vars(parser.parse_args([])).items():
+        if getattr(args, name) != default:
+            option = f"--{name.replace('_', '-')}"
+            raise GBCIError(f"{option} is {getattr(args, name)} beside --synthetic, where nothing is painted; drop one")
+    VinDr(args.synthetic)
+
+    def make(cases: "list[LesionCase]", on_progress: "OnProgress") -> "tuple[dict[str, Crops], dict[str, Any]]":
+        made = read_lesions([args.synthetic], limit=args.limit, seed=args.seed, on_progress=on_progress)
+        crops = replace(crop_lesions(made), patients=join_patients(cases, made))
+        shared = len(set(crops.patients) & {case.patient for case in cases})
+        return {"synthetic": crops}, {"synthetic": {"root": args.synthetic.resolve().name, "shared_patients": shared}}
+
+    return make
+
+
+def build_distances(extractor: dict[str, Any]) -> "Table":
+    """A row per statistic: the null with its range, then every column's median; fits 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    title = f"{extractor['name']}: median over halvings; of the real halves also the central 95 %"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("statistic", no_wrap=True)
+    columns = extractor["statistics"]["frechet"]["columns"]
+    for heading in ("real halves", "95 %", *columns):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for key, label in STATISTICS.items():
+        statistic = extractor["statistics"][key]
+        null, medians = statistic["null"], [statistic["columns"][name]["splits"]["median"] for name in columns]
+        interval = f"{null['low']:.3g} to {null['high']:.3g}"
+        table.add_row(label, f"{null['median']:.3g}", interval, *(f"{median:.3g}" for median in medians))
+    return table
+
+
+def build_appearance(report: dict[str, Any]) -> "Table":
+    """A row per set: diversity, spectrum and seams; fits 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    sizes = ", ".join(f"{name} {x['crops']} of {x['patients']} patients" for name, x in report["sets"].items())
+    title = f"means with 95 % over patients; inside: share in the real central 95 %\ncrops: {sizes}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("lesions", no_wrap=True)
+    for heading in ("MS-SSIM", "slope", "95 %", "inside", "seam", "95 %", "inside"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    diversity, appearance = report["diversity"], report["appearance"]
+    for name in report["sets"]:
+        similarity = (diversity["columns"].get(name) or diversity["real"])["ms_ssim"]
+        cells = []
+        for key in ("spectrum_slope", "seam"):
+            row = appearance[key]["columns"].get(name) or appearance[key]["real"]
+            share = f"{row['share_in_real_range']:.0%}" if name in appearance[key]["columns"] else ""
+            cells += [f"{row['mean']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}", share]
+        table.add_row(name, f"{similarity:.3f}", *cells)
+    return table
+
+
+def build_targets(targets: list[dict[str, Any]]) -> "Table":
+    """A row per target."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="targets", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("target", "value", "bound", "met"):
+        table.add_column(heading, justify="left" if heading == "target" else "right", no_wrap=True)
+    for row in targets:
+        value = "" if row["value"] is None else f"{row['value']:.3g}"
+        met = {True: "yes", False: "no", None: "not judged"}[row["met"]]
+        table.add_row(row["name"], value, f"at most {row['bound']:.3g}", met)
+    return table

@@ -1,0 +1,158 @@
+"""`gbci-fast evaluate memorisation`: whether synthetic lesions are copies of training lesions."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gbci_fast.cli.evaluate.options import (
+    add_files,
+    add_painting,
+    open_pipeline,
+    paint_settings,
+    painted_folder,
+    stage_progress,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+EXAMPLE = """\
+example:
+  gbci-fast evaluate memorisation VINDR_ROOT --output out/memorisation.json
+  gbci-fast evaluate memorisation VINDR_ROOT --synthetic out/synthetic --output out/copies.json --index out/copies.npz
+"""
+
+
+def add_parser(kinds: argparse._SubParsersAction) -> None:
+    """Adds the command's options."""
+    parser = kinds.add_parser(
+        "memorisation",
+        help="search synthetic lesions for copies of training lesions",
+        description="The distance of every synthetic lesion to its nearest training lesion, in pixels and features,\n"
+        "against those of the real test lesions. Synthetic are the test lesions, painted again, or those of\n"
+        "--synthetic. Writes JSON and a PNG figure with the nearest pairs, prints a table.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_files(parser)
+    add_painting(parser)
+    parser.add_argument(
+        "--synthetic",
+        type=Path,
+        metavar="DIR",
+        help="judge this output of gbci-fast generate; nothing is painted (default: repaint the test lesions)",
+    )
+    parser.add_argument(
+        "--index",
+        type=Path,
+        metavar="FILE",
+        help="also write the index of training crops for generate --reject-copies; it holds PIXELS OF THE TRAINING "
+        "DATA: keep it where these may be, and commit it nowhere",
+    )
+    parser.add_argument(
+        "--quantile", type=float, default=0.01, help="share of new lesions below the threshold (default: 0.01)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of noise and bootstrap (default: 0)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use N test and N synthetic images, spread evenly")
+    parser.set_defaults(run=run, refuse=parser.error)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluates, writes figure, report and index, and prints the table."""
+    from rich.console import Console
+
+    from gbci_fast.errors import GBCIError
+    from gbci_fast.evaluate.features import Radiomics
+    from gbci_fast.evaluate.lesions import read_lesions
+    from gbci_fast.evaluate.memorisation import Lesions, MemorisationSettings, evaluate_memorisation, read_synthetic
+    from gbci_fast.evaluate.memorisation_figure import draw_figure
+    from gbci_fast.evaluate.neighbors import save_index
+    from gbci_fast.evaluate.report import figure_path, write_report
+
+    for name in ("weights", "painted"):
+        if args.synthetic is not None and getattr(args, name) is not None:
+            args.refuse(f"argument --{name}: not allowed with --synthetic, for which nothing is painted")
+    figure = figure_path(args.output, args.figure)
+    if args.index is not None:
+        if args.index.resolve() in (args.output.resolve(), figure.resolve()):
+            raise GBCIError(f"the index would replace {args.index}, report or figure; choose another name")
+        figure_path(args.index, args.index.with_suffix(".npz.png"))  # it, too, can be written
+    settings = MemorisationSettings(quantile=args.quantile, seed=args.seed, limit=args.limit)
+    painting = None if args.synthetic is not None else paint_settings(args)
+    opened = None if args.synthetic is not None else open_pipeline(args)
+    with stage_progress(("reading",)) as on_progress:
+        real_cases = read_lesions(
+            args.roots, split="test", limit=args.limit, seed=args.seed, on_progress=_named("test", on_progress)
+        )
+        real = Lesions.of(real_cases)
+        if opened is None:
+            synthetic = read_synthetic(args.synthetic, args.limit, _named("synthetic", on_progress))
+            source = {"kind": "data set", "name": args.synthetic.resolve().name}
+        else:
+            synthetic, source = _repaint(args, opened, painting, real_cases, on_progress)
+        training = Lesions.of(read_lesions(args.roots, split="training", on_progress=_named("training", on_progress)))
+        report, findings = evaluate_memorisation(
+            training,
+            real,
+            synthetic,
+            Radiomics(),
+            settings,
+            source=source,
+            repainted=opened is not None,
+            on_progress=on_progress,
+        )
+    write_report(args.output, figure, report, lambda path: draw_figure(path, report, training, synthetic, findings))
+    if args.index is not None:
+        save_index(findings.index, findings.threshold, args.index)
+    _print(Console(), report)
+    print(f"report: {args.output}\nfigure: {figure}")
+    if args.index is not None:
+        print(f"index: {args.index} (it holds pixels of the training data)")
+
+
+def _named(what: str, on_progress: Any) -> Any:
+    return lambda stage, done, total: on_progress(f"{stage} {what}", done, total)
+
+
+def _repaint(args: argparse.Namespace, opened: Any, painting: Any, cases: Any, on_progress: Any) -> tuple[Any, Any]:
+    """The test lesions painted again, and how."""
+    from dataclasses import asdict
+
+    from gbci_fast.evaluate.memorisation import Lesions
+    from gbci_fast.evaluate.painting import paint
+
+    pipe, weights = opened
+    images = paint(pipe, cases, painting, weights=weights, folder=painted_folder(args), on_progress=on_progress)
+    return Lesions.of(cases, images), {"kind": "repainted", "weights": weights, **asdict(painting)}
+
+
+def build_table(report: dict[str, Any]) -> "Table":
+    """One line per space; fits 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    counts = {name: count["lesions"] for name, count in report["counts"].items()}
+    title = f"{counts['synthetic']} synthetic, {counts['real']} real test, {counts['training']} training lesions"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("space", "below", "expected", "allowed", "p", "real", "synthetic", "ratio", "95 %"):
+        table.add_column(heading, justify="left" if heading == "space" else "right", no_wrap=True)
+    for name, space in report["spaces"].items():
+        ratio = "" if space["ratio"] is None else f"{space['ratio']:.2f}"
+        interval = "" if space["ratio_low"] is None else f"{space['ratio_low']:.2f}-{space['ratio_high']:.2f}"
+        medians = (f"{space['median_real']:.3f}", f"{space['median_synthetic']:.3f}")
+        null = (f"{space['below']}", f"{space['expected']:.1f}", f"{space['allowed']}", f"{space['p']:.2g}")
+        table.add_row(name, *null, *medians, ratio, interval)
+    return table
+
+
+def _print(console: Any, report: dict[str, Any]) -> None:
+    console.print(build_table(report))
+    control = report["control"]
+    print(f"Of {control['copies']} planted copies {control['found_share']:.0%} lie below the threshold.")
+    if (own := report["repainted"]) is not None and own["own_is_nearest_share"] is not None:
+        print(
+            f"Of the test lesions, the erased one is the nearest to {own['own_is_nearest_share']:.1%} of the painted "
+            f"(chance {own['chance_share']:.1%})."
+        )
+    for suspect in report["suspects"]:
+        print(f"suspect: {suspect['name']} like {suspect['neighbor']}, distance {suspect['distance']:.3f}")

@@ -1,0 +1,218 @@
+"""Distances between two sets of feature vectors, on plain arrays; items of one owner (patient) are never compared.
+
+`owners` say whose an item is. Two views of one lesion, or a real lesion and the one painted in its place, are no
+independent pair: they would pull every distance toward zero. Without `owners` every item is its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from gbci_fast.errors import GBCIError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KernelPairs:
+    """What the squared maximum mean discrepancy of two sets is made of, for any weights of their items.
+
+    Attributes:
+        xx, yy, xy: float64, the cubic kernel (x.y / D + 1)^3 of every pair, 0 where the pair does not count.
+        counts_xx, counts_yy, counts_xy: float64, 1 where a pair counts: two items of two owners.
+    """
+
+    xx: np.ndarray
+    yy: np.ndarray
+    xy: np.ndarray
+    counts_xx: np.ndarray
+    counts_yy: np.ndarray
+    counts_xy: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        x: np.ndarray,
+        y: np.ndarray,
+        owners_x: Sequence[object] | None = None,
+        owners_y: Sequence[object] | None = None,
+    ) -> "KernelPairs":
+        """Of features [N, D] and [M, D]."""
+        parts = {}
+        for name, a, b, counts in (
+            ("xx", x, x, _pairs_that_count(len(x), owners_x)),
+            ("yy", y, y, _pairs_that_count(len(y), owners_y)),
+            ("xy", x, y, _different(owners_x, owners_y, (len(x), len(y)))),
+        ):
+            kernel = (a.astype(np.float64) @ b.astype(np.float64).T / x.shape[1] + 1) ** 3
+            parts |= {name: np.where(counts, kernel, 0), f"counts_{name}": counts.astype(np.float64)}
+        return cls(**parts)
+
+    def distances(self, weights_x: np.ndarray, weights_y: np.ndarray) -> np.ndarray:
+        """The distance under each of R weightings of the items, [R, N] and [R, M]: float64 [R].
+
+        A weight is how often an item stands in a resample, or whether it stands in a half. NaN where no pair counts.
+        """
+
+        def mean(kernel: np.ndarray, counts: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+            with np.errstate(invalid="ignore"):
+                return ((left @ kernel) * right).sum(1) / ((left @ counts) * right).sum(1)
+
+        wx, wy = np.asarray(weights_x, np.float64), np.asarray(weights_y, np.float64)
+        within = mean(self.xx, self.counts_xx, wx, wx) + mean(self.yy, self.counts_yy, wy, wy)
+        return within - 2 * mean(self.xy, self.counts_xy, wx, wy)
+
+
+def kernel_distance(
+    x: np.ndarray,
+    y: np.ndarray,
+    owners_x: Sequence[object] | None = None,
+    owners_y: Sequence[object] | None = None,
+) -> float:
+    """The unbiased kernel inception distance of features [N, D] and [M, D] (Binkowski et al. 2018), of any extractor.
+
+    It can be negative: the mean over samples of one distribution is zero.
+    """
+    pairs = KernelPairs.of(x, y, owners_x, owners_y)
+    return float(pairs.distances(np.ones((1, len(x))), np.ones((1, len(y))))[0])
+
+
+def frechet_distance(
+    x: np.ndarray, y: np.ndarray, weights_x: np.ndarray | None = None, weights_y: np.ndarray | None = None
+) -> float:
+    """The Frechet distance of two Gaussians that are fitted to features [N, D] and [M, D] (Heusel et al. 2017).
+
+    With A and B the centered features over the root of their number less one, the covariances are A'A and B'B, and
+    the trace of the root of their product is the sum of the singular values of AB'. No root of a matrix is taken, so
+    fewer items than features do no harm.
+
+    Args:
+        weights_x, weights_y: how often each item counts; once if None.
+    """
+    mean_x, spread_x = _moments(x, weights_x)
+    mean_y, spread_y = _moments(y, weights_y)
+    together = np.linalg.svd(spread_x @ spread_y.T, compute_uv=False).sum()
+    total = ((mean_x - mean_y) ** 2).sum() + (spread_x**2).sum() + (spread_y**2).sum() - 2 * together
+    return float(max(total, 0.0))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Neighbors:
+    """Which items lie in the other set's manifold: the balls around its items to their k-th neighbor.
+
+    Attributes:
+        precision, density: float64 [M], one per synthetic item.
+        recall, coverage: float64 [N], one per real item.
+    """
+
+    precision: np.ndarray
+    density: np.ndarray
+    recall: np.ndarray
+    coverage: np.ndarray
+
+    @property
+    def means(self) -> dict[str, float]:
+        return {name: float(getattr(self, name).mean()) for name in ("precision", "recall", "density", "coverage")}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NeighborPairs:
+    """Euclidean distances between and within two sets; infinite where two items have one owner.
+
+    Attributes:
+        real, synthetic, cross: float64 [N, N], [M, M] and [N, M].
+    """
+
+    real: np.ndarray
+    synthetic: np.ndarray
+    cross: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        real: np.ndarray,
+        synthetic: np.ndarray,
+        real_owners: Sequence[object] | None = None,
+        synthetic_owners: Sequence[object] | None = None,
+    ) -> "NeighborPairs":
+        """Of features [N, D] and [M, D]."""
+        different = _different(real_owners, synthetic_owners, (len(real), len(synthetic)))
+        return cls(
+            real=np.where(_pairs_that_count(len(real), real_owners), cdist(real, real), np.inf),
+            synthetic=np.where(
+                _pairs_that_count(len(synthetic), synthetic_owners), cdist(synthetic, synthetic), np.inf
+            ),
+            cross=np.where(different, cdist(real, synthetic), np.inf),
+        )
+
+    def find(
+        self, k: int, real_rows: np.ndarray | slice = slice(None), synthetic_rows: np.ndarray | slice = slice(None)
+    ) -> Neighbors:
+        """Among the items at the given rows (bool or indices).
+
+        Raises:
+            GBCIError: an item has fewer than `k` neighbors of other owners.
+        """
+        real_radii = _radii("real", self.real[real_rows][:, real_rows], k)
+        synthetic_radii = _radii("synthetic", self.synthetic[synthetic_rows][:, synthetic_rows], k)
+        distances = self.cross[real_rows][:, synthetic_rows]
+        in_real = distances < real_radii[:, None]
+        return Neighbors(
+            precision=in_real.any(0).astype(np.float64),
+            density=in_real.sum(0) / k,
+            recall=(distances < synthetic_radii).any(1).astype(np.float64),
+            coverage=in_real.any(1).astype(np.float64),
+        )
+
+
+def find_neighbors(
+    real: np.ndarray,
+    synthetic: np.ndarray,
+    k: int = 5,
+    real_owners: Sequence[object] | None = None,
+    synthetic_owners: Sequence[object] | None = None,
+) -> Neighbors:
+    """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020), item by item.
+
+    Args:
+        real, synthetic: features [N, D] and [M, D].
+        k: neighbors of other owners that a ball holds.
+
+    Raises:
+        GBCIError: an item has fewer than `k` neighbors of other owners.
+    """
+    return NeighborPairs.of(real, synthetic, real_owners, synthetic_owners).find(k)
+
+
+def _moments(x: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The mean [D], and a matrix [<= D, D] whose square (transposed times itself) is the covariance."""
+    x = x.astype(np.float64)
+    weights = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
+    x, weights = x[weights > 0], weights[weights > 0]
+    mean = weights @ x / weights.sum()
+    spread = np.sqrt(weights / max(weights.sum() - 1, 1))[:, None] * (x - mean)
+    return mean, np.linalg.qr(spread, mode="r") if len(spread) > spread.shape[1] else spread
+
+
+def _radii(what: str, distances: np.ndarray, k: int) -> np.ndarray:
+    """float64 [N]: how far the k-th neighbor of another owner is."""
+    fewest = int(np.isfinite(distances).sum(1).min())
+    if fewest < k:
+        raise GBCIError(
+            f"a {what} crop has {fewest} neighbors of other patients among {len(distances)} crops; expected at least "
+            f"{k}: use more images"
+        )
+    return np.partition(distances, k - 1, axis=1)[:, k - 1]
+
+
+def _pairs_that_count(number: int, owners: Sequence[object] | None) -> np.ndarray:
+    """bool [N, N]: two items of two owners."""
+    owners = range(number) if owners is None else owners
+    return _different(owners, owners, (number, number))
+
+
+def _different(left: Sequence[object] | None, right: Sequence[object] | None, shape: tuple[int, int]) -> np.ndarray:
+    """bool [N, M]: two owners; all of them where it is not said whose the items are."""
+    if left is None or right is None:
+        return np.ones(shape, bool)
+    return np.asarray(left)[:, None] != np.asarray(right)

@@ -1,0 +1,373 @@
+"""Whether lesions that were made are distributed as real ones, beside what two halves of the real ones differ by.
+
+Distances of small sets are not zero even where nothing differs, and they fall with the number of items. So every
+distance is measured between two halves of the patients, which are disjoint and of equal size: real half A against real
+half B is the null, and the column's half A against the same real half B is the column's value. A hundred random
+halvings give both their spread.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.appearance import BAND, FLANK, ms_ssim, seams, spectrum, spectrum_slopes
+from gbci_fast.evaluate.distances import KernelPairs, NeighborPairs, frechet_distance
+from gbci_fast.evaluate.features import Extractor
+from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress
+from gbci_fast.evaluate.metrics import LEVEL, patient_summary
+from gbci_fast.evaluate.report import versions
+
+REAL = "real"
+STANDARDIZED = ("radiomics",)  # features of many units; a network's have one
+NEIGHBOR_STATISTICS = ("precision", "recall", "density", "coverage")
+FEWEST_JUDGED = 20  # patients of a set, for its targets to be judged
+FRECHET_BOUND, SLOPE_BOUND = 1.5, 0.2
+QUANTILES = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+
+Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Weights of a set's items [R, N] and of the real ones [R, M] to R values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionSettings:
+    """How sets are compared.
+
+    Attributes:
+        splits: random halvings of the patients.
+        resamples: of the patients, for intervals.
+        neighbors: k of precision, recall, density and coverage.
+        pairs: of crops, at most, for their similarity.
+    """
+
+    split: str = "test"
+    seed: int = 0
+    limit: int | None = None
+    splits: int = 100
+    resamples: int = 500
+    neighbors: int = 5
+    pairs: int = 2000
+
+    def __post_init__(self):
+        for name in ("splits", "resamples", "neighbors", "pairs"):
+            if getattr(self, name) < 1:
+                raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise GBCIError(f"limit is {self.limit}; expected at least 1")
+        if self.seed < 0:
+            raise GBCIError(f"seed is {self.seed}; expected at least 0")
+
+
+def evaluate_distribution(
+    real: Crops,
+    columns: Mapping[str, Crops],
+    extractors: Sequence[Extractor],
+    settings: DistributionSettings,
+    *,
+    judged: str,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """The report of the columns' crops against the real ones, without what the painting has to say.
+
+    Args:
+        columns: name to crops. A patient of `real` who is in a column too is never compared with herself.
+        judged: the column that has to meet the targets.
+
+    Raises:
+        GBCIError: too few patients.
+    """
+    sets = {REAL: real, **columns}
+    for name, crops in sets.items():
+        check_patients(name, crops.patients, settings.neighbors)
+    plan = Plan.of(sets, settings)
+    steps, report = len(extractors) + 1, []
+    for done, extractor in enumerate(extractors):
+        on_progress("comparing", done, steps)
+        report.append(_compare_features(extractor, sets, plan, settings))
+    on_progress("comparing", steps - 1, steps)
+    diversity = _compare_diversity(sets, plan, settings)
+    appearance = {
+        "spectrum_slope": _compare_values({name: spectrum_slopes(x.pixels) for name, x in sets.items()}, sets, plan),
+        "seam": _compare_values({name: seams(x) for name, x in sets.items()}, sets, plan),
+    }
+    on_progress("comparing", steps, steps)
+    return {
+        "evaluation": "distribution",
+        "settings": asdict(settings),
+        "versions": versions(),
+        "sets": {name: {"crops": len(x), "patients": len(set(x.patients))} for name, x in sets.items()},
+        "halves": {"crops_left": _spread(plan.left[REAL].sum(1)), "crops_right": _spread(plan.right.sum(1))},
+        "notes": NOTES,
+        "extractors": report,
+        "diversity": diversity,
+        "appearance": appearance,
+        "spectra": _mean_spectra(sets),
+        "targets": _targets(judged, report, appearance, sets),
+    }
+
+
+NOTES = {
+    "splits": "left is one half of the patients of the named set, right the other half of the real patients; of the "
+    "left halves as many crops are drawn as the smallest has; the null is the real left half against the right one",
+    "standardized": "each feature less the mean of all real crops, over their standard deviation",
+    "frechet": "full: all crops; its resamples are biased upward and moved so that their mean is the value, floored at "
+    "0: an interval of the distance at this number of crops, not of the distance without noise",
+    "kernel": "unbiased squared maximum mean discrepancy, cubic kernel; pairs of one patient are left out",
+    "neighbors": "pairs of one patient are left out; intervals resample the patients, and keep the manifolds",
+    "diversity": "mean MS-SSIM (three scales) of random pairs of crops of two patients, less that of the real crops; "
+    "above 0: less diverse than real",
+    "spectrum_slope": f"of log power over log frequency, {BAND[0]:g} to {BAND[1]:g} cycles per crop, Hann window",
+    "seam": "log of the mean absolute difference across the mask's outline over that of pixels "
+    f"{FLANK[0]:g} to {FLANK[1]:g} crop pixels beside it; 0: the outline does not show",
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Which crops every halving and every resample takes; common to all measures.
+
+    Attributes:
+        left: set's name to bool [S, N], half A of its patients, thinned to equal numbers of crops.
+        right: bool [S, N], half B of the real crops.
+        draws: set's name to int64 [R, N], how often each crop stands in a resample of the patients.
+    """
+
+    left: dict[str, np.ndarray]
+    right: np.ndarray
+    draws: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, sets: Mapping[str, Crops], settings: DistributionSettings) -> "Plan":
+        """Patients are halved and drawn within strata of those who are in the same sets, so that each keeps its size.
+
+        A patient is in one half, and as often in a resample, in all of them.
+        """
+        rng = np.random.default_rng(settings.seed)
+        members = {name: set(crops.patients) for name, crops in sets.items()}
+        patients = sorted(set.union(*members.values()))
+        rows = {patient: i for i, patient in enumerate(patients)}
+        strata: dict[tuple[bool, ...], list[int]] = {}
+        for patient in patients:
+            strata.setdefault(tuple(patient in who for who in members.values()), []).append(rows[patient])
+        halves = np.zeros((settings.splits, len(patients)), bool)
+        draws = np.zeros((settings.resamples, len(patients)), np.int64)
+        for stratum in map(np.array, strata.values()):
+            order = rng.permuted(np.tile(np.arange(len(stratum)), (settings.splits, 1)), axis=1)
+            # Of an odd number, either half gets the one that is left.
+            cut = (len(stratum) + rng.integers(0, 2, (settings.splits, 1)) * (len(stratum) % 2)) // 2
+            halves[:, stratum] = order < cut
+            draws[:, stratum] = rng.multinomial(
+                len(stratum), np.full(len(stratum), 1 / len(stratum)), size=settings.resamples
+            )
+        owners = {name: np.array([rows[patient] for patient in crops.patients]) for name, crops in sets.items()}
+        left = {name: halves[:, owner] for name, owner in owners.items()}
+        fewest = np.min([half.sum(1) for half in left.values()], axis=0)
+        return cls(
+            left={name: _thin(half, fewest, rng) for name, half in left.items()},
+            right=~halves[:, owners[REAL]],
+            draws={name: draws[:, owner] for name, owner in owners.items()},
+        )
+
+
+def join_patients(real: Sequence[LesionCase], synthetic: Sequence[LesionCase]) -> tuple[str, ...]:
+    """Whose the synthetic lesions are: the real patient of the same id, in whose breast they were painted, or nobody.
+
+    `gbci-fast generate` writes its template's ``patient_id``.
+    """
+    known = {_patient_id(case): case.patient for case in reversed(real)}
+    return tuple(known.get(_patient_id(case), f"synthetic:{case.patient}") for case in synthetic)
+
+
+def _patient_id(case: LesionCase) -> str:
+    """As its own table says."""
+    return case.patient.removeprefix(f"{case.root}/")
+
+
+def check_patients(name: str, patients: Sequence[str], neighbors: int) -> None:
+    """Raises GBCIError where a half of them could not have `neighbors` others."""
+    number, needed = len(set(patients)), 2 * (neighbors + 1)
+    if number < needed:
+        raise GBCIError(
+            f"the {name} lesions are of {number} patients; expected at least {needed}, so that each half has "
+            f"{neighbors} neighbors"
+        )
+
+
+def _thin(halves: np.ndarray, fewest: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """bool [S, N]: of each row's True, `fewest` [S] at random."""
+    keys = np.where(halves, rng.random(halves.shape), 2.0)
+    return halves & (keys.argsort(1).argsort(1) < fewest[:, None])
+
+
+def _compare_features(
+    extractor: Extractor, sets: Mapping[str, Crops], plan: Plan, settings: DistributionSettings
+) -> dict[str, Any]:
+    features = {name: extractor(crops) for name, crops in sets.items()}
+    for name, x in features.items():
+        if not np.isfinite(x).all():
+            raise GBCIError(f"features {extractor.name} of the {name} lesions hold NaN or infinity; expected numbers")
+    if extractor.name in STANDARDIZED:
+        mean, sd = features[REAL].mean(0), features[REAL].std(0)
+        features = {name: (x - mean) / np.where(sd > 0, sd, 1) for name, x in features.items()}
+    statistics: dict[str, dict[str, Any]] = {}
+    for name, x in features.items():
+        owners = sets[name].patients, sets[REAL].patients
+        kernel: Measure = KernelPairs.of(x, features[REAL], *owners).distances
+        for key, measure, centered in (("frechet", _frechet(x, features[REAL]), True), ("kernel", kernel, False)):
+            statistics.setdefault(key, {})[name] = _measure(name, measure, plan, centered=centered)
+        pairs = NeighborPairs.of(features[REAL], x, owners[1], owners[0])
+        for key, values in _measure_neighbors(name, pairs, plan, settings.neighbors).items():
+            statistics.setdefault(key, {})[name] = values
+    return {
+        "name": extractor.name,
+        "digest": extractor.digest,
+        "dimensions": features[REAL].shape[1],
+        "standardized": extractor.name in STANDARDIZED,
+        "statistics": {key: _beside_null(values) for key, values in statistics.items()},
+    }
+
+
+def _frechet(x: np.ndarray, real: np.ndarray) -> Measure:
+    def measure(weights_x: np.ndarray, weights_y: np.ndarray) -> np.ndarray:
+        pairs = zip(weights_x, weights_y, strict=True)
+        return np.array([frechet_distance(x, real, one, other) for one, other in pairs])
+
+    return measure
+
+
+def _measure(name: str, measure: Measure, plan: Plan, *, centered: bool) -> dict[str, Any]:
+    """The values of a set's halves; of columns also that of all crops and its interval."""
+    result: dict[str, Any] = {"splits": _spread(measure(plan.left[name], plan.right))}
+    if name != REAL:
+        everything = np.ones((1, plan.left[name].shape[1])), np.ones((1, plan.right.shape[1]))
+        value = float(measure(*everything)[0])
+        draws = measure(plan.draws[name], plan.draws[REAL])
+        draws = draws[np.isfinite(draws)]
+        if centered:
+            draws = np.maximum(draws - draws.mean() + value, 0)
+        result["full"] = {"value": value} | _interval(draws)
+    return result
+
+
+def _measure_neighbors(name: str, pairs: NeighborPairs, plan: Plan, k: int) -> dict[str, dict[str, Any]]:
+    halves = [pairs.find(k, right, left).means for right, left in zip(plan.right, plan.left[name], strict=True)]
+    results = {key: {"splits": _spread(np.array([means[key] for means in halves]))} for key in NEIGHBOR_STATISTICS}
+    if name != REAL:
+        full = pairs.find(k)
+        for key, result in results.items():
+            values = getattr(full, key)
+            draws = plan.draws[name if key in ("precision", "density") else REAL]
+            result["full"] = {"value": float(values.mean())} | _interval(draws @ values / draws.sum(1))
+    return results
+
+
+def _compare_diversity(sets: Mapping[str, Crops], plan: Plan, settings: DistributionSettings) -> dict[str, Any]:
+    pairs = {name: _pick_pairs(crops.patients, settings) for name, crops in sets.items()}
+    similarity = {name: ms_ssim(sets[name].pixels[i], sets[name].pixels[j]) for name, (i, j) in pairs.items()}
+
+    def mean(name: str, weights: np.ndarray) -> np.ndarray:
+        i, j = pairs[name]
+        both = (weights[:, i] * weights[:, j]).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            return both @ similarity[name] / both.sum(1)
+
+    values = {
+        name: {"ms_ssim": float(similarity[name].mean()), "pairs": len(similarity[name])}
+        | _measure(name, lambda left, right, name=name: mean(name, left) - mean(REAL, right), plan, centered=False)
+        for name in sets
+    }
+    real = {key: values[REAL][key] for key in ("ms_ssim", "pairs")}
+    return _beside_null(values) | {"real": real}
+
+
+def _pick_pairs(patients: Sequence[str], settings: DistributionSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Indices [P] and [P] of pairs of crops of two patients; equal sets get equal pairs."""
+    owners = np.array(patients)
+    i, j = np.triu_indices(len(owners), 1)
+    keep = np.flatnonzero(owners[i] != owners[j])
+    keep = np.random.default_rng(settings.seed).permutation(keep)[: settings.pairs]
+    return i[keep], j[keep]
+
+
+def _compare_values(values: Mapping[str, np.ndarray], sets: Mapping[str, Crops], plan: Plan) -> dict[str, Any]:
+    """Means of one number per crop, and how many of a column's lie where 95 % of the real ones do."""
+    real = values[REAL]
+    low, high = np.quantile(real, QUANTILES)
+    owners = np.array(sets[REAL].patients)
+    means = [real[owners == patient].mean() for patient in dict.fromkeys(owners)]
+    report: dict[str, Any] = {
+        "real": patient_summary(real, sets[REAL].patients),
+        "real_range": [float(low), float(high)],
+        "real_range_of_patient_means": [float(x) for x in np.quantile(means, QUANTILES)],
+        "columns": {},
+    }
+    for name, column in values.items():
+        if name != REAL:
+            here, there = plan.draws[name], plan.draws[REAL]
+            draws = here @ column / here.sum(1) - there @ real / there.sum(1)
+            report["columns"][name] = patient_summary(column, sets[name].patients) | {
+                "difference": {"value": float(column.mean() - real.mean())} | _interval(draws),
+                "share_in_real_range": float(((column >= low) & (column <= high)).mean()),
+            }
+    return report
+
+
+def _mean_spectra(sets: Mapping[str, Crops]) -> dict[str, Any]:
+    """The geometric mean of the crops' power at every frequency, for the figure."""
+    frequencies = spectrum(sets[REAL].pixels[:1])[0]
+    means = {name: np.log(np.maximum(spectrum(x.pixels)[1], 1e-12)).mean(0) for name, x in sets.items()}
+    return {"frequencies": frequencies.tolist(), "log_power": {name: x.tolist() for name, x in means.items()}}
+
+
+def _targets(
+    judged: str, extractors: Sequence[dict[str, Any]], appearance: dict[str, Any], sets: Mapping[str, Crops]
+) -> list[dict[str, Any]]:
+    fewest = min(len(set(sets[name].patients)) for name in (REAL, judged))
+    rows: list[tuple[str, float | None, float, str]] = []
+    for extractor in extractors:
+        frechet, kernel = (extractor["statistics"][key] for key in ("frechet", "kernel"))
+        null, column = frechet["null"]["median"], frechet["columns"][judged]["splits"]["median"]
+        note = "median over splits, over that of the null"
+        rows.append((f"frechet_{extractor['name']}", column / null if null > 0 else None, FRECHET_BOUND, note))
+        note = "median over splits; bound: the null's 97.5 % quantile"
+        value, bound = kernel["columns"][judged]["splits"]["median"], kernel["null"]["high"]
+        rows.append((f"kernel_{extractor['name']}", value, bound, note))
+    slope, seam = (appearance[key] for key in ("spectrum_slope", "seam"))
+    difference = abs(slope["columns"][judged]["difference"]["value"])
+    rows.append(("spectrum_slope", difference, SLOPE_BOUND, "distance of the mean slope from the real one"))
+    mean, (low, high) = seam["columns"][judged]["mean"], seam["real_range_of_patient_means"]
+    note = f"how far the mean, {mean:.3f}, is outside of the central 95 % of the real patients' means"
+    rows.append(("seam", max(low - mean, mean - high), 0.0, f"{note}, {low:.3f} to {high:.3f}; negative: inside"))
+    few = f"; not judged: {fewest} patients, expected at least {FEWEST_JUDGED}" if fewest < FEWEST_JUDGED else ""
+    return [
+        {
+            "name": name,
+            "value": value,
+            "bound": bound,
+            "at_least": False,
+            "met": None if few or value is None else value <= bound,
+            "note": f"{judged}: {note}{few}",
+        }
+        for name, value, bound, note in rows
+    ]
+
+
+def _beside_null(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {"null": values[REAL]["splits"], "columns": {name: x for name, x in values.items() if name != REAL}}
+
+
+def _spread(values: np.ndarray) -> dict[str, Any]:
+    """Median, central 95 % and all of them."""
+    values = np.asarray(values, np.float64)
+    if not np.isfinite(values).all():
+        raise GBCIError("a half of the patients has too few lesions to compare; use more images")
+    return {"median": float(np.median(values)), **_interval(values), "values": values.tolist()}
+
+
+def _interval(draws: np.ndarray) -> dict[str, float | None]:
+    if not len(draws):
+        return {"low": None, "high": None}
+    low, high = np.quantile(draws, QUANTILES)
+    return {"low": float(low), "high": float(high)}

@@ -1,0 +1,216 @@
+"""Nearest training crops of lesion crops in pixel space, and the file that carries the training crops to a gate.
+
+Two crops are as far apart as one minus their normalized cross-correlation over the pixels that the query's own mask
+covers, at its best over mirrorings and small shifts. Gain and offset cancel, and what lies around the mask, which
+nobody painted, does not count. What is correlated is the band between two Gaussians within the tissue: without it every
+bright blob is like every other one, every chest wall like every other one, and a copy stands out from neither. It says
+nothing of copies at another scale, or turned.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.lesions import CONTEXT, CROP_SIZE, SMALLEST_WINDOW, Crops
+from gbci_fast.files import atomically
+
+RESOLUTION = 32  # of what is compared
+SHIFT = 2  # pixels at that resolution, four of a crop
+FINE, COARSE = 1.0, 6.0  # pixels of a crop: standard deviations of the band's Gaussians
+AIR = 0.04  # gray values below it are no tissue
+FLATTEST = 0.02  # of a training crop's own contrast; below it there is nothing under a mask to correlate with
+FARTHEST = 2.0  # the largest distance there can be
+_SETTINGS = {
+    "format": "gbci-fast training crops 1",
+    "crop": [CROP_SIZE, CONTEXT, SMALLEST_WINDOW],
+    "resolution": RESOLUTION,
+    "shift": SHIFT,
+    "band": [FINE, COARSE, AIR],
+    "flattest": FLATTEST,
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Nearest:
+    """The nearest training crop of each of N crops.
+
+    Attributes:
+        distances: float64 [N] in [0, 2]: 0 = the same but for gain and offset, 1 = nothing in common.
+        rows: int64 [N], of the index.
+        moves: int64 [N], how the crop was mirrored and shifted to lie on it (see `laid_on`).
+    """
+
+    distances: np.ndarray
+    rows: np.ndarray
+    moves: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingIndex:
+    """Training crops, ready to be compared with.
+
+    Attributes:
+        details: float16 [M, R, R], each of mean 0 and standard deviation 1.
+        names: M lesions.
+        image_ids: M, their images.
+    """
+
+    details: np.ndarray
+    names: tuple[str, ...]
+    image_ids: tuple[str, ...]
+
+    @classmethod
+    def of(cls, crops: Crops, names: Sequence[str], image_ids: Sequence[str]) -> "TrainingIndex":
+        """Of the training lesions' crops."""
+        small = _shrunk(_band(crops.pixels)[0])
+        spread = small.std((1, 2), keepdims=True)
+        normalized = (small - small.mean((1, 2), keepdims=True)) / np.where(spread > 0, spread, 1)
+        return cls(details=normalized.astype(np.float16), names=tuple(names), image_ids=tuple(image_ids))
+
+    def nearest(self, crops: Crops, excluded: Sequence[str | None]) -> Nearest:
+        """The nearest of the training crops that are not of the image `excluded` (one id per crop, or None).
+
+        Raises:
+            GBCIError: an exclusion leaves nothing to compare with.
+        """
+        ids = np.array(self.image_ids)
+        distances, rows, moves = np.empty(len(crops)), np.empty(len(crops), np.int64), np.empty(len(crops), np.int64)
+        for i, (correlations, image_id) in enumerate(zip(self._correlations(crops), excluded, strict=True)):
+            best = np.where(ids == image_id, -np.inf, correlations.max(0))
+            rows[i] = best.argmax()
+            if not np.isfinite(best[rows[i]]):
+                raise GBCIError(f"all {len(ids)} training crops are of {image_id}; expected at least one other image")
+            moves[i] = correlations[:, rows[i]].argmax()
+            distances[i] = np.clip(1 - best[rows[i]], 0, FARTHEST)
+        return Nearest(distances=distances, rows=rows, moves=moves)
+
+    def distances(self, crops: Crops) -> np.ndarray:
+        """Of every crop to every training crop, float64 [N, M]."""
+        return np.stack([np.clip(1 - found.max(0), 0, FARTHEST) for found in self._correlations(crops)])
+
+    @cached_property
+    def _columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [R R, M]: the crops, and their squares."""
+        flat = np.ascontiguousarray(self.details.reshape(len(self.details), -1).T.astype(np.float32))
+        return flat, np.square(flat)
+
+    def _correlations(self, crops: Crops) -> Iterator[np.ndarray]:
+        """Yields of every crop its correlation with all training crops at every move, float32 [V, M]."""
+        bands, tissue = _band(crops.pixels)
+        for values, mask in zip(_shrunk(bands), _shrunk(crops.masks & tissue) > 0.5, strict=True):
+            spread = values[mask].std() if mask.any() else 0
+            if spread < 1e-6:  # a flat crop is like nothing
+                yield np.zeros((len(_moved(mask)), len(self.details)), np.float32)
+                continue
+            template = np.where(mask, (values - values[mask].mean()) / spread, 0)
+            yield _correlate(_moved(template), _moved(mask), *self._columns)
+
+
+def laid_on(move: int, crop: np.ndarray) -> np.ndarray:
+    """A training crop [C, C] moved to where the crop lies that found it by `move`; zeros move in."""
+    side, step = 2 * SHIFT + 1, CROP_SIZE // RESOLUTION
+    mirror, place = divmod(move, side * side)
+    y, x = divmod(place, side)
+    padded = np.pad(crop, 2 * SHIFT * step)
+    # A window that began at (y, x) of the padded query moved it by SHIFT - y rows; this one moves back.
+    top, left = (3 * SHIFT - y) * step, (3 * SHIFT - x) * step
+    moved = padded[top : top + CROP_SIZE, left : left + CROP_SIZE]
+    return (moved, moved[::-1], moved[:, ::-1], moved[::-1, ::-1])[mirror]
+
+
+def save_index(index: TrainingIndex, threshold: float, path: Path) -> None:
+    """Writes an npz of the index and the distance below which a crop counts as a copy. It holds training pixels."""
+    content = {
+        "settings": np.array(json.dumps(_SETTINGS)),
+        "threshold": np.array(threshold, np.float64),
+        "details": index.details,
+        "names": np.array(index.names),
+        "image_ids": np.array(index.image_ids),
+    }
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # numpy adds a suffix to a name, not to a file
+            np.savez(file, **content)
+
+    atomically(path, save)
+
+
+def load_index(path: Path) -> tuple[TrainingIndex, float]:
+    """The index and the threshold of `save_index`.
+
+    Raises:
+        GBCIError: no such file, damaged, or written by something else; the sentence names the file.
+    """
+    expected = "expected an index of gbci-fast evaluate memorisation --index"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            settings, threshold = json.loads(str(file["settings"])), float(file["threshold"])
+            details, names, ids = file["details"], file["names"], file["image_ids"]
+    except FileNotFoundError:
+        raise GBCIError(f"{path} does not exist; {expected}") from None
+    except (OSError, ValueError, TypeError, KeyError, EOFError, IndexError, zipfile.BadZipFile, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise GBCIError(f"{path} cannot be read ({reason}); {expected}") from None
+    if settings != _SETTINGS:
+        raise GBCIError(f"{path} was made with other settings than this version's; write it again")
+    whole = details.ndim == 3 and len(details) and details.shape[1:] == (RESOLUTION, RESOLUTION)
+    named = details.shape[:1] == names.shape == ids.shape
+    if not (whole and named) or details.dtype != np.float16 or not np.isfinite(details).all():
+        raise GBCIError(f"{path} holds arrays of wrong shapes or values; {expected}")
+    if not 0 <= threshold <= FARTHEST:
+        raise GBCIError(f"{path}: threshold is {threshold:g}; expected 0 to {FARTHEST:g}")
+    index = TrainingIndex(details=details, names=tuple(map(str, names)), image_ids=tuple(map(str, ids)))
+    return index, threshold
+
+
+def index_digest(index: TrainingIndex, threshold: float) -> str:
+    """SHA-256 of all that decides which crops are rejected, hexadecimal."""
+    digest = hashlib.sha256(json.dumps([_SETTINGS, threshold, index.names, index.image_ids]).encode())
+    digest.update(np.ascontiguousarray(index.details).tobytes())
+    return digest.hexdigest()
+
+
+def _band(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The band of [N, C, C] within the tissue, 0 elsewhere (float32), and where there is tissue (bool)."""
+    tissue = images > AIR
+    weights, inside = tissue.astype(np.float32), np.where(tissue, images, 0).astype(np.float32)
+
+    def blurred(sigma: float) -> np.ndarray:
+        sigmas = (0, sigma, sigma)
+        return gaussian_filter(inside, sigmas) / np.maximum(gaussian_filter(weights, sigmas), 1e-3)
+
+    return np.where(tissue, blurred(FINE) - blurred(COARSE), 0).astype(np.float32), tissue
+
+
+def _shrunk(images: np.ndarray) -> np.ndarray:
+    """[N, C, C] to float32 [N, R, R], means of squares."""
+    step = CROP_SIZE // RESOLUTION
+    return images.reshape(len(images), RESOLUTION, step, RESOLUTION, step).mean((2, 4), dtype=np.float32)
+
+
+def _moved(image: np.ndarray) -> np.ndarray:
+    """[R, R] mirrored both ways and shifted up to `SHIFT`, zeros moving in: float32 [4 (2 SHIFT + 1)^2, R R]."""
+    places = range(2 * SHIFT + 1)
+    moved = []
+    for mirrored in (image, image[::-1], image[:, ::-1], image[::-1, ::-1]):
+        padded = np.pad(mirrored.astype(np.float32), SHIFT)
+        moved += [padded[y : y + RESOLUTION, x : x + RESOLUTION].ravel() for y in places for x in places]
+    return np.stack(moved)
+
+
+def _correlate(templates: np.ndarray, masks: np.ndarray, columns: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of V templates [V, P], zero off their masks [V, P], with M columns [P, M]: [V, M]."""
+    counts = np.maximum(masks.sum(1, keepdims=True), 1)
+    sums = templates.sum(1, keepdims=True)  # 0, unless a shift pushed a pixel over the edge
+    means = masks @ columns / counts
+    spreads = np.sqrt(np.maximum(masks @ squares / counts - np.square(means), FLATTEST**2))
+    own = np.sqrt(np.maximum(np.square(templates).sum(1, keepdims=True) - np.square(sums) / counts, 1e-6))
+    return (templates @ columns - sums * means) / (spreads * own * np.sqrt(counts))

@@ -1,0 +1,89 @@
+"""One HTML page of several reports, figures inside: a file that can be sent around."""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.files import atomically
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
+table { border-collapse: collapse; margin: 1em 0; } th, td { padding: .25em .8em; border-bottom: 1px solid #ddd; }
+th { text-align: left; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.met { color: #176f2c; } .missed { color: #b3261e; font-weight: 600; } .open { color: #777; }
+img { max-width: 100%; } pre { overflow-x: auto; background: #f6f6f6; padding: 1em; font-size: 12px; }
+"""
+LEAD = (
+    "Measured by <code>gbci-fast evaluate</code>. For research data sets, not for diagnosis. "
+    "A target that is missed or cannot be judged is listed like any other."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One evaluation: its report (JSON) and figure (PNG) on disk."""
+
+    report: Path
+    figure: Path
+
+
+def write_page(path: Path, sections: Sequence[Section]) -> None:
+    """Writes the page: the targets of all reports, then figure and report of each.
+
+    Raises:
+        GBCIError: a report or a figure cannot be read.
+    """
+    loaded = [(section, _load(section.report)) for section in sections]
+    rows = "".join(_target_row(report["evaluation"], one) for _, report in loaded for one in report.get("targets", ()))
+    head = "<tr><th>evaluation</th><th>target</th><th>measured</th><th>bound</th><th></th><th>note</th></tr>"
+    body = "".join(_section_html(section, report) for section, report in loaded)
+    html = (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>gbci_fast: evaluation</title>'
+        f"<style>{STYLE}</style></head><body><h1>How good the lesions are</h1><p>{LEAD}</p>"
+        f"<h2>Targets</h2><table>{head}{rows}</table>{body}</body></html>\n"
+    )
+    atomically(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GBCIError(f"{path} cannot be read as a report: {error}") from error
+    if not isinstance(report, dict) or "evaluation" not in report:
+        raise GBCIError(f"{path} names no evaluation; expected a report of `gbci-fast evaluate`")
+    return report
+
+
+def _target_row(evaluation: str, one: dict[str, Any]) -> str:
+    kind, word = {True: ("met", "met"), False: ("missed", "missed"), None: ("open", "not judged")}[one["met"]]
+    value = "" if one["value"] is None else f"{one['value']:.4g}"
+    bound = f"{'≥' if one['at_least'] else '≤'} {one['bound']:.4g}"
+    numbers = "".join(f'<td class="number">{escape(text)}</td>' for text in (value, bound))
+    return (
+        f"<tr><td>{escape(evaluation)}</td><td>{escape(one['name'])}</td>{numbers}"
+        f'<td class="{kind}">{word}</td><td>{escape(one["note"])}</td></tr>'
+    )
+
+
+def _section_html(section: Section, report: dict[str, Any]) -> str:
+    try:
+        image = base64.b64encode(section.figure.read_bytes()).decode("ascii")
+    except OSError as error:
+        raise GBCIError(f"{section.figure} cannot be read: {error.strerror}") from error
+    name = escape(report["evaluation"])
+    short = {key: value for key, value in report.items() if not _is_long(value)}
+    text = escape(json.dumps(short, indent=1))
+    return (
+        f'<h2 id="{name}">{name}</h2><img alt="{name}" src="data:image/png;base64,{image}">'
+        f"<details><summary>{escape(section.report.name)}, without its long lists</summary><pre>{text}</pre></details>"
+    )
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, list) and len(json.dumps(value)) > 20_000

@@ -1,0 +1,209 @@
+"""Fixed windows for a lesion detector: lesions, normal tissue, and other lesions' masks moved into normal tissue."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.lesions import LesionCase
+from gbci_fast.evaluate.paired import image_seed
+
+PATCH_SIZE = 64  # model pixels, never resampled
+NEAREST = 0.1  # of an image's normal windows: those that hold most nearly as much breast as is wanted
+TRIES = 40  # places at which a mask is tried in one host
+DONORS = 25  # masks that are tried in one host
+
+Window = tuple[int, int]
+"""(top, left) of a square of `PATCH_SIZE` that lies within the image."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Patches:
+    """Windows of images.
+
+    Attributes:
+        pixels: float32 [N, P, P] in [0, 1].
+        patients: N, whose they are.
+    """
+
+    pixels: np.ndarray
+    patients: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def of_patients(self, patients: set[str]) -> "Patches":
+        """Those of some patients, in their order."""
+        rows = [i for i, patient in enumerate(self.patients) if patient in patients]
+        return Patches(pixels=self.pixels[rows], patients=tuple(self.patients[i] for i in rows))
+
+    def __add__(self, other: "Patches") -> "Patches":
+        return Patches(pixels=np.concatenate([self.pixels, other.pixels]), patients=self.patients + other.patients)
+
+
+class Site:
+    """An image with all of its lesions: where its normal tissue is.
+
+    Args:
+        cases: all lesions of one image; the first one stands for it.
+    """
+
+    def __init__(self, cases: Sequence[LesionCase]) -> None:
+        self.case = cases[0]
+        self.occupied = np.logical_or.reduce([case.mask for case in cases])
+        """bool [S, S]: every lesion, grown."""
+        if min(self.occupied.shape) < PATCH_SIZE:
+            raise GBCIError(f"images are {len(self.occupied)} pixels wide; expected at least {PATCH_SIZE}, a patch")
+
+    @cached_property
+    def windows(self) -> tuple[np.ndarray, np.ndarray]:
+        """(int [N, 2], float [N]): every window centered in the breast that touches no lesion, and its breast share."""
+        half = PATCH_SIZE // 2
+        lesions, breast = _window_sums(self.occupied), _window_sums(self.case.breast)
+        centers = self.case.breast[half : half + len(lesions), half : half + lesions.shape[1]]
+        free = (lesions == 0) & centers
+        return np.argwhere(free), breast[free] / PATCH_SIZE**2
+
+    def draw(self, share: float, count: int, rng: np.random.Generator) -> list[Window]:
+        """Up to `count` different windows out of the `NEAREST` to a breast share, in random order."""
+        places, shares = self.windows
+        if not len(places):
+            return []
+        nearest = np.argsort(np.abs(shares - share), kind="stable")[: max(1, round(NEAREST * len(places)))]
+        return [(int(y), int(x)) for y, x in places[rng.permutation(nearest)[:count]]]
+
+
+def sites(cases: Sequence[LesionCase]) -> list[Site]:
+    """One per image, in the order of the cases."""
+    grouped: dict[tuple[str, str], list[LesionCase]] = {}
+    for case in cases:
+        grouped.setdefault((case.root, case.image_id), []).append(case)
+    return [Site(group) for group in grouped.values()]
+
+
+def lesion_window(case: LesionCase) -> Window:
+    """The window centered on the mask's box, moved into the image where it would reach over the edge."""
+    starts = []
+    for axis in (1, 0):
+        hits = np.flatnonzero(case.mask.any(axis))
+        start = int(hits[0] + hits[-1] + 1 - PATCH_SIZE) // 2
+        starts.append(min(max(start, 0), case.mask.shape[1 - axis] - PATCH_SIZE))
+    return starts[0], starts[1]
+
+
+def cut(image: np.ndarray, window: Window) -> np.ndarray:
+    """[P, P] of an image [S, S]."""
+    top, left = window
+    return image[top : top + PATCH_SIZE, left : left + PATCH_SIZE]
+
+
+def lesion_patches(cases: Sequence[LesionCase], images: Sequence[np.ndarray] | None = None) -> Patches:
+    """The window of every case, from its own image or from `images` (float32 [S, S] in [0, 1], one per case)."""
+    images = [case.pixels for case in cases] if images is None else images
+    pixels = [cut(image, lesion_window(case)) for case, image in zip(cases, images, strict=True)]
+    return Patches(pixels=_stack(pixels), patients=tuple(case.patient for case in cases))
+
+
+def normal_patches(cases: Sequence[LesionCase], seed: int) -> Patches:
+    """For every lesion a window of its image's normal tissue that holds about as much of the breast.
+
+    An image that its lesions leave no room in gives none.
+    """
+    places = {(site.case.root, site.case.image_id): site for site in sites(cases)}
+    pixels, patients = [], []
+    for case in cases:
+        rng = np.random.default_rng(image_seed(seed, case.root, f"normal-{case.name}"))
+        for window in places[case.root, case.image_id].draw(_breast_share(case), 1, rng):
+            pixels.append(cut(case.pixels, window))
+            patients.append(case.patient)
+    return Patches(pixels=_stack(pixels), patients=tuple(patients))
+
+
+def moved_lesions(cases: Sequence[LesionCase], count: int, seed: int) -> list[LesionCase]:
+    """Cases that ask for a new lesion in normal tissue: another patient's mask and lesion, in the host's breast.
+
+    Hosts are the images of `cases`, each about equally often. The mask lies in the breast and off every lesion, and so
+    does its window, which holds about as much of the breast as it did where the mask comes from. Of the description,
+    what is said of the breast (laterality, view, density, age, pixel spacing) is the host's, the rest the donor's.
+    A longer list begins with the shorter one.
+
+    Raises:
+        GBCIError: no mask fits anywhere, or all cases are of one patient.
+    """
+    if len({case.patient for case in cases}) < 2:
+        raise GBCIError("all training lesions are of one patient; expected at least 2, for masks come from another one")
+    hosts = sites(cases)
+    order = np.random.default_rng(seed).permutation(len(hosts))
+    shares = [_breast_share(case) for case in cases]
+    moved: list[LesionCase] = []
+    failed = 0
+    while len(moved) < count:
+        turn = len(moved) + failed
+        rng = np.random.default_rng([seed, turn])
+        case = _host_lesion(hosts[order[turn % len(hosts)]], cases, shares, rng)
+        if case is not None:
+            moved.append(replace(case, seed=image_seed(seed, case.root, f"moved-{turn}-{case.image_id}")))
+            continue
+        failed += 1
+        if failed >= len(hosts) and not moved:
+            raise GBCIError(f"no lesion's mask fits into the normal tissue of any of {len(hosts)} images")
+    return moved
+
+
+def _host_lesion(
+    host: Site, cases: Sequence[LesionCase], shares: Sequence[float], rng: np.random.Generator
+) -> LesionCase | None:
+    """One donor's mask in one host; None where none of `DONORS` fits."""
+    others = [i for i, case in enumerate(cases) if case.patient != host.case.patient]
+    alike = [i for i in others if cases[i].root == host.case.root] or others  # film and digital images differ
+    for i in rng.permutation(alike)[:DONORS]:
+        donor = cases[i]
+        for window in host.draw(shares[i], TRIES, rng):
+            mask = _moved(donor.mask, donor.mask, window)
+            if mask is None or (mask & ~host.case.breast).any() or (mask & host.occupied).any():
+                continue
+            lesion = _moved(donor.lesion & donor.mask, donor.mask, window)
+            return replace(
+                host.case,
+                lesion=lesion,
+                mask=mask,
+                attributes=replace(
+                    host.case.attributes,
+                    breast_birads=donor.attributes.breast_birads,
+                    finding_categories=donor.attributes.finding_categories,
+                    finding_birads=donor.attributes.finding_birads,
+                ),
+                report=donor.report,
+                pathology=donor.pathology,
+            )
+    return None
+
+
+def _moved(pixels: np.ndarray, mask: np.ndarray, window: Window) -> np.ndarray | None:
+    """`pixels` [S, S], moved as the mask's box is moved into the middle of a window; None where it leaves the image."""
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    height, width = int(ys[-1] + 1 - ys[0]), int(xs[-1] + 1 - xs[0])
+    # Rounded as in `lesion_window`, so that the moved mask's window is this one.
+    top, left = window[0] - (height - PATCH_SIZE) // 2, window[1] - (width - PATCH_SIZE) // 2
+    if top < 0 or left < 0 or top + height > mask.shape[0] or left + width > mask.shape[1]:
+        return None
+    out = np.zeros_like(pixels)
+    out[top : top + height, left : left + width] = pixels[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+    return out
+
+
+def _breast_share(case: LesionCase) -> float:
+    return float(cut(case.breast, lesion_window(case)).mean())
+
+
+def _window_sums(mask: np.ndarray) -> np.ndarray:
+    """int [S - P + 1, S - P + 1]: how many pixels of a mask every window holds."""
+    sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    size = PATCH_SIZE
+    return sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
+
+
+def _stack(pixels: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(pixels).astype(np.float32) if pixels else np.empty((0, PATCH_SIZE, PATCH_SIZE), np.float32)

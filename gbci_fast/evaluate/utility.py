@@ -1,0 +1,365 @@
+"""Utility: do synthetic lesions train a lesion detector that works on real test images?
+
+A small network tells patches with a lesion from normal ones. It is trained on real patches, on synthetic ones, or on
+both, always with the same number of optimizer steps, and judged on the real patches of the test split. A synthetic
+lesion is a *new* one: another patient's mask, moved into normal tissue, painted after that patient's description. The
+normal patch that goes with it is the same window before it was painted; so neither the place nor the mask tells the two
+apart. The masked pixels have gone through the autoencoder and the others have not: a network may learn the model's
+traces instead of lesions, which would show as a low figure on real patches.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.lesions import LesionCase, OnProgress, read_lesions
+from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
+from gbci_fast.evaluate.painting import PaintSettings, paint
+from gbci_fast.evaluate.patch_classifier import (
+    RECIPE,
+    PatchSet,
+    Phase,
+    classify,
+    flip,
+    train_classifier,
+    vary,
+)
+from gbci_fast.evaluate.patches import (
+    PATCH_SIZE,
+    Patches,
+    lesion_patches,
+    moved_lesions,
+    normal_patches,
+)
+from gbci_fast.evaluate.report import versions
+from gbci_fast.files import atomically
+from gbci_fast.pipeline import GBCIPipeline
+
+ARMS = {
+    "real": "real lesions and normal patches of a share of the training patients; flips",
+    "augmented": "as real, with the stronger classical augmentation: flips, rotation by any angle, gain and gamma",
+    "real_normal": "as real, with the synthetic set's normal patches and none of its lesions: what those alone bring",
+    "synthetic": "synthetic lesions and their normal patches, nothing else (TSTR); it knows no share of real patients",
+    "real_synthetic": "real and synthetic patches in one pool; flips",
+    "pretrained": "half of the steps on the synthetic set, then half on the real one; flips",
+}
+WITHOUT_FRACTION = ("synthetic",)
+MEASURES = ("auc", "balanced_accuracy")
+REFERENCE = "real"
+NUM_EXAMPLES = 8
+
+Examples = dict[str, np.ndarray]
+"""Kind ("real lesion", ...) to patches float32 [n, P, P]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtilitySettings:
+    """What is trained and on how much.
+
+    Attributes:
+        seed: of patches, moved masks, noise and bootstrap; the trainings' seeds count up from it.
+        seeds: trainings per arm and fraction, each with its own choice of patients and first weights.
+        fractions: percent of the real training patients, ascending.
+        train_steps: optimizer steps of every training, in every arm.
+        train_batch: patches per step, half of them lesions.
+        synthetic_count: synthetic lesions.
+        limit: take that many training images and that many test images.
+    """
+
+    seed: int = 0
+    seeds: int = 5
+    fractions: tuple[float, ...] = (10, 25, 50, 100)
+    train_steps: int = 300
+    train_batch: int = 32
+    synthetic_count: int = 256
+    limit: int | None = None
+    painting: PaintSettings = field(default_factory=PaintSettings)
+
+    def __post_init__(self):
+        for name, lowest in (("seed", 0), ("seeds", 1), ("train_steps", 2), ("synthetic_count", 1), ("limit", 1)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise GBCIError(f"{name} is {value}; expected at least {lowest}")
+        if self.train_batch < 2 or self.train_batch % 2:
+            raise GBCIError(f"train_batch is {self.train_batch}; expected an even number, half of it lesions")
+        ascending = tuple(sorted(set(self.fractions)))
+        if not ascending or ascending != self.fractions or not all(0 < value <= 100 for value in ascending):
+            told = ",".join(f"{value:g}" for value in self.fractions)
+            raise GBCIError(f"fractions is {told!r}; expected ascending percentages up to 100 such as 10,25,50,100")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UtilityData:
+    """What the arms are trained on and judged by."""
+
+    real: PatchSet
+    synthetic: PatchSet
+    test: PatchSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training: its arm, percent of the real patients (None where the arm uses none), and seed."""
+
+    arm: str
+    fraction: float | None
+    seed: int
+
+
+def evaluate_utility(
+    roots: Sequence[Path],
+    pipe: GBCIPipeline,
+    settings: UtilitySettings,
+    *,
+    weights: str,
+    painted: Path,
+    runs: Path,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> tuple[dict[str, Any], Examples]:
+    """Reads, paints, trains every arm and judges it; returns the report and patches for its figure.
+
+    Args:
+        pipe, weights, painted: as for `paint`.
+        runs: folder of the trainings' scores; those that are there are not repeated.
+
+    Raises:
+        GBCIError: a split without lesions, images without normal tissue, or settings that do not go together.
+    """
+    training = _read(roots, "training", settings, on_progress)
+    test = _read(roots, "test", settings, on_progress)
+    shared = {case.patient for case in training} & {case.patient for case in test}
+    if shared:
+        raise GBCIError(f"patient {min(shared)} is in the training and the test split; expected each in one")
+    moved = moved_lesions(training, settings.synthetic_count, settings.seed)
+    images = paint(pipe, moved, settings.painting, weights=weights, folder=painted, on_progress=on_progress)
+    data = UtilityData(
+        real=_real_set(training, settings.seed),
+        synthetic=synthetic_set(moved, images),
+        test=_real_set(test, settings.seed),
+    )
+    scores = train_arms(data, settings, folder=runs, on_progress=on_progress)
+    report = {
+        "evaluation": "utility",
+        "settings": asdict(settings),
+        "versions": versions(),
+        "weights": weights,
+        "patch_size": PATCH_SIZE,
+        "arms": ARMS,
+        "interval": f"{LEVEL:.0%}: test patients and seeds drawn with replacement, {RESAMPLES} times",
+        "data": {name: _counts(getattr(data, name)) for name in ("real", "synthetic", "test")}
+        | {"diameter": {"real": _diameters(training), "synthetic": _diameters(moved), "test": _diameters(test)}},
+        "results": summarize(scores, data.test, settings),
+        "targets": [],
+    }
+    return report, _examples(data)
+
+
+def synthetic_set(moved: Sequence[LesionCase], images: Sequence[np.ndarray]) -> PatchSet:
+    """The painted windows, and the same windows before they were painted."""
+    return PatchSet(lesions=lesion_patches(moved, images), normal=lesion_patches(moved))
+
+
+def planned_runs(settings: UtilitySettings) -> list[Run]:
+    """Every training, seed by seed."""
+    return [
+        Run(arm=arm, fraction=fraction, seed=settings.seed + i)
+        for i in range(settings.seeds)
+        for arm in ARMS
+        for fraction in ((None,) if arm in WITHOUT_FRACTION else settings.fractions)
+    ]
+
+
+def train_arms(
+    data: UtilityData,
+    settings: UtilitySettings,
+    *,
+    folder: Path,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> dict[Run, np.ndarray]:
+    """The logits of every training on the test patches, lesions first: float64 [L + N]; resumable.
+
+    A training's scores are kept in `folder`, under a name that follows from everything that decides them.
+    """
+    digest = _data_digest(data)
+    plan = planned_runs(settings)
+    scores: dict[Run, np.ndarray] = {}
+    for run in plan:
+        key = json.dumps([asdict(run), settings.train_steps, settings.train_batch, digest, RECIPE, torch.__version__])
+        path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        if not path.exists():
+            model = train_classifier(phases_of(run, data, settings), seed=run.seed, batch_size=settings.train_batch)
+            kept = {"run": asdict(run), "logits": classify(model, data.test.lesions + data.test.normal).tolist()}
+            text = json.dumps(kept, allow_nan=False)
+            atomically(path, lambda place, text=text: place.write_text(text, encoding="utf-8"))
+        scores[run] = _kept_scores(path, len(data.test.lesions) + len(data.test.normal))
+        on_progress("training", len(scores), len(plan))
+    return scores
+
+
+def phases_of(run: Run, data: UtilityData, settings: UtilitySettings) -> list[Phase]:
+    """What a run is trained on; the steps of its phases add up to `train_steps` in every arm."""
+    steps = settings.train_steps
+    if run.fraction is None:
+        return [Phase(data=data.synthetic, steps=steps, augment=flip)]
+    real = share_of_patients(data.real, run.fraction, run.seed)
+    if run.arm == "pretrained":
+        half = steps // 2
+        return [
+            Phase(data=data.synthetic, steps=half, augment=flip),
+            Phase(data=real, steps=steps - half, augment=flip),
+        ]
+    if run.arm == "augmented":
+        return [Phase(data=real, steps=steps, augment=vary)]
+    pools = {
+        "real": real,
+        "real_normal": PatchSet(lesions=real.lesions, normal=real.normal + data.synthetic.normal),
+        "real_synthetic": real + data.synthetic,
+    }
+    return [Phase(data=pools[run.arm], steps=steps, augment=flip)]
+
+
+def share_of_patients(real: PatchSet, percent: float, seed: int) -> PatchSet:
+    """The patches of a random share of the patients; a larger share of one seed holds the smaller one."""
+    patients = sorted({*real.lesions.patients, *real.normal.patients})
+    count = max(1, round(percent / 100 * len(patients)))
+    chosen = {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
+    return PatchSet(lesions=real.lesions.of_patients(chosen), normal=real.normal.of_patients(chosen))
+
+
+def summarize(scores: dict[Run, np.ndarray], test: PatchSet, settings: UtilitySettings) -> list[dict[str, Any]]:
+    """One row per arm and fraction: mean over seeds, interval, and the difference to `REFERENCE`, paired by seed.
+
+    The interval is of a bootstrap that draws test patients, with all of their patches, and seeds, both with
+    replacement and alike for every arm; for a single patient it is None, and so is the sd for a single seed.
+    """
+    draws, seed_draws = _draws(test, settings)
+    measured = {run: _measure(logits, test, draws) for run, logits in scores.items()}
+    rows = []
+    for arm in ARMS:
+        for fraction in (None,) if arm in WITHOUT_FRACTION else settings.fractions:
+            runs = [run for run in scores if (run.arm, run.fraction) == (arm, fraction)]
+            row: dict[str, Any] = {"arm": arm, "fraction": fraction}
+            for i, measure in enumerate(MEASURES):
+                values = np.stack([measured[run][i] for run in runs])
+                row[measure] = _summary(values, seed_draws)
+            row["auc_difference"] = None
+            if arm != REFERENCE and fraction is not None:
+                partners = [Run(arm=REFERENCE, fraction=fraction, seed=run.seed) for run in runs]
+                pairs = zip(runs, partners, strict=True)
+                row["auc_difference"] = _summary(
+                    np.stack([measured[run][0] - measured[partner][0] for run, partner in pairs]), seed_draws
+                )
+            rows.append(row)
+    return rows
+
+
+def _draws(test: PatchSet, settings: UtilitySettings) -> tuple[np.ndarray, np.ndarray]:
+    """How often each resample draws each test patch, [1 + B, L + N], and each seed, [B, S]; row 0 takes all once."""
+    owners = test.lesions.patients + test.normal.patients
+    index = {patient: i for i, patient in enumerate(dict.fromkeys(owners))}
+    rng = np.random.default_rng(settings.seed)
+    weights = np.ones((1, len(index)), int)
+    if len(index) > 1:
+        resampled = rng.multinomial(len(index), np.full(len(index), 1 / len(index)), size=RESAMPLES)
+        weights = np.concatenate([weights, resampled])
+    seeds = rng.multinomial(settings.seeds, np.full(settings.seeds, 1 / settings.seeds), size=len(weights) - 1)
+    return weights[:, [index[patient] for patient in owners]].astype(np.float64), seeds
+
+
+def _measure(logits: np.ndarray, test: PatchSet, draws: np.ndarray) -> np.ndarray:
+    """[2, 1 + B]: AUC and balanced accuracy (at logit 0) under every row of weights; NaN where a class is missing."""
+    count = len(test.lesions)
+    lesions, normal = logits[:count], logits[count:]
+    wins = (lesions[:, None] > normal) + 0.5 * (lesions[:, None] == normal)
+    of_lesions, of_normal = draws[:, :count], draws[:, count:]
+    with np.errstate(invalid="ignore"):
+        auc = ((of_lesions @ wins) * of_normal).sum(1) / (of_lesions.sum(1) * of_normal.sum(1))
+        sensitivity = of_lesions @ (lesions > 0) / of_lesions.sum(1)
+        specificity = of_normal @ (normal <= 0) / of_normal.sum(1)
+    return np.stack([auc, (sensitivity + specificity) / 2])
+
+
+def _summary(values: np.ndarray, seed_draws: np.ndarray) -> dict[str, Any]:
+    """Of [S, 1 + B], the figures of all seeds under every resample."""
+    own = values[:, 0]
+    summary = {
+        "mean": float(own.mean()),
+        "low": None,
+        "high": None,
+        "seed_sd": float(own.std(ddof=1)) if len(own) > 1 else None,
+        "by_seed": own.tolist(),
+    }
+    if len(seed_draws):
+        resampled = (seed_draws * values[:, 1:].T).sum(1) / len(values)
+        resampled = resampled[np.isfinite(resampled)]
+        summary["low"], summary["high"] = map(float, np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    return summary
+
+
+def _read(roots: Sequence[Path], split: str, settings: UtilitySettings, on_progress: OnProgress) -> list[LesionCase]:
+    return read_lesions(
+        roots,
+        split=split,
+        limit=settings.limit,
+        seed=settings.seed,
+        on_progress=lambda stage, done, total: on_progress(f"{stage} {split}", done, total),
+    )
+
+
+def _real_set(cases: Sequence[LesionCase], seed: int) -> PatchSet:
+    return PatchSet(lesions=lesion_patches(cases), normal=normal_patches(cases, seed))
+
+
+def _data_digest(data: UtilityData) -> str:
+    digest = hashlib.sha256()
+    for part in (data.real, data.synthetic, data.test):
+        for kind in (part.lesions, part.normal):
+            digest.update(json.dumps([kind.patients, kind.pixels.shape]).encode())
+            digest.update(np.ascontiguousarray(kind.pixels).tobytes())
+    return digest.hexdigest()
+
+
+def _kept_scores(path: Path, count: int) -> np.ndarray:
+    try:
+        logits = np.array(json.loads(path.read_text(encoding="utf-8"))["logits"], np.float64)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GBCIError(f"{path} cannot be read as the scores of a training; remove it to train again") from error
+    if logits.shape != (count,):
+        raise GBCIError(f"{path} holds scores of shape {logits.shape}; expected {count}; remove it to train again")
+    return logits
+
+
+def _counts(part: PatchSet) -> dict[str, int]:
+    return {
+        "lesions": len(part.lesions),
+        "normal": len(part.normal),
+        "patients": len({*part.lesions.patients, *part.normal.patients}),
+    }
+
+
+def _diameters(cases: Sequence[LesionCase]) -> dict[str, float]:
+    """Quartiles in model pixels."""
+    low, median, high = np.quantile([case.diameter for case in cases], (0.25, 0.5, 0.75))
+    return {"low": float(low), "median": float(median), "high": float(high)}
+
+
+def _examples(data: UtilityData) -> Examples:
+    """Patches spread evenly over each kind; the synthetic ones stand below what they were painted over."""
+
+    def spread(kind: Patches) -> np.ndarray:
+        count = min(NUM_EXAMPLES, len(kind))
+        return kind.pixels[[i * len(kind) // count for i in range(count)]]
+
+    return {
+        "real lesion": spread(data.real.lesions),
+        "real normal": spread(data.real.normal),
+        "before painting": spread(data.synthetic.normal),
+        "synthetic lesion": spread(data.synthetic.lesions),
+    }

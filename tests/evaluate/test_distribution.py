@@ -1,0 +1,271 @@
+"""The distribution evaluation: planted differences are found, their absence too; report, figure and command line."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gbci_fast.cli import main
+from gbci_fast.data.phantom import generate_phantom
+from gbci_fast.data.vindr import VinDr
+from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.distances import frechet_distance, kernel_distance
+from gbci_fast.evaluate.distribution import DistributionSettings, Plan, evaluate_distribution, join_patients
+from gbci_fast.evaluate.distribution_figure import draw_figure
+from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, read_lesions
+from gbci_fast.training.ldm import build_pipeline
+from gbci_fast.training.stages import ldm_preset, vae_preset
+from gbci_fast.training.vae import build_vae
+
+QUICK = DistributionSettings(splits=20, resamples=50, pairs=200)
+PATIENTS = 40
+
+
+class Sums:
+    """Means of quarters of a crop: four numbers that a test can foretell."""
+
+    name, digest = "sums", "0"
+
+    def __call__(self, crops):
+        half = CROP_SIZE // 2
+        quarters = (crops.pixels[:, y : y + half, x : x + half] for y in (0, half) for x in (0, half))
+        return 10 * np.stack([quarter.mean((1, 2)) for quarter in quarters], axis=1).astype(np.float64)
+
+
+def make_crops(seed, *, patients=PATIENTS, offset=0.0, step=0.0, smooth=False, prefix="p", each=2):
+    """Disks in noise, of patients whose crops share a brightness."""
+    rng = np.random.default_rng(seed)
+    n = patients * each
+    y, x = np.indices((CROP_SIZE, CROP_SIZE)) - CROP_SIZE / 2 + 0.5
+    mask = np.hypot(y, x) < 20
+    quarters = rng.normal(0, 0.08, (n, 2, 2)) + np.repeat(rng.normal(0, 0.06, patients), each)[:, None, None]
+    pixels = 0.5 + offset + np.kron(quarters, np.ones((32, 32))) + rng.normal(0, 0.03, (n, CROP_SIZE, CROP_SIZE))
+    pixels += step * mask
+    if smooth:
+        pixels = 0.25 * sum(np.roll(pixels, (i, j), (1, 2)) for i in (0, 1) for j in (0, 1))
+    return Crops(
+        pixels=pixels.astype(np.float32),
+        masks=np.stack([mask] * n),
+        patients=tuple(f"{prefix}{i // each}" for i in range(n)),
+    )
+
+
+@pytest.fixture(scope="module")
+def real():
+    return make_crops(0)
+
+
+@pytest.fixture(scope="module")
+def columns():
+    """The same patients' crops drawn again, and planted failures."""
+    return {
+        "same": make_crops(1),
+        "brighter": make_crops(2, offset=0.15),
+        "seam": make_crops(3, step=0.2),
+        "smooth": make_crops(4, smooth=True),
+        "copies": replace(make_crops(5)[np.arange(2 * PATIENTS) % 3], patients=make_crops(5).patients),
+    }
+
+
+@pytest.fixture(scope="module")
+def report(real, columns):
+    return evaluate_distribution(real, columns, [Sums()], QUICK, judged="same")
+
+
+def statistic(report, key):
+    return report["extractors"][0]["statistics"][key]
+
+
+class TestHalves:
+    def test_patients_are_on_one_side_and_every_patient_on_either_side_at_times(self, real):
+        plan = Plan.of({"real": real, "model": make_crops(1)}, QUICK)
+        for left, other, right in zip(plan.left["real"], plan.left["model"], plan.right, strict=True):
+            owners = np.array(real.patients)
+            assert not set(owners[left]) & set(owners[right])
+            assert not set(owners[other]) & set(owners[right])
+            assert left.sum() == other.sum() == right.sum() == PATIENTS
+        assert plan.left["real"].any(0).all()
+        assert plan.right.any(0).all()
+
+    def test_a_larger_set_is_thinned_to_the_size_of_the_halves(self, real):
+        made = make_crops(1, patients=30, each=5, prefix="other")
+        plan = Plan.of({"real": real, "synthetic": made}, QUICK)
+        assert (plan.left["synthetic"].sum(1) == plan.left["real"].sum(1)).all()
+        assert (plan.left["synthetic"].sum(1) == PATIENTS).all()
+        assert plan.left["synthetic"].any(0).mean() > 0.9
+
+    def test_a_resample_draws_patients_whole_and_alike_in_all_sets(self, real):
+        shared = replace(make_crops(1), patients=real.patients[::-1])
+        draws = Plan.of({"real": real, "model": shared}, QUICK).draws
+        assert (draws["real"].sum(1) == len(real)).all()
+        assert (draws["real"][:, 0::2] == draws["real"][:, 1::2]).all()
+        assert (draws["real"] == draws["model"][:, ::-1]).all()
+
+    def test_sets_without_common_patients_keep_their_sizes(self, real):
+        made = make_crops(1, patients=25, prefix="other")
+        plan = Plan.of({"real": real, "synthetic": made}, QUICK)
+        assert (plan.draws["real"].sum(1) == 80).all()
+        assert (plan.draws["synthetic"].sum(1) == 50).all()
+        assert set(plan.left["synthetic"].sum(1)) <= {24, 26}  # 12 or 13 of 25 patients
+
+
+class TestPlantedEffects:
+    def test_the_same_distribution_is_within_the_null(self, report):
+        for key in ("frechet", "kernel", "precision", "recall", "coverage"):
+            null, splits = statistic(report, key)["null"], statistic(report, key)["columns"]["same"]["splits"]
+            assert null["low"] <= splits["median"] <= null["high"], key
+        assert all(target["met"] for target in report["targets"])
+
+    def test_a_shift_is_found_by_every_distance(self, report):
+        for key, sign in {"frechet": 1, "kernel": 1, "precision": -1, "recall": -1, "coverage": -1}.items():
+            null, splits = statistic(report, key)["null"], statistic(report, key)["columns"]["brighter"]["splits"]
+            assert sign * splits["median"] > sign * null["high" if sign > 0 else "low"], key
+
+    def test_a_shift_fails_the_targets_of_its_distances_alone(self, real, columns):
+        judged = evaluate_distribution(real, columns, [Sums()], QUICK, judged="brighter")
+        met = {target["name"]: target["met"] for target in judged["targets"]}
+        assert met == {"frechet_sums": False, "kernel_sums": False, "spectrum_slope": True, "seam": True}
+
+    def test_seams_and_smoothness_fail_their_own_targets(self, real, columns):
+        for name, target in (("seam", "seam"), ("smooth", "spectrum_slope")):
+            judged = evaluate_distribution(real, {name: columns[name]}, [], QUICK, judged=name)
+            assert target in [row["name"] for row in judged["targets"] if not row["met"]]
+        assert judged["appearance"]["spectrum_slope"]["columns"]["smooth"]["difference"]["high"] < 0
+
+    def test_three_crops_again_and_again_are_less_diverse(self, report):
+        copies = report["diversity"]["columns"]["copies"]
+        assert copies["full"]["low"] > 0
+        assert copies["splits"]["median"] > report["diversity"]["null"]["high"]
+        assert statistic(report, "recall")["columns"]["copies"]["splits"]["median"] < 0.5
+
+    def test_full_values_are_those_of_all_crops(self, report, real, columns):
+        x, y = Sums()(columns["brighter"]), Sums()(real)
+        full = {key: statistic(report, key)["columns"]["brighter"]["full"] for key in ("frechet", "kernel")}
+        assert full["frechet"]["value"] == pytest.approx(frechet_distance(x, y))
+        assert full["kernel"]["value"] == pytest.approx(kernel_distance(x, y, real.patients, real.patients))
+        for row in full.values():
+            assert row["low"] < row["value"] < row["high"]
+
+    def test_shares_inside_the_real_range(self, report):
+        slope = report["appearance"]["spectrum_slope"]["columns"]
+        assert slope["same"]["share_in_real_range"] > 0.85 > 0.7 > slope["smooth"]["share_in_real_range"]
+
+
+class TestReport:
+    def test_it_is_json_and_repeats(self, report, real, columns):
+        json.dumps(report, allow_nan=False)
+        assert evaluate_distribution(real, columns, [Sums()], QUICK, judged="same") == report
+
+    def test_few_patients_are_not_judged(self):
+        few = {"model": make_crops(1, patients=12)}
+        report = evaluate_distribution(make_crops(0, patients=12), few, [Sums()], QUICK, judged="model")
+        assert {target["met"] for target in report["targets"]} == {None}
+        assert "not judged: 12 patients, expected at least 20" in report["targets"][0]["note"]
+
+    def test_too_few_patients_are_one_sentence(self, real):
+        with pytest.raises(GBCIError, match=r"the model lesions are of 11 patients; expected at least 12, so that"):
+            evaluate_distribution(real, {"model": make_crops(1, patients=11)}, [], QUICK, judged="model")
+
+    def test_features_that_are_no_numbers_are_one_sentence(self, real):
+        class Broken(Sums):
+            def __call__(self, crops):
+                return super().__call__(crops) * np.nan
+
+        with pytest.raises(GBCIError, match="features sums of the real lesions hold NaN or infinity"):
+            evaluate_distribution(real, {"model": real}, [Broken()], QUICK, judged="model")
+
+    @pytest.mark.parametrize("name", ["splits", "resamples", "neighbors", "pairs"])
+    def test_settings_are_checked(self, name):
+        with pytest.raises(GBCIError, match=f"{name} is 0; expected at least 1"):
+            DistributionSettings(**{name: 0})
+
+    def test_standardizing_makes_units_irrelevant(self, real, columns):
+        class Scaled(Sums):
+            name = "radiomics"
+            scale = np.ones(4)
+
+            def __call__(self, crops):
+                return super().__call__(crops) * self.scale + self.scale
+
+        class Huge(Scaled):
+            scale = np.array([1, 1e3, 1e-3, 5])
+
+        one, two = (
+            evaluate_distribution(real, {"same": columns["same"]}, [extractor()], QUICK, judged="same")
+            for extractor in (Scaled, Huge)
+        )
+        value = [statistic(r, "frechet")["columns"]["same"]["full"]["value"] for r in (one, two)]
+        assert value[0] == pytest.approx(value[1])
+        assert one["extractors"][0]["standardized"]
+
+    def test_figure(self, report, real, columns, tmp_path):
+        draw_figure(tmp_path / "a.png", report, {"real": real, **columns})
+        assert min(Image.open(tmp_path / "a.png").size) > 500
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A phantom of 20 patients."""
+    root = tmp_path_factory.mktemp("distribution") / "phantom"
+    generate_phantom(root, studies=20, seed=1, size=128)
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), 224).save_pretrained(folder)
+    return folder
+
+
+class TestCommand:
+    def test_it_paints_and_reports(self, root, weights, tmp_path, capsys):
+        split = max(("training", "test"), key=lambda name: len(VinDr(root).of_split(name)))
+        output = tmp_path / "out.json"
+        options = f"--split {split} --steps 1 --weights {weights} --tier exact --limit 12"
+        main(["evaluate", "distribution", str(root), "--output", str(output), *options.split()])
+        report = json.loads(output.read_text())
+        assert set(report["sets"]) == {"real", "model", "vae", "ring_mean"}
+        assert report["extractors"][0]["name"] == "radiomics"
+        assert report["painting"]["steps"] == 1
+        assert len(report["weights"]) == 64
+        # Noise of an untrained model is as far from real lesions as can be.
+        frechet = report["extractors"][0]["statistics"]["frechet"]
+        assert frechet["columns"]["model"]["splits"]["median"] > frechet["null"]["high"]
+        assert output.with_suffix(".png").stat().st_size > 10_000
+        printed = capsys.readouterr().out
+        assert "real halves" in printed
+        assert "frechet_radiomics" in printed
+        assert max(map(len, re.sub(r"[^\n]*out\.(json|png)", "", printed).splitlines())) <= 80
+
+    def test_another_data_set_is_judged_by_its_own_lesions(self, root, tmp_path):
+        split = max(("training", "test"), key=lambda name: len(VinDr(root).of_split(name)))
+        output = tmp_path / "out.json"
+        options = ["--split", split, "--synthetic", str(root)]
+        main(["evaluate", "distribution", str(root), "--output", str(output), *options])
+        report = json.loads(output.read_text())
+        sizes = report["sets"]
+        assert sizes["synthetic"]["crops"] >= sizes["real"]["crops"]
+        assert report["synthetic"]["shared_patients"] == sizes["real"]["patients"]
+        # All of a data set against a part of it: nothing differs.
+        kernel = report["extractors"][0]["statistics"]["kernel"]
+        assert kernel["null"]["low"] < kernel["columns"]["synthetic"]["splits"]["median"] < kernel["null"]["high"]
+
+    def test_too_few_patients_are_refused_before_anything_is_painted(self, root, tmp_path, capsys):
+        split = max(("training", "test"), key=lambda name: len(VinDr(root).of_split(name)))
+        output = tmp_path / "out.json"
+        command = ["evaluate", "distribution", str(root), "--output", str(output), "--split", split, "--limit", "3"]
+        assert main(command) == 1
+        assert "patients; expected at least 12, so that each half has 5 neighbors" in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+
+    def test_generated_lesions_belong_to_the_patient_of_their_template(self, root):
+        cases = read_lesions([root], size=96, limit=4)
+        made = [replace(case, root="made", patient=case.patient.replace("phantom/", "made/")) for case in cases]
+        made[0] = replace(made[0], patient="made/nobody")
+        assert join_patients(cases, made) == ("synthetic:made/nobody", *(case.patient for case in cases[1:]))

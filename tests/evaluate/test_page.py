@@ -1,0 +1,103 @@
+"""The page of all evaluations, and the command that makes it."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from gbci_fast.cli import build_parser
+from gbci_fast.cli.evaluate import KINDS
+from gbci_fast.data.phantom import generate_phantom
+from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.page import Section, write_page
+from gbci_fast.evaluate.report import target
+from gbci_fast.training.ldm import build_pipeline
+from gbci_fast.training.stages import ldm_preset, vae_preset
+from gbci_fast.training.vae import build_vae
+
+OTHERS = ",".join(name for name in KINDS if name not in ("all", "paired"))
+
+
+@pytest.fixture
+def section(tmp_path):
+    targets = [
+        target("a < b", 1.0, 2.0, at_least=True),
+        target("ratio", 1.0, 2.0, at_least=False),
+        target("unknown", None, 0.5, at_least=True, note="no such lesions"),
+    ]
+    report = {"evaluation": "made up", "targets": targets, "seed": 7, "rows": [0.123456] * 10_000}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    Image.new("L", (4, 4)).save(tmp_path / "report.png")
+    return Section(report=tmp_path / "report.json", figure=tmp_path / "report.png")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Test images and an untrained model."""
+    folder = tmp_path_factory.mktemp("all")
+    generate_phantom(folder / "root", studies=2, seed=3, size=128)
+    for table in (folder / "root").glob("*.csv"):
+        table.write_text(table.read_text().replace(",training,", ",test,"))
+    torch.manual_seed(0)
+    build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), 64).save_pretrained(folder / "weights")
+    return folder
+
+
+def evaluate_all(world, output, *more):
+    arguments = [world / "root", "--output", output, "--weights", world / "weights", "--steps", 1, *more]
+    args = build_parser().parse_args(["evaluate", "all", *map(str, arguments)])
+    args.run(args)
+
+
+class TestPage:
+    def test_every_target_is_listed_with_its_verdict(self, section, tmp_path):
+        write_page(tmp_path / "index.html", [section])
+        html = (tmp_path / "index.html").read_text()
+        rows = [row for row in html.split("<tr>") if "made up" in row]
+        verdicts = ('class="missed"', 'class="met"', 'class="open"')
+        assert [[word in row for word in verdicts] for row in rows] == [[i == j for i in range(3)] for j in range(3)]
+        assert "a &lt; b" in html
+        assert "no such lesions" in html
+
+    def test_the_page_is_one_file_and_leaves_long_lists_out(self, section, tmp_path):
+        write_page(tmp_path / "index.html", [section])
+        html = (tmp_path / "index.html").read_text()
+        assert "data:image/png;base64," in html
+        assert "&quot;seed&quot;: 7" in html
+        assert "0.123456" not in html
+
+    def test_a_foreign_report_is_refused(self, section, tmp_path):
+        section.report.write_text("[]")
+        with pytest.raises(GBCIError, match="names no evaluation; expected a report of"):
+            write_page(tmp_path / "index.html", [section])
+        assert not (tmp_path / "index.html").exists()
+
+
+class TestCommand:
+    def test_reports_figures_and_page(self, world, tmp_path, capsys):
+        evaluate_all(world, tmp_path / "out", "--skip", OTHERS, "--limit", 1)
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {
+            "paired.json",
+            "paired.png",
+            "index.html",
+            "arguments.json",
+        }
+        assert json.loads((tmp_path / "out" / "paired.json").read_text())["settings"]["limit"] == 1
+        assert "paired" in (tmp_path / "out" / "index.html").read_text()
+
+    def test_resume_keeps_reports_of_the_same_arguments_alone(self, world, tmp_path, capsys):
+        given = ("--skip", OTHERS, "--limit", 1)
+        evaluate_all(world, tmp_path / "out", *given)
+        before = (tmp_path / "out" / "paired.json").stat().st_mtime_ns
+        with pytest.raises(GBCIError, match="is not empty; pass --resume"):
+            evaluate_all(world, tmp_path / "out", *given)
+        evaluate_all(world, tmp_path / "out", *given, "--resume")
+        assert (tmp_path / "out" / "paired.json").stat().st_mtime_ns == before
+        with pytest.raises(GBCIError, match="holds reports of another guidance; choose another folder"):
+            evaluate_all(world, tmp_path / "out", *given, "--resume", "--guidance", 2)
+
+    def test_unknown_kinds_cannot_be_skipped(self, world, tmp_path):
+        with pytest.raises(GBCIError, match="--skip names 'beauty'; expected out of paired"):
+            evaluate_all(world, tmp_path / "out", "--skip", "beauty")
+        assert not (tmp_path / "out").exists()
