@@ -153,9 +153,8 @@ class ClassifierTask:
         use = (_uniform(count, generator) < config.foreign) & (foreign.sum((1, 2)) > 0.5 * masks.sum((1, 2)))
         masks = torch.where(use[:, None, None], foreign, masks)
         grid = self._grid(count, config.zoom, generator)
-        crops, masks = (
-            functional.grid_sample(x[:, None], grid, align_corners=False) for x in (data.crops[rows], masks)
-        )
+        crops = functional.grid_sample(data.crops[rows][:, None], grid, align_corners=False)
+        masks = functional.grid_sample(masks[:, None], grid, align_corners=False)
         masks = self._jitter(masks > 0.5, generator)[:, 0]
         mean = (crops[:, 0] * masks).sum((1, 2)) / masks.sum((1, 2)).clamp(min=1)
         tone = (0.9 + 0.2 * _uniform(count, generator), torch.exp(0.4 * _uniform(count, generator) - 0.2))
@@ -173,7 +172,10 @@ class ClassifierTask:
         flips = 2.0 * torch.randint(2, (2, count), generator=generator) - 1
         shift = (2 * torch.rand(2, count, generator=generator) - 1) * 2 * self.config.shift / CROP_SIZE
         cos, sin = scale * angle.cos(), scale * angle.sin()
-        rows = [torch.stack([flips[0] * cos, -sin, shift[0]], 1), torch.stack([sin, flips[1] * cos, shift[1]], 1)]
+        rows = [
+            torch.stack([flips[0] * cos, -flips[1] * sin, shift[0]], 1),
+            torch.stack([flips[0] * sin, flips[1] * cos, shift[1]], 1),
+        ]
         return functional.affine_grid(torch.stack(rows, 1), (count, 1, CROP_SIZE, CROP_SIZE), align_corners=False)
 
     def _jitter(self, masks: Tensor, generator: torch.Generator) -> Tensor:

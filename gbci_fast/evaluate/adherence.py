@@ -90,9 +90,11 @@ def evaluate_adherence(
     }
     sweep = [
         {"guidance": guidance}
-        | {task: {name: judge.summary(found[name][task]) for name in found if task in found[name]} for task in tasks}
-        for guidance, found in by_guidance.items()
-        if guidance in settings.sweep
+        | {
+            task: {name: judge.summary(found[task]) for name, found in judged.items() if task in found}
+            for task in tasks
+        }
+        for guidance, judged in ((guidance, by_guidance[guidance]) for guidance in settings.sweep)
     ]
     return {
         "lesions": len(cases),

@@ -45,10 +45,9 @@ def _draw_conditions(axes: Axes, report: dict[str, Any]) -> None:
                 errors.append(_error(summary))
         if values:
             axes.errorbar(places, values, np.array(errors).T, fmt="o", capsize=3, markersize=5, label=LABELS[name])
-    counts = [
-        f"{task.removeprefix(CATEGORY)}\n{f['real']['positive']}+ {f['real']['negative']}-" for task, f in tasks.items()
-    ]
-    axes.set_xticks(range(len(tasks)), counts, fontsize=8)
+    real = {task.removeprefix(CATEGORY): found["real"] for task, found in tasks.items()}
+    ticks = [f"{name}\n{found['positive']} positive, {found['negative']} negative" for name, found in real.items()]
+    axes.set_xticks(range(len(tasks)), ticks, fontsize=8)
     _finish(axes, f"{report['lesions']} lesions of {report['patients']} patients; bars: 95 % intervals over patients")
 
 
