@@ -10,6 +10,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, crop_lesions
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
 from gbci_fast.evaluate.painting import Description, ring_mean_fill
+from gbci_fast.evaluate.report import target
 from gbci_fast.evaluate.scorer import SIZE, Scorer, cut_windows, label, labels
 
 CHANCE = 0.5
@@ -270,16 +271,9 @@ def build_targets(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
         real, painted = (found[name]["balanced_accuracy"] for name in ("real", TOLD))
         judged = real["low"] is not None and real["low"] > CHANCE and painted["value"] is not None
         share = (painted["value"] - CHANCE) / (real["value"] - CHANCE) if judged else None
-        targets.append(
-            {
-                "name": f"adherence of {task}: painted over real, above chance",
-                "value": share,
-                "bound": KEPT_SHARE,
-                "at_least": True,
-                "met": None if share is None else share >= KEPT_SHARE,
-                "note": "" if judged else "the scorer is not above chance on real crops, so that it cannot judge",
-            }
-        )
+        note = "" if judged else "the scorer is not above chance on real crops, so that it cannot judge"
+        name = f"adherence of {task}: painted over real, above chance"
+        targets.append(target(name, share, KEPT_SHARE, at_least=True, note=note))
         control = found.get("ring_mean" if task == SIZE else ORIGINAL)
         if control is None:
             continue
@@ -287,14 +281,8 @@ def build_targets(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
         known = value["low"] is not None
         what = "erased lesions" if task == SIZE else "original labels under shuffled descriptions"
         interval = f"95 % interval {value['low']:.2f} to {value['high']:.2f}" if known else "too few lesions"
-        targets.append(
-            {
-                "name": f"leak of {task}: {what}, lower limit",
-                "value": value["low"],
-                "bound": CHANCE,
-                "at_least": False,
-                "met": value["low"] <= CHANCE <= value["high"] if known else None,
-                "note": f"balanced accuracy must be at chance; {interval}",
-            }
-        )
+        note = f"balanced accuracy must be at chance; {interval}"
+        outside = max(value["low"] - CHANCE, CHANCE - value["high"]) if known else None
+        name = f"leak of {task}: {what}, chance outside of the interval by"
+        targets.append(target(name, outside, 0.0, at_least=False, note=note))
     return targets

@@ -18,7 +18,7 @@ from gbci_fast.evaluate.distances import KernelPairs, NeighborPairs, frechet_dis
 from gbci_fast.evaluate.features import Extractor
 from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress
 from gbci_fast.evaluate.metrics import LEVEL, patient_summary
-from gbci_fast.evaluate.report import versions
+from gbci_fast.evaluate.report import target, versions
 
 REAL = "real"
 STANDARDIZED = ("radiomics",)  # features of many units; a network's have one
@@ -342,14 +342,7 @@ def _targets(
     rows.append(("seam", max(low - mean, mean - high), 0.0, f"{note}, {low:.3f} to {high:.3f}; negative: inside"))
     few = f"; not judged: {fewest} patients, expected at least {FEWEST_JUDGED}" if fewest < FEWEST_JUDGED else ""
     return [
-        {
-            "name": name,
-            "value": value,
-            "bound": bound,
-            "at_least": False,
-            "met": None if few or value is None else value <= bound,
-            "note": f"{judged}: {note}{few}",
-        }
+        target(name, None if few else value, bound, at_least=False, note=f"{judged}: {note}{few}")
         for name, value, bound, note in rows
     ]
 

@@ -23,7 +23,7 @@ from gbci_fast.evaluate.features import Extractor
 from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress, crop_lesions, read_lesions
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
 from gbci_fast.evaluate.neighbors import Nearest, TrainingIndex, index_digest
-from gbci_fast.evaluate.report import versions
+from gbci_fast.evaluate.report import target, versions
 
 NUM_CONTROLS = 48  # training crops that are made into copies
 CONTROL_SHIFT, CONTROL_GAIN, CONTROL_NOISE = (2, -3), 0.7, 0.1  # pixels of a crop; the lesion's standard deviations
@@ -332,11 +332,6 @@ def _suspects(
 
 
 def _target(space: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": "crops nearer to a training crop than the threshold",
-        "value": float(space["below"]),
-        "bound": float(space["allowed"]),
-        "at_least": False,
-        "met": space["below"] <= space["allowed"],
-        "note": f"{space['expected']:.1f} expected of new lesions, p = {space['p']:.3g}; bound: the null's 97.5 %",
-    }
+    note = f"{space['expected']:.1f} expected of new lesions, p = {space['p']:.3g}; bound: the null's 97.5 %"
+    name = "crops nearer to a training crop than the threshold"
+    return target(name, float(space["below"]), float(space["allowed"]), at_least=False, note=note)

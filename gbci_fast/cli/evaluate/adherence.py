@@ -10,6 +10,7 @@ from gbci_fast.cli.evaluate.options import (
     open_pipeline,
     paint_settings,
     painted_folder,
+    print_targets,
     stage_progress,
 )
 
@@ -125,11 +126,7 @@ def run(args: argparse.Namespace) -> None:
     }
     write_report(args.output, figure, report, lambda path: draw_figure(path, report))
     Console().print(build_table(report))
-    for target in report["targets"]:
-        value = "-" if target["value"] is None else f"{target['value']:.2f}"
-        sign = ">=" if target["at_least"] else "<="
-        met = {True: "met", False: "NOT met", None: "not judged"}[target["met"]]
-        print(f"{target['name']}: {value} ({sign} {target['bound']:g}: {met}) {target['note']}".rstrip())
+    print_targets(report)
     print(f"report: {args.output}\nfigure: {figure}")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbci_fast.cli.evaluate.options import add_files, add_painting, stage_progress
+from gbci_fast.cli.evaluate.options import add_files, add_painting, print_targets, stage_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     for extractor in report["extractors"]:
         Console().print(build_distances(extractor))
     Console().print(build_appearance(report))
-    Console().print(build_targets(report["targets"]))
+    print_targets(report)
     print(f"report: {args.output}\nfigure: {figure}")
 
 
@@ -186,19 +186,4 @@ def build_appearance(report: dict[str, Any]) -> "Table":
             share = f"{row['share_in_real_range']:.0%}" if name in appearance[key]["columns"] else ""
             cells += [f"{row['mean']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}", share]
         table.add_row(name, f"{similarity:.3f}", *cells)
-    return table
-
-
-def build_targets(targets: list[dict[str, Any]]) -> "Table":
-    """A row per target."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title="targets", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("target", "value", "bound", "met"):
-        table.add_column(heading, justify="left" if heading == "target" else "right", no_wrap=True)
-    for row in targets:
-        value = "" if row["value"] is None else f"{row['value']:.3g}"
-        met = {True: "yes", False: "no", None: "not judged"}[row["met"]]
-        table.add_row(row["name"], value, f"at most {row['bound']:.3g}", met)
     return table

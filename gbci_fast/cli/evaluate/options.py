@@ -1,10 +1,11 @@
 """Options that several kinds of evaluation share, and what they mean."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gbci_fast.choices import RUNTIMES, TIERS
 
@@ -67,6 +68,16 @@ def open_pipeline(args: argparse.Namespace) -> "tuple[GBCIPipeline, str]":
 
     device, folder = pick_device(args.device), checkpoint_folder(args.weights)
     return accelerate(load_pipeline(folder), args.runtime, args.tier, device=device), hash_weights(folder)
+
+
+def print_targets(report: Mapping[str, Any]) -> None:
+    """Every target of a report: value, bound, verdict, note; in lines of 80."""
+    for target in report["targets"]:
+        value = "-" if target["value"] is None else f"{target['value']:.3g}"
+        sign = ">=" if target["at_least"] else "<="
+        met = {True: "met", False: "NOT met", None: "not judged"}[target["met"]]
+        line = f"{target['name']}: {value} ({sign} {target['bound']:.3g}: {met}) {target['note']}"
+        print(textwrap.fill(line, 80, subsequent_indent="  "))
 
 
 @contextmanager

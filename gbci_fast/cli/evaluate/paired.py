@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbci_fast.cli.evaluate.options import add_files, stage_progress
+from gbci_fast.cli.evaluate.options import add_files, print_targets, stage_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
     write_report(args.output, figure, report, lambda path: draw_figure(path, report, examples))
     for name, group in ({"all": report["all"]} | (report["roots"] if len(report["roots"]) > 1 else {})).items():
         Console().print(build_table(name, group))
+    print_targets(report)
     reported = report["source_reported"]
     print(f"The source reports SSIM {reported['ssim']} and PSNR {reported['psnr']} dB in its setting, on its own data.")
     print(f"report: {args.output}\nfigure: {figure}")
