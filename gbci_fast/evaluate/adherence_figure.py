@@ -48,6 +48,7 @@ def _draw_conditions(axes: Axes, report: dict[str, Any]) -> None:
     real = {task.removeprefix(CATEGORY): found["real"] for task, found in tasks.items()}
     ticks = [f"{name}\n{found['positive']} positive, {found['negative']} negative" for name, found in real.items()]
     axes.set_xticks(range(len(tasks)), ticks, fontsize=8)
+    axes.set_xlim(-0.5, len(tasks) - 0.5)
     _finish(axes, f"{report['lesions']} lesions of {report['patients']} patients; bars: 95 % intervals over patients")
 
 

@@ -109,7 +109,7 @@ FAILURES = {
     "evaluate adherence {root} --output {out}.json --steps 0": "steps is 0; expected at least 1",
     "evaluate adherence {root} --output {out}.json --guidance nan": "guidance is nan; expected a finite number",
     "evaluate adherence {root} --output {out}.json --guidance-sweep 1,1": "guidance sweep is 1, 1; expected each value",
-    "evaluate adherence {root} --output {out}.json --limit 0 --weights {weights}": "limit is 0; expected at least 1",
+    "evaluate adherence {root} --output {out}.json --limit 0 --split training --weights {weights}": "limit is 0; exp",
     "evaluate memorisation {root} --output {out}.json --quantile 0.9": "quantile is 0.9; expected above 0, at most 0.5",
     "evaluate memorisation {root} --output {out}.json --synthetic {tmp}": "no image with a finding in",
     "evaluate memorisation {root} --output {out}.json --index {out}.json": "the index would replace",

@@ -1,10 +1,12 @@
 """Adherence: painters that obey and that do not, controls that leak and that do not, and the statistics."""
 
 import argparse
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from gbci_fast.cli.evaluate.adherence import build_table, parse_sweep
 from gbci_fast.data.attributes import Attributes
@@ -153,7 +155,11 @@ class TestSweep:
         report = evaluate_adherence(cases, Reader(), obedient, settings, reconstruction=copying(cases, (), 0))
         draw_figure(tmp_path / "figure.png", report)
         assert (tmp_path / "figure.png").stat().st_size > 10_000
-        assert build_table(report).row_count == 6 + 4
+        table = build_table(report)
+        assert table.row_count == 2 + 6 + 4
+        console = Console(width=80, file=io.StringIO())
+        console.print(table)
+        assert "…" not in console.file.getvalue()
 
     def test_settings_that_cannot_be_are_refused(self):
         with pytest.raises(GBCIError, match="guidance sweep is 1, 1; expected each value once"):

@@ -137,15 +137,14 @@ def build_table(report: dict[str, Any]) -> "Table":
 
     title = f"{report['lesions']} lesions of {report['patients']} patients; 95 % intervals over patients; chance is 0.5"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("task", "condition"):
-        table.add_column(heading, no_wrap=True)
+    table.add_column("task, condition", no_wrap=True)
     for heading in ("balanced", "95 %", "AUC", "95 %"):
         table.add_column(heading, justify="right", no_wrap=True)
     for task, conditions in report["tasks"].items():
         table.add_section()
-        for i, (name, found) in enumerate(conditions.items()):
-            cells = (*_cells(found["balanced_accuracy"]), *_cells(found["auc"]))
-            table.add_row(task.removeprefix("category/") if i == 0 else "", name, *cells)
+        table.add_row(task.removeprefix("category/"))
+        for name, found in conditions.items():
+            table.add_row(f"  {name}", *_cells(found["balanced_accuracy"]), *_cells(found["auc"]))
     return table
 
 
