@@ -11,6 +11,7 @@ from skimage.transform import resize
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, Lesion, to_unit
 from gbci_fast.data.framing import patient_fold, read_views
+from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.preprocess import MODEL_SIZE
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
@@ -195,6 +196,38 @@ def read_lesions(
     if not cases:
         raise GBCIError(f"no lesion lies inside the breast in any image of {listed} ({wanted})")
     return cases
+
+
+def read_painted(
+    root: Path,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> tuple[list[LesionCase], tuple[str, ...]]:
+    """The painted lesions of an output of `gbci-fast generate`, and the ids of the images they were painted into.
+
+    The tables list a template's own lesions, too; these are real, and left out.
+
+    Raises:
+        GBCIError: another data set, or one without a painted lesion.
+    """
+    records = {record.image_id: record for record in VinDr(root).images}
+    templates = {name: record.extra.get("template_image_id") for name, record in records.items()}
+    if None in templates.values():
+        raise GBCIError(f"{root} has images without template_image_id; expected the output of gbci-fast generate")
+    painted = []
+    for case in read_lesions([root], limit=limit, seed=seed, on_progress=on_progress):
+        record = records[case.image_id]
+        # The painted finding is the first one, unless "No Finding" was painted; then no painted pixel is in its box.
+        if case.number == 0:
+            mask = read_mask(root / "masks" / record.study_id / f"{record.image_id}.png")
+            xmin, ymin, xmax, ymax = (round(value) for value in record.findings[0].box)
+            if mask[ymin:ymax, xmin:xmax].any():
+                painted.append(case)
+    if not painted:
+        raise GBCIError(f"no image of {root} has a painted lesion; expected the output of gbci-fast generate")
+    return painted, tuple(templates[case.image_id] for case in painted)
 
 
 def _mask(lesion: Lesion, view: FieldOfView) -> np.ndarray:

@@ -16,11 +16,9 @@ from scipy import stats
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 
-from gbci_fast.data.mask_files import read_mask
-from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Extractor
-from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress, crop_lesions, read_lesions
+from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress, crop_lesions, read_painted
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
 from gbci_fast.evaluate.neighbors import Nearest, TrainingIndex, index_digest
 from gbci_fast.evaluate.report import target, versions
@@ -93,24 +91,9 @@ def read_synthetic(
     Raises:
         GBCIError: another data set, or one without a painted lesion.
     """
-    records = {record.image_id: record for record in VinDr(root).images}
-    templates = {name: record.extra.get("template_image_id") for name, record in records.items()}
-    if None in templates.values():
-        raise GBCIError(f"{root} has images without template_image_id; expected the output of gbci-fast generate")
-    painted = []
-    for case in read_lesions([root], limit=limit, on_progress=on_progress):
-        record = records[case.image_id]
-        # The painted finding is the first one, unless "No Finding" was painted; then no painted pixel is in its box.
-        if case.number == 0:
-            mask = read_mask(root / "masks" / record.study_id / f"{record.image_id}.png")
-            xmin, ymin, xmax, ymax = (round(value) for value in record.findings[0].box)
-            if mask[ymin:ymax, xmin:xmax].any():
-                painted.append(case)
-    if not painted:
-        raise GBCIError(f"no image of {root} has a painted lesion; expected the output of gbci-fast generate")
+    painted, templates = read_painted(root, limit=limit, on_progress=on_progress)
     found = Lesions.of(painted)
-    ids = tuple(templates[name] for name in found.image_ids)
-    return Lesions(crops=found.crops, names=found.names, image_ids=ids)
+    return Lesions(crops=found.crops, names=found.names, image_ids=templates)
 
 
 def evaluate_memorisation(

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +18,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.distances import frechet_distance, kernel_distance
 from gbci_fast.evaluate.distribution import DistributionSettings, Plan, evaluate_distribution, join_patients
 from gbci_fast.evaluate.distribution_figure import draw_figure
-from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, read_lesions
+from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, read_lesions, read_painted
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae
@@ -255,6 +257,23 @@ class TestCommand:
         # All of a data set against a part of it: nothing differs.
         kernel = report["extractors"][0]["statistics"]["kernel"]
         assert kernel["null"]["low"] < kernel["columns"]["synthetic"]["splits"]["median"] < kernel["null"]["high"]
+
+    def test_of_a_generated_set_the_templates_own_lesions_are_left_out(self, root, tmp_path):
+        made = tmp_path / "made"
+        shutil.copytree(root, made)
+        for path in made.glob("*.csv"):
+            table = pd.read_csv(path)
+            table.assign(template_image_id="another").to_csv(path, index=False)
+        everything = read_lesions([made])
+        painted, templates = read_painted(made)
+        assert len(painted) < len(everything)
+        assert {case.number for case in painted} == {0}
+        assert templates == ("another",) * len(painted)
+        split = max(("training", "test"), key=lambda name: len(VinDr(root).of_split(name)))
+        output = tmp_path / "out.json"
+        options = ["--split", split, "--synthetic", str(made)]
+        assert main(["evaluate", "distribution", str(root), "--output", str(output), *options]) == 0
+        assert json.loads(output.read_text())["sets"]["synthetic"]["crops"] == len(painted)
 
     def test_too_few_patients_are_refused_before_anything_is_painted(self, root, tmp_path, capsys):
         split = max(("training", "test"), key=lambda name: len(VinDr(root).of_split(name)))

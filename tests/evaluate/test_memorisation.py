@@ -227,9 +227,8 @@ class TestCommand:
         assert not list(tmp_path.iterdir())
 
     def test_painting_options_do_not_go_with_a_data_set(self, root, tmp_path, capfd):
-        with pytest.raises(SystemExit):
-            run(root, "--output", tmp_path / "out.json", "--synthetic", root, "--weights", root)
-        assert "argument --weights: not allowed with --synthetic" in capfd.readouterr().err
+        assert run(root, "--output", tmp_path / "out.json", "--synthetic", root, "--batch-size", "3") == 1
+        assert "--batch-size is 3 beside --synthetic, where nothing is painted" in capfd.readouterr().err
 
 
 def test_crops_are_named_by_lesion(root):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbci_fast.cli.evaluate.options import add_files, add_painting, print_targets, stage_progress
+from gbci_fast.cli.evaluate.options import add_files, add_painting, print_targets, refuse_painting, stage_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +56,8 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "--synthetic",
         type=Path,
         metavar="ROOT",
-        help="judge the lesions of this VinDr-layout folder, as `gbci-fast generate` writes it, instead of painting",
+        help="judge the painted lesions of this output of `gbci-fast generate`, or all of another VinDr-layout folder, "
+        "instead of painting",
     )
     add_painting(parser)
     parser.set_defaults(run=run)
@@ -122,24 +123,22 @@ def _painting(args: argparse.Namespace) -> "Make":
 
 
 def _reading(args: argparse.Namespace) -> "Make":
-    """Checks the options; what it returns reads --synthetic, all of its splits."""
+    """Checks the options; what it returns reads the lesions of --synthetic, of all splits."""
     from dataclasses import replace
 
     from gbci_fast.data.vindr import VinDr
-    from gbci_fast.errors import GBCIError
     from gbci_fast.evaluate.distribution import join_patients
-    from gbci_fast.evaluate.lesions import crop_lesions, read_lesions
+    from gbci_fast.evaluate.lesions import crop_lesions, read_lesions, read_painted
 
-    parser = argparse.ArgumentParser()
-    add_painting(parser)
-    for name, default in vars(parser.parse_args([])).items():
-        if getattr(args, name) != default:
-            option = f"--{name.replace('_', '-')}"
-            raise GBCIError(f"{option} is {getattr(args, name)} beside --synthetic, where nothing is painted; drop one")
-    VinDr(args.synthetic)
+    refuse_painting(args)
+    generated = any("template_image_id" in record.extra for record in VinDr(args.synthetic).images)
 
     def make(cases: "list[LesionCase]", on_progress: "OnProgress") -> "tuple[dict[str, Crops], dict[str, Any]]":
-        made = read_lesions([args.synthetic], limit=args.limit, seed=args.seed, on_progress=on_progress)
+        options = {"limit": args.limit, "seed": args.seed, "on_progress": on_progress}
+        if generated:  # its tables list the templates' own lesions, too
+            made, _ = read_painted(args.synthetic, **options)
+        else:
+            made = read_lesions([args.synthetic], **options)
         crops = replace(crop_lesions(made), patients=join_patients(cases, made))
         shared = len(set(crops.patients) & {case.patient for case in cases})
         return {"synthetic": crops}, {"synthetic": {"root": args.synthetic.resolve().name, "shared_patients": shared}}

@@ -10,6 +10,7 @@ from gbci_fast.cli.evaluate.options import (
     open_pipeline,
     paint_settings,
     painted_folder,
+    refuse_painting,
     stage_progress,
 )
 
@@ -54,7 +55,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of noise and bootstrap (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="use N test and N synthetic images, spread evenly")
-    parser.set_defaults(run=run, refuse=parser.error)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -69,9 +70,8 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.evaluate.neighbors import save_index
     from gbci_fast.evaluate.report import figure_path, write_report
 
-    for name in ("weights", "painted"):
-        if args.synthetic is not None and getattr(args, name) is not None:
-            args.refuse(f"argument --{name}: not allowed with --synthetic, for which nothing is painted")
+    if args.synthetic is not None:
+        refuse_painting(args)
     figure = figure_path(args.output, args.figure)
     if args.index is not None:
         if args.index.resolve() in (args.output.resolve(), figure.resolve()):

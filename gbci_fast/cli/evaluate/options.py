@@ -41,6 +41,18 @@ def add_painting(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse_painting(args: argparse.Namespace) -> None:
+    """Raises GBCIError where an option of `add_painting` is given beside --synthetic, which would ignore it."""
+    from gbci_fast.errors import GBCIError
+
+    parser = argparse.ArgumentParser()
+    add_painting(parser)
+    for name, default in vars(parser.parse_args([])).items():
+        if getattr(args, name) != default:
+            option = f"--{name.replace('_', '-')}"
+            raise GBCIError(f"{option} is {getattr(args, name)} beside --synthetic, where nothing is painted; drop one")
+
+
 def painted_folder(args: argparse.Namespace) -> Path:
     """Of --painted, or its default."""
     return args.painted or args.output.parent / "painted"
