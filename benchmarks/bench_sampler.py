@@ -1,9 +1,10 @@
 """The sampler end to end: encode, sample, decode and composite, in images per second, with its parity in the same row.
 
 `eager` is the unmodified pipeline in float32, `eager_narrow` in the dtype that tier "tolerance" takes here, `compile`
-the same with ``torch.compile`` of the UNet; then every tier of `accelerate`, and `tensorrt`, that runtime in tier
-"tolerance". A tier's row times the eager pipeline in turn with itself, and fails unless its images are within the
-tier's gates (`gbci_fast.evaluate.parity`).
+the same with ``torch.compile`` of the UNet; then every tier of `accelerate`; `tensorrt`, that runtime in tier
+"tolerance"; and `few_step`, the checkpoint's student in tier "approximate". A tier's row times the eager pipeline in
+turn with itself, and fails unless its images are within the tier's gates (`gbci_fast.evaluate.parity`): to the eager
+pipeline's, and those of `few_step` to the eager student's.
 
 `--quick` runs a few steps of small batches; `--full` everything, from which ``-k cuda`` or ``-k 8-20`` choose.
 """
@@ -35,13 +36,14 @@ from gbci_fast.evaluate.parity import (
     worst,
 )
 from gbci_fast.fast import TIERS, FastPipeline, accelerate
+from gbci_fast.few_step import MOST_STEPS
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.runtimes.tensorrt import why_not_tensorrt
 
 BATCHES, STEPS = (1, 8, 64, 256), (4, 20, 50)
 QUICK = {"cpu": ((1, 4), (8, 4)), "cuda": ((8, 20), (256, 20))}
-ROWS = ("eager", "eager_narrow", "compile", *TIERS, "tensorrt")
-GATED = {tier: tier for tier in TIERS} | {"tensorrt": "tolerance"}  # by which tier's gates a row is judged
+ROWS = ("eager", "eager_narrow", "compile", *TIERS, "tensorrt", "few_step")
+GATED = {tier: tier for tier in TIERS} | {"tensorrt": "tolerance", "few_step": "approximate"}  # whose gates judge a row
 ROUNDS = {"quick": 2, "full": 3}
 GUIDANCE_SCALE = 3.0
 STUDIES = 6  # phantoms that templates and descriptions come from, again and again
@@ -64,7 +66,7 @@ class Bench:
     eager: GBCIPipeline
     narrow_dtype: torch.dtype = torch.float32
     pipes: dict[str, GBCIPipeline] = field(default_factory=dict)
-    references: dict[tuple[int, int], Output] = field(default_factory=dict)
+    references: dict[tuple[bool, int, int], Output] = field(default_factory=dict)
 
     def pipe(self, row: str) -> GBCIPipeline:
         if row not in self.pipes:
@@ -76,8 +78,10 @@ class Bench:
             return self.eager
         if row == "tensorrt":
             return accelerate(self.eager, runtime="tensorrt", tier=GATED[row])
+        if row == "few_step":
+            return accelerate(self.eager, tier=GATED[row])
         if row in TIERS:
-            return accelerate(self.eager, tier=row)
+            return accelerate(self.eager, tier=row, few_step=False)
         made = narrowed(self.eager, self.narrow_dtype)
         if row == "compile":
             cuda = made.device.type == "cuda"
@@ -99,10 +103,16 @@ class Bench:
             "seed": list(range(batch)),
         }
 
-    def reference(self, batch: int, steps: int) -> Output:
-        if (batch, steps) not in self.references:
-            self.references[batch, steps] = reference_output(self.eager, **self.call(batch, steps))
-        return self.references[batch, steps]
+    def reference(self, row: str, batch: int, steps: int) -> Output:
+        """What the eager pipeline paints, or the eager student."""
+        key = row == "few_step", batch, steps
+        if key not in self.references:
+            call, pipe = self.call(batch, steps), self.eager
+            if row == "few_step":
+                call, pipe = call | {"guidance_scale": 1.0}, self.eager.few_step_pipeline()
+                pipe.set_progress_bar_config(disable=True)
+            self.references[key] = reference_output(pipe, **call)
+        return self.references[key]
 
 
 def median_lesion(case: Case) -> Tensor:
@@ -141,7 +151,7 @@ def judge(bench: Bench, row: str, batch: int, steps: int) -> Parity:
     """The row's pipeline against the eager one, on the batch that is timed; it also warms the pipeline up."""
     fast, call, tier = bench.pipe(row), bench.call(batch, steps), GATED[row]
     assert isinstance(fast, FastPipeline)
-    reference = bench.reference(batch, steps)
+    reference = bench.reference(row, batch, steps)
     narrow = None
     if tier == "tolerance":
         wide = fast.plan.dtype == torch.float32
@@ -163,6 +173,8 @@ def bench_sampler(request, benchmark, skip_slow_builds, bench, device, batch, st
         pytest.skip(f"this {device.type} has no bfloat16 units: it would be eager")
     if row == "tensorrt" and (refusals := why_not_tensorrt(device)):
         pytest.skip("; ".join(refusals))
+    if row == "few_step" and steps > MOST_STEPS:
+        pytest.skip(f"is meant for up to {MOST_STEPS} steps")
     pipe, call = bench.pipe(row), bench.call(batch, steps)
     benchmark.extra_info.update(device=device.type, batch=batch, steps=steps, row=row, guidance=GUIDANCE_SCALE)
     benchmark.extra_info.update(dtype=str(pipe.unet.dtype).removeprefix("torch."), threads=torch.get_num_threads())
@@ -172,7 +184,7 @@ def bench_sampler(request, benchmark, skip_slow_builds, bench, device, batch, st
         benchmark.extra_info.update(parity=found.sentence(), plan=pipe.describe())
         distance = found.worst
     else:
-        reference = bench.reference(batch, steps)
+        reference = bench.reference(row, batch, steps)
         found = reference if row == "eager" else candidate_output(pipe, **call)
         distance = worst(measure(found.images, reference.images, call["mask_image"] > 0.5))
     benchmark.extra_info.update(worst_roi_psnr=distance.psnr, worst_roi_ssim=distance.ssim)

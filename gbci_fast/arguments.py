@@ -1,4 +1,4 @@
-"""Types of the arguments of a pipeline's call: a wrong one is one sentence, not a traceback from deep inside torch."""
+"""The arguments of a pipeline's call: a wrong one is one sentence, not a traceback from deep inside torch."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 
 MAX_SIDE = 8192  # pixels that an image may be resized to
@@ -37,6 +38,36 @@ def check_argument_types(given: Mapping[str, Any]) -> None:
         generator is None or _is_list_of(torch.Generator, generator),
         "a torch.Generator, a list of them, or None",
     )
+
+
+def described(attributes: Attributes | Mapping | Sequence | None) -> list[Attributes]:
+    """One `Attributes` per description; what is unknown says so."""
+    items = attributes if isinstance(attributes, list | tuple) else [attributes]
+    out = []
+    for item in items:
+        if item is None:
+            item = Attributes()
+        out.append(item if isinstance(item, Attributes) else Attributes.from_mapping(item))
+    return out
+
+
+def broadcast_size(inputs: Mapping[str, Tensor | Sequence | None]) -> int:
+    """The common length of `inputs`; GBCIError where one is neither 1 nor that."""
+    sizes = {name: len(part) for name, part in inputs.items() if part is not None}
+    largest = max(sizes.values())
+    for name, size in sizes.items():
+        if size not in (1, largest):
+            raise GBCIError(f"{name} has {size} entries; expected 1 or {largest}")
+    return largest
+
+
+def broadcast(part: Tensor | Sequence | None, size: int, device: torch.device) -> Any:
+    """`part` on `device`, its one entry or all of them, `size` entries in all."""
+    if part is None:
+        return None
+    if isinstance(part, Tensor):
+        return part.to(device).expand(size, *part.shape[1:])
+    return list(part) * (size // len(part))
 
 
 def _check_tensor(name: str, value: Any, axes: int) -> None:

@@ -5,12 +5,14 @@ tier        what may differ from eager at the same seed, scheduler and steps
 =========== ============================================================================================
 exact       float32 rounding: latents by at most 1e-5 of the largest
 tolerance   the rounding of a narrower dtype: an RMS error at most 1.5 times that of eager in this dtype
-approximate also what the model sees: the latents around the mask alone (`gbci_fast.windows`)
+approximate also what the model sees: the latents around the mask alone (`gbci_fast.windows`); and, for few steps,
+            the model: the checkpoint's few-step weights (`gbci_fast.few_step`)
 =========== ============================================================================================
 """
 
 import copy
 import functools
+import inspect
 import operator
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -23,6 +25,7 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from gbci_fast import windows
+from gbci_fast.arguments import check_argument_types
 from gbci_fast.choices import RUNTIMES, TIERS
 from gbci_fast.conditioning import Conditioning
 from gbci_fast.data.attributes import Attributes
@@ -30,6 +33,7 @@ from gbci_fast.denoiser import Denoiser
 from gbci_fast.devices import has_bfloat16_units
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast_unet import FastUNet
+from gbci_fast.few_step import FewStepLoRA
 from gbci_fast.masks import feather_latent_mask
 from gbci_fast.noise import seed_tensor
 from gbci_fast.ops._triton import triton
@@ -47,6 +51,7 @@ from gbci_fast.sampling import KnownRegion, adds_noise, on_host, sample_ddim, sa
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 AUTO = ("fused", "eager")
 """What "auto" tries in turn, the fastest first as far as measured: "tensorrt" has been measured nowhere yet."""
+_SIGNATURE = inspect.signature(GBCIPipeline.__call__)
 _BUILDERS = {
     "eager": EagerDenoiser, "fused": FusedDenoiser, "compile": CompiledDenoiser, "tensorrt": TensorRTDenoiser,
 }  # fmt: skip
@@ -86,6 +91,9 @@ class FastPipeline(GBCIPipeline):
     and `to` copies what is shared. A UNet that was moved, exchanged or hooked (as offloading does) since the last call
     is looked at again, and the plan may change; weights, processors and the like that change after the first call are
     not seen: accelerate again. Calls from several threads take turns.
+
+    With a `few_step` component, calls that it covers go to the student, with its own scheduler; a callback gets the
+    student's pipeline.
     """
 
     eager: GBCIPipeline
@@ -93,6 +101,7 @@ class FastPipeline(GBCIPipeline):
     _lock: threading.RLock
     _planned_for: Any = None
     _built: tuple[Denoiser, LoopGraphs | None] | None = None
+    _student: tuple[Hashable, "FastPipeline"] | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "FastPipeline":
         """With a lock of its own, also as a copy."""
@@ -102,19 +111,29 @@ class FastPipeline(GBCIPipeline):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to one pipeline alone, and is made anew."""
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_built")}
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_built", "_student")}
 
     @functools.wraps(GBCIPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
+            call = _SIGNATURE.bind(self, *args, **kwargs)
+            call.apply_defaults()
+            check_argument_types(call.arguments)
+            if self.few_step is not None and self.few_step.covers(
+                **{name: call.arguments[name] for name in ("num_inference_steps", "guidance_scale", "eta")}
+            ):
+                student = self._student_here()
+                student.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+                call.arguments |= {"self": student, "guidance_scale": 1.0}
+                return FastPipeline.__call__(*call.args, **call.kwargs)
             sampler_for(self.scheduler)  # it may have been exchanged
             return super().__call__(*args, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> "FastPipeline":
         """As of any pipeline; `eager` stays where it is."""
-        for name in ("vae", "unet", "conditioner"):
+        for name in ("vae", "unet", "conditioner", "few_step"):
             part = getattr(self, name)
-            if next(part.parameters()) is next(getattr(self.eager, name).parameters()):
+            if part is not None and next(part.parameters()) is next(getattr(self.eager, name).parameters()):
                 setattr(self, name, copy.deepcopy(part))
         return super().to(*args, **kwargs)
 
@@ -248,11 +267,22 @@ class FastPipeline(GBCIPipeline):
         baked = tables(scheduler), len(run.timesteps), self.guidance_scale, run.eta, run.known_region
         return graphs((*baked, run.conditioning.padded), loop, batched, shared)
 
+    def _student_here(self) -> "FastPipeline":
+        """Made when it is first needed, and again when the UNet was moved; VAE and conditioner are this pipeline's."""
+        key = _identity(self.unet)
+        if self._student is None or self._student[0] != key:
+            pipe, device = self.eager.few_step_pipeline(), self._execution_device
+            student = accelerate(pipe, self.plan.asked, self.plan.tier, self.unet.dtype, device)
+            student.vae, student.conditioner = self.vae, self.conditioner
+            self._student = key, student
+        return self._student[1]
+
     def _denoiser_here(self) -> tuple[Denoiser, LoopGraphs | None]:
         """Built when they are first needed, and again when the UNet was moved, exchanged or hooked."""
         key = _identity(self.unet)
         if self._planned_for != key:
-            self.plan = _plan(self, self.plan.asked, self.plan.tier, self.unet.dtype, self._execution_device)
+            plan = _plan(self, self.plan.asked, self.plan.tier, self.unet.dtype, self._execution_device)
+            self.plan = _with_student(plan, self.few_step)
             self._planned_for, self._built = key, None
         if self._built is None:
             recorder = _recorder(self.plan.runtime, self.unet)
@@ -267,6 +297,7 @@ def accelerate(
     tier: str = "tolerance",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    few_step: bool = True,
 ) -> FastPipeline | FastUNet:
     """A pipeline with the same call and, within `tier`, the same images; `pipe` stays as it is.
 
@@ -282,6 +313,7 @@ def accelerate(
             make.
         dtype: of UNet and VAE; by default the narrowest that the tier and the device are good for.
         device: by default where `pipe` is.
+        few_step: whether tier "approximate" may use the few-step weights that `pipe` carries.
 
     Raises:
         GBCIError: an unknown runtime or tier, a dtype that the tier excludes, a runtime that cannot run this UNet, a
@@ -296,7 +328,8 @@ def accelerate(
         raise GBCIError(f"pipe is a {type(pipe).__name__}; expected a GBCIPipeline or a UNet2DConditionModel")
     sampler_for(pipe.scheduler)
     device = torch.device(device if device is not None else pipe.device)
-    plan = _plan(pipe, runtime, tier, dtype, device)
+    change = pipe.few_step if few_step and tier == "approximate" else None
+    plan = _with_student(_plan(pipe, runtime, tier, dtype, device), change)
     layout = _layout(device, plan.dtype)
     parts = {"vae": pipe.vae, "unet": pipe.unet, "conditioner": pipe.conditioner}
     dtypes = {"vae": plan.dtype, "unet": plan.dtype, "conditioner": pipe.conditioner.dtype}
@@ -311,7 +344,7 @@ def accelerate(
         parts["vae"] = with_filtered_convolutions(parts["vae"])
     if plan.runtime == "tensorrt":
         parts["vae"] = EngineAutoencoder.of(parts["vae"])
-    fast = FastPipeline(**parts, scheduler=copy.deepcopy(pipe.scheduler))
+    fast = FastPipeline(**parts, scheduler=copy.deepcopy(pipe.scheduler), few_step=change)
     fast.eager, fast.plan, fast._planned_for = pipe, plan, _identity(fast.unet)
     fast.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return fast
@@ -376,6 +409,10 @@ def _plan(pipe: GBCIPipeline, runtime: str, tier: str, dtype: torch.dtype | None
     if tier == "approximate":
         notes.append(windows.NOTE)
     return Plan(runtime=runtime, tier=tier, dtype=dtype, notes=tuple(notes), asked=asked)
+
+
+def _with_student(plan: Plan, change: FewStepLoRA | None) -> Plan:
+    return plan if change is None else replace(plan, notes=(*plan.notes, change.note()))
 
 
 def _refusals(runtime: str, reasons: list[str], tier: str, device: torch.device) -> list[str]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,11 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from gbci_fast.arguments import check_argument_types
+from gbci_fast.arguments import broadcast, broadcast_size, check_argument_types, described
 from gbci_fast.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
+from gbci_fast.few_step import FewStepLoRA
 from gbci_fast.images import ImageInput, from_tensor, to_tensor
 from gbci_fast.masks import composite, feather_latent_mask, latent_mask
 from gbci_fast.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox_normal
@@ -48,9 +49,13 @@ class GBCIPipeline(DiffusionPipeline):
         unet: 9 input channels (noisy latents 4, mask 1, latents of the masked image 4), 4 output channels.
         scheduler: DDIM, Euler, DPM-Solver++ 2M, UniPC or LCM; others that diffusers' inpainting can drive also work.
         conditioner: tokens and FiLM vector of the masked image, the attributes and the report.
+        few_step: a change of the UNet's weights for sampling in a few steps, which this pipeline carries and does not
+            use: see `few_step_pipeline`, and tier "approximate" of `gbci_fast.accelerate`.
     """
 
     model_cpu_offload_seq = "conditioner->unet->vae"
+    _optional_components: ClassVar = ["few_step"]
+    _exclude_from_cpu_offload: ClassVar = ["few_step"]
     _callback_tensor_inputs = ("latents", "noise", "image_latents")
 
     def __init__(
@@ -59,9 +64,10 @@ class GBCIPipeline(DiffusionPipeline):
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
         conditioner: ConditionEncoder,
+        few_step: FewStepLoRA | None = None,
     ):
         super().__init__()
-        self.register_modules(vae=vae, unet=unet, scheduler=scheduler, conditioner=conditioner)
+        self.register_modules(vae=vae, unet=unet, scheduler=scheduler, conditioner=conditioner, few_step=few_step)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @classmethod
@@ -75,6 +81,21 @@ class GBCIPipeline(DiffusionPipeline):
                 for parameter in part.parameters():
                     parameter.data = parameter.data.clone()
         return pipe
+
+    def few_step_pipeline(self) -> "GBCIPipeline":
+        """The student as a pipeline of its own, for 1 to 8 steps with ``guidance_scale=1``: it has guidance inside.
+
+        Raises:
+            GBCIError: the checkpoint carries none.
+        """
+        if self.few_step is None:
+            raise GBCIError("this pipeline has no few_step component; `gbci-fast train distill` makes one")
+        return GBCIPipeline(
+            vae=self.vae,
+            unet=self.few_step.apply_to(self.unet),
+            scheduler=self.few_step.scheduler(self.scheduler),
+            conditioner=self.conditioner,
+        )
 
     @property
     def guidance_scale(self) -> float:
@@ -171,22 +192,22 @@ class GBCIPipeline(DiffusionPipeline):
         )
         self._check_callback(callback_on_step_end_tensor_inputs)
         self._guidance_scale, self._interrupt = guidance_scale, False
-        described = _described(attributes)
+        descriptions = described(attributes)
         reports = [report] if report is None or isinstance(report, str) else list(report)
         inputs = {
-            "image": pixels, "mask_image": mask, "attributes": described, "report": reports,
+            "image": pixels, "mask_image": mask, "attributes": descriptions, "report": reports,
             "report_embeds": report_embeds, "report_mask": report_mask,
         }  # fmt: skip
-        device, batch_size = self._execution_device, _broadcast_size(inputs)
-        pixels, mask, described, reports, report_embeds, report_mask = (
-            _broadcast(part, batch_size, device) for part in inputs.values()
+        device, batch_size = self._execution_device, broadcast_size(inputs)
+        pixels, mask, descriptions, reports, report_embeds, report_mask = (
+            broadcast(part, batch_size, device) for part in inputs.values()
         )
         total = batch_size * num_images_per_prompt
         seeds = self._seeds(seed, generator, total)
 
         # 1. Condition and encode once per (image, mask).
         masked_pixels = (pixels * 2 - 1) * (1 - mask)
-        conditioning = self.encode_condition(masked_pixels, mask, described, reports, report_embeds, report_mask)
+        conditioning = self.encode_condition(masked_pixels, mask, descriptions, reports, report_embeds, report_mask)
         image_latents = self.encode_image(pixels * 2 - 1)
         masked_image_latents = self.encode_image(masked_pixels)
         mask_latents = latent_mask(mask, self.vae_scale_factor)
@@ -446,38 +467,11 @@ class Trajectory:
         return scope["latents"]
 
 
-def _described(attributes: Attributes | Mapping | Sequence | None) -> list[Attributes]:
-    items = attributes if isinstance(attributes, list | tuple) else [attributes]
-    out = []
-    for item in items:
-        if item is None:
-            item = Attributes()
-        out.append(item if isinstance(item, Attributes) else Attributes.from_mapping(item))
-    return out
-
-
 def _check_values(**checks: tuple[Any, bool, str]) -> None:
     """Raises for the first argument whose (value, is it valid, what was expected) is not valid."""
     for name, (value, valid, expected) in checks.items():
         if not valid:
             raise GBCIError(f"{name} is {value!r}; expected {expected}")
-
-
-def _broadcast_size(inputs: Mapping[str, Tensor | Sequence | None]) -> int:
-    sizes = {name: len(part) for name, part in inputs.items() if part is not None}
-    largest = max(sizes.values())
-    for name, size in sizes.items():
-        if size not in (1, largest):
-            raise GBCIError(f"{name} has {size} entries; expected 1 or {largest}")
-    return largest
-
-
-def _broadcast(part: Tensor | Sequence | None, size: int, device: torch.device) -> Any:
-    if part is None:
-        return None
-    if isinstance(part, Tensor):
-        return part.to(device).expand(size, *part.shape[1:])
-    return list(part) * (size // len(part))
 
 
 def _resized(pixels: Tensor, mask: Tensor, height: int | None, width: int | None) -> tuple[Tensor, Tensor]:

@@ -143,7 +143,7 @@ def test_ddim_equals_its_equations(pipe, image, mask, eta):
     known, constant = pipe.encode_image(image * 2 - 1), pipe.encode_image(masked)
     cells = latent_mask(mask, 4)
     blend = feather_latent_mask(cells, 1).double()
-    condition = pipe.encode_condition(masked, mask, pipeline._described(list(DESCRIPTIONS[:2])), [None, None])
+    condition = pipe.encode_condition(masked, mask, pipeline.described(list(DESCRIPTIONS[:2])), [None, None])
     null = pipe.conditioner.null(2, 1)
     noise = philox_normal(seeds, (4, 16, 16)).double()
 

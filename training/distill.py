@@ -7,19 +7,19 @@ student is the teacher's UNet plus a low-rank change of every convolution and li
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import LCMScheduler, UNet2DConditionModel
-from safetensors.torch import save_file
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gbci_fast.checkpoint import load_pipeline
 from gbci_fast.errors import GBCIError
+from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
 from gbci_fast.files import hash_weights
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.data import load_images
@@ -28,7 +28,6 @@ from gbci_fast.training.loop import LoopConfig, check_output, replace_folder, tr
 from gbci_fast.training.ranks import rank_device
 from gbci_fast.training.stages import digest_roots
 
-LORA_FILE = "lora.safetensors"
 BOUNDARY = 0.5  # sigma_data of the consistency function, as in diffusers' LCMScheduler
 SHEET_STEPS = 4
 
@@ -82,26 +81,14 @@ def with_low_rank(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel
     return student
 
 
-@torch.no_grad()
-def merged(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A stock copy of `teacher` with the student's weights."""
-    result = copy.deepcopy(teacher)
-    for name, layer in _changed(student):
-        result.get_submodule(name).weight.copy_(layer.weight)
-    return result
-
-
-def low_rank_tensors(student: UNet2DConditionModel) -> dict[str, Tensor]:
-    """``<layer>.up`` [rows, rank] and ``<layer>.down`` [rank, columns], float16, of every changed layer."""
+def low_rank_change(student: UNet2DConditionModel, config: DistillConfig) -> FewStepLoRA:
+    """What the student of `with_low_rank` has learned, in float16."""
     tensors = {}
-    for name, layer in _changed(student):
-        change = layer.parametrizations.weight[0]
-        tensors |= {f"{name}.{part}": getattr(change, part).detach().half().cpu() for part in ("up", "down")}
-    return tensors
-
-
-def _changed(student: UNet2DConditionModel) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, part) for name, part in student.named_modules() if parametrize.is_parametrized(part))
+    for name, layer in student.named_modules():
+        if parametrize.is_parametrized(layer):
+            change = layer.parametrizations.weight[0]
+            tensors |= {f"{name}.{part}": getattr(change, part).detach().cpu() for part in ("up", "down")}
+    return FewStepLoRA.of(tensors, guidance_scale=config.guidance, solver_steps=config.solver_steps).half()
 
 
 class DistillTask(LDMTask):
@@ -115,9 +102,7 @@ class DistillTask(LDMTask):
         student = GBCIPipeline(
             vae=teacher.vae,
             unet=with_low_rank(teacher.unet, config.rank).to(device),
-            scheduler=LCMScheduler.from_config(
-                teacher.scheduler.config, original_inference_steps=config.solver_steps, clip_sample=False
-            ),
+            scheduler=few_step_scheduler(teacher.scheduler, config.solver_steps),
             conditioner=teacher.conditioner,
         )
         super().__init__(student, bank, replace(sampling, null_probability=0.0), device)
@@ -173,12 +158,10 @@ class DistillTask(LDMTask):
         self.write_sheet(path, num_inference_steps=SHEET_STEPS, guidance_scale=1.0)
 
     def export(self, folder: Path) -> None:
-        """Writes the student as a whole pipeline to ``pipeline/``, and its low-rank change alone to `LORA_FILE`."""
-        unet = merged(self.module["unet"], self.teacher.unet)
-        parts = {name: part for name, part in self.pipe.components.items() if name != "unet"}
-        replace_folder(folder / "pipeline", GBCIPipeline(**parts, unet=unet).save_pretrained)
-        tensors = low_rank_tensors(self.module["unet"])
-        replace_folder(folder / "lora", lambda path: (path.mkdir(parents=True), save_file(tensors, path / LORA_FILE)))
+        """Writes the teacher with the student's change of its weights as component `few_step` to ``pipeline/``."""
+        change = low_rank_change(self.module["unet"], self.distill)
+        pipe = GBCIPipeline(**(self.teacher.components | {"few_step": change}))
+        replace_folder(folder / "pipeline", pipe.save_pretrained)
 
     def _alpha(self, timesteps: Tensor) -> Tensor:
         """Cumulative alpha [B, 1, 1, 1]; 1 at the clean latent, timestep -1."""
@@ -203,23 +186,24 @@ def train_distill(
     overrides: Mapping[str, Any],
     resume: bool,
     guidance: float | None = None,
+    solver_steps: int | None = None,
     rank: int | None = None,
     variants: int | None = None,
     latent_crop: int | None = None,
     device: str = "auto",
 ) -> None:
-    """Distills the pipeline in `teacher` on the training split of `roots`; ``output/pipeline`` is the student.
+    """Distills the pipeline in `teacher` on the training split of `roots`.
 
-    Sample it with the LCM scheduler that it is saved with, 1 to 8 steps and guidance 1.
+    ``output/pipeline`` is the teacher with the student as its component `few_step`.
 
     Args:
         teacher: a pipeline folder with v-prediction.
-        guidance, rank, variants, latent_crop: override the preset's.
+        guidance, solver_steps, rank, variants, latent_crop: override the preset's.
     """
     sampling, config, loop = distill_preset(preset)
     loop = replace(loop, **overrides)
     sampling = replace(sampling, **_given(variants=variants, latent_crop=latent_crop))
-    config = replace(config, **_given(guidance=guidance, rank=rank))
+    config = replace(config, **_given(guidance=guidance, solver_steps=solver_steps, rank=rank))
     place = rank_device(device)
     settings = {f"model.{name}": value for name, value in (asdict(sampling) | asdict(config)).items()}
     inputs = {"preset": preset, **settings, "data": digest_roots(roots), "teacher": hash_weights(teacher)[:16]}

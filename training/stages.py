@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 
 from gbci_fast.checkpoint import load_pipeline
 from gbci_fast.data.cache import CACHE_FILE
@@ -46,17 +47,34 @@ def train_vae(
     preset: str,
     overrides: Mapping[str, Any],
     resume: bool,
+    init: Path | None = None,
+    decoder_only: bool = False,
     device: str = "auto",
 ) -> None:
-    """Trains the autoencoder on the training split of `roots`; ``output/vae`` holds the averaged weights."""
+    """Trains the autoencoder on the training split of `roots`; ``output/vae`` holds the averaged weights.
+
+    Args:
+        init: a pipeline folder whose autoencoder's weights are the starting ones.
+        decoder_only: leave the encoder, and so the latents, as they are.
+
+    Raises:
+        GBCIError: `decoder_only` without `init`: the latents would be noise.
+    """
     config, loop = vae_preset(preset)
-    loop = replace(loop, **overrides)
+    config, loop = replace(config, decoder_only=decoder_only), replace(loop, **overrides)
+    if decoder_only and init is None:
+        raise GBCIError("a decoder alone is trained on the latents of a trained encoder; name its pipeline with --init")
     place = rank_device(device)
-    inputs = {"preset": preset, **_model_settings(config), "data": digest_roots(roots)}
+    inputs = {"preset": preset, **_model_settings(config), "data": digest_roots(roots), **_started_from(init)}
     check_output(output, resume, loop, inputs)
-    images = load_images(roots, "training")
     torch.manual_seed(loop.seed)
-    train(VAETask(images, config, place), loop, output, resume=resume, device=place, inputs=inputs)
+    task = VAETask(load_images(roots, "training"), config, place)
+    if init is not None:
+        trained = load_pipeline(init).vae
+        _copy_weights(task.module, trained, init)
+        factors = {name: trained.config[name] for name in ("shift_factor", "scaling_factor")}
+        task.module.register_to_config(**factors)
+    train(task, loop, output, resume=resume, device=place, inputs=inputs)
 
 
 def ldm_preset(name: str) -> tuple[LDMConfig, LoopConfig]:
@@ -102,7 +120,7 @@ def train_ldm(
         **_model_settings(config),
         "data": digest_roots(roots),
         "vae": hash_weights(vae / "vae")[:16],
-        "init": None if init is None else hash_weights(init)[:16],
+        **_started_from(init),
     }
     check_output(output, resume, loop, inputs)
     autoencoder = _open_vae(vae / "vae")
@@ -181,11 +199,19 @@ def _open_vae(folder: Path) -> AutoencoderKL:
         raise GBCIError(f"{folder} cannot be loaded as an autoencoder: {reason}") from error
 
 
+def _started_from(init: Path | None) -> dict[str, str | None]:
+    return {"init": None if init is None else hash_weights(init)[:16]}
+
+
 def _start_from(pipe: GBCIPipeline, folder: Path) -> None:
     """Copies the UNet and the conditioner of a pipeline folder into `pipe`."""
     trained = load_pipeline(folder)
+    _copy_weights(pipe.unet, trained.unet, folder)
+    _copy_weights(pipe.conditioner, trained.conditioner, folder)
+
+
+def _copy_weights(module: nn.Module, trained: nn.Module, folder: Path) -> None:
     try:
-        pipe.unet.load_state_dict(trained.unet.state_dict())
-        pipe.conditioner.load_state_dict(trained.conditioner.state_dict())
+        module.load_state_dict(trained.state_dict())
     except RuntimeError as error:
         raise GBCIError(f"{folder} holds a model of another shape; expected that of the chosen --preset") from error

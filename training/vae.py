@@ -26,6 +26,7 @@ class VAEConfig:
     lesion_crops: float = 0.5
     edge_weight: float = 0.5
     kl_weight: float = 1e-6
+    decoder_only: bool = False
 
 
 def build_vae(config: VAEConfig) -> AutoencoderKL:
@@ -46,11 +47,17 @@ def build_vae(config: VAEConfig) -> AutoencoderKL:
 
 
 class VAETask:
-    """Loss: L1 + L2 of pixels, L1 of their horizontal and vertical differences, and a faint KL term."""
+    """Loss: L1 + L2 of pixels, L1 of their horizontal and vertical differences, and a faint KL term.
+
+    With `decoder_only` the latents stay as they are, and so a diffusion model that was trained on them stays valid.
+    """
 
     def __init__(self, images: Sequence[FieldOfView], config: VAEConfig, device: torch.device):
         self.images, self.config, self.device = images, config, device
         self.module: nn.Module = build_vae(config)
+        if config.decoder_only:
+            for part in (self.module.encoder, self.module.quant_conv):
+                part.requires_grad_(False)
 
     def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """One batch of crops [B, 1, c, c] in [-1, 1]."""
@@ -74,6 +81,11 @@ class VAETask:
     @torch.no_grad()
     def export(self, folder: Path) -> None:
         """Writes ``vae/`` with the latents' own mean and spread as `shift_factor` and `scaling_factor`."""
+        if not self.config.decoder_only:
+            self._normalize()
+        replace_folder(folder / "vae", self.module.save_pretrained)
+
+    def _normalize(self) -> None:
         picks = self.images[:: max(1, len(self.images) // 32)][:32]
         x = torch.stack([to_unit(item.image) for item in picks])[:, None].to(self.device) * 2 - 1
         latents = torch.cat([self.module.encode(part).latent_dist.mode() for part in x.split(8)]).float()
@@ -82,7 +94,6 @@ class VAETask:
         inside = torch.nn.functional.adaptive_avg_pool2d(inside, latents.shape[-2:])[:, 0] > 0.5
         values = latents.movedim(1, -1)[inside]
         self.module.register_to_config(shift_factor=values.mean().item(), scaling_factor=1 / values.std().item())
-        replace_folder(folder / "vae", self.module.save_pretrained)
 
     def _crops(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Random crops, centered on a breast pixel; half of them on a lesion pixel where the image has one."""

@@ -20,7 +20,7 @@ example:
   gbci-fast train vae --data VINDR_ROOT --output runs/vae
   gbci-fast train ldm --data VINDR_ROOT --vae runs/vae --output runs/ldm --resume
   gbci-fast train distill --data VINDR_ROOT --teacher runs/ldm/pipeline --output runs/distill
-  gbci-fast generate INPUT --weights runs/distill/pipeline --steps 4 --guidance 1 --output out/fast
+  gbci-fast generate INPUT --weights runs/distill/pipeline --tier approximate --steps 4 --output out/fast
   gbci-fast train classifier --data VINDR_ROOT --output runs/classifier
   torchrun --nproc-per-node 4 --no-python gbci-fast train ldm --data CACHE --vae runs/vae --output runs/l --accumulate 4
 """
@@ -41,14 +41,24 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         _add_common(stage_parser)
         if stage == "ldm":
             stage_parser.add_argument("--vae", type=Path, required=True, help="folder written by `train vae`")
+        if stage in ("vae", "ldm"):
             stage_parser.add_argument(
                 "--init", type=Path, help="start from the weights of this pipeline folder (not the optimizer)"
+            )
+        if stage == "vae":
+            stage_parser.add_argument(
+                "--decoder-only",
+                action="store_true",
+                help="leave the encoder of --init, and so the latents of models trained on it, as they are",
             )
         if stage == "distill":
             stage_parser.add_argument(
                 "--teacher", type=Path, metavar="DIR", help="the pipeline folder to distill (default: the packaged one)"
             )
             stage_parser.add_argument("--guidance", type=float, help="guidance scale that the student has built in")
+            stage_parser.add_argument(
+                "--solver-steps", type=int, metavar="N", help="DDIM steps of the teacher's trajectory to learn from"
+            )
             stage_parser.add_argument("--rank", type=int, help="of the low-rank change of every layer")
         if stage in ("ldm", "distill"):
             stage_parser.add_argument(
@@ -92,9 +102,11 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.training import stages
 
     overrides = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
-    if args.stage in ("vae", "classifier"):
-        stage = stages.train_vae if args.stage == "vae" else stages.train_classifier
-        stage(args.data, args.output, preset=args.preset, overrides=overrides, resume=args.resume, device=args.device)
+    common = {"preset": args.preset, "overrides": overrides, "resume": args.resume, "device": args.device}
+    if args.stage == "vae":
+        stages.train_vae(args.data, args.output, init=args.init, decoder_only=args.decoder_only, **common)
+    elif args.stage == "classifier":
+        stages.train_classifier(args.data, args.output, **common)
     elif args.stage == "distill":
         from gbci_fast.checkpoint import checkpoint_folder
         from gbci_fast.training.distill import train_distill
@@ -104,13 +116,11 @@ def run(args: argparse.Namespace) -> None:
             args.output,
             teacher=checkpoint_folder(args.teacher),
             guidance=args.guidance,
+            solver_steps=args.solver_steps,
             rank=args.rank,
             variants=args.variants,
             latent_crop=args.latent_crop,
-            preset=args.preset,
-            overrides=overrides,
-            resume=args.resume,
-            device=args.device,
+            **common,
         )
     else:
         stages.train_ldm(
@@ -120,8 +130,5 @@ def run(args: argparse.Namespace) -> None:
             init=args.init,
             variants=args.variants,
             latent_crop=args.latent_crop,
-            preset=args.preset,
-            overrides=overrides,
-            resume=args.resume,
-            device=args.device,
+            **common,
         )

@@ -201,9 +201,12 @@ def _thin(halves: np.ndarray, fewest: np.ndarray, rng: np.random.Generator) -> n
     return halves & (keys.argsort(1).argsort(1) < fewest[:, None])
 
 
-def _compare_features(
-    extractor: Extractor, sets: Mapping[str, Crops], plan: Plan, settings: DistributionSettings
-) -> dict[str, Any]:
+def extract(extractor: Extractor, sets: Mapping[str, Crops]) -> dict[str, np.ndarray]:
+    """Features [N, D] of every set; those of many units in standard deviations of the real crops, the set `REAL`.
+
+    Raises:
+        GBCIError: a feature is NaN or infinite.
+    """
     features = {name: extractor(crops) for name, crops in sets.items()}
     for name, x in features.items():
         if not np.isfinite(x).all():
@@ -211,6 +214,13 @@ def _compare_features(
     if extractor.name in STANDARDIZED:
         mean, sd = features[REAL].mean(0), features[REAL].std(0)
         features = {name: (x - mean) / np.where(sd > 0, sd, 1) for name, x in features.items()}
+    return features
+
+
+def _compare_features(
+    extractor: Extractor, sets: Mapping[str, Crops], plan: Plan, settings: DistributionSettings
+) -> dict[str, Any]:
+    features = extract(extractor, sets)
     statistics: dict[str, dict[str, Any]] = {}
     for name, x in features.items():
         owners = sets[name].patients, sets[REAL].patients

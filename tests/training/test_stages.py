@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from gbci_fast.cli import main
 from gbci_fast.errors import GBCIError
@@ -71,6 +72,19 @@ def test_latent_diffusion(vae_run, phantom_root, tmp_path, capsys, monkeypatch):
     begun = GBCIPipeline.from_pretrained(tmp_path / "more" / "pipeline")
     for name, value in trained.unet.state_dict().items():
         torch.testing.assert_close(begun.unet.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_an_autoencoder_can_be_trained_on(vae_run, phantom_root, tmp_path, capsys):
+    folder = tmp_path / "pipeline"
+    vae = AutoencoderKL.from_pretrained(vae_run[0] / "vae")
+    build_pipeline(stages.ldm_preset("tiny")[0], vae, 64).save_pretrained(folder)
+    options = ("vae", "--data", phantom_root, "--preset", "tiny", "--steps", 1, "--learning-rate", 1e-9)
+    assert train(*options, "--output", tmp_path / "more", "--init", folder) == 0
+    begun = AutoencoderKL.from_pretrained(tmp_path / "more" / "vae").state_dict()
+    for name, value in vae.state_dict().items():
+        torch.testing.assert_close(begun[name], value, rtol=0, atol=1e-6)
+    said = refusal(capsys, "vae", "--data", phantom_root, "--steps", 1, "--output", tmp_path / "base", "--init", folder)
+    assert said == (f"gbci-fast train: {folder} holds a model of another shape; expected that of the chosen --preset\n")
 
 
 def test_interrupted_and_resumed_is_the_same_run(phantom_root, tmp_path, monkeypatch, capsys):

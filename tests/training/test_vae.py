@@ -69,6 +69,19 @@ def test_export_normalizes_the_breasts_latents(task, images, tmp_path):
     assert values.std().item() == pytest.approx(1, abs=0.05)
 
 
+def test_a_decoder_alone_leaves_the_latents(images, tmp_path):
+    torch.manual_seed(0)
+    config = VAEConfig(block_out_channels=(16, 16, 32), norm_num_groups=8, crop=32, decoder_only=True)
+    task = VAETask(images, config, CPU)
+    task.module.register_to_config(shift_factor=0.25, scaling_factor=1.5)
+    task.loss(2, torch.Generator().manual_seed(0)).backward()
+    learning = {name.split(".")[0] for name, part in task.module.named_parameters() if part.grad is not None}
+    assert learning == {"decoder", "post_quant_conv"}
+    task.export(tmp_path)
+    kept = AutoencoderKL.from_pretrained(tmp_path / "vae").config
+    assert (kept.shift_factor, kept.scaling_factor) == (0.25, 1.5)
+
+
 def test_export_replaces_itself(task, tmp_path):
     for _ in range(2):
         task.export(tmp_path)

@@ -1,0 +1,86 @@
+"""The few-step student that a checkpoint may carry: a low-rank change of its UNet with guidance inside."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from diffusers import LCMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from gbci_fast.errors import GBCIError
+
+MOST_STEPS = 8
+"""Up to here the student is meant to be sampled; with more, the UNet itself is as good."""
+
+
+class FewStepLoRA(ModelMixin, ConfigMixin):
+    """``<layer>.up`` [rows, rank] and ``<layer>.down`` [rank, columns] of every changed layer of a UNet.
+
+    Args:
+        layers: name of each changed layer -> (rows, rank, columns); a layer's weight gains ``up @ down`` in its shape.
+        guidance_scale: of the guided teacher, which the student repeats without guidance.
+        solver_steps: of the teacher's trajectory that the student was trained on.
+    """
+
+    @register_to_config
+    def __init__(self, layers: Mapping[str, tuple[int, int, int]], guidance_scale: float, solver_steps: int):
+        super().__init__()
+        for name, (rows, rank, columns) in layers.items():
+            place: nn.Module = self
+            for part in name.split("."):
+                if not hasattr(place, part):
+                    place.add_module(part, nn.Module())
+                place = getattr(place, part)
+            place.up = nn.Parameter(torch.zeros(rows, rank), requires_grad=False)
+            place.down = nn.Parameter(torch.zeros(rank, columns), requires_grad=False)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], guidance_scale: float, solver_steps: int) -> "FewStepLoRA":
+        """Of ``<layer>.up`` and ``<layer>.down`` tensors, which are copied."""
+        names = [name.removesuffix(".up") for name in tensors if name.endswith(".up")]
+        layers = {name: (*tensors[f"{name}.up"].shape, tensors[f"{name}.down"].shape[1]) for name in names}
+        made = cls(layers=layers, guidance_scale=guidance_scale, solver_steps=solver_steps)
+        made.load_state_dict(dict(tensors))
+        return made
+
+    @torch.no_grad()
+    def apply_to(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
+        """A copy of `unet` with the change in its weights.
+
+        Raises:
+            GBCIError: the UNet lacks a changed layer, or has it in another shape.
+        """
+        student = copy.deepcopy(unet)
+        for name, (rows, _, columns) in self.config.layers.items():
+            try:
+                weight = student.get_submodule(name).weight
+            except AttributeError:
+                raise GBCIError(f"the few-step weights change {name}, which this UNet lacks") from None
+            if weight.shape[0] != rows or weight[0].numel() != columns:
+                raise GBCIError(
+                    f"the few-step weights change {name} as {rows} x {columns}; it is {list(weight.shape)} in this UNet"
+                )
+            change = self.get_submodule(name)
+            weight += (change.up.float() @ change.down.float()).view_as(weight).to(weight)
+        return student
+
+    def scheduler(self, like: SchedulerMixin) -> LCMScheduler:
+        """What samples the student, on the noise schedule of `like`."""
+        return few_step_scheduler(like, self.config.solver_steps)
+
+    def note(self) -> str:
+        """When `gbci_fast.accelerate` uses it."""
+        steps, scale = min(MOST_STEPS, self.config.solver_steps), self.config.guidance_scale
+        return f"few-step weights and LCM sampling: up to {steps} steps at guidance {scale:g} and eta 0"
+
+    def covers(self, *, num_inference_steps: int, guidance_scale: float, eta: float) -> bool:
+        """Whether a call asks for what the student was trained to do."""
+        few = num_inference_steps <= min(MOST_STEPS, self.config.solver_steps)
+        return few and guidance_scale == self.config.guidance_scale and eta == 0
+
+
+def few_step_scheduler(like: SchedulerMixin, solver_steps: int) -> LCMScheduler:
+    """Multistep consistency sampling (Luo et al. 2023) on the noise schedule of `like`."""
+    return LCMScheduler.from_config(like.config, original_inference_steps=solver_steps, clip_sample=False)
