@@ -119,9 +119,7 @@ class FastPipeline(GBCIPipeline):
             call = _SIGNATURE.bind(self, *args, **kwargs)
             call.apply_defaults()
             check_argument_types(call.arguments)
-            if self.few_step is not None and self.few_step.covers(
-                **{name: call.arguments[name] for name in ("num_inference_steps", "guidance_scale", "eta")}
-            ):
+            if self._is_students(*(call.arguments[name] for name in ("num_inference_steps", "guidance_scale", "eta"))):
                 student = self._student_here()
                 student.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
                 call.arguments |= {"self": student, "guidance_scale": 1.0}
@@ -150,6 +148,12 @@ class FastPipeline(GBCIPipeline):
     def describe(self) -> str:
         """What runs here, and what does not and why."""
         return str(self.plan)
+
+    def scheduler_for(self, num_inference_steps: int, guidance_scale: float, eta: float = 0.0) -> SchedulerMixin:
+        """The scheduler that such a call is sampled with: this pipeline's, or the student's."""
+        if self._is_students(num_inference_steps, guidance_scale, eta):
+            return self.few_step.scheduler(self.eager.scheduler)
+        return self.scheduler
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Saves the eager pipeline, with this one's scheduler: how it runs is no part of a checkpoint."""
@@ -266,6 +270,9 @@ class FastPipeline(GBCIPipeline):
 
         baked = tables(scheduler), len(run.timesteps), self.guidance_scale, run.eta, run.known_region
         return graphs((*baked, run.conditioning.padded), loop, batched, shared)
+
+    def _is_students(self, num_inference_steps: int, guidance_scale: float, eta: float) -> bool:
+        return self.few_step is not None and self.few_step.covers(num_inference_steps, guidance_scale, eta)
 
     def _student_here(self) -> "FastPipeline":
         """Made when it is first needed, and again when the UNet was moved; VAE and conditioner are this pipeline's."""

@@ -75,7 +75,7 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
         steps, scale = min(MOST_STEPS, self.config.solver_steps), self.config.guidance_scale
         return f"few-step weights and LCM sampling: up to {steps} steps at guidance {scale:g} and eta 0"
 
-    def covers(self, *, num_inference_steps: int, guidance_scale: float, eta: float) -> bool:
+    def covers(self, num_inference_steps: int, guidance_scale: float, eta: float) -> bool:
         """Whether a call asks for what the student was trained to do."""
         few = num_inference_steps <= min(MOST_STEPS, self.config.solver_steps)
         return few and guidance_scale == self.config.guidance_scale and eta == 0

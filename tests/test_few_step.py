@@ -137,6 +137,12 @@ class TestAccelerated:
         described = accelerate(pipe, tier="approximate").describe()
         assert "few-step weights and LCM sampling: up to 8 steps at guidance 2.5 and eta 0" in described
 
+    def test_it_tells_which_scheduler_samples(self, pipe):
+        fast = accelerate(pipe, tier="approximate")
+        assert isinstance(fast.scheduler_for(4, GUIDANCE), LCMScheduler)
+        assert fast.scheduler_for(9, GUIDANCE) is fast.scheduler
+        assert accelerate(pipe).scheduler_for(4, GUIDANCE).config == pipe.scheduler.config
+
     def test_the_eager_one_is_untouched_and_saved(self, pipe, change, image, mask, tmp_path):
         kept = copy.deepcopy(pipe.unet.state_dict())
         fast = accelerate(pipe, tier="approximate")

@@ -21,6 +21,7 @@ from PIL import Image
 
 from gbci_fast import __version__
 from gbci_fast.errors import GBCIError
+from gbci_fast.fast import FastPipeline
 from gbci_fast.files import LOCK_FILE, PROGRESS_FOLDER, atomically, locked, sha256_of
 from gbci_fast.generate.checks import check_inputs
 from gbci_fast.generate.copies import REJECTED, CopyError, CopyGate
@@ -125,7 +126,8 @@ def run_job(
         GBCIError: `output` is not empty and `resume` is not set, or it holds another job or one that is running; an
             input is missing, damaged or does not suit the job; all inputs were skipped.
     """
-    job = _Job(plan, output, settings, scheduler=type(pipe.scheduler).__name__, skip_bad=skip_bad)
+    sampler = pipe.scheduler_for(**asdict(settings.sampler)) if isinstance(pipe, FastPipeline) else pipe.scheduler
+    job = _Job(plan, output, settings, scheduler=type(sampler).__name__, skip_bad=skip_bad)
     if job.inspect(resume=resume):
         on_batch(len(plan))
         return job.result()
