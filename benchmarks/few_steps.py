@@ -57,7 +57,7 @@ class Row:
 
 ROWS = (
     *(Row(None, steps) for steps in (1, 2, 4)),
-    *(Row(DDIMScheduler, steps) for steps in (50, 20, 4, 8)),
+    *(Row(DDIMScheduler, steps) for steps in (1, 2, 4, 8, 12, 20, 50)),
     *(Row(DPMSolverMultistepScheduler, steps) for steps in (8, 12)),
     *(Row(UniPCMultistepScheduler, steps) for steps in (8, 12)),
 )
