@@ -170,7 +170,7 @@ def bench_sampler(request, benchmark, skip_slow_builds, bench, device, batch, st
     if not request.config.getoption("full") and (batch, steps) not in QUICK[device.type]:
         pytest.skip("is left to --full")
     if row == "eager_narrow" and bench.narrow_dtype == torch.float32:
-        pytest.skip(f"this {device.type} has no bfloat16 units: it would be eager")
+        pytest.skip(f"this {device.type} is no faster in bfloat16: it would be eager")
     if row == "tensorrt" and (refusals := why_not_tensorrt(device)):
         pytest.skip("; ".join(refusals))
     if row == "few_step" and bench.eager.few_step is None:

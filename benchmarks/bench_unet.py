@@ -82,7 +82,7 @@ def bench_unet(measure, benchmark, stock, full_float32, skip_slow_builds, device
     if batch not in BATCHES[device.type]:
         pytest.skip("is for a GPU's throughput")
     if DTYPES[dtype] == torch.bfloat16 and not has_bfloat16_units(device):
-        pytest.skip(f"this {device.type} has no bfloat16 units: no runtime would choose it")
+        pytest.skip(f"this {device.type} is no faster in bfloat16: no runtime would choose it")
     benchmark.extra_info.update(batch=batch, dtype=dtype, row=row, threads=torch.get_num_threads())
     if row == "tensorrt" and (refusals := why_not_tensorrt(device)):
         pytest.skip("; ".join(refusals))

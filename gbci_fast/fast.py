@@ -441,7 +441,7 @@ def _dtype(
             if has_bfloat16_units(device):
                 dtype = torch.bfloat16
             else:
-                notes.append(f"float32, because this {device.type.upper()} has no bfloat16 units")
+                notes.append(f"float32, because this {device.type.upper()} is no faster in bfloat16")
     if dtype not in DTYPES:
         raise GBCIError(f"dtype is {dtype}; expected {', '.join(map(str, DTYPES))}")
     if tier == "exact" and not dtype == given == torch.float32:
