@@ -118,6 +118,7 @@ from gbci_fast.engines.cache import EngineCache
 from gbci_fast.engines.flavor import FLAVORS
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_cache import KEY
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background does not inherit
 stop = lambda *step: os.kill(os.getpid(), signal.SIGINT)
 try:
     make = lambda: build(Path({str(small)!r}), FLAVORS["tensorrt-rtx"], on_progress=stop)
