@@ -48,7 +48,7 @@ class Report:
 
     Attributes:
         versions: of what is installed; None = not.
-        cpu: its name, threads, instruction sets and whether it has bfloat16 units.
+        cpu: its name, threads, instruction sets and whether its bfloat16 units are worth using.
         gpus: name, compute capability and memory in GiB of each.
         no_gpu: why PyTorch finds none; empty if it does.
         checkpoint: why the packaged one cannot be loaded and sampled from by the eager pipeline; empty if it can.
@@ -177,6 +177,8 @@ def _flavor_findings(devices: dict[str, list[str]]) -> list[Finding]:
 def _cpu() -> dict[str, Any]:
     import torch
 
+    from gbci_fast.devices import has_bfloat16_units
+
     sets = [
         name
         for name, has in (
@@ -195,7 +197,7 @@ def _cpu() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instruction_sets": sets,
         "extension_uses": extension,
-        "bfloat16_units": bool({"AVX-512 BF16", "AMX"} & set(sets)),
+        "bfloat16_units": has_bfloat16_units(torch.device("cpu")),
     }
 
 

@@ -56,7 +56,7 @@ def _print(report: "Report", console: "Console") -> None:
         console.print(f"{name} is not installed: {install}")
     console.print(
         f"CPU: {cpu['machine']}, {cpu['threads']} threads on {cpu['cores']} cores; the extension uses "
-        f"{cpu['extension_uses']}; {'bfloat16' if cpu['bfloat16_units'] else 'no bfloat16'} units"
+        f"{cpu['extension_uses']}; {'bfloat16' if cpu['bfloat16_units'] else 'no fast bfloat16'} units"
     )
     for gpu in report.gpus:
         console.print(f"GPU: {gpu['name']}, compute capability {gpu['capability']}, {gpu['memory_gib']} GiB")
