@@ -92,6 +92,7 @@ def build(
     _check_capabilities(flavor, named)
     monitor = _monitor(module, on_progress)
     outcome: list[Built | BaseException] = []
+    finished = threading.Event()
 
     def work() -> None:
         try:
@@ -99,15 +100,18 @@ def build(
                 outcome.append(_build(module, onnx, flavor, named, device is not None, monitor))
         except BaseException as error:  # whatever it is, it belongs to the caller's thread
             outcome.append(error)
+        finally:
+            finished.set()
 
     # In a thread of its own: an exception must not fly through the builder, and Ctrl-C arrives in this one.
     thread = threading.Thread(target=work, name="TensorRT builder")
     thread.start()
-    while not outcome:
+    while not finished.is_set():
         try:
-            thread.join()
+            finished.wait()  # not join: interrupted once, it no longer waits (python/cpython#90882)
         except KeyboardInterrupt as interrupt:
             monitor.stop(interrupt)
+    thread.join()
     (result,) = outcome
     if monitor.stopped is not None:
         raise monitor.stopped
