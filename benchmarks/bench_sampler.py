@@ -36,7 +36,6 @@ from gbci_fast.evaluate.parity import (
     worst,
 )
 from gbci_fast.fast import TIERS, FastPipeline, accelerate
-from gbci_fast.few_step import MOST_STEPS
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.runtimes.tensorrt import why_not_tensorrt
 
@@ -175,8 +174,8 @@ def bench_sampler(request, benchmark, skip_slow_builds, bench, device, batch, st
         pytest.skip("; ".join(refusals))
     if row == "few_step" and bench.eager.few_step is None:
         pytest.skip("the packaged checkpoint has no few-step student")
-    if row == "few_step" and steps > MOST_STEPS:
-        pytest.skip(f"is meant for up to {MOST_STEPS} steps")
+    if row == "few_step" and steps > (most := bench.eager.few_step.config.steps):
+        pytest.skip(f"is meant for up to {most} steps")
     pipe, call = bench.pipe(row), bench.call(batch, steps)
     benchmark.extra_info.update(device=device.type, batch=batch, steps=steps, row=row, guidance=GUIDANCE_SCALE)
     benchmark.extra_info.update(dtype=str(pipe.unet.dtype).removeprefix("torch."), threads=torch.get_num_threads())

@@ -34,7 +34,6 @@ from gbci_fast.evaluate.painting import PaintSettings, paint, ring_mean_fill
 from gbci_fast.evaluate.report import versions
 from gbci_fast.evaluate.scorer import load_scorer
 from gbci_fast.fast import accelerate
-from gbci_fast.few_step import MOST_STEPS
 from gbci_fast.files import atomically, hash_weights
 from gbci_fast.pipeline import GBCIPipeline
 
@@ -58,8 +57,8 @@ class Row:
 ROWS = (
     *(Row(None, steps) for steps in (1, 2, 4)),
     *(Row(DDIMScheduler, steps) for steps in (1, 2, 4, 8, 12, 20, 50)),
-    *(Row(DPMSolverMultistepScheduler, steps) for steps in (8, 12)),
-    *(Row(UniPCMultistepScheduler, steps) for steps in (8, 12)),
+    *(Row(DPMSolverMultistepScheduler, steps) for steps in (4, 8, 12)),
+    *(Row(UniPCMultistepScheduler, steps) for steps in (4, 8, 12)),
 )
 
 
@@ -85,10 +84,11 @@ def main() -> int:
     args = parser.parse_args()
     weights = checkpoint_folder(args.weights)
     pipe, digest = load_pipeline(weights, device=args.device), hash_weights(weights)
+    guidance, most = 3.0, 0
+    if pipe.few_step is not None:
+        guidance, most = pipe.few_step.config.guidance_scale, pipe.few_step.config.steps
     rows = [row for row in ROWS if row.name in (*args.rows, REFERENCE)]
-    if pipe.few_step is None:
-        rows = [row for row in rows if row.scheduler is not None]
-    guidance = 3.0 if pipe.few_step is None else pipe.few_step.config.guidance_scale
+    rows = [row for row in rows if row.scheduler is not None or row.steps <= most]
     extractors, folder = open_extractors(args.features), args.painted or args.output.parent / "painted"
     with stage_progress(("reading",)) as on_progress:
         cases = read_lesions(args.roots, split="test", limit=args.limit, seed=0, on_progress=on_progress)
@@ -96,7 +96,7 @@ def main() -> int:
         for row in rows:
             settings = PaintSettings(steps=row.steps, guidance=guidance, batch_size=args.batch_size, tier="approximate")
             # What `gbci-fast evaluate --tier approximate` paints as well is kept under its names.
-            usual = row.scheduler is None or (row.scheduler is type(pipe.scheduler) and row.steps > MOST_STEPS)
+            usual = row.scheduler is None or (row.scheduler is type(pipe.scheduler) and row.steps > most)
             key = digest if usual else f"{digest} {row.name}"
             told = {"weights": key, "folder": folder, "stage": row.name, "on_progress": on_progress}
             images[row.name] = paint(sampler(pipe, row), cases, settings, **told)

@@ -4,15 +4,12 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from diffusers import LCMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import DDIMScheduler, SchedulerMixin, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
-
-MOST_STEPS = 8
-"""Up to here the student is meant to be sampled; with more, the UNet itself is as good."""
 
 
 class FewStepLoRA(ModelMixin, ConfigMixin):
@@ -21,11 +18,11 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
     Args:
         layers: name of each changed layer -> (rows, rank, columns); a layer's weight gains ``up @ down`` in its shape.
         guidance_scale: of the guided teacher, which the student repeats without guidance.
-        solver_steps: of the teacher's trajectory that the student was trained on.
+        steps: that the student takes from noise to clean latents.
     """
 
     @register_to_config
-    def __init__(self, layers: Mapping[str, tuple[int, int, int]], guidance_scale: float, solver_steps: int):
+    def __init__(self, layers: Mapping[str, tuple[int, int, int]], guidance_scale: float, steps: int):
         super().__init__()
         for name, (rows, rank, columns) in layers.items():
             place: nn.Module = self
@@ -37,11 +34,11 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
             place.down = nn.Parameter(torch.zeros(rank, columns), requires_grad=False)
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], guidance_scale: float, solver_steps: int) -> "FewStepLoRA":
+    def of(cls, tensors: Mapping[str, Tensor], guidance_scale: float, steps: int) -> "FewStepLoRA":
         """Of ``<layer>.up`` and ``<layer>.down`` tensors, which are copied."""
         names = [name.removesuffix(".up") for name in tensors if name.endswith(".up")]
         layers = {name: (*tensors[f"{name}.up"].shape, tensors[f"{name}.down"].shape[1]) for name in names}
-        made = cls(layers=layers, guidance_scale=guidance_scale, solver_steps=solver_steps)
+        made = cls(layers=layers, guidance_scale=guidance_scale, steps=steps)
         made.load_state_dict(dict(tensors))
         return made
 
@@ -66,21 +63,23 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
             weight += (change.up.float() @ change.down.float()).view_as(weight).to(weight)
         return student
 
-    def scheduler(self, like: SchedulerMixin) -> LCMScheduler:
+    def scheduler(self, like: SchedulerMixin) -> DDIMScheduler:
         """What samples the student, on the noise schedule of `like`."""
-        return few_step_scheduler(like, self.config.solver_steps)
+        return few_step_scheduler(like)
 
     def note(self) -> str:
         """When `gbci_fast.accelerate` uses it."""
-        steps, scale = min(MOST_STEPS, self.config.solver_steps), self.config.guidance_scale
-        return f"few-step weights and LCM sampling: up to {steps} steps at guidance {scale:g} and eta 0"
+        steps, scale = self.config.steps, self.config.guidance_scale
+        return f"few-step weights: up to {steps} steps at guidance {scale:g} and eta 0"
 
     def covers(self, num_inference_steps: int, guidance_scale: float, eta: float) -> bool:
         """Whether a call asks for what the student was trained to do."""
-        few = num_inference_steps <= min(MOST_STEPS, self.config.solver_steps)
+        few = num_inference_steps <= self.config.steps
         return few and guidance_scale == self.config.guidance_scale and eta == 0
 
 
-def few_step_scheduler(like: SchedulerMixin, solver_steps: int) -> LCMScheduler:
-    """Multistep consistency sampling (Luo et al. 2023) on the noise schedule of `like`."""
-    return LCMScheduler.from_config(like.config, original_inference_steps=solver_steps, clip_sample=False)
+def few_step_scheduler(like: SchedulerMixin) -> DDIMScheduler:
+    """DDIM from the noisiest timestep to clean latents, on the noise schedule of `like`."""
+    return DDIMScheduler.from_config(
+        like.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False, thresholding=False
+    )

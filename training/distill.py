@@ -1,35 +1,40 @@
-"""Third stage: a few-step student of a trained pipeline, by latent consistency distillation with guidance inside.
+"""Third stage: a few-step student of a trained pipeline, by progressive distillation with guidance inside.
 
-Luo et al., "Latent Consistency Models", 2023: between two of the solver's timesteps the student's estimate of the
-clean latent shall stay the same, where the step between them is one DDIM step of the guided teacher. The target is the
-student itself without gradient (Song and Dhariwal, "Improved Techniques for Training Consistency Models", 2023). The
-student is the teacher's UNet plus a low-rank change of every convolution and linear layer (Hu et al., "LoRA", 2021).
+After Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022, and Meng et al., "On
+Distillation of Guided Diffusion Models", 2023: a DDIM step of the student shall land where several DDIM steps of the
+guided teacher do. Unlike there the student leaps straight from many steps to few, and starts from where the teacher
+came by as it painted, not from noised images. The student is the teacher's UNet plus a low-rank change of every
+convolution and linear layer (Hu et al., "LoRA", 2021).
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gbci_fast.checkpoint import load_pipeline
+from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
 from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
 from gbci_fast.files import hash_weights
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.masks import feather_latent_mask
+from gbci_fast.noise import philox_normal
+from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline
+from gbci_fast.training.bank import LatentBank, build_bank, kept_bank
 from gbci_fast.training.data import load_images
-from gbci_fast.training.ldm import LatentBank, LDMConfig, LDMTask, build_bank
+from gbci_fast.training.ldm import LDMConfig, LDMTask, condition, drop
 from gbci_fast.training.loop import LoopConfig, check_output, replace_folder, train
+from gbci_fast.training.progress import counting
 from gbci_fast.training.ranks import rank_device
 from gbci_fast.training.stages import digest_roots
-
-BOUNDARY = 0.5  # sigma_data of the consistency function, as in diffusers' LCMScheduler
-SHEET_STEPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +43,28 @@ class DistillConfig:
 
     Attributes:
         guidance: scale of the teacher's classifier-free guidance, which the student then has built in.
-        solver_steps: DDIM steps of the teacher's trajectory; the student may be sampled with any fewer.
+        student_steps: that the student takes from noise to clean latents.
+        solver_steps: of the teacher, a multiple of `student_steps`.
+        trajectories: pairs of image and mask that the teacher paints before training starts.
         rank: of the low-rank change of every layer.
         huber: where the loss turns from square to linear, in standard deviations of the latents (pseudo-Huber).
     """
 
     guidance: float = 3.0
-    solver_steps: int = 50
+    student_steps: int = 4
+    solver_steps: int = 20
+    trajectories: int = 4000
     rank: int = 32
     huber: float = 0.1
 
     def __post_init__(self):
-        if not 1 <= self.solver_steps <= 1000:
-            raise GBCIError(f"solver_steps is {self.solver_steps}; expected 1 to 1000")
-        if self.rank < 1:
-            raise GBCIError(f"rank is {self.rank}; expected at least 1")
+        for name in ("student_steps", "trajectories", "rank"):
+            if getattr(self, name) < 1:
+                raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 1 <= self.solver_steps <= 1000 or self.solver_steps % self.student_steps:
+            raise GBCIError(
+                f"solver_steps is {self.solver_steps}; expected a multiple of {self.student_steps}, the student's"
+            )
         if not self.guidance >= 1:
             raise GBCIError(f"guidance is {self.guidance}; expected at least 1, which is none")
         if not self.huber > 0:
@@ -88,11 +100,68 @@ def low_rank_change(student: UNet2DConditionModel, config: DistillConfig) -> Few
         if parametrize.is_parametrized(layer):
             change = layer.parametrizations.weight[0]
             tensors |= {f"{name}.{part}": getattr(change, part).detach().cpu() for part in ("up", "down")}
-    return FewStepLoRA.of(tensors, guidance_scale=config.guidance, solver_steps=config.solver_steps).half()
+    return FewStepLoRA.of(tensors, guidance_scale=config.guidance, steps=config.student_steps).half()
+
+
+@torch.no_grad()
+def paint_states(
+    teacher: GBCIPipeline,
+    bank: LatentBank,
+    config: DistillConfig,
+    seed: int,
+    precision: str = "fp32",
+    batch_size: int = 16,
+) -> Tensor:
+    """Latents at the student's timesteps, and clean ones at the end, as the guided teacher paints every pair.
+
+    Returns:
+        float32 [M, student_steps + 1, 4, h, w]: row i is what the pipeline paints with ``seed + i``.
+    """
+    scheduler = few_step_scheduler(teacher.scheduler)
+    scheduler.set_timesteps(config.solver_steps)
+    stride, device = config.solver_steps // config.student_steps, teacher.unet.device
+    batches = torch.arange(len(bank)).split(batch_size)
+    painted = []
+    with counting("painting trajectories", len(batches)) as advance:
+        for rows in batches:
+            image, masked, cells = (
+                part[rows].float().to(device) for part in (bank.latents, bank.masked_latents, bank.cells)
+            )
+            noise = philox_normal([seed + row for row in rows.tolist()], image.shape[1:], device=device)
+            picks = rows.numpy()
+            told = condition(
+                teacher.conditioner, bank, picks, [bank.attributes[i] for i in picks], [bank.reports[i] for i in picks]
+            )
+            null = teacher.conditioner.null(*told.tokens.shape[:2])
+            known, weight = torch.cat([cells, masked], 1), feather_latent_mask(cells, LATENT_FEATHER)
+            latents, states = noise, [noise]
+            for i, t in enumerate(scheduler.timesteps):
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                    plain, conditional = (velocity(teacher.unet, latents, known, t, part) for part in (null, told))
+                latents = scheduler.step(plain + config.guidance * (conditional - plain), t, latents).prev_sample
+                last = i + 1 == config.solver_steps
+                around = image if last else scheduler.add_noise(image, noise, scheduler.timesteps[i + 1])
+                latents = torch.lerp(around, latents, weight)
+                if (i + 1) % stride == 0:
+                    states.append(latents)
+            painted.append(torch.stack(states, 1).cpu())
+            advance()
+    return torch.cat(painted)
+
+
+def velocity(unet: nn.Module, latents: Tensor, known: Tensor, timesteps: Tensor, told: Conditioning) -> Tensor:
+    """A UNet's v-prediction, float32 [B, 4, h, w], where `known` [B, 5, h, w] is the mask and the masked latents."""
+    return unet(
+        torch.cat([latents, known], 1),
+        timesteps,
+        encoder_hidden_states=told.tokens,
+        encoder_attention_mask=told.token_mask,
+        class_labels=told.pooled,
+    ).sample.float()
 
 
 class DistillTask(LDMTask):
-    """Consistency of the student's clean latent along the guided teacher's DDIM trajectory."""
+    """The student's steps beside those of the trajectories in the bank, whose `states` are `paint_states`."""
 
     def __init__(
         self, teacher: GBCIPipeline, bank: LatentBank, sampling: LDMConfig, config: DistillConfig, device: torch.device
@@ -102,60 +171,40 @@ class DistillTask(LDMTask):
         student = GBCIPipeline(
             vae=teacher.vae,
             unet=with_low_rank(teacher.unet, config.rank).to(device),
-            scheduler=few_step_scheduler(teacher.scheduler, config.solver_steps),
+            scheduler=few_step_scheduler(teacher.scheduler),
             conditioner=teacher.conditioner,
         )
-        super().__init__(student, bank, replace(sampling, null_probability=0.0), device)
+        told = {"null_probability": 0.0, "attribute_dropout": 0.0, "report_dropout": 0.0}  # as the teacher was told
+        super().__init__(student, bank, replace(sampling, **told), device)
         self.teacher, self.distill = teacher, config
+        student.scheduler.set_timesteps(config.student_steps)
+        self.timesteps = student.scheduler.timesteps.to(device)
+        self.alphas = torch.cat([self.alphas_cumprod[self.timesteps], self.alphas_cumprod.new_ones(1)])
 
     def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Pseudo-Huber distance of the estimates at both ends of one solver step, heavier inside the mask."""
+        """Pseudo-Huber distance of the clean latents that the student and the teacher head for, heavier in the mask.
+
+        Where the student's DDIM step from one state lands on the teacher's next, it estimates the clean latents of the
+        straight line through both.
+        """
         drawn = self.draw(batch_size, generator)
-        stride = len(self.alphas_cumprod) // self.distill.solver_steps
-        step = torch.randint(1, self.distill.solver_steps + 1, (batch_size,), generator=generator)
-        late = (step * stride - 1).to(self.device)
-        early = late - stride  # -1 is the clean latent
-        noise = torch.randn(drawn.latents.shape, generator=generator).to(self.device)
-        alpha = self._alpha(late)
-        noisy = alpha.sqrt() * drawn.latents + (1 - alpha).sqrt() * noise
-        condition = self.condition(drawn.picks, drawn.rng)
-        known = torch.cat([drawn.cells, drawn.masked_latents], 1)
-
-        def velocity(unet: nn.Module, latents: Tensor, timesteps: Tensor, told: Any) -> Tensor:
-            return unet(
-                torch.cat([latents, known], 1),
-                timesteps.clamp(min=0),
-                encoder_hidden_states=told.tokens,
-                encoder_attention_mask=told.token_mask,
-                class_labels=told.pooled,
-            ).sample.float()
-
-        def estimate(latents: Tensor, timesteps: Tensor) -> Tensor:
-            """The consistency function; the identity at the clean latent."""
-            alpha, scaled = self._alpha(timesteps), (10.0 * timesteps.clamp(min=0)).view(-1, 1, 1, 1)
-            clean = alpha.sqrt() * latents - (1 - alpha).sqrt() * velocity(
-                self.module["unet"], latents, timesteps, condition
-            )
-            spread = scaled.square() + BOUNDARY**2
-            found = BOUNDARY**2 / spread * latents + scaled / spread.sqrt() * clean
-            return torch.where((timesteps < 0).view(-1, 1, 1, 1), latents, found)
-
-        with torch.no_grad():
-            null = self.module["conditioner"].null(batch_size, condition.tokens.shape[1])
-            plain, told = (velocity(self.teacher.unet, noisy, late, part) for part in (null, condition))
-            guided = plain + self.distill.guidance * (told - plain)
-            clean = alpha.sqrt() * noisy - (1 - alpha).sqrt() * guided
-            direction = alpha.sqrt() * guided + (1 - alpha).sqrt() * noisy
-            before = self._alpha(early)
-            target = estimate(before.sqrt() * clean + (1 - before).sqrt() * direction, early)
+        leap = torch.randint(self.distill.student_steps, (batch_size,), generator=generator)
+        before, after = (self.cut(self.bank.states[drawn.picks, leap + i], drawn.crops) for i in (0, 1))
+        alpha, next_alpha = (self.alphas[leap.to(self.device) + i].view(-1, 1, 1, 1) for i in (0, 1))
+        shrink = ((1 - next_alpha) / (1 - alpha)).sqrt()
+        target = (after - shrink * before) / (next_alpha.sqrt() - shrink * alpha.sqrt())
+        known, timesteps = torch.cat([drawn.cells, drawn.masked_latents], 1), self.timesteps[leap]
+        told = self.condition(drawn.picks, drawn.rng)
+        predicted = velocity(self.module["unet"], before, known, timesteps, told)
+        clean = alpha.sqrt() * before - (1 - alpha).sqrt() * predicted
         width = self.distill.huber
-        error = ((estimate(noisy, late) - target).square() + width**2).sqrt() - width
+        error = ((clean - target).square() + width**2).sqrt() - width
         weight = 1 + self.config.roi_weight * drawn.cells
         return ((error * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * error.shape[1])).mean()
 
     def sample_sheet(self, path: Path) -> None:
-        """Six pairs of the bank: masked image, the student at `SHEET_STEPS` steps, original decoded."""
-        self.write_sheet(path, num_inference_steps=SHEET_STEPS, guidance_scale=1.0)
+        """Six pairs of the bank: masked image, the student, original decoded."""
+        self.write_sheet(path, num_inference_steps=self.distill.student_steps, guidance_scale=1.0)
 
     def export(self, folder: Path) -> None:
         """Writes the teacher with the student's change of its weights as component `few_step` to ``pipeline/``."""
@@ -163,17 +212,12 @@ class DistillTask(LDMTask):
         pipe = GBCIPipeline(**(self.teacher.components | {"few_step": change}))
         replace_folder(folder / "pipeline", pipe.save_pretrained)
 
-    def _alpha(self, timesteps: Tensor) -> Tensor:
-        """Cumulative alpha [B, 1, 1, 1]; 1 at the clean latent, timestep -1."""
-        alpha = self.alphas_cumprod[timesteps.clamp(min=0)]
-        return torch.where(timesteps < 0, torch.ones_like(alpha), alpha).view(-1, 1, 1, 1)
-
 
 def distill_preset(name: str) -> tuple[LDMConfig, DistillConfig, LoopConfig]:
     """`tiny` trains in seconds on a CPU (for tests); `base` is for the shipped shape."""
     if name == "tiny":
         loop = LoopConfig(steps=40, batch_size=4, learning_rate=1e-3, warmup=10, ema_decay=0.9, precision="fp32")
-        return LDMConfig(variants=1), DistillConfig(rank=4), loop
+        return LDMConfig(), DistillConfig(rank=4, trajectories=16, solver_steps=8), loop
     return LDMConfig(), DistillConfig(), LoopConfig(steps=6000, batch_size=16, learning_rate=2e-4, ema_decay=0.995)
 
 
@@ -186,9 +230,10 @@ def train_distill(
     overrides: Mapping[str, Any],
     resume: bool,
     guidance: float | None = None,
+    student_steps: int | None = None,
     solver_steps: int | None = None,
+    trajectories: int | None = None,
     rank: int | None = None,
-    variants: int | None = None,
     latent_crop: int | None = None,
     device: str = "auto",
 ) -> None:
@@ -198,12 +243,19 @@ def train_distill(
 
     Args:
         teacher: a pipeline folder with v-prediction.
-        guidance, solver_steps, rank, variants, latent_crop: override the preset's.
+        guidance, student_steps, solver_steps, trajectories, rank, latent_crop: override the preset's.
     """
     sampling, config, loop = distill_preset(preset)
     loop = replace(loop, **overrides)
-    sampling = replace(sampling, **_given(variants=variants, latent_crop=latent_crop))
-    config = replace(config, **_given(guidance=guidance, solver_steps=solver_steps, rank=rank))
+    sampling = replace(sampling, **_given(latent_crop=latent_crop))
+    given = _given(
+        guidance=guidance,
+        student_steps=student_steps,
+        solver_steps=solver_steps,
+        trajectories=trajectories,
+        rank=rank,
+    )
+    config = replace(config, **given)
     place = rank_device(device)
     settings = {f"model.{name}": value for name, value in (asdict(sampling) | asdict(config)).items()}
     inputs = {"preset": preset, **settings, "data": digest_roots(roots), "teacher": hash_weights(teacher)[:16]}
@@ -216,7 +268,16 @@ def train_distill(
         raise GBCIError(f"latent_crop is {sampling.latent_crop}; expected at most the latent's side, {side}")
     pipe.to(place)
     images = load_images(roots, "training", side * pipe.vae_scale_factor)
-    bank = build_bank(pipe, images, sampling.variants, loop.seed, loop.precision)
+
+    def paint() -> LatentBank:
+        variants = math.ceil(config.trajectories / len(images))
+        bank = build_bank(pipe, images, variants, loop.seed, loop.precision, limit=config.trajectories)
+        rows = np.arange(len(bank))
+        attributes, reports = drop(bank, rows, sampling, np.random.default_rng(loop.seed))
+        bank = replace(bank, attributes=attributes, reports=reports)
+        return replace(bank, states=paint_states(pipe, bank, config, loop.seed, loop.precision))
+
+    bank = kept_bank(output, inputs | {"seed": loop.seed, "precision": loop.precision}, paint)
     torch.manual_seed(loop.seed)
     train(DistillTask(pipe, bank, sampling, config, place), loop, output, resume=resume, device=place, inputs=inputs)
 

@@ -1,4 +1,4 @@
-"""Second stage: UNet and condition encoder, trained on latents of (image, mask) pairs encoded once up front."""
+"""Second stage: UNet and condition encoder, trained on a bank of latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +12,10 @@ from torch import Tensor, nn
 
 from gbci_fast.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.data.attributes import Attributes
-from gbci_fast.data.fields import FieldOfView, to_unit
 from gbci_fast.errors import GBCIError
-from gbci_fast.masks import latent_mask
 from gbci_fast.pipeline import GBCIPipeline
-from gbci_fast.training.data import augment, draw_mask
+from gbci_fast.training.bank import LatentBank
 from gbci_fast.training.loop import replace_folder
-from gbci_fast.training.progress import counting
 from gbci_fast.training.sheets import save_sheet
 
 
@@ -101,85 +98,12 @@ def build_pipeline(config: LDMConfig, vae: AutoencoderKL, image_size: int) -> GB
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatentBank:
-    """Encoded (image, mask) pairs: what an epoch draws from.
-
-    Attributes:
-        latents, masked_latents: float16 [M, 4, h, w], scaled.
-        cells: uint8 [M, 1, h, w], the mask at latent resolution.
-        masked_pixels: uint8 [M, S, S], the masked image (0..255); `masks` bool [M, S, S].
-        attributes, reports: M descriptions, true of the mask.
-    """
-
-    latents: Tensor
-    masked_latents: Tensor
-    cells: Tensor
-    masked_pixels: Tensor
-    masks: Tensor
-    attributes: list[Attributes]
-    reports: list[str | None]
-
-    def __len__(self) -> int:
-        return len(self.attributes)
-
-
-@torch.no_grad()
-def build_bank(
-    pipe: GBCIPipeline,
-    images: Sequence[FieldOfView],
-    variants: int,
-    seed: int,
-    precision: str = "fp32",
-    batch_size: int = 16,
-) -> LatentBank:
-    """Augments every image `variants` times, draws one mask each, and encodes both images; a function of `seed`."""
-    device, factor = pipe.vae.device, pipe.vae_scale_factor
-    if precision == "bf16":  # 1.4 times as fast in bf16 on a CPU; the UNet would be slower
-        pipe.vae.to(memory_format=torch.channels_last)
-    jobs = [(index, variant) for variant in range(variants) for index in range(len(images))]
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("z", "zm", "cells", "pixels", "masks")}
-    attributes: list[Attributes] = []
-    reports: list[str | None] = []
-    batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
-    with counting("encoding latents", len(batches)) as advance:
-        for batch in batches:
-            pixels, masks = [], []
-            for index, variant in batch:
-                rng = np.random.default_rng((seed, index, variant))
-                item = augment(images[index], rng)
-                mask, described, report = draw_mask(item, rng)
-                pixels.append(to_unit(item.image))
-                masks.append(torch.from_numpy(np.ascontiguousarray(mask)))
-                attributes.append(described)
-                reports.append(report)
-            x = torch.stack(pixels)[:, None].to(device) * 2 - 1
-            m = torch.stack(masks)[:, None].to(device)
-            masked = x * ~m
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                columns["z"].append(pipe.encode_image(x).half().cpu())
-                columns["zm"].append(pipe.encode_image(masked).half().cpu())
-            columns["cells"].append(latent_mask(m.float(), factor).byte().cpu())
-            columns["pixels"].append(((masked[:, 0] + 1) * 127.5).round().byte().cpu())
-            columns["masks"].append(m[:, 0].cpu())
-            advance()
-    tensors = {name: torch.cat(parts) for name, parts in columns.items()}
-    return LatentBank(
-        latents=tensors["z"],
-        masked_latents=tensors["zm"],
-        cells=tensors["cells"],
-        masked_pixels=tensors["pixels"],
-        masks=tensors["masks"],
-        attributes=attributes,
-        reports=reports,
-    )
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drawn:
     """One batch: rows of the bank, crops of their latents [B, 4, c, c] and masks [B, 1, c, c], and what draws on."""
 
     picks: np.ndarray
+    crops: list[tuple[slice, slice]]
     rng: np.random.Generator
     latents: Tensor
     masked_latents: Tensor
@@ -199,11 +123,13 @@ class LDMTask:
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         picks = rng.integers(len(self.bank), size=batch_size)
         crops = [self._crop(int(i), rng) for i in picks]
-        z, zm, cells = (
-            torch.stack([part[i, :, y, x].float() for i, (y, x) in zip(picks, crops, strict=True)]).to(self.device)
-            for part in (self.bank.latents, self.bank.masked_latents, self.bank.cells)
-        )
-        return Drawn(picks=picks, rng=rng, latents=z, masked_latents=zm, cells=cells)
+        bank = self.bank
+        z, zm, cells = (self.cut(part[picks], crops) for part in (bank.latents, bank.masked_latents, bank.cells))
+        return Drawn(picks=picks, crops=crops, rng=rng, latents=z, masked_latents=zm, cells=cells)
+
+    def cut(self, rows: Tensor, crops: Sequence[tuple[slice, slice]]) -> Tensor:
+        """Those windows of [B, C, h, w], in float32 where the model is."""
+        return torch.stack([row[:, y, x].float() for row, (y, x) in zip(rows, crops, strict=True)]).to(self.device)
 
     def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """One batch of random latent crops around the masks."""
@@ -269,20 +195,38 @@ class LDMTask:
 
     def condition(self, picks: np.ndarray, rng: np.random.Generator) -> Conditioning:
         """Tokens of the whole masked image; attributes and reports dropped at random; some samples fully null."""
-        config, encoder = self.config, self.module["conditioner"]
-        mask = self.bank.masks[picks][:, None].float().to(self.device)
-        masked = (self.bank.masked_pixels[picks][:, None].float().to(self.device) / 127.5 - 1) * (1 - mask)
-        attributes = [self._drop(self.bank.attributes[i], rng) for i in picks]
-        reports = [None if rng.random() < config.report_dropout else self.bank.reports[i] for i in picks]
-        full = encoder(masked, mask, attributes, reports)
+        encoder = self.module["conditioner"]
+        attributes, reports = drop(self.bank, picks, self.config, rng)
+        full = condition(encoder, self.bank, picks, attributes, reports)
         null = encoder.null(len(picks), full.tokens.shape[1])
-        chosen = torch.from_numpy(rng.random(len(picks)) < config.null_probability).to(self.device)
+        chosen = torch.from_numpy(rng.random(len(picks)) < self.config.null_probability).to(self.device)
         return Conditioning(
             torch.where(chosen[:, None, None], null.tokens, full.tokens),
             full.token_mask | chosen[:, None],
             torch.where(chosen[:, None], null.pooled, full.pooled),
         )
 
-    def _drop(self, attributes: Attributes, rng: np.random.Generator) -> Attributes:
-        dropped = {name: None for name in attributes.to_mapping() if rng.random() < self.config.attribute_dropout}
-        return replace(attributes, **dropped)
+
+def condition(
+    encoder: ConditionEncoder,
+    bank: LatentBank,
+    picks: np.ndarray,
+    attributes: Sequence[Attributes],
+    reports: Sequence[str | None],
+) -> Conditioning:
+    """What the model is told of those rows of a bank, with these descriptions of them."""
+    mask = bank.masks[picks][:, None].float().to(encoder.device)
+    masked = (bank.masked_pixels[picks][:, None].float().to(encoder.device) / 127.5 - 1) * (1 - mask)
+    return encoder(masked, mask, attributes, reports)
+
+
+def drop(
+    bank: LatentBank, picks: np.ndarray, config: LDMConfig, rng: np.random.Generator
+) -> tuple[list[Attributes], list[str | None]]:
+    """Descriptions of those rows, each attribute and report left out with the probability in `config`."""
+    attributes = []
+    for row in picks:
+        known = bank.attributes[row].to_mapping()
+        unknown = {name: None for name in known if rng.random() < config.attribute_dropout}
+        attributes.append(replace(bank.attributes[row], **unknown))
+    return attributes, [None if rng.random() < config.report_dropout else bank.reports[row] for row in picks]

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import hash_weights, sha256_of
 from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.training.bank import build_bank, kept_bank
 from gbci_fast.training.classifier import (
     ClassifierConfig,
     ClassifierTask,
@@ -25,7 +27,7 @@ from gbci_fast.training.classifier import (
     read_training_lesions,
 )
 from gbci_fast.training.data import load_images
-from gbci_fast.training.ldm import LDMConfig, LDMTask, build_bank, build_pipeline
+from gbci_fast.training.ldm import LDMConfig, LDMTask, build_pipeline
 from gbci_fast.training.loop import LoopConfig, check_output, train
 from gbci_fast.training.ranks import rank_device
 from gbci_fast.training.vae import VAEConfig, VAETask
@@ -133,7 +135,8 @@ def train_ldm(
         _start_from(pipe, init)
     pipe.to(place)
     images = load_images(roots, "training")
-    bank = build_bank(pipe, images, config.variants, loop.seed, loop.precision)
+    encode = partial(build_bank, pipe, images, config.variants, loop.seed, loop.precision)
+    bank = kept_bank(output, inputs | {"seed": loop.seed, "precision": loop.precision}, encode)
     train(LDMTask(pipe, bank, config, place), loop, output, resume=resume, device=place, inputs=inputs)
 
 

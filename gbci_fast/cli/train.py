@@ -56,14 +56,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
                 "--teacher", type=Path, metavar="DIR", help="the pipeline folder to distill (default: the packaged one)"
             )
             stage_parser.add_argument("--guidance", type=float, help="guidance scale that the student has built in")
+            stage_parser.add_argument("--student-steps", type=int, metavar="N", help="steps the student takes")
             stage_parser.add_argument(
-                "--solver-steps", type=int, metavar="N", help="DDIM steps of the teacher's trajectory to learn from"
+                "--solver-steps", type=int, metavar="N", help="DDIM steps of the teacher, a multiple of the student's"
+            )
+            stage_parser.add_argument(
+                "--trajectories", type=int, metavar="N", help="pairs of image and mask that the teacher paints first"
             )
             stage_parser.add_argument("--rank", type=int, help="of the low-rank change of every layer")
-        if stage in ("ldm", "distill"):
+        if stage == "ldm":
             stage_parser.add_argument(
                 "--variants", type=int, help="augmented (image, mask) pairs encoded per image before training"
             )
+        if stage in ("ldm", "distill"):
             stage_parser.add_argument(
                 "--latent-crop", type=int, help="side of the random latent crops; the full latent's side turns them off"
             )
@@ -116,9 +121,10 @@ def run(args: argparse.Namespace) -> None:
             args.output,
             teacher=checkpoint_folder(args.teacher),
             guidance=args.guidance,
+            student_steps=args.student_steps,
             solver_steps=args.solver_steps,
+            trajectories=args.trajectories,
             rank=args.rank,
-            variants=args.variants,
             latent_crop=args.latent_crop,
             **common,
         )

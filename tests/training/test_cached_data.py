@@ -11,8 +11,9 @@ from gbci_fast.data.prepare import prepare
 from gbci_fast.data.prepare_image import PrepareSettings
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import PROGRESS_FOLDER
+from gbci_fast.training.bank import build_bank
 from gbci_fast.training.data import load_images
-from gbci_fast.training.ldm import build_bank, build_pipeline
+from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import VAETask, build_vae
 

@@ -1,5 +1,7 @@
 """Distillation: the low-rank student, its loss against known functions, a run and what it leaves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,19 +9,23 @@ import torch
 from gbci_fast.cli import main
 from gbci_fast.errors import GBCIError
 from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.training.bank import BANK_FILE, build_bank
+from gbci_fast.training.data import augment
 from gbci_fast.training.distill import (
     DistillConfig,
     DistillTask,
     low_rank_change,
+    paint_states,
     train_distill,
     with_low_rank,
 )
-from gbci_fast.training.ldm import LDMConfig, build_bank, build_pipeline
+from gbci_fast.training.ldm import LDMConfig, build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae
 
 SIZE = 64
-SAMPLING = LDMConfig(variants=1, latent_crop=8)
+SAMPLING = LDMConfig(latent_crop=8)
+CONFIG = DistillConfig(rank=4, solver_steps=8)
 
 
 @pytest.fixture
@@ -29,9 +35,14 @@ def teacher():
 
 
 @pytest.fixture
-def task(teacher, images):
-    bank = build_bank(teacher, images[:4], 1, 0)
-    return DistillTask(teacher, bank, SAMPLING, DistillConfig(rank=4), torch.device("cpu"))
+def bank(teacher, images):
+    made = build_bank(teacher, images[:4], 1, 0)
+    return replace(made, states=paint_states(teacher, made, CONFIG, seed=3))
+
+
+@pytest.fixture
+def task(teacher, bank):
+    return DistillTask(teacher, bank, SAMPLING, CONFIG, torch.device("cpu"))
 
 
 def call(unet, seed=0):
@@ -57,8 +68,8 @@ class TestLowRank:
     def test_the_change_makes_a_stock_unet_the_same_function(self, teacher):
         student = with_low_rank(teacher.unet, rank=4)
         disturb(student)
-        change = low_rank_change(student, DistillConfig(rank=4, guidance=2.5, solver_steps=25))
-        assert (change.config.guidance_scale, change.config.solver_steps) == (2.5, 25)
+        change = low_rank_change(student, DistillConfig(rank=4, guidance=2.5))
+        assert (change.config.guidance_scale, change.config.steps) == (2.5, 4)
         assert change.dtype == torch.float16
         stock = change.apply_to(teacher.unet)
         assert set(stock.state_dict()) == set(teacher.unet.state_dict())
@@ -72,41 +83,79 @@ class TestLowRank:
         assert all(name.endswith((".up", ".down")) for name in moved)
 
 
-class _Ideal(torch.nn.Module):
-    """The velocity that leads every noisy latent to ``clean(timesteps)``."""
+class TestTrajectories:
+    def test_they_are_what_the_pipeline_paints(self, teacher, images, bank):
+        """At every student's timestep, and of every row alone: the pipeline sees the image, the bank its latents."""
+        teacher.set_progress_bar_config(disable=True)
+        for row in range(2):
+            seen = []
 
-    def __init__(self, task, clean):
+            def keep(pipe, step, timestep, tensors, seen=seen):
+                # The bank's latents are rounded to float16; the pipeline has to start from the same.
+                seen.append(tensors["latents"])
+
+            rng = np.random.default_rng((0, row, 0))
+            pixels = augment(images[row], rng).image / np.float32(65535)
+            teacher(
+                pixels,
+                bank.masks[row].numpy().astype(np.float32),
+                bank.attributes[row],
+                bank.reports[row],
+                num_inference_steps=8,
+                guidance_scale=3.0,
+                seed=3 + row,
+                output_type="latent",
+                callback_on_step_end=keep,
+            )
+            assert bank.states.shape[1:] == (5, 4, 16, 16)
+            for state, painted in zip(bank.states[row, 1:], seen[1::2], strict=True):
+                error = (state - painted[0]).square().mean().sqrt() / painted.std()
+                assert error < 0.01
+            assert (bank.states[row, -1] - seen[0][0]).square().mean().sqrt() > 0.1
+
+    def test_they_do_not_depend_on_the_batch(self, teacher, bank):
+        again = paint_states(teacher, bank, CONFIG, seed=3, batch_size=3)
+        torch.testing.assert_close(again, bank.states, rtol=0, atol=1e-4)
+        assert not torch.allclose(paint_states(teacher, bank, CONFIG, seed=4), bank.states, atol=0.1)
+
+    def test_guidance_is_the_teachers(self, teacher, bank):
+        plain = paint_states(teacher, bank, replace(CONFIG, guidance=1.0), seed=3)
+        assert not torch.allclose(plain, bank.states, atol=1e-3)
+
+
+class _Straight(torch.nn.Module):
+    """The velocity with which a DDIM step of the student lands on the bank's next state, less ``off`` clean latents."""
+
+    def __init__(self, task, off=0.0):
         super().__init__()
-        self.alphas, self.clean = task.alphas_cumprod, clean
+        self.task, self.off = task, off
 
     def forward(self, sample, timesteps, **_):
-        alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
-        latents = sample[:, :4]
-        velocity = (alpha.sqrt() * latents - self.clean(timesteps).view(-1, 1, 1, 1)) / (1 - alpha).sqrt()
-        return type("Output", (), {"sample": velocity})
+        states, scheduler = self.task.bank.states, self.task.pipe.scheduler
+        found = []
+        for latents, timestep in zip(sample[:, :4], timesteps, strict=True):
+            leap = scheduler.timesteps.tolist().index(int(timestep))
+            row = (states[:, leap] - latents).flatten(1).abs().amax(1).argmin()
+            alpha = scheduler.alphas_cumprod[timestep]
+            # A step is linear in the velocity: from where it lands with 0 and with 1, what lands on the state.
+            zero, one = (scheduler.step(torch.full_like(latents, v), timestep, latents).prev_sample for v in (0.0, 1.0))
+            found.append((states[row, leap + 1] - zero) / (one - zero) + self.off / (1 - alpha).sqrt())
+        return type("Output", (), {"sample": torch.stack(found)})
 
 
 class TestLoss:
-    def test_one_answer_along_the_trajectory_has_none(self, task):
-        ideal = _Ideal(task, lambda timesteps: 0.3 + 0.0 * timesteps)
-        task.module["unet"], task.teacher.unet = ideal, ideal
-        assert task.loss(8, torch.Generator().manual_seed(1)).item() < 1e-3
+    @pytest.fixture
+    def whole(self, teacher, bank):
+        return DistillTask(teacher, bank, LDMConfig(latent_crop=16), CONFIG, torch.device("cpu"))
 
-    def test_another_answer_at_the_next_timestep_has_one(self, task):
-        task.teacher.unet = _Ideal(task, lambda timesteps: 0.3 + 0.0 * timesteps)
-        task.module["unet"] = _Ideal(task, lambda timesteps: 1.0 - 2.0 * (timesteps // 20 % 2))
-        # Two apart: a pseudo-Huber loss of about 2 - 0.1.
-        assert task.loss(8, torch.Generator().manual_seed(1)).item() > 1
+    def test_a_student_that_lands_where_the_teacher_does_has_none(self, whole):
+        whole.module["unet"] = _Straight(whole)
+        assert whole.loss(8, torch.Generator().manual_seed(1)).item() < 1e-3
 
-    def test_guidance_is_the_teachers(self, task, monkeypatch):
-        seen = []
-        stock = task.teacher.unet.forward
-        monkeypatch.setattr(task.teacher.unet, "forward", lambda *a, **k: seen.append(k) or stock(*a, **k))
-        task.loss(2, torch.Generator().manual_seed(0))
-        tokens = [call["encoder_hidden_states"] for call in seen]
-        null = task.module["conditioner"].null(2, tokens[0].shape[1]).tokens
-        assert len(tokens) == 2
-        assert [torch.equal(part, null) for part in tokens] == [True, False]
+    def test_another_answer_has_its_distance(self, whole):
+        whole.module["unet"] = _Straight(whole, off=0.5)
+        expected = (0.5**2 + CONFIG.huber**2) ** 0.5 - CONFIG.huber
+        assert whole.loss(8, torch.Generator().manual_seed(1)).item() == pytest.approx(expected, abs=1e-2)
 
     def test_a_batch_is_a_function_of_the_seed(self, task):
         losses = [task.loss(4, torch.Generator().manual_seed(seed)).item() for seed in (5, 5, 6)]
@@ -125,7 +174,8 @@ class TestRun:
         assert "rank 2, not 3" in capsys.readouterr().err
         assert main([*arguments, "--rank", "2", "--resume"]) == 0
         assert main([*arguments, "--rank", "2", "--solver-steps", "20", "--resume"]) == 1
-        assert "solver_steps 50, not 20" in capsys.readouterr().err
+        assert "solver_steps 8, not 20" in capsys.readouterr().err
+        assert (tmp_path / "run" / BANK_FILE).is_file()
         pipe = GBCIPipeline.from_pretrained(tmp_path / "run" / "pipeline")
         kept = teacher.unet.state_dict()
         assert all(torch.equal(value, kept[name]) for name, value in pipe.unet.state_dict().items())
@@ -145,5 +195,7 @@ class TestRun:
             train_distill([phantom_root], tmp_path / "run", teacher=tmp_path / "teacher", **given)
         with pytest.raises(GBCIError, match="rank is 0; expected at least 1"):
             train_distill([phantom_root], tmp_path / "run", teacher=tmp_path / "teacher", rank=0, **given)
+        with pytest.raises(GBCIError, match="solver_steps is 10; expected a multiple of 4, the student's"):
+            train_distill([phantom_root], tmp_path / "run", teacher=tmp_path / "teacher", solver_steps=10, **given)
         with pytest.raises(GBCIError, match=r"guidance is 0.5; expected at least 1"):
             train_distill([phantom_root], tmp_path / "run", teacher=tmp_path / "teacher", guidance=0.5, **given)

@@ -12,7 +12,8 @@ from PIL import Image
 from gbci_fast.errors import GBCIError
 from gbci_fast.masks import latent_mask
 from gbci_fast.pipeline import GBCIPipeline
-from gbci_fast.training.ldm import LDMConfig, LDMTask, build_bank, build_pipeline, build_scheduler
+from gbci_fast.training.bank import BANK_FILE, build_bank, kept_bank
+from gbci_fast.training.ldm import LDMConfig, LDMTask, build_pipeline, build_scheduler, drop
 from gbci_fast.training.loop import STATE_FILE, LoopConfig, train
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae
@@ -53,6 +54,31 @@ def test_bank_entries_do_not_depend_on_how_many_there_are(bank, images):
     assert torch.equal(short.masks, bank.masks[:n])
     assert torch.equal(short.masked_pixels, bank.masked_pixels[:n])
     assert not torch.equal(bank.masks[:n], bank.masks[n:])
+
+
+def test_bank_of_fewer_pairs_is_spread_over_the_images(bank, images):
+    some = build_bank(fresh_pipe(), images, CONFIG.variants, seed=5, limit=3)
+    assert torch.equal(some.masks, bank.masks[[0, len(bank) // 3, 2 * len(bank) // 3]])
+
+
+def test_bank_is_kept(bank, tmp_path):
+    made = []
+
+    def make():
+        made.append(bank)
+        return bank
+
+    origin = {"seed": 5, "channels": (8, 16)}
+    assert kept_bank(tmp_path, origin, make) is bank
+    again = kept_bank(tmp_path, origin, make)
+    assert len(made) == 1
+    for name in ("latents", "masked_latents", "cells", "masked_pixels", "masks"):
+        assert torch.equal(getattr(again, name), getattr(bank, name)), name
+    assert (again.attributes, again.reports, again.states) == (bank.attributes, bank.reports, None)
+    assert kept_bank(tmp_path, origin | {"seed": 6}, make) is bank
+    (tmp_path / BANK_FILE).write_bytes(b"junk")
+    with pytest.raises(GBCIError, match="bank.pt is damaged, or of another version"):
+        kept_bank(tmp_path, origin, make)
 
 
 def test_bank_is_consistent(bank):
@@ -154,21 +180,20 @@ def test_null_contexts_are_drawn_and_whole(task):
     assert condition.token_mask[null].all()
 
 
-def test_attributes_are_dropped_one_by_one(task):
+def test_attributes_and_reports_are_dropped_one_by_one(bank):
     rng = np.random.default_rng(0)
-    full = next(item for item in task.bank.attributes if item.finding_birads is not None)
-    names = full.to_mapping()
-    kept = dict.fromkeys(names, 0)
-    for _ in range(400):
-        for name in task._drop(full, rng).to_mapping():
-            kept[name] += 1
+    row = next(i for i, item in enumerate(bank.attributes) if item.finding_birads is not None and bank.reports[i])
+    attributes, reports = drop(bank, np.full(400, row), CONFIG, rng)
+    kept = {name: sum(name in item.to_mapping() for item in attributes) for name in bank.attributes[row].to_mapping()}
     assert all(0.78 < count / 400 < 0.92 for count in kept.values())  # 0.85 are to stay
+    assert set(reports) == {bank.reports[row], None}
+    assert 0.62 < sum(report is not None for report in reports) / 400 < 0.78  # 0.7
 
 
-def test_healthy_stays_healthy_or_becomes_unknown(task):
-    healthy = next(item for item in task.bank.attributes if item.finding_categories == ())
-    rng = np.random.default_rng(0)
-    assert {task._drop(healthy, rng).finding_categories for _ in range(60)} == {(), None}
+def test_healthy_stays_healthy_or_becomes_unknown(bank):
+    row = next(i for i, item in enumerate(bank.attributes) if item.finding_categories == ())
+    attributes, _ = drop(bank, np.full(60, row), CONFIG, np.random.default_rng(0))
+    assert {item.finding_categories for item in attributes} == {(), None}
 
 
 def test_scheduler_starts_at_the_last_timestep():

@@ -1,0 +1,128 @@
+"""What the diffusion stages learn from: latents of (image, mask) pairs, encoded once up front and kept."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.fields import FieldOfView, to_unit
+from gbci_fast.errors import GBCIError
+from gbci_fast.files import atomically
+from gbci_fast.masks import latent_mask
+from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.training.data import augment, draw_mask
+from gbci_fast.training.progress import counting
+
+BANK_FILE = "bank.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentBank:
+    """Encoded (image, mask) pairs: what an epoch draws from.
+
+    Attributes:
+        latents, masked_latents: float16 [M, 4, h, w], scaled.
+        cells: uint8 [M, 1, h, w], the mask at latent resolution.
+        masked_pixels: uint8 [M, S, S], the masked image (0..255); `masks` bool [M, S, S].
+        attributes, reports: M descriptions, true of the mask.
+        states: float32 [M, K + 1, 4, h, w], what a distillation's teacher painted, from noise to clean.
+    """
+
+    latents: Tensor
+    masked_latents: Tensor
+    cells: Tensor
+    masked_pixels: Tensor
+    masks: Tensor
+    attributes: list[Attributes]
+    reports: list[str | None]
+    states: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.attributes)
+
+
+@torch.no_grad()
+def build_bank(
+    pipe: GBCIPipeline,
+    images: Sequence[FieldOfView],
+    variants: int,
+    seed: int,
+    precision: str = "fp32",
+    batch_size: int = 16,
+    limit: int | None = None,
+) -> LatentBank:
+    """Augments every image `variants` times, draws one mask each, and encodes both images; a function of `seed`.
+
+    With `limit`, so many pairs at most, spread evenly over the images.
+    """
+    device, factor = pipe.vae.device, pipe.vae_scale_factor
+    if precision == "bf16":  # 1.4 times as fast in bf16 on a CPU; the UNet would be slower
+        pipe.vae.to(memory_format=torch.channels_last)
+    jobs = [(index, variant) for variant in range(variants) for index in range(len(images))]
+    if limit is not None and limit < len(jobs):
+        jobs = [jobs[i * len(jobs) // limit] for i in range(limit)]
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("z", "zm", "cells", "pixels", "masks")}
+    attributes: list[Attributes] = []
+    reports: list[str | None] = []
+    batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
+    with counting("encoding latents", len(batches)) as advance:
+        for batch in batches:
+            pixels, masks = [], []
+            for index, variant in batch:
+                rng = np.random.default_rng((seed, index, variant))
+                item = augment(images[index], rng)
+                mask, described, report = draw_mask(item, rng)
+                pixels.append(to_unit(item.image))
+                masks.append(torch.from_numpy(np.ascontiguousarray(mask)))
+                attributes.append(described)
+                reports.append(report)
+            x = torch.stack(pixels)[:, None].to(device) * 2 - 1
+            m = torch.stack(masks)[:, None].to(device)
+            masked = x * ~m
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                columns["z"].append(pipe.encode_image(x).half().cpu())
+                columns["zm"].append(pipe.encode_image(masked).half().cpu())
+            columns["cells"].append(latent_mask(m.float(), factor).byte().cpu())
+            columns["pixels"].append(((masked[:, 0] + 1) * 127.5).round().byte().cpu())
+            columns["masks"].append(m[:, 0].cpu())
+            advance()
+    tensors = {name: torch.cat(parts) for name, parts in columns.items()}
+    return LatentBank(
+        latents=tensors["z"],
+        masked_latents=tensors["zm"],
+        cells=tensors["cells"],
+        masked_pixels=tensors["pixels"],
+        masks=tensors["masks"],
+        attributes=attributes,
+        reports=reports,
+    )
+
+
+def kept_bank(folder: Path, origin: Mapping[str, Any], make: Callable[[], LatentBank]) -> LatentBank:
+    """``make()``, which takes minutes; or what it made before of the same `origin`, from `BANK_FILE` in `folder`.
+
+    Raises:
+        GBCIError: a file of that name that cannot be read.
+    """
+    path, origin = folder / BANK_FILE, dict(origin)
+    if path.exists():
+        try:
+            kept = torch.load(path, weights_only=True)
+            same = kept.pop("origin") == origin
+            kept["attributes"] = [Attributes.from_mapping(mapping) for mapping in kept["attributes"]]
+            bank = LatentBank(**kept)
+        except Exception as error:  # torch raises half a dozen types for a damaged file
+            raise GBCIError(f"{path} is damaged, or of another version ({type(error).__name__}); delete it") from error
+        if same:
+            return bank
+    bank = make()
+    kept = {field.name: getattr(bank, field.name) for field in fields(bank)}
+    kept |= {"attributes": [attributes.to_mapping() for attributes in bank.attributes], "origin": origin}
+    folder.mkdir(parents=True, exist_ok=True)
+    atomically(path, lambda temporary: torch.save(kept, temporary))
+    return bank
