@@ -95,7 +95,7 @@ def evaluate_adherence(
             task: {name: judge.summary(found[task]) for name, found in judged.items() if task in found}
             for task in tasks
         }
-        for guidance, judged in ((guidance, by_guidance[guidance]) for guidance in settings.sweep)
+        for guidance, judged in sorted(by_guidance.items() if settings.sweep else ())
     ]
     return {
         "lesions": len(cases),

@@ -28,7 +28,7 @@ def draw_figure(path: Path, report: dict[str, Any]) -> None:
     panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     _draw_conditions(panels[0], report)
     if sweep:
-        _draw_sweep(panels[1], sweep, list(tasks))
+        _draw_sweep(panels[1], sweep, tasks)
     figure.savefig(path, format="png", dpi=150)
 
 
@@ -52,11 +52,12 @@ def _draw_conditions(axes: Axes, report: dict[str, Any]) -> None:
     _finish(axes, f"{report['lesions']} lesions of {report['patients']} patients; bars: 95 % intervals over patients")
 
 
-def _draw_sweep(axes: Axes, sweep: list[dict[str, Any]], tasks: list[str]) -> None:
-    rows = sorted(sweep, key=lambda row: row["guidance"])
-    for i, task in enumerate(tasks):
+def _draw_sweep(axes: Axes, sweep: list[dict[str, Any]], tasks: dict[str, Any]) -> None:
+    """A line per task; faint where the scorer is not above chance on real lesions, and so judges nothing."""
+    for i, (task, found) in enumerate(tasks.items()):
+        judged = (found["real"]["balanced_accuracy"]["low"] or 0) > CHANCE
         for name, style in ((TOLD, "o-"), (SHUFFLED, "s--")):
-            points = [(row["guidance"], row[task][name]["balanced_accuracy"]) for row in rows if name in row[task]]
+            points = [(row["guidance"], row[task][name]["balanced_accuracy"]) for row in sweep if name in row[task]]
             points = [(guidance, summary) for guidance, summary in points if summary["value"] is not None]
             if points:
                 told = task.removeprefix(CATEGORY) + ("" if name == TOLD else ", shuffled")
@@ -67,7 +68,8 @@ def _draw_sweep(axes: Axes, sweep: list[dict[str, Any]], tasks: list[str]) -> No
                     fmt=style,
                     color=f"C{i}",
                     capsize=2,
-                    label=told,
+                    alpha=1.0 if judged else 0.25,
+                    label=told if judged else f"{told} (not judged)",
                 )
     axes.set_xlabel("guidance scale")
     _finish(axes, "by guidance")

@@ -131,9 +131,10 @@ class TestSweep:
             asked.append(guidance)
             return (obedient if guidance > 2 else deaf)(cases, descriptions, guidance)
 
-        settings = AdherenceSettings(sweep=(1.0, 3.0))
+        settings = AdherenceSettings(guidance=3.0, sweep=(1.0,))
         report = evaluate_adherence(lesions(), Reader(), painter, settings)
         assert sorted(asked) == [1, 1, 3, 3]
+        assert [row["guidance"] for row in report["sweep"]] == [1, 3]
         low, high = (row["birads_high"]["shuffled"]["balanced_accuracy"]["value"] for row in report["sweep"])
         assert low < 0.8 < high == 1
 
