@@ -33,7 +33,7 @@ from gbci_fast.denoiser import Denoiser
 from gbci_fast.devices import has_bfloat16_units
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast_unet import FastUNet
-from gbci_fast.few_step import FewStepLoRA
+from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
 from gbci_fast.masks import feather_latent_mask
 from gbci_fast.noise import seed_tensor
 from gbci_fast.ops._triton import triton
@@ -152,7 +152,7 @@ class FastPipeline(GBCIPipeline):
     def scheduler_for(self, num_inference_steps: int, guidance_scale: float, eta: float = 0.0) -> SchedulerMixin:
         """The scheduler that such a call is sampled with: this pipeline's, or the student's."""
         if self._is_students(num_inference_steps, guidance_scale, eta):
-            return self.few_step.scheduler(self.eager.scheduler)
+            return few_step_scheduler(self.eager.scheduler)
         return self.scheduler
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:

@@ -63,10 +63,6 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
             weight += (change.up.float() @ change.down.float()).view_as(weight).to(weight)
         return student
 
-    def scheduler(self, like: SchedulerMixin) -> DDIMScheduler:
-        """What samples the student, on the noise schedule of `like`."""
-        return few_step_scheduler(like)
-
     def note(self) -> str:
         """When `gbci_fast.accelerate` uses it."""
         steps, scale = self.config.steps, self.config.guidance_scale

@@ -23,7 +23,7 @@ from gbci_fast.arguments import broadcast, broadcast_size, check_argument_types,
 from gbci_fast.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
-from gbci_fast.few_step import FewStepLoRA
+from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
 from gbci_fast.images import ImageInput, from_tensor, to_tensor
 from gbci_fast.masks import composite, feather_latent_mask, latent_mask
 from gbci_fast.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox_normal
@@ -93,7 +93,7 @@ class GBCIPipeline(DiffusionPipeline):
         return GBCIPipeline(
             vae=self.vae,
             unet=self.few_step.apply_to(self.unet),
-            scheduler=self.few_step.scheduler(self.scheduler),
+            scheduler=few_step_scheduler(self.scheduler),
             conditioner=self.conditioner,
         )
 

@@ -17,8 +17,10 @@ from gbci_fast.masks import latent_mask
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.data import augment, draw_mask
 from gbci_fast.training.progress import counting
+from gbci_fast.training.ranks import is_first
 
 BANK_FILE = "bank.pt"
+BANK_FORMAT = 1  # counts what this file and the painting of trajectories change in a bank of the same origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +60,16 @@ def build_bank(
 ) -> LatentBank:
     """Augments every image `variants` times, draws one mask each, and encodes both images; a function of `seed`.
 
-    With `limit`, so many pairs at most, spread evenly over the images.
+    With `limit`, so many pairs at most, of every image as many as of any other, or one fewer.
     """
     device, factor = pipe.vae.device, pipe.vae_scale_factor
     if precision == "bf16":  # 1.4 times as fast in bf16 on a CPU; the UNet would be slower
         pipe.vae.to(memory_format=torch.channels_last)
     jobs = [(index, variant) for variant in range(variants) for index in range(len(images))]
     if limit is not None and limit < len(jobs):
-        jobs = [jobs[i * len(jobs) // limit] for i in range(limit)]
+        whole, rest = divmod(limit, len(images))
+        chosen = np.random.default_rng(seed).permutation(len(images))[:rest]
+        jobs = jobs[: whole * len(images)] + [(int(index), whole) for index in np.sort(chosen)]
     columns: dict[str, list[Tensor]] = {name: [] for name in ("z", "zm", "cells", "pixels", "masks")}
     attributes: list[Attributes] = []
     reports: list[str | None] = []
@@ -106,23 +110,28 @@ def build_bank(
 def kept_bank(folder: Path, origin: Mapping[str, Any], make: Callable[[], LatentBank]) -> LatentBank:
     """``make()``, which takes minutes; or what it made before of the same `origin`, from `BANK_FILE` in `folder`.
 
+    Args:
+        origin: everything that decides the bank, as values that torch saves.
+
     Raises:
-        GBCIError: a file of that name that cannot be read.
+        GBCIError: that file is damaged.
     """
-    path, origin = folder / BANK_FILE, dict(origin)
+    path, origin = folder / BANK_FILE, {"format": BANK_FORMAT, **origin}
     if path.exists():
         try:
-            kept = torch.load(path, weights_only=True)
-            same = kept.pop("origin") == origin
-            kept["attributes"] = [Attributes.from_mapping(mapping) for mapping in kept["attributes"]]
-            bank = LatentBank(**kept)
+            kept = torch.load(path, weights_only=True, mmap=True)
+            if kept.pop("origin") == origin:
+                kept["attributes"] = [Attributes.from_mapping(mapping) for mapping in kept["attributes"]]
+                return LatentBank(**kept)
+            del kept
+        except (MemoryError, OSError):
+            raise
         except Exception as error:  # torch raises half a dozen types for a damaged file
-            raise GBCIError(f"{path} is damaged, or of another version ({type(error).__name__}); delete it") from error
-        if same:
-            return bank
+            raise GBCIError(f"{path} is damaged ({type(error).__name__}); delete it") from error
     bank = make()
-    kept = {field.name: getattr(bank, field.name) for field in fields(bank)}
-    kept |= {"attributes": [attributes.to_mapping() for attributes in bank.attributes], "origin": origin}
-    folder.mkdir(parents=True, exist_ok=True)
-    atomically(path, lambda temporary: torch.save(kept, temporary))
+    if is_first():
+        parts = {field.name: getattr(bank, field.name) for field in fields(bank)}
+        attributes = [attributes.to_mapping() for attributes in bank.attributes]
+        kept = parts | {"attributes": attributes, "origin": origin}
+        atomically(path, lambda temporary: torch.save(kept, temporary))
     return bank

@@ -44,7 +44,7 @@ class DistillConfig:
     Attributes:
         guidance: scale of the teacher's classifier-free guidance, which the student then has built in.
         student_steps: that the student takes from noise to clean latents.
-        solver_steps: of the teacher, a multiple of `student_steps`.
+        solver_steps: of the teacher, a multiple of `student_steps` that divides the 1000 timesteps.
         trajectories: pairs of image and mask that the teacher paints before training starts.
         rank: of the low-rank change of every layer.
         huber: where the loss turns from square to linear, in standard deviations of the latents (pseudo-Huber).
@@ -61,9 +61,10 @@ class DistillConfig:
         for name in ("student_steps", "trajectories", "rank"):
             if getattr(self, name) < 1:
                 raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not 1 <= self.solver_steps <= 1000 or self.solver_steps % self.student_steps:
+        if self.solver_steps < 1 or self.solver_steps % self.student_steps or 1000 % self.solver_steps:
             raise GBCIError(
-                f"solver_steps is {self.solver_steps}; expected a multiple of {self.student_steps}, the student's"
+                f"solver_steps is {self.solver_steps}; expected a multiple of the student's {self.student_steps} that "
+                f"divides 1000"
             )
         if not self.guidance >= 1:
             raise GBCIError(f"guidance is {self.guidance}; expected at least 1, which is none")
@@ -109,7 +110,6 @@ def paint_states(
     bank: LatentBank,
     config: DistillConfig,
     seed: int,
-    precision: str = "fp32",
     batch_size: int = 16,
 ) -> Tensor:
     """Latents at the student's timesteps, and clean ones at the end, as the guided teacher paints every pair.
@@ -128,16 +128,12 @@ def paint_states(
                 part[rows].float().to(device) for part in (bank.latents, bank.masked_latents, bank.cells)
             )
             noise = philox_normal([seed + row for row in rows.tolist()], image.shape[1:], device=device)
-            picks = rows.numpy()
-            told = condition(
-                teacher.conditioner, bank, picks, [bank.attributes[i] for i in picks], [bank.reports[i] for i in picks]
-            )
+            told = conditions(teacher, bank, rows.numpy())
             null = teacher.conditioner.null(*told.tokens.shape[:2])
             known, weight = torch.cat([cells, masked], 1), feather_latent_mask(cells, LATENT_FEATHER)
             latents, states = noise, [noise]
             for i, t in enumerate(scheduler.timesteps):
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                    plain, conditional = (velocity(teacher.unet, latents, known, t, part) for part in (null, told))
+                plain, conditional = (velocity(teacher.unet, latents, known, t, part) for part in (null, told))
                 latents = scheduler.step(plain + config.guidance * (conditional - plain), t, latents).prev_sample
                 last = i + 1 == config.solver_steps
                 around = image if last else scheduler.add_noise(image, noise, scheduler.timesteps[i + 1])
@@ -147,6 +143,12 @@ def paint_states(
             painted.append(torch.stack(states, 1).cpu())
             advance()
     return torch.cat(painted)
+
+
+def conditions(teacher: GBCIPipeline, bank: LatentBank, picks: np.ndarray) -> Conditioning:
+    """What the teacher was told of those rows."""
+    attributes, reports = ([column[row] for row in picks] for column in (bank.attributes, bank.reports))
+    return condition(teacher.conditioner, bank, picks, attributes, reports)
 
 
 def velocity(unet: nn.Module, latents: Tensor, known: Tensor, timesteps: Tensor, told: Conditioning) -> Tensor:
@@ -161,7 +163,7 @@ def velocity(unet: nn.Module, latents: Tensor, known: Tensor, timesteps: Tensor,
 
 
 class DistillTask(LDMTask):
-    """The student's steps beside those of the trajectories in the bank, whose `states` are `paint_states`."""
+    """The student's steps beside those of the trajectories in the bank, whose `states` are of `paint_states`."""
 
     def __init__(
         self, teacher: GBCIPipeline, bank: LatentBank, sampling: LDMConfig, config: DistillConfig, device: torch.device
@@ -174,8 +176,7 @@ class DistillTask(LDMTask):
             scheduler=few_step_scheduler(teacher.scheduler),
             conditioner=teacher.conditioner,
         )
-        told = {"null_probability": 0.0, "attribute_dropout": 0.0, "report_dropout": 0.0}  # as the teacher was told
-        super().__init__(student, bank, replace(sampling, **told), device)
+        super().__init__(student, bank, sampling, device)
         self.teacher, self.distill = teacher, config
         student.scheduler.set_timesteps(config.student_steps)
         self.timesteps = student.scheduler.timesteps.to(device)
@@ -194,7 +195,7 @@ class DistillTask(LDMTask):
         shrink = ((1 - next_alpha) / (1 - alpha)).sqrt()
         target = (after - shrink * before) / (next_alpha.sqrt() - shrink * alpha.sqrt())
         known, timesteps = torch.cat([drawn.cells, drawn.masked_latents], 1), self.timesteps[leap]
-        told = self.condition(drawn.picks, drawn.rng)
+        told = conditions(self.teacher, self.bank, drawn.picks)
         predicted = velocity(self.module["unet"], before, known, timesteps, told)
         clean = alpha.sqrt() * before - (1 - alpha).sqrt() * predicted
         width = self.distill.huber
@@ -267,17 +268,18 @@ def train_distill(
     if sampling.latent_crop > side:
         raise GBCIError(f"latent_crop is {sampling.latent_crop}; expected at most the latent's side, {side}")
     pipe.to(place)
-    images = load_images(roots, "training", side * pipe.vae_scale_factor)
 
     def paint() -> LatentBank:
+        images = load_images(roots, "training", side * pipe.vae_scale_factor)
         variants = math.ceil(config.trajectories / len(images))
         bank = build_bank(pipe, images, variants, loop.seed, loop.precision, limit=config.trajectories)
-        rows = np.arange(len(bank))
-        attributes, reports = drop(bank, rows, sampling, np.random.default_rng(loop.seed))
-        bank = replace(bank, attributes=attributes, reports=reports)
-        return replace(bank, states=paint_states(pipe, bank, config, loop.seed, loop.precision))
+        told = drop(bank, np.arange(len(bank)), sampling, np.random.default_rng(loop.seed))
+        bank = replace(bank, attributes=told[0], reports=told[1])
+        return replace(bank, states=paint_states(pipe, bank, config, loop.seed))
 
-    bank = kept_bank(output, inputs | {"seed": loop.seed, "precision": loop.precision}, paint)
+    decides = ("guidance", "student_steps", "solver_steps", "trajectories", "attribute_dropout", "report_dropout")
+    origin = {name: inputs[name] for name in ("data", "teacher", *(f"model.{name}" for name in decides))}
+    bank = kept_bank(output, origin | {"seed": loop.seed, "precision": loop.precision}, paint)
     torch.manual_seed(loop.seed)
     train(DistillTask(pipe, bank, sampling, config, place), loop, output, resume=resume, device=place, inputs=inputs)
 

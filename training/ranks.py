@@ -69,6 +69,11 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         torch.distributed.destroy_process_group()
 
 
+def is_first() -> bool:
+    """Whether this is the process that writes, before and after they have `joined`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def rank_device(name: str) -> torch.device:
     """As `pick_device`; of several CUDA devices each process under ``torchrun`` takes its own.
 

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import hash_weights, sha256_of
 from gbci_fast.pipeline import GBCIPipeline
-from gbci_fast.training.bank import build_bank, kept_bank
+from gbci_fast.training.bank import LatentBank, build_bank, kept_bank
 from gbci_fast.training.classifier import (
     ClassifierConfig,
     ClassifierTask,
@@ -134,9 +133,13 @@ def train_ldm(
     if init is not None:
         _start_from(pipe, init)
     pipe.to(place)
-    images = load_images(roots, "training")
-    encode = partial(build_bank, pipe, images, config.variants, loop.seed, loop.precision)
-    bank = kept_bank(output, inputs | {"seed": loop.seed, "precision": loop.precision}, encode)
+
+    def encode() -> LatentBank:
+        return build_bank(pipe, load_images(roots, "training"), config.variants, loop.seed, loop.precision)
+
+    decides = ("data", "vae", "model.variants")
+    origin = {name: inputs[name] for name in decides} | {"seed": loop.seed, "precision": loop.precision}
+    bank = kept_bank(output, origin, encode)
     train(LDMTask(pipe, bank, config, place), loop, output, resume=resume, device=place, inputs=inputs)
 
 

@@ -14,6 +14,7 @@ from gbci_fast.training.data import augment
 from gbci_fast.training.distill import (
     DistillConfig,
     DistillTask,
+    conditions,
     low_rank_change,
     paint_states,
     train_distill,
@@ -85,77 +86,86 @@ class TestLowRank:
 
 class TestTrajectories:
     def test_they_are_what_the_pipeline_paints(self, teacher, images, bank):
-        """At every student's timestep, and of every row alone: the pipeline sees the image, the bank its latents."""
+        """At every student's timestep: the pipeline sees the image itself, the bank its latents in float16."""
         teacher.set_progress_bar_config(disable=True)
-        for row in range(2):
+
+        def distance(row, **changes):
+            """Largest RMS distance of the states to what the pipeline is at, over what it is at."""
             seen = []
-
-            def keep(pipe, step, timestep, tensors, seen=seen):
-                # The bank's latents are rounded to float16; the pipeline has to start from the same.
-                seen.append(tensors["latents"])
-
-            rng = np.random.default_rng((0, row, 0))
-            pixels = augment(images[row], rng).image / np.float32(65535)
+            pixels = augment(images[row], np.random.default_rng((0, row, 0))).image / np.float32(65535)
+            given = {"attributes": bank.attributes[row], "report": bank.reports[row], "guidance_scale": 3.0}
             teacher(
                 pixels,
                 bank.masks[row].numpy().astype(np.float32),
-                bank.attributes[row],
-                bank.reports[row],
                 num_inference_steps=8,
-                guidance_scale=3.0,
                 seed=3 + row,
                 output_type="latent",
-                callback_on_step_end=keep,
+                callback_on_step_end=lambda pipe, step, t, tensors: seen.append(tensors["latents"][0]) or {},
+                **(given | changes),
             )
-            assert bank.states.shape[1:] == (5, 4, 16, 16)
-            for state, painted in zip(bank.states[row, 1:], seen[1::2], strict=True):
-                error = (state - painted[0]).square().mean().sqrt() / painted.std()
-                assert error < 0.01
-            assert (bank.states[row, -1] - seen[0][0]).square().mean().sqrt() > 0.1
+            pairs = zip(bank.states[row, 1:], seen[1::2], strict=True)
+            return max(((state - painted).square().mean().sqrt() / painted.std()).item() for state, painted in pairs)
+
+        assert bank.states.shape == (4, 5, 4, 16, 16)
+        for row in range(2):
+            assert distance(row) < 0.003
+            assert distance(row, attributes=None, report=None) > 0.006
+            assert distance(row, guidance_scale=1.0) > 0.006
 
     def test_they_do_not_depend_on_the_batch(self, teacher, bank):
         again = paint_states(teacher, bank, CONFIG, seed=3, batch_size=3)
         torch.testing.assert_close(again, bank.states, rtol=0, atol=1e-4)
         assert not torch.allclose(paint_states(teacher, bank, CONFIG, seed=4), bank.states, atol=0.1)
 
-    def test_guidance_is_the_teachers(self, teacher, bank):
-        plain = paint_states(teacher, bank, replace(CONFIG, guidance=1.0), seed=3)
-        assert not torch.allclose(plain, bank.states, atol=1e-3)
-
 
 class _Straight(torch.nn.Module):
-    """The velocity with which a DDIM step of the student lands on the bank's next state, less ``off`` clean latents."""
+    """The velocity with which a DDIM step of the student lands on the bank's next state, from any window of the last.
+
+    Clean latents under the mask are `off` away.
+    """
 
     def __init__(self, task, off=0.0):
         super().__init__()
-        self.task, self.off = task, off
+        self.task, self.off, self.told = task, off, []
 
-    def forward(self, sample, timesteps, **_):
-        states, scheduler = self.task.bank.states, self.task.pipe.scheduler
+    def forward(self, sample, timesteps, class_labels, **_):
+        side, scheduler = sample.shape[-1], self.task.pipe.scheduler
         found = []
-        for latents, timestep in zip(sample[:, :4], timesteps, strict=True):
+        for given, timestep, told in zip(sample, timesteps, class_labels, strict=True):
             leap = scheduler.timesteps.tolist().index(int(timestep))
-            row = (states[:, leap] - latents).flatten(1).abs().amax(1).argmin()
-            alpha = scheduler.alphas_cumprod[timestep]
+            windows = self.task.bank.states.unfold(3, side, 1).unfold(4, side, 1)  # [M, K + 1, 4, y, x, side, side]
+            apart = (windows[:, leap] - given[:4, None, None]).abs().amax((1, 4, 5))
+            row, y, x = np.unravel_index(int(apart.argmin()), apart.shape)
+            assert apart[row, y, x] == 0
+            for part, channels in ((self.task.bank.cells, given[4:5]), (self.task.bank.masked_latents, given[5:])):
+                assert torch.equal(part[row, :, y : y + side, x : x + side].float(), channels)
+            self.told.append((row, told))
             # A step is linear in the velocity: from where it lands with 0 and with 1, what lands on the state.
-            zero, one = (scheduler.step(torch.full_like(latents, v), timestep, latents).prev_sample for v in (0.0, 1.0))
-            found.append((states[row, leap + 1] - zero) / (one - zero) + self.off / (1 - alpha).sqrt())
+            zero, one = (
+                scheduler.step(torch.full_like(given[:4], v), timestep, given[:4]).prev_sample for v in (0.0, 1.0)
+            )
+            exact = (windows[row, leap + 1, :, y, x] - zero) / (one - zero)
+            found.append(exact + self.off * given[4:5] / (1 - scheduler.alphas_cumprod[timestep]).sqrt())
         return type("Output", (), {"sample": torch.stack(found)})
 
 
 class TestLoss:
-    @pytest.fixture
-    def whole(self, teacher, bank):
-        return DistillTask(teacher, bank, LDMConfig(latent_crop=16), CONFIG, torch.device("cpu"))
+    def test_a_student_that_lands_where_the_teacher_does_has_none(self, task):
+        unet = task.module["unet"] = _Straight(task)
+        assert task.loss(8, torch.Generator().manual_seed(1)).item() < 1e-3
+        assert len({row for row, _ in unet.told}) > 1
+        for row, told in unet.told:
+            expected = conditions(task.teacher, task.bank, np.array([row])).pooled[0]
+            torch.testing.assert_close(told, expected)
 
-    def test_a_student_that_lands_where_the_teacher_does_has_none(self, whole):
-        whole.module["unet"] = _Straight(whole)
-        assert whole.loss(8, torch.Generator().manual_seed(1)).item() < 1e-3
-
-    def test_another_answer_has_its_distance(self, whole):
-        whole.module["unet"] = _Straight(whole, off=0.5)
-        expected = (0.5**2 + CONFIG.huber**2) ** 0.5 - CONFIG.huber
-        assert whole.loss(8, torch.Generator().manual_seed(1)).item() == pytest.approx(expected, abs=1e-2)
+    def test_another_answer_has_its_distance_heavier_under_the_mask(self, task):
+        task.module["unet"] = _Straight(task, off=0.5)
+        drawn = task.draw(8, torch.Generator().manual_seed(1))
+        covered = drawn.cells.mean((1, 2, 3))
+        share = (1 + SAMPLING.roi_weight) * covered / (1 + SAMPLING.roi_weight * covered)
+        distance = (0.5**2 + CONFIG.huber**2) ** 0.5 - CONFIG.huber
+        expected = (share * distance).mean().item()
+        assert task.loss(8, torch.Generator().manual_seed(1)).item() == pytest.approx(expected, rel=0.01)
 
     def test_a_batch_is_a_function_of_the_seed(self, task):
         losses = [task.loss(4, torch.Generator().manual_seed(seed)).item() for seed in (5, 5, 6)]
@@ -168,14 +178,15 @@ class TestRun:
         arguments = ["train", "distill", "--data", str(phantom_root), "--teacher", str(tmp_path / "teacher")]
         arguments += ["--output", str(tmp_path / "run"), "--preset", "tiny", "--latent-crop", "8", "--steps", "3"]
         assert main([*arguments, "--rank", "2"]) == 0
+        painted = (tmp_path / "run" / BANK_FILE).stat().st_mtime_ns
         assert main([*arguments, "--rank", "2"]) == 1
         assert "pass --resume" in capsys.readouterr().err
         assert main([*arguments, "--rank", "3", "--resume"]) == 1
         assert "rank 2, not 3" in capsys.readouterr().err
         assert main([*arguments, "--rank", "2", "--resume"]) == 0
+        assert (tmp_path / "run" / BANK_FILE).stat().st_mtime_ns == painted
         assert main([*arguments, "--rank", "2", "--solver-steps", "20", "--resume"]) == 1
         assert "solver_steps 8, not 20" in capsys.readouterr().err
-        assert (tmp_path / "run" / BANK_FILE).is_file()
         pipe = GBCIPipeline.from_pretrained(tmp_path / "run" / "pipeline")
         kept = teacher.unet.state_dict()
         assert all(torch.equal(value, kept[name]) for name, value in pipe.unet.state_dict().items())
@@ -195,7 +206,12 @@ class TestRun:
             train_distill([phantom_root], tmp_path / "run", teacher=tmp_path / "teacher", **given)
         with pytest.raises(GBCIError, match="rank is 0; expected at least 1"):
             train_distill([phantom_root], tmp_path / "run", teacher=tmp_path / "teacher", rank=0, **given)
-        with pytest.raises(GBCIError, match="solver_steps is 10; expected a multiple of 4, the student's"):
-            train_distill([phantom_root], tmp_path / "run", teacher=tmp_path / "teacher", solver_steps=10, **given)
+        for steps in (10, 24, 2000):
+            with pytest.raises(
+                GBCIError, match=f"solver_steps is {steps}; expected a multiple of the student's 4 that"
+            ):
+                train_distill(
+                    [phantom_root], tmp_path / "run", teacher=tmp_path / "teacher", solver_steps=steps, **given
+                )
         with pytest.raises(GBCIError, match=r"guidance is 0.5; expected at least 1"):
             train_distill([phantom_root], tmp_path / "run", teacher=tmp_path / "teacher", guidance=0.5, **given)
