@@ -32,7 +32,8 @@ class LatentBank:
         cells: uint8 [M, 1, h, w], the mask at latent resolution.
         masked_pixels: uint8 [M, S, S], the masked image (0..255); `masks` bool [M, S, S].
         attributes, reports: M descriptions, true of the mask.
-        states: float32 [M, K + 1, 4, h, w], what a distillation's teacher painted, from noise to clean.
+        states: float32 [M, K + 1, 4, c, c], windows of what a distillation's teacher painted, from noise to clean;
+            `corners` int64 [M, 2], where they are (y, x).
     """
 
     latents: Tensor
@@ -43,6 +44,7 @@ class LatentBank:
     attributes: list[Attributes]
     reports: list[str | None]
     states: Tensor | None = None
+    corners: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.attributes)

@@ -30,7 +30,7 @@ from gbci_fast.noise import philox_normal
 from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline
 from gbci_fast.training.bank import LatentBank, build_bank, kept_bank
 from gbci_fast.training.data import load_images
-from gbci_fast.training.ldm import LDMConfig, LDMTask, condition, drop
+from gbci_fast.training.ldm import LDMConfig, LDMTask, condition, cut, drop, random_window
 from gbci_fast.training.loop import LoopConfig, check_output, replace_folder, train
 from gbci_fast.training.progress import counting
 from gbci_fast.training.ranks import rank_device
@@ -105,30 +105,29 @@ def low_rank_change(student: UNet2DConditionModel, config: DistillConfig) -> Few
 
 
 @torch.no_grad()
-def paint_states(
-    teacher: GBCIPipeline,
-    bank: LatentBank,
-    config: DistillConfig,
-    seed: int,
-    batch_size: int = 16,
-) -> Tensor:
-    """Latents at the student's timesteps, and clean ones at the end, as the guided teacher paints every pair.
+def paint_trajectories(
+    teacher: GBCIPipeline, bank: LatentBank, config: DistillConfig, latent_crop: int, seed: int, batch_size: int = 16
+) -> LatentBank:
+    """The bank with the latents at the student's timesteps, and clean ones at the end, as the guided teacher paints.
 
-    Returns:
-        float32 [M, student_steps + 1, 4, h, w]: row i is what the pipeline paints with ``seed + i``.
+    A window of every pair is painted; row i of the whole latent is what the pipeline paints with ``seed + i``.
     """
     scheduler = few_step_scheduler(teacher.scheduler)
     scheduler.set_timesteps(config.solver_steps)
     stride, device = config.solver_steps // config.student_steps, teacher.unet.device
-    batches = torch.arange(len(bank)).split(batch_size)
+    batches = np.array_split(np.arange(len(bank)), math.ceil(len(bank) / batch_size))
+    windows = [
+        random_window(cells, latent_crop, np.random.default_rng((seed, i))) for i, cells in enumerate(bank.cells)
+    ]
     painted = []
     with counting("painting trajectories", len(batches)) as advance:
         for rows in batches:
-            image, masked, cells = (
-                part[rows].float().to(device) for part in (bank.latents, bank.masked_latents, bank.cells)
+            noise = philox_normal([seed + int(row) for row in rows], bank.latents.shape[1:])
+            noise, image, masked, cells = (
+                cut(part, [windows[row] for row in rows]).to(device)
+                for part in (noise, bank.latents[rows], bank.masked_latents[rows], bank.cells[rows])
             )
-            noise = philox_normal([seed + row for row in rows.tolist()], image.shape[1:], device=device)
-            told = conditions(teacher, bank, rows.numpy())
+            told = conditions(teacher, bank, rows)
             null = teacher.conditioner.null(*told.tokens.shape[:2])
             known, weight = torch.cat([cells, masked], 1), feather_latent_mask(cells, LATENT_FEATHER)
             latents, states = noise, [noise]
@@ -142,7 +141,8 @@ def paint_states(
                     states.append(latents)
             painted.append(torch.stack(states, 1).cpu())
             advance()
-    return torch.cat(painted)
+    corners = torch.tensor([(y.start, x.start) for y, x in windows])
+    return replace(bank, states=torch.cat(painted), corners=corners)
 
 
 def conditions(teacher: GBCIPipeline, bank: LatentBank, picks: np.ndarray) -> Conditioning:
@@ -163,7 +163,7 @@ def velocity(unet: nn.Module, latents: Tensor, known: Tensor, timesteps: Tensor,
 
 
 class DistillTask(LDMTask):
-    """The student's steps beside those of the trajectories in the bank, whose `states` are of `paint_states`."""
+    """The student's steps beside those of a bank of `paint_trajectories`."""
 
     def __init__(
         self, teacher: GBCIPipeline, bank: LatentBank, sampling: LDMConfig, config: DistillConfig, device: torch.device
@@ -182,6 +182,12 @@ class DistillTask(LDMTask):
         self.timesteps = student.scheduler.timesteps.to(device)
         self.alphas = torch.cat([self.alphas_cumprod[self.timesteps], self.alphas_cumprod.new_ones(1)])
 
+    def window(self, index: int, rng: np.random.Generator) -> tuple[slice, slice]:
+        """The one that was painted."""
+        y, x = self.bank.corners[index].tolist()
+        size = self.bank.states.shape[-1]
+        return slice(y, y + size), slice(x, x + size)
+
     def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Pseudo-Huber distance of the clean latents that the student and the teacher head for, heavier in the mask.
 
@@ -190,7 +196,7 @@ class DistillTask(LDMTask):
         """
         drawn = self.draw(batch_size, generator)
         leap = torch.randint(self.distill.student_steps, (batch_size,), generator=generator)
-        before, after = (self.cut(self.bank.states[drawn.picks, leap + i], drawn.crops) for i in (0, 1))
+        before, after = (self.bank.states[drawn.picks, leap + i].to(self.device) for i in (0, 1))
         alpha, next_alpha = (self.alphas[leap.to(self.device) + i].view(-1, 1, 1, 1) for i in (0, 1))
         shrink = ((1 - next_alpha) / (1 - alpha)).sqrt()
         target = (after - shrink * before) / (next_alpha.sqrt() - shrink * alpha.sqrt())
@@ -275,9 +281,10 @@ def train_distill(
         bank = build_bank(pipe, images, variants, loop.seed, loop.precision, limit=config.trajectories)
         told = drop(bank, np.arange(len(bank)), sampling, np.random.default_rng(loop.seed))
         bank = replace(bank, attributes=told[0], reports=told[1])
-        return replace(bank, states=paint_states(pipe, bank, config, loop.seed))
+        return paint_trajectories(pipe, bank, config, sampling.latent_crop, loop.seed)
 
-    decides = ("guidance", "student_steps", "solver_steps", "trajectories", "attribute_dropout", "report_dropout")
+    decides = ("guidance", "student_steps", "solver_steps", "trajectories", "latent_crop")
+    decides += ("attribute_dropout", "report_dropout")
     origin = {name: inputs[name] for name in ("data", "teacher", *(f"model.{name}" for name in decides))}
     bank = kept_bank(output, origin | {"seed": loop.seed, "precision": loop.precision}, paint)
     torch.manual_seed(loop.seed)

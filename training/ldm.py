@@ -103,7 +103,6 @@ class Drawn:
     """One batch: rows of the bank, crops of their latents [B, 4, c, c] and masks [B, 1, c, c], and what draws on."""
 
     picks: np.ndarray
-    crops: list[tuple[slice, slice]]
     rng: np.random.Generator
     latents: Tensor
     masked_latents: Tensor
@@ -122,14 +121,12 @@ class LDMTask:
         """Random latent crops around masks of the bank; a function of the generator's state."""
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         picks = rng.integers(len(self.bank), size=batch_size)
-        crops = [self._crop(int(i), rng) for i in picks]
+        crops = [self.window(int(i), rng) for i in picks]
         bank = self.bank
-        z, zm, cells = (self.cut(part[picks], crops) for part in (bank.latents, bank.masked_latents, bank.cells))
-        return Drawn(picks=picks, crops=crops, rng=rng, latents=z, masked_latents=zm, cells=cells)
-
-    def cut(self, rows: Tensor, crops: Sequence[tuple[slice, slice]]) -> Tensor:
-        """Those windows of [B, C, h, w], in float32 where the model is."""
-        return torch.stack([row[:, y, x].float() for row, (y, x) in zip(rows, crops, strict=True)]).to(self.device)
+        z, zm, cells = (
+            cut(part[picks], crops).to(self.device) for part in (bank.latents, bank.masked_latents, bank.cells)
+        )
+        return Drawn(picks=picks, rng=rng, latents=z, masked_latents=zm, cells=cells)
 
     def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """One batch of random latent crops around the masks."""
@@ -180,18 +177,9 @@ class LDMTask:
         """Writes the whole pipeline, diffusers layout, to ``pipeline/``."""
         replace_folder(folder / "pipeline", self.pipe.save_pretrained)
 
-    def _crop(self, index: int, rng: np.random.Generator) -> tuple[slice, slice]:
-        """A window of the latent that holds the mask's center nine times out of ten."""
-        side = self.bank.latents.shape[-1]
-        size = min(self.config.latent_crop, side)
-        cells = self.bank.cells[index, 0].nonzero().numpy()
-        if len(cells) and rng.random() < 0.9:
-            center = cells[int(rng.integers(len(cells)))]
-            low = center - rng.integers(size // 4, size - size // 4, size=2)
-        else:
-            low = rng.integers(0, side - size + 1, size=2)
-        y, x = np.clip(low, 0, side - size)
-        return slice(int(y), int(y) + size), slice(int(x), int(x) + size)
+    def window(self, index: int, rng: np.random.Generator) -> tuple[slice, slice]:
+        """Where in the latent of a row to look."""
+        return random_window(self.bank.cells[index], self.config.latent_crop, rng)
 
     def condition(self, picks: np.ndarray, rng: np.random.Generator) -> Conditioning:
         """Tokens of the whole masked image; attributes and reports dropped at random; some samples fully null."""
@@ -205,6 +193,25 @@ class LDMTask:
             full.token_mask | chosen[:, None],
             torch.where(chosen[:, None], null.pooled, full.pooled),
         )
+
+
+def random_window(cells: Tensor, size: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    """A window of at most that size, which holds the center of the mask [1, h, w] nine times out of ten."""
+    side = cells.shape[-1]
+    size = min(size, side)
+    covered = cells[0].nonzero().numpy()
+    if len(covered) and rng.random() < 0.9:
+        center = covered[int(rng.integers(len(covered)))]
+        low = center - rng.integers(size // 4, size - size // 4, size=2)
+    else:
+        low = rng.integers(0, side - size + 1, size=2)
+    y, x = np.clip(low, 0, side - size)
+    return slice(int(y), int(y) + size), slice(int(x), int(x) + size)
+
+
+def cut(rows: Tensor, windows: Sequence[tuple[slice, slice]]) -> Tensor:
+    """A window of each row of [B, C, h, w], float32."""
+    return torch.stack([row[:, y, x].float() for row, (y, x) in zip(rows, windows, strict=True)])
 
 
 def condition(

@@ -11,13 +11,22 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 @contextmanager
 def counting(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar; yields what is to be called after each of ``total`` items.
+    """A bar, or ten lines in a log; yields what is to be called after each of ``total`` items.
 
     Unlike `rich.progress.track`, whose generator leaves its thread to the garbage collector when an item fails.
     """
-    with Progress(disable=not total) as progress:
+    console, done = Console(), 0
+    with Progress(console=console, disable=not (total and console.is_terminal)) as progress:
         task = progress.add_task(description, total=total)
-        yield lambda: progress.advance(task)
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            progress.advance(task)
+            if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
+                print(f"{description} {done}/{total}", flush=True)
+
+        yield advance
 
 
 class TrainingProgress:

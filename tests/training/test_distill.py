@@ -1,6 +1,5 @@
 """Distillation: the low-rank student, its loss against known functions, a run and what it leaves."""
 
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from gbci_fast.training.distill import (
     DistillTask,
     conditions,
     low_rank_change,
-    paint_states,
+    paint_trajectories,
     train_distill,
     with_low_rank,
 )
@@ -38,7 +37,7 @@ def teacher():
 @pytest.fixture
 def bank(teacher, images):
     made = build_bank(teacher, images[:4], 1, 0)
-    return replace(made, states=paint_states(teacher, made, CONFIG, seed=3))
+    return paint_trajectories(teacher, made, CONFIG, 8, seed=3)
 
 
 @pytest.fixture
@@ -88,6 +87,8 @@ class TestTrajectories:
     def test_they_are_what_the_pipeline_paints(self, teacher, images, bank):
         """At every student's timestep: the pipeline sees the image itself, the bank its latents in float16."""
         teacher.set_progress_bar_config(disable=True)
+        whole = paint_trajectories(teacher, bank, CONFIG, 16, seed=3)
+        assert whole.states.shape == (4, 5, 4, 16, 16)
 
         def distance(row, **changes):
             """Largest RMS distance of the states to what the pipeline is at, over what it is at."""
@@ -103,23 +104,23 @@ class TestTrajectories:
                 callback_on_step_end=lambda pipe, step, t, tensors: seen.append(tensors["latents"][0]) or {},
                 **(given | changes),
             )
-            pairs = zip(bank.states[row, 1:], seen[1::2], strict=True)
+            pairs = zip(whole.states[row, 1:], seen[1::2], strict=True)
             return max(((state - painted).square().mean().sqrt() / painted.std()).item() for state, painted in pairs)
 
-        assert bank.states.shape == (4, 5, 4, 16, 16)
         for row in range(2):
             assert distance(row) < 0.003
             assert distance(row, attributes=None, report=None) > 0.006
             assert distance(row, guidance_scale=1.0) > 0.006
 
     def test_they_do_not_depend_on_the_batch(self, teacher, bank):
-        again = paint_states(teacher, bank, CONFIG, seed=3, batch_size=3)
-        torch.testing.assert_close(again, bank.states, rtol=0, atol=1e-4)
-        assert not torch.allclose(paint_states(teacher, bank, CONFIG, seed=4), bank.states, atol=0.1)
+        again, other = (paint_trajectories(teacher, bank, CONFIG, 8, seed=seed, batch_size=3) for seed in (3, 4))
+        torch.testing.assert_close(again.states, bank.states, rtol=0, atol=1e-4)
+        assert torch.equal(again.corners, bank.corners)
+        assert not torch.allclose(other.states, bank.states, atol=0.1)
 
 
 class _Straight(torch.nn.Module):
-    """The velocity with which a DDIM step of the student lands on the bank's next state, from any window of the last.
+    """The velocity with which a DDIM step of the student lands on the bank's next state.
 
     Clean latents under the mask are `off` away.
     """
@@ -129,22 +130,22 @@ class _Straight(torch.nn.Module):
         self.task, self.off, self.told = task, off, []
 
     def forward(self, sample, timesteps, class_labels, **_):
-        side, scheduler = sample.shape[-1], self.task.pipe.scheduler
+        bank, scheduler = self.task.bank, self.task.pipe.scheduler
         found = []
         for given, timestep, told in zip(sample, timesteps, class_labels, strict=True):
             leap = scheduler.timesteps.tolist().index(int(timestep))
-            windows = self.task.bank.states.unfold(3, side, 1).unfold(4, side, 1)  # [M, K + 1, 4, y, x, side, side]
-            apart = (windows[:, leap] - given[:4, None, None]).abs().amax((1, 4, 5))
-            row, y, x = np.unravel_index(int(apart.argmin()), apart.shape)
-            assert apart[row, y, x] == 0
-            for part, channels in ((self.task.bank.cells, given[4:5]), (self.task.bank.masked_latents, given[5:])):
-                assert torch.equal(part[row, :, y : y + side, x : x + side].float(), channels)
+            apart = (bank.states[:, leap] - given[:4]).abs().amax((1, 2, 3))
+            row = int(apart.argmin())
+            assert apart[row] == 0
+            y, x = bank.corners[row]
+            for part, channels in ((bank.cells, given[4:5]), (bank.masked_latents, given[5:])):
+                assert torch.equal(part[row, :, y : y + 8, x : x + 8].float(), channels)
             self.told.append((row, told))
             # A step is linear in the velocity: from where it lands with 0 and with 1, what lands on the state.
             zero, one = (
                 scheduler.step(torch.full_like(given[:4], v), timestep, given[:4]).prev_sample for v in (0.0, 1.0)
             )
-            exact = (windows[row, leap + 1, :, y, x] - zero) / (one - zero)
+            exact = (bank.states[row, leap + 1] - zero) / (one - zero)
             found.append(exact + self.off * given[4:5] / (1 - scheduler.alphas_cumprod[timestep]).sqrt())
         return type("Output", (), {"sample": torch.stack(found)})
 

@@ -110,7 +110,7 @@ def test_crops_hold_the_mask(task):
     hits = 0
     for i in range(len(task.bank)):
         for _ in range(20):
-            y, x = task._crop(i, rng)
+            y, x = task.window(i, rng)
             assert y.stop - y.start == x.stop - x.start == 8
             assert min(y.start, x.start) >= 0
             assert max(y.stop, x.stop) <= 16
@@ -120,7 +120,7 @@ def test_crops_hold_the_mask(task):
 
 def test_a_crop_of_the_whole_latent_is_the_latent(bank):
     task = LDMTask(fresh_pipe(), bank, replace(CONFIG, latent_crop=16), CPU)
-    assert task._crop(0, np.random.default_rng(0)) == (slice(0, 16), slice(0, 16))
+    assert task.window(0, np.random.default_rng(0)) == (slice(0, 16), slice(0, 16))
 
 
 def test_loss_follows_its_generator_and_reaches_every_weight(bank):
@@ -153,7 +153,7 @@ def test_loss_of_a_perfect_prediction_is_zero(task, monkeypatch):
             return type("Output", (), {"sample": alpha.sqrt() * noise - (1 - alpha).sqrt() * z + given["error"]})
 
     task.module["unet"] = Oracle()
-    original = task._crop
+    original = task.window
 
     def recorded(index, rng):
         y, x = original(index, rng)
@@ -161,7 +161,7 @@ def test_loss_of_a_perfect_prediction_is_zero(task, monkeypatch):
         given["z"] = torch.stack(given["parts"])
         return y, x
 
-    monkeypatch.setattr(task, "_crop", recorded)
+    monkeypatch.setattr(task, "window", recorded)
     given["error"] = 0.0
     assert task.loss(4, torch.Generator().manual_seed(0)).item() < 1e-4
     given.clear()
