@@ -1,6 +1,5 @@
 """Distillation: the low-rank student, its loss against known functions, a run and what it leaves."""
 
-
 import numpy as np
 import pytest
 import torch

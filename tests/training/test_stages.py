@@ -14,6 +14,7 @@ from gbci_fast.cli import main
 from gbci_fast.errors import GBCIError
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training import stages
+from gbci_fast.training.bank import BANK_FILE
 from gbci_fast.training.ldm import LDMTask, build_pipeline
 from gbci_fast.training.loop import STATE_FILE
 from gbci_fast.training.vae import VAETask, build_vae
@@ -60,7 +61,9 @@ def test_latent_diffusion(vae_run, phantom_root, tmp_path, capsys, monkeypatch):
     assert train("ldm", *options, "--output", tmp_path / "ldm", "--steps", 30) == 0
     first, *_, last = losses(capsys.readouterr().out)
     assert last < 0.75 * first
-    assert sorted(path.name for path in (tmp_path / "ldm").iterdir()) == ["pipeline", "samples", STATE_FILE]
+    assert sorted(path.name for path in (tmp_path / "ldm").iterdir()) == [
+        BANK_FILE, "pipeline", "samples", STATE_FILE,
+    ]  # fmt: skip
     trained = GBCIPipeline.from_pretrained(tmp_path / "ldm" / "pipeline")
     vae = torch.load(vae_run[0] / STATE_FILE, weights_only=True)["ema"]
     assert all(torch.equal(value, vae[name]) for name, value in trained.vae.state_dict().items())
