@@ -90,12 +90,14 @@ class GBCIPipeline(DiffusionPipeline):
         """
         if self.few_step is None:
             raise GBCIError("this pipeline has no few_step component; `gbci-fast train distill` makes one")
-        return GBCIPipeline(
+        student = GBCIPipeline(
             vae=self.vae,
             unet=self.few_step.apply_to(self.unet),
             scheduler=few_step_scheduler(self.scheduler),
             conditioner=self.conditioner,
         )
+        student.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        return student
 
     @property
     def guidance_scale(self) -> float:
