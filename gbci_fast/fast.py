@@ -119,7 +119,7 @@ class FastPipeline(GBCIPipeline):
             call = _SIGNATURE.bind(self, *args, **kwargs)
             call.apply_defaults()
             check_argument_types(call.arguments)
-            if self._is_students(*(call.arguments[name] for name in ("num_inference_steps", "guidance_scale", "eta"))):
+            if self.uses_few_step(*(call.arguments[name] for name in ("num_inference_steps", "guidance_scale", "eta"))):
                 student = self._student_here()
                 student.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
                 call.arguments |= {"self": student, "guidance_scale": 1.0}
@@ -149,9 +149,13 @@ class FastPipeline(GBCIPipeline):
         """What runs here, and what does not and why."""
         return str(self.plan)
 
+    def uses_few_step(self, num_inference_steps: int, guidance_scale: float, eta: float = 0.0) -> bool:
+        """Whether such a call goes to the few-step student."""
+        return self.few_step is not None and self.few_step.covers(num_inference_steps, guidance_scale, eta)
+
     def scheduler_for(self, num_inference_steps: int, guidance_scale: float, eta: float = 0.0) -> SchedulerMixin:
         """The scheduler that such a call is sampled with: this pipeline's, or the student's."""
-        if self._is_students(num_inference_steps, guidance_scale, eta):
+        if self.uses_few_step(num_inference_steps, guidance_scale, eta):
             return few_step_scheduler(self.eager.scheduler)
         return self.scheduler
 
@@ -270,9 +274,6 @@ class FastPipeline(GBCIPipeline):
 
         baked = tables(scheduler), len(run.timesteps), self.guidance_scale, run.eta, run.known_region
         return graphs((*baked, run.conditioning.padded), loop, batched, shared)
-
-    def _is_students(self, num_inference_steps: int, guidance_scale: float, eta: float) -> bool:
-        return self.few_step is not None and self.few_step.covers(num_inference_steps, guidance_scale, eta)
 
     def _student_here(self) -> "FastPipeline":
         """Made when it is first needed, and again when the UNet was moved; VAE and conditioner are this pipeline's."""

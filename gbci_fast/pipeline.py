@@ -83,7 +83,7 @@ class GBCIPipeline(DiffusionPipeline):
         return pipe
 
     def few_step_pipeline(self) -> "GBCIPipeline":
-        """The student as a pipeline of its own, for ``few_step.config.steps`` steps and ``guidance_scale=1``: it is guided.
+        """The student as a pipeline of its own, for ``few_step.config.steps`` steps, and with ``guidance_scale=1``.
 
         Raises:
             GBCIError: the checkpoint carries none.

@@ -142,6 +142,7 @@ class TestAccelerated:
         fast = accelerate(pipe, tier="approximate")
         assert isinstance(fast.scheduler_for(4, GUIDANCE), DDIMScheduler)
         assert fast.scheduler_for(5, GUIDANCE) is fast.scheduler
+        assert [fast.uses_few_step(steps, GUIDANCE) for steps in (4, 5)] == [True, False]
         assert accelerate(pipe).scheduler_for(4, GUIDANCE).config == pipe.scheduler.config
 
     def test_the_eager_one_is_untouched_and_saved(self, pipe, change, image, mask, tmp_path):

@@ -83,7 +83,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="VinDr-layout roots (training split used) or, but for the classifier, caches of `prepare`",
     )
-    parser.add_argument("--output", type=Path, required=True, help="run folder: state.pt, samples/, the weights, and what was encoded")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="run folder: state.pt, samples/, the weights, and what was encoded"
+    )
     parser.add_argument("--preset", choices=("tiny", "base"), default="base")
     parser.add_argument("--steps", type=int, help="optimizer steps in all")
     parser.add_argument("--batch-size", type=int)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -126,8 +126,13 @@ def run_job(
         GBCIError: `output` is not empty and `resume` is not set, or it holds another job or one that is running; an
             input is missing, damaged or does not suit the job; all inputs were skipped.
     """
-    sampler = pipe.scheduler_for(**asdict(settings.sampler)) if isinstance(pipe, FastPipeline) else pipe.scheduler
-    job = _Job(plan, output, settings, scheduler=type(sampler).__name__, skip_bad=skip_bad)
+    call = asdict(settings.sampler)
+    fast = isinstance(pipe, FastPipeline)
+    sampled_by = {
+        "scheduler": type(pipe.scheduler_for(**call) if fast else pipe.scheduler).__name__,
+        "few_step": fast and pipe.uses_few_step(**call),
+    }
+    job = _Job(plan, output, settings, sampled_by=sampled_by, skip_bad=skip_bad)
     if job.inspect(resume=resume):
         on_batch(len(plan))
         return job.result()
@@ -151,7 +156,13 @@ class _Job:
     """A plan on its way into a folder."""
 
     def __init__(
-        self, plan: Sequence[PlanItem], output: Path, settings: JobSettings, *, scheduler: str, skip_bad: bool
+        self,
+        plan: Sequence[PlanItem],
+        output: Path,
+        settings: JobSettings,
+        *,
+        sampled_by: Mapping[str, Any],
+        skip_bad: bool,
     ):
         self.output = output
         self.progress = output / PROGRESS_FOLDER
@@ -160,7 +171,7 @@ class _Job:
         self._settings = settings
         self._skip_bad = skip_bad
         self._faults: dict[int, GBCIError] = {}
-        self._columns = {"gbci_fast": __version__, "scheduler": scheduler, **settings.columns()}
+        self._columns = {"gbci_fast": __version__, **sampled_by, **settings.columns()}
         self._identity = self._columns | _identify(plan)
         self._batches = [plan[i : i + settings.batch_size] for i in range(0, len(plan), settings.batch_size)]
         self._slots = _preview_slots(len(plan))

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import VinDr, find_inputs
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
+from gbci_fast.few_step import FewStepLoRA
 from gbci_fast.files import sha256_of
 from gbci_fast.generate import job
 from gbci_fast.generate.engine import SamplerSettings
@@ -121,8 +123,9 @@ def test_manifest(finished, phantom):
     expected = {
         "variant": 0, "height": 192, "width": 160, "mask_source": "auto", "report": None, "spacing_assumed": False,
         "job_seed": 0, "formats": "dicom,png", "num_inference_steps": 1, "guidance_scale": 1.0, "batch_size": 2,
-        "scheduler": "DDIMScheduler", "runtime": "eager", "tier": "exact", "dtype": "fp32", "weights_hash": "ab" * 32,
-        "gbci_fast": "0.1.0", "compression": "rle", "template_file": f"{row.template_image_id}.dicom",
+        "scheduler": "DDIMScheduler", "few_step": False, "runtime": "eager", "tier": "exact", "dtype": "fp32",
+        "weights_hash": "ab" * 32, "gbci_fast": "0.1.0", "compression": "rle",
+        "template_file": f"{row.template_image_id}.dicom",
     }  # fmt: skip
     assert {name: row[name] for name in expected} == expected
     assert json.loads(row.attributes)["finding_categories"] == ["Mass"]
@@ -130,6 +133,20 @@ def test_manifest(finished, phantom):
     ys, xs = np.nonzero(mask)
     assert xs.min() < row.xmin < row.xmax < xs.max() + 1  # the mask has a rim more than the lesion
     assert ys.min() < row.ymin < row.ymax < ys.max() + 1
+
+
+def test_manifest_tells_of_the_few_step_student(make_job, pipe, templates, tmp_path):
+    weight = pipe.unet.conv_in.weight
+    tensors = {"conv_in.up": torch.ones(len(weight), 1), "conv_in.down": torch.ones(1, weight[0].numel())}
+    change = FewStepLoRA.of(tensors, guidance_scale=make_job.sampler.guidance_scale, steps=4)
+    carrying = GBCIPipeline(**{**pipe.components, "few_step": change})
+    found = {}
+    for few_step in (True, False):
+        fast = accelerate(carrying, tier="approximate", few_step=few_step)
+        make_job(templates / "full_LCC.dcm", tmp_path / str(few_step), pipe=fast)
+        found[few_step] = manifest_of(tmp_path / str(few_step)).iloc[0]
+    assert {asked: row.few_step for asked, row in found.items()} == {True: True, False: False}
+    assert found[True].png_sha256 != found[False].png_sha256
 
 
 def test_the_preview_shows_a_choice_of_images(make_job, templates, tmp_path, monkeypatch):
