@@ -4,7 +4,7 @@
 #   benchmarks/gpu_run.sh [tests] [ops] [sampler] [unet] [compile] [tensorrt] [-- OPTIONS]    # none named: the first five
 #
 # Each part is meant for ten minutes; compile, the rows of torch.compile in sampler and unet, may take longer. OPTIONS go
-# to the benchmarks' pytest: `sampler -- --full -k 'cuda and 64-50'`.
+# to the benchmarks' pytest: `sampler -- --full -k 'cuda and 256-4 and few_step'` for the student.
 # Results go to $OUT, or to out/gpu; rows to keep belong into benchmarks/results. What such a Python lacks travels as
 # wheels; to fill .wheels/ elsewhere:
 #
