@@ -69,7 +69,7 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
         return f"few-step weights: up to {steps} steps at guidance {scale:g} and eta 0"
 
     def covers(self, num_inference_steps: int, guidance_scale: float, eta: float) -> bool:
-        """Whether a call is the student's: with the steps it was trained for, or fewer (measured in docs/training.md)."""
+        """Whether a call is the student's: the steps it was trained for, or fewer (measured in docs/training.md)."""
         few = num_inference_steps <= self.config.steps
         return few and guidance_scale == self.config.guidance_scale and eta == 0
 
