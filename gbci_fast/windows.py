@@ -1,4 +1,4 @@
-"""Windowed denoising: the latents around a lesion alone, under the context of the whole image.
+"""Windows: encoding, denoising and decoding around a lesion alone, under the context of the whole image.
 
 Cost follows the lesion. What is lost is what the model sees of the rest: its normalizations and its self-attention see
 the window, not the image, which makes the technique approximate. The ViT's tokens are still those of the whole image.
@@ -7,7 +7,7 @@ the window, not the image, which makes the technique approximate. The ViT's toke
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -25,6 +25,7 @@ HALO = 6
 38.5 and 39.8 dB, at 0.5, 0.7 and 1 times the UNet's cost. Windows that start at multiples of the UNet's stride, or a
 few steps on the whole latents, were no better than a halo of the same cost."""
 NOTE = f"windowed: the latents around each mask and {HALO} cells more alone; whole where known_region is False"
+"""The autoencoder's windows are those of the latents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,11 @@ class Group:
     corners: list[tuple[int, int]]
     height: int
     width: int
+
+    def scaled(self, factor: int) -> "Group":
+        """The same windows where a cell is `factor` times as fine."""
+        corners = [(y * factor, x * factor) for y, x in self.corners]
+        return replace(self, corners=corners, height=self.height * factor, width=self.width * factor)
 
     def crop(self, batch: Tensor) -> Tensor:
         """``[B, C, h, w]`` -> ``[G, C, height, width]``."""
@@ -95,6 +101,35 @@ def choose(mask_latents: Tensor, halo: int, stride: int, *, together: bool = Fal
 
 def _side(needed: int, largest: int, stride: int) -> int:
     return next((side for side in SIDES if needed <= side < largest and side % stride == 0), largest)
+
+
+@torch.no_grad()
+def apart(
+    function: Callable[[Tensor], Tensor],
+    batch: Tensor,
+    groups: list[Group],
+    *,
+    reads: int = 1,
+    writes: int = 1,
+    onto: Tensor | None = None,
+) -> Tensor:
+    """`function` of the windows of `groups` alone, pasted onto a copy of `onto`, or onto zeros.
+
+    Args:
+        function: ``[G, C, h reads, w reads]`` -> ``[G, D, h writes, w writes]``.
+        batch: ``[B, C, H reads, W reads]``.
+        groups: of the B samples, in cells.
+
+    Returns:
+        ``[B, D, H writes, W writes]``.
+    """
+    parts = [function(group.scaled(reads).crop(batch)) for group in groups]
+    height, width = (extent // reads * writes for extent in batch.shape[-2:])
+    blank = parts[0].new_zeros(len(batch), parts[0].shape[1], height, width)
+    whole = blank if onto is None else blank.copy_(onto)
+    for group, part in zip(groups, parts, strict=True):
+        group.scaled(writes).paste(part, whole)
+    return whole
 
 
 @dataclass(kw_only=True)
