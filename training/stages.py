@@ -73,8 +73,11 @@ def train_vae(
     if init is not None:
         trained = load_pipeline(init).vae
         _copy_weights(task.module, trained, init)
-        factors = {name: trained.config[name] for name in ("shift_factor", "scaling_factor")}
-        task.module.register_to_config(**factors)
+        if decoder_only:
+            factors = {name: trained.config[name] for name in ("shift_factor", "scaling_factor")}
+            task.module.register_to_config(**factors)
+        else:
+            task.balance()  # while the noise of the posterior has yet to be learned
     train(task, loop, output, resume=resume, device=place, inputs=inputs)
 
 

@@ -51,7 +51,7 @@ def vae_run(phantom_root, tmp_path_factory):
 def test_autoencoder(vae_run):
     folder, printed = vae_run
     first, *_, last = losses(printed)
-    assert last < 0.75 * first
+    assert last < 0.85 * first
     assert sorted(path.name for path in folder.iterdir()) == ["samples", STATE_FILE, "vae"]
     assert [path.name for path in (folder / "samples").iterdir()] == ["0000030.png"]
 
@@ -60,12 +60,12 @@ def test_latent_diffusion(vae_run, phantom_root, tmp_path, capsys, monkeypatch):
     options = ("--data", phantom_root, "--vae", vae_run[0], "--preset", "tiny", *STEPS[2:], "--latent-crop", 16)
     assert train("ldm", *options, "--output", tmp_path / "ldm", "--steps", 30) == 0
     first, *_, last = losses(capsys.readouterr().out)
-    assert last < 0.75 * first
+    assert last < 0.85 * first
     assert sorted(path.name for path in (tmp_path / "ldm").iterdir()) == [
         BANK_FILE, "pipeline", "samples", STATE_FILE,
     ]  # fmt: skip
     trained = GBCIPipeline.from_pretrained(tmp_path / "ldm" / "pipeline")
-    vae = torch.load(vae_run[0] / STATE_FILE, weights_only=True)["ema"]
+    vae = AutoencoderKL.from_pretrained(vae_run[0] / "vae").state_dict()
     assert all(torch.equal(value, vae[name]) for name, value in trained.vae.state_dict().items())
 
     # --init begins where that run's average ended

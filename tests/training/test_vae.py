@@ -9,7 +9,7 @@ from PIL import Image
 
 from gbci_fast.data.fields import to_unit
 from gbci_fast.training.stages import vae_preset
-from gbci_fast.training.vae import VAEConfig, VAETask, build_vae
+from gbci_fast.training.vae import WIDEST, VAEConfig, VAETask, build_vae
 
 CPU = torch.device("cpu")
 
@@ -67,6 +67,32 @@ def test_export_normalizes_the_breasts_latents(task, images, tmp_path):
     values = latents.movedim(1, -1)[inside]
     assert abs(values.mean().item()) < 0.05
     assert values.std().item() == pytest.approx(1, abs=0.05)
+
+
+@torch.no_grad()
+def test_balancing_spreads_the_latents_and_changes_no_pixel(task, images):
+    vae = task.module.eval()
+    # All channels carry the gray level, and hardly anything else: what training may end in.
+    mean = vae.quant_conv.weight[0].clone()
+    generator = torch.Generator().manual_seed(0)
+    for channel, extra in enumerate((0.0, 0.2, 0.1, 0.15)):
+        vae.quant_conv.weight[channel] = mean + extra * torch.randn(mean.shape, generator=generator)
+    x = torch.stack([to_unit(item.image) for item in images])[:, None] * 2 - 1
+    before = vae.decode(vae.encode(x).latent_dist.mode()).sample
+    assert torch.corrcoef(task._breast_latents().T).abs().min() > 0.7
+    for _ in range(2):  # the second time it changes nothing
+        task.balance()
+        torch.testing.assert_close(vae.decode(vae.encode(x).latent_dist.mode()).sample, before, rtol=1e-3, atol=1e-4)
+        values = task._breast_latents()
+        spread = torch.linalg.eigvalsh(torch.cov(values.T)).sqrt()
+        assert spread.max() / spread.min() == pytest.approx(WIDEST, rel=1e-3)
+        assert values.mean(0).abs().max() < 1e-3 * spread.min()
+        noise = vae.encode(x).latent_dist.std.unique()
+        assert noise.tolist() == pytest.approx([0.01 * spread.min().item()], rel=1e-3)
+        weights = [vae.quant_conv.weight.clone(), vae.post_quant_conv.weight.clone()]
+    task.balance()
+    for weight, part in zip(weights, (vae.quant_conv, vae.post_quant_conv), strict=True):
+        torch.testing.assert_close(part.weight, weight, rtol=1e-4, atol=1e-5)
 
 
 def test_a_decoder_alone_leaves_the_latents(images, tmp_path):
