@@ -2,6 +2,9 @@
 
 Cost follows the lesion. What is lost is what the model sees of the rest: its normalizations and its self-attention see
 the window, not the image, which makes the technique approximate. The ViT's tokens are still those of the whole image.
+
+The autoencoder sees windows, too, where nobody looks at the latents (as a callback does, or ``output_type="latent"``);
+but whole images where it is made of engines, of which every shape would need one of its own.
 """
 
 import copy
@@ -24,8 +27,7 @@ HALO = 6
 """Latent cells around the blend weight. On real lesions 2, 4 and 6 cells gave a mean RoI PSNR to the whole run of 36.9,
 38.5 and 39.8 dB, at 0.5, 0.7 and 1 times the UNet's cost. Windows that start at multiples of the UNet's stride, or a
 few steps on the whole latents, were no better than a halo of the same cost."""
-NOTE = f"windowed: the latents around each mask and {HALO} cells more alone; whole where known_region is False"
-"""The autoencoder's windows are those of the latents."""
+NOTE = f"windowed: each mask and {HALO} latent cells around it alone; whole where known_region is False"
 
 
 @dataclass(frozen=True, kw_only=True)
