@@ -5,7 +5,7 @@ tier        what may differ from eager at the same seed, scheduler and steps
 =========== ============================================================================================
 exact       float32 rounding: latents by at most 1e-5 of the largest
 tolerance   the rounding of a narrower dtype: an RMS error at most 1.5 times that of eager in this dtype
-approximate also what the model sees: the surroundings of the mask alone (`gbci_fast.windows`); and, for few steps,
+approximate also what the model sees: the latents around the mask alone (`gbci_fast.windows`); and, for few steps,
             the model: the checkpoint's few-step weights (`gbci_fast.few_step`)
 =========== ============================================================================================
 """
@@ -178,37 +178,11 @@ class FastPipeline(GBCIPipeline):
         has_report = report_embeds is not None or any(report)
         return conditioning.pad(TOKENS) if has_report and self._denoiser_here()[1] is not None else conditioning
 
-    def encode_image(self, pixels: Tensor, around: Tensor | None = None) -> Tensor:
-        """As the eager pipeline's; what neighbors in the batch share is encoded once for them.
-
-        Tier "approximate" encodes the windows of `around` alone, where it is given, and leaves zeros outside.
-        """
-        shown = [pixels] if around is None else [pixels, around]
-        differs = torch.stack([(part[1:] != part[:-1]).flatten(1).any(1) for part in shown]).any(0)
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """As the eager pipeline's; an image that neighbors in the batch share is encoded once for them."""
+        differs = (pixels[1:] != pixels[:-1]).flatten(1).any(1)
         first = torch.cat([differs.new_ones(1), differs])
-        encode, factor = super().encode_image, self.vae_scale_factor
-        if self._windows_autoencoder(around):
-            latents = windows.apart(encode, pixels[first], self._windows(around[first]), reads=factor)
-        else:
-            latents = encode(pixels[first])
-        return latents[first.cumsum(0) - 1]
-
-    def decode_latents(self, latents: Tensor, around: Tensor | None = None, known: Tensor | None = None) -> Tensor:
-        """As the eager pipeline's; tier "approximate" decodes the windows of `around` alone, where it is given.
-
-        Outside they are the `known` pixels, or zeros.
-        """
-        if not self._windows_autoencoder(around):
-            return super().decode_latents(latents)
-        groups, factor = self._windows(around), self.vae_scale_factor
-        return windows.apart(super().decode_latents, latents, groups, writes=factor, onto=known)
-
-    def _windows_autoencoder(self, around: Tensor | None) -> bool:
-        """Not where it is made of engines, of which every shape needs one of its own."""
-        return around is not None and self.plan.tier == "approximate" and not isinstance(self.vae, EngineAutoencoder)
-
-    def _windows(self, mask_latents: Tensor) -> list[windows.Group]:
-        return windows.choose(mask_latents, windows.HALO, 2 ** (len(self.unet.config.block_out_channels) - 1))
+        return super().encode_image(pixels[first])[first.cumsum(0) - 1]
 
     def _denoise(self, run: Trajectory) -> Tensor:
         # Without a known region, nothing would be known outside of windows.

@@ -167,8 +167,7 @@ class GBCIPipeline(DiffusionPipeline):
             report_embeds: states [B, M, W] of an external text encoder, for conditioners built for one.
             report_mask: bool [B, M]; False marks padding.
             known_region: after each step put the re-noised original back outside the mask.
-            paste_back: composite into the input, so that pixels outside the mask keep their bits. Else all pixels are
-                decoded ones; tier "approximate" decodes the surroundings of the mask alone, and gives the rest back.
+            paste_back: composite into the input, so that pixels outside the mask keep their bits.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False returns a tuple.
             callback_on_step_end: called as ``f(pipe, step, timestep, tensors)`` and may return changed tensors.
@@ -211,12 +210,9 @@ class GBCIPipeline(DiffusionPipeline):
         # 1. Condition and encode once per (image, mask).
         masked_pixels = (pixels * 2 - 1) * (1 - mask)
         conditioning = self.encode_condition(masked_pixels, mask, descriptions, reports, report_embeds, report_mask)
+        image_latents = self.encode_image(pixels * 2 - 1)
+        masked_image_latents = self.encode_image(masked_pixels)
         mask_latents = latent_mask(mask, self.vae_scale_factor)
-        # Where the rest is known and nobody looks at the latents, only the surroundings of the masks matter.
-        local = known_region and output_type != "latent" and callback_on_step_end is None
-        around = mask_latents if local else None
-        image_latents = self.encode_image(pixels * 2 - 1, around)
-        masked_image_latents = self.encode_image(masked_pixels, around)
         conditioning, image_latents, masked_image_latents, mask_latents = (
             part.repeat_interleave(num_images_per_prompt, 0)
             if isinstance(part, Tensor)
@@ -254,9 +250,9 @@ class GBCIPipeline(DiffusionPipeline):
         # 4. Decode and composite.
         images = latents
         if output_type != "latent":
-            originals, masks = (part.repeat_interleave(num_images_per_prompt, 0) for part in (pixels, mask))
-            synthetic = self.decode_latents(latents, mask_latents if local else None, originals)
+            synthetic = self.decode_latents(latents)
             if paste_back:
+                originals, masks = (part.repeat_interleave(num_images_per_prompt, 0) for part in (pixels, mask))
                 synthetic = composite(originals, synthetic, masks, PIXEL_FEATHER)
             images = from_tensor(synthetic, output_type, depth)
         self.maybe_free_model_hooks()
@@ -275,16 +271,13 @@ class GBCIPipeline(DiffusionPipeline):
         dtype = self.conditioner.dtype
         return self.conditioner(masked_pixels.to(dtype), mask.to(dtype), attributes, report, report_embeds, report_mask)
 
-    def encode_image(self, pixels: Tensor, around: Tensor | None = None) -> Tensor:
-        """Scaled latents, float32 [B, 4, H / f, W / f], of pixels in [-1, 1]; the posterior's mode.
-
-        `around`, [B, 1, H / f, W / f] of 0 and 1, marks cells: a faster pipeline may encode their surroundings alone.
-        """
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Scaled latents, float32 [B, 4, H / f, W / f], of pixels in [-1, 1]; the posterior's mode."""
         mode = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode().float()
         return (mode - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
 
-    def decode_latents(self, latents: Tensor, around: Tensor | None = None, known: Tensor | None = None) -> Tensor:
-        """Pixels, float32 [B, 1, H, W] in [0, 1], of scaled latents; not around `around` they may be the `known`."""
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Pixels, float32 [B, 1, H, W] in [0, 1], of scaled latents."""
         unscaled = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
         return (self.vae.decode(unscaled.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
 

@@ -151,23 +151,6 @@ def test_cropping_and_pasting_are_inverse():
     assert pasted.count_nonzero() == cut.count_nonzero()
 
 
-def test_what_is_computed_apart_lands_where_the_windows_are():
-    batch = torch.rand(2, 1, 32, 48)
-    groups = [windows.Group(rows=[row], corners=[(2, 3)], height=4, width=4 + row) for row in range(2)]
-    halved = windows.apart(lambda part: part[..., ::2, ::2], batch, groups, reads=2)
-    onto = torch.full_like(batch, 7.0)
-    for group in groups:
-        assert torch.equal(group.crop(halved), group.crop(batch[..., ::2, ::2]))
-    assert halved.count_nonzero() == 4 * 4 + 4 * 5
-    grown = windows.apart(lambda part: part.repeat_interleave(2, 2).repeat_interleave(2, 3), batch, groups, writes=2)
-    assert grown.shape == (2, 1, 64, 96)
-    assert torch.equal(grown[0, 0, 4:12, 6:14], batch[0, 0, 2:6, 3:7].repeat_interleave(2, 0).repeat_interleave(2, 1))
-    kept = windows.apart(torch.neg, batch, groups, onto=onto)
-    assert (kept < 0).sum() == halved.count_nonzero()
-    assert (kept[kept > 0] == 7).all()
-    assert (onto == 7).all()
-
-
 @pytest.mark.parametrize(
     ("scheduler", "options"),
     [
@@ -243,63 +226,6 @@ def test_what_is_known_stays_as_it_is(fast, pipe, image, mask):
     weight = feather_latent_mask(torch.nn.functional.max_pool2d(mask, 4), LATENT_FEATHER).expand_as(latents)
     torch.testing.assert_close(latents[weight == 0], whole[weight == 0], rtol=1e-5, atol=1e-5)
     assert relative(latents, whole) > 1e-5  # a window is not the whole
-
-
-@pytest.fixture
-def autoencoded(fast, monkeypatch):
-    """Shapes that the fast pipeline encodes and decodes."""
-    shapes = []
-    for name in ("encode", "decode"):
-        function = getattr(fast.vae, name)
-        monkeypatch.setattr(fast.vae, name, lambda x, function=function: shapes.append(tuple(x.shape)) or function(x))
-    return shapes
-
-
-def test_the_autoencoder_sees_the_windows_alone(fast, pipe, image, mask, autoencoded):
-    out = sample(fast, image, mask, output_type="pt")
-    assert autoencoded == [(2, 1, 48, 48), (1, 1, 80, 80)] * 2 + [(2, 4, 12, 12), (1, 4, 20, 20)]
-    whole = sample(accelerate(pipe, dtype=torch.float32), image, mask, output_type="pt")
-    assert (out - whole).abs().max() > 1e-5
-    assert torch.equal(out[mask == 0], image[mask == 0])
-    groups = windows.choose(torch.nn.functional.max_pool2d(mask, 4), windows.HALO, stride=2)
-    latents = fast.encode_image(image, torch.nn.functional.max_pool2d(mask, 4))
-    for group in groups:
-        crop = pipe.encode_image(group.scaled(4).crop(image))
-        torch.testing.assert_close(group.crop(latents), crop, rtol=1e-4, atol=1e-4)
-
-
-def test_what_is_not_pasted_back_is_given_back_around_the_windows(fast, image, mask):
-    out = sample(fast, image, mask, output_type="pt", paste_back=False, num_images_per_prompt=2, seed=3)
-    given = image.repeat_interleave(2, 0)
-    inside = torch.zeros_like(given)
-    cells = torch.nn.functional.max_pool2d(mask, 4).repeat_interleave(2, 0)
-    for group in windows.choose(cells, windows.HALO, stride=2):
-        group.scaled(4).paste(torch.ones(len(group.rows), 1, group.height * 4, group.width * 4), inside)
-    assert torch.equal(out[inside == 0], given[inside == 0])
-    assert ((out != given) | (inside == 0)).float().mean() > 0.99
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"output_type": "latent"},
-        {"output_type": "pt", "known_region": False},
-        {"output_type": "pt", "callback_on_step_end": lambda pipe, step, timestep, tensors: {}},
-    ],
-    ids=lambda options: list(options)[-1],
-)
-def test_the_autoencoder_sees_all_where_all_is_looked_at(fast, image, mask, autoencoded, options):
-    sample(fast, image, mask, **options)
-    assert {shape[-1] for shape in autoencoded} <= {SIZE, CELLS}
-
-
-def test_one_image_with_two_masks_is_encoded_for_each(fast, image, mask, autoencoded):
-    shared, cells = image[:1].expand(4, -1, -1, -1), torch.nn.functional.max_pool2d(mask[[0, 0, 1, 2]], 4)
-    latents = fast.encode_image(shared, cells)
-    assert autoencoded == [(2, 1, 48, 48), (1, 1, 80, 80)]
-    assert torch.equal(latents[0], latents[1])
-    alone = torch.cat([fast.encode_image(image[:1], one[None]) for one in cells[1:]])
-    torch.testing.assert_close(latents[1:], alone, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tier", ["exact", "tolerance"])
