@@ -23,7 +23,7 @@ SIDES = (8, 12, 16, 20, 24, 28, 32, 40)
 HALO = 6
 """Latent cells around the blend weight. On real lesions 2, 4 and 6 cells gave a mean RoI PSNR to the whole run of 36.9,
 38.5 and 39.8 dB, at 0.5, 0.7 and 1 times the UNet's cost. Windows that start at multiples of the UNet's stride, or a
-few steps on the whole latents, were no better than a halo of the same cost."""
+few steps on the whole latents, were no better than a halo of the same cost. (Measured with an earlier checkpoint.)"""
 NOTE = f"windowed: the latents around each mask and {HALO} cells more alone; whole where known_region is False"
 
 

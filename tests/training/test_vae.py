@@ -29,6 +29,12 @@ def test_shape_of_the_base_preset():
     assert [module for module in vae.modules() if isinstance(module, Attention)] == []
 
 
+def test_the_autoencoder_is_where_it_is_trained(images):
+    """`train_vae` balances an initial one before the loop, which would move it."""
+    task = VAETask(images, VAEConfig(block_out_channels=(16,), norm_num_groups=8), torch.device("meta"))
+    assert {parameter.device.type for parameter in task.module.parameters()} == {"meta"}
+
+
 def test_loss_follows_its_generator(task):
     losses = [task.loss(3, torch.Generator().manual_seed(seed)).item() for seed in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]
