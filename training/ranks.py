@@ -4,6 +4,7 @@ Each takes its share of an optimizer step's micro-batches; gradients are summed,
 equal, and the run is that of one process up to the rounding of a sum.
 """
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,9 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if size == 1:
         yield Ranks(0, 1, device)
         return
+    # Its functions hold the group of the moment as a default. Imported later (an optimizer does), they would keep the
+    # group's threads alive after `destroy_process_group`, and these may abort an interpreter that is ending.
+    importlib.import_module("torch.distributed.nn.functional")
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(torch.distributed.get_rank(), size, device)

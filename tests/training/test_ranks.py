@@ -42,6 +42,7 @@ class Line:
 
 config = LoopConfig(steps=4, batch_size=4, accumulate=4, warmup=2, learning_rate=0.05, precision="fp32", save_every=2)
 train(Line(), config, Path(sys.argv[1]), resume=False, device=torch.device("cpu"))
+print("threads", [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()])
 """
 
 
@@ -68,6 +69,8 @@ class TestTwoProcesses:
             states[processes] = stored(folder)
             assert (folder / "exports").read_text() == "00"  # the first process alone, at both saves
             assert done.stdout.count("/4  loss") == 2
+            assert done.stdout.count("threads") == processes
+            assert "gloo" not in done.stdout  # the group's threads could abort an interpreter that is ending
         one, two = states[1], states[2]
         assert one["step"] == two["step"] == 4
         for part in ("module", "ema"):
