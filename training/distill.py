@@ -47,6 +47,7 @@ class DistillConfig:
         solver_steps: of the teacher, a multiple of `student_steps` that divides the 1000 timesteps.
         trajectories: pairs of image and mask that the teacher paints before training starts.
         rank: of the low-rank change of every layer.
+        latent_crop: side of the window of every pair that is painted and learned from.
         huber: where the loss turns from square to linear, in standard deviations of the latents (pseudo-Huber).
     """
 
@@ -55,10 +56,11 @@ class DistillConfig:
     solver_steps: int = 20
     trajectories: int = 4000
     rank: int = 32
+    latent_crop: int = 24
     huber: float = 0.1
 
     def __post_init__(self):
-        for name in ("student_steps", "trajectories", "rank"):
+        for name in ("student_steps", "trajectories", "rank", "latent_crop"):
             if getattr(self, name) < 1:
                 raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.solver_steps < 1 or self.solver_steps % self.student_steps or 1000 % self.solver_steps:
@@ -106,7 +108,7 @@ def low_rank_change(student: UNet2DConditionModel, config: DistillConfig) -> Few
 
 @torch.no_grad()
 def paint_trajectories(
-    teacher: GBCIPipeline, bank: LatentBank, config: DistillConfig, latent_crop: int, seed: int, batch_size: int = 16
+    teacher: GBCIPipeline, bank: LatentBank, config: DistillConfig, seed: int, batch_size: int = 16
 ) -> LatentBank:
     """The bank with the latents at the student's timesteps, and clean ones at the end, as the guided teacher paints.
 
@@ -117,7 +119,7 @@ def paint_trajectories(
     stride, device = config.solver_steps // config.student_steps, teacher.unet.device
     batches = np.array_split(np.arange(len(bank)), math.ceil(len(bank) / batch_size))
     windows = [
-        random_window(cells, latent_crop, np.random.default_rng((seed, i))) for i, cells in enumerate(bank.cells)
+        random_window(cells, config.latent_crop, np.random.default_rng((seed, i))) for i, cells in enumerate(bank.cells)
     ]
     painted = []
     with counting("painting trajectories", len(batches)) as advance:
@@ -182,7 +184,7 @@ class DistillTask(LDMTask):
         self.timesteps = student.scheduler.timesteps.to(device)
         self.alphas = torch.cat([self.alphas_cumprod[self.timesteps], self.alphas_cumprod.new_ones(1)])
 
-    def window(self, index: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    def window(self, index: int, side: int, rng: np.random.Generator) -> tuple[slice, slice]:
         """The one that was painted."""
         y, x = self.bank.corners[index].tolist()
         size = self.bank.states.shape[-1]
@@ -254,13 +256,13 @@ def train_distill(
     """
     sampling, config, loop = distill_preset(preset)
     loop = replace(loop, **overrides)
-    sampling = replace(sampling, **_given(latent_crop=latent_crop))
     given = _given(
         guidance=guidance,
         student_steps=student_steps,
         solver_steps=solver_steps,
         trajectories=trajectories,
         rank=rank,
+        latent_crop=latent_crop,
     )
     config = replace(config, **given)
     place = rank_device(device)
@@ -271,8 +273,8 @@ def train_distill(
     if pipe.scheduler.config.prediction_type != "v_prediction":
         raise GBCIError(f"{teacher} predicts {pipe.scheduler.config.prediction_type}; expected v_prediction")
     side = pipe.unet.config.sample_size
-    if sampling.latent_crop > side:
-        raise GBCIError(f"latent_crop is {sampling.latent_crop}; expected at most the latent's side, {side}")
+    if config.latent_crop > side:
+        raise GBCIError(f"latent_crop is {config.latent_crop}; expected at most the latent's side, {side}")
     pipe.to(place)
 
     def paint() -> LatentBank:
@@ -281,7 +283,7 @@ def train_distill(
         bank = build_bank(pipe, images, variants, loop.seed, loop.precision, limit=config.trajectories)
         told = drop(bank, np.arange(len(bank)), sampling, np.random.default_rng(loop.seed))
         bank = replace(bank, attributes=told[0], reports=told[1])
-        return paint_trajectories(pipe, bank, config, sampling.latent_crop, loop.seed)
+        return paint_trajectories(pipe, bank, config, loop.seed)
 
     decides = ("guidance", "student_steps", "solver_steps", "trajectories", "latent_crop")
     decides += ("attribute_dropout", "report_dropout")

@@ -21,7 +21,13 @@ from gbci_fast.training.sheets import save_sheet
 
 @dataclass(frozen=True, kw_only=True)
 class LDMConfig:
-    """Widths of the UNet and the conditioner, and how training samples are drawn."""
+    """Widths of the UNet and the conditioner, and how training samples are drawn.
+
+    Attributes:
+        latent_crops: sides of the random latent crops, of which each batch takes one. What normalizations and
+            self-attention see differs from side to side: those that are to be sampled should be among them, the full
+            latent's and those of `gbci_fast.windows`.
+    """
 
     block_out_channels: tuple[int, ...] = (64, 128, 192)
     layers_per_block: int = 1
@@ -31,7 +37,7 @@ class LDMConfig:
     vit_depth: int = 4
     report_depth: int = 2
     variants: int = 4
-    latent_crop: int = 28
+    latent_crops: tuple[int, ...] = (16, 20, 24, 28, 40, 56)
     null_probability: float = 0.1
     attribute_dropout: float = 0.15
     report_dropout: float = 0.3
@@ -39,9 +45,10 @@ class LDMConfig:
     min_snr: float = 5.0
 
     def __post_init__(self):
-        for name in ("variants", "latent_crop"):
-            if getattr(self, name) < 1:
-                raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.variants < 1:
+            raise GBCIError(f"variants is {self.variants}; expected at least 1")
+        if min(self.latent_crops, default=0) < 1:
+            raise GBCIError(f"latent_crops are {list(self.latent_crops)}; expected one or more, each at least 1")
 
 
 def build_unet(config: LDMConfig, vae: AutoencoderKL, sample_size: int) -> UNet2DConditionModel:
@@ -121,7 +128,8 @@ class LDMTask:
         """Random latent crops around masks of the bank; a function of the generator's state."""
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         picks = rng.integers(len(self.bank), size=batch_size)
-        crops = [self.window(int(i), rng) for i in picks]
+        side = int(rng.choice(self.config.latent_crops))
+        crops = [self.window(int(i), side, rng) for i in picks]
         bank = self.bank
         z, zm, cells = (
             cut(part[picks], crops).to(self.device) for part in (bank.latents, bank.masked_latents, bank.cells)
@@ -177,9 +185,9 @@ class LDMTask:
         """Writes the whole pipeline, diffusers layout, to ``pipeline/``."""
         replace_folder(folder / "pipeline", self.pipe.save_pretrained)
 
-    def window(self, index: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    def window(self, index: int, side: int, rng: np.random.Generator) -> tuple[slice, slice]:
         """Where in the latent of a row to look."""
-        return random_window(self.bank.cells[index], self.config.latent_crop, rng)
+        return random_window(self.bank.cells[index], side, rng)
 
     def condition(self, picks: np.ndarray, rng: np.random.Generator) -> Conditioning:
         """Tokens of the whole masked image; attributes and reports dropped at random; some samples fully null."""

@@ -85,7 +85,13 @@ def ldm_preset(name: str) -> tuple[LDMConfig, LoopConfig]:
     """`tiny` trains in seconds on a CPU (for tests); `base` is the shipped shape."""
     if name == "tiny":
         config = LDMConfig(
-            block_out_channels=(32, 64), context_dim=64, pooled_dim=64, vit_depth=1, report_depth=1, variants=1
+            block_out_channels=(32, 64),
+            context_dim=64,
+            pooled_dim=64,
+            vit_depth=1,
+            report_depth=1,
+            variants=1,
+            latent_crops=(16, 28),
         )
         loop = LoopConfig(steps=40, batch_size=4, learning_rate=1e-3, warmup=10, ema_decay=0.9, precision="fp32")
         return config, loop
@@ -102,7 +108,7 @@ def train_ldm(
     resume: bool,
     init: Path | None = None,
     variants: int | None = None,
-    latent_crop: int | None = None,
+    latent_crops: Sequence[int] | None = None,
     device: str = "auto",
 ) -> None:
     """Trains UNet and conditioner on the training split of `roots`; ``output/pipeline`` holds the averaged weights.
@@ -110,11 +116,11 @@ def train_ldm(
     Args:
         vae: folder of a finished ``train_vae`` run (its ``vae/`` is used and stays frozen).
         init: a pipeline folder whose UNet and conditioner are the starting weights.
-        variants, latent_crop: override the preset's.
+        variants, latent_crops: override the preset's.
     """
     config, loop = ldm_preset(preset)
     loop = replace(loop, **overrides)
-    given = {"variants": variants, "latent_crop": latent_crop}
+    given = {"variants": variants, "latent_crops": None if latent_crops is None else tuple(latent_crops)}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     place = rank_device(device)
     if not (vae / "vae" / "config.json").exists():
@@ -131,8 +137,8 @@ def train_ldm(
     torch.manual_seed(loop.seed)
     pipe = build_pipeline(config, autoencoder, MODEL_SIZE)
     side = MODEL_SIZE // pipe.vae_scale_factor
-    if latent_crop is not None and latent_crop > side:
-        raise GBCIError(f"latent_crop is {latent_crop}; expected at most the latent's side, {side}")
+    if max(config.latent_crops) > side:
+        raise GBCIError(f"latent_crops are {list(config.latent_crops)}; expected at most the latent's side, {side}")
     if init is not None:
         _start_from(pipe, init)
     pipe.to(place)

@@ -64,13 +64,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
                 "--trajectories", type=int, metavar="N", help="pairs of image and mask that the teacher paints first"
             )
             stage_parser.add_argument("--rank", type=int, help="of the low-rank change of every layer")
+            stage_parser.add_argument(
+                "--latent-crop", type=int, metavar="SIDE", help="of the window of each pair, in latent cells"
+            )
         if stage == "ldm":
             stage_parser.add_argument(
                 "--variants", type=int, help="augmented (image, mask) pairs encoded per image before training"
             )
-        if stage in ("ldm", "distill"):
             stage_parser.add_argument(
-                "--latent-crop", type=int, help="side of the random latent crops; the full latent's side turns them off"
+                "--latent-crops",
+                type=int,
+                nargs="+",
+                metavar="SIDE",
+                help="sides of the random latent crops, of which each batch takes one; the full latent's is no crop",
             )
         stage_parser.set_defaults(run=run)
 
@@ -137,6 +143,6 @@ def run(args: argparse.Namespace) -> None:
             vae=args.vae,
             init=args.init,
             variants=args.variants,
-            latent_crop=args.latent_crop,
+            latent_crops=args.latent_crops,
             **common,
         )

@@ -1,5 +1,7 @@
 """Distillation: the low-rank student, its loss against known functions, a run and what it leaves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,8 +25,8 @@ from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae
 
 SIZE = 64
-SAMPLING = LDMConfig(latent_crop=8)
-CONFIG = DistillConfig(rank=4, solver_steps=8)
+SAMPLING = LDMConfig()
+CONFIG = DistillConfig(rank=4, solver_steps=8, latent_crop=8)
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def teacher():
 @pytest.fixture
 def bank(teacher, images):
     made = build_bank(teacher, images[:4], 1, 0)
-    return paint_trajectories(teacher, made, CONFIG, 8, seed=3)
+    return paint_trajectories(teacher, made, CONFIG, seed=3)
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ class TestTrajectories:
     def test_they_are_what_the_pipeline_paints(self, teacher, images, bank):
         """At every student's timestep: the pipeline sees the image itself, the bank its latents in float16."""
         teacher.set_progress_bar_config(disable=True)
-        whole = paint_trajectories(teacher, bank, CONFIG, 16, seed=3)
+        whole = paint_trajectories(teacher, bank, replace(CONFIG, latent_crop=16), seed=3)
         assert whole.states.shape == (4, 5, 4, 16, 16)
 
         def distance(row, **changes):
@@ -112,7 +114,7 @@ class TestTrajectories:
             assert distance(row, guidance_scale=1.0) > 0.006
 
     def test_they_do_not_depend_on_the_batch(self, teacher, bank):
-        again, other = (paint_trajectories(teacher, bank, CONFIG, 8, seed=seed, batch_size=3) for seed in (3, 4))
+        again, other = (paint_trajectories(teacher, bank, CONFIG, seed=seed, batch_size=3) for seed in (3, 4))
         torch.testing.assert_close(again.states, bank.states, rtol=0, atol=1e-4)
         assert torch.equal(again.corners, bank.corners)
         assert not torch.allclose(other.states, bank.states, atol=0.1)

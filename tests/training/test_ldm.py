@@ -17,9 +17,10 @@ from gbci_fast.training.ldm import LDMConfig, LDMTask, build_pipeline, build_sch
 from gbci_fast.training.loop import STATE_FILE, LoopConfig, train
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae
+from gbci_fast.windows import SIDES
 
 CPU = torch.device("cpu")
-CONFIG = replace(ldm_preset("tiny")[0], latent_crop=8, variants=2)
+CONFIG = replace(ldm_preset("tiny")[0], latent_crops=(8,), variants=2)
 
 
 def fresh_pipe():
@@ -110,7 +111,7 @@ def test_crops_hold_the_mask(task):
     hits = 0
     for i in range(len(task.bank)):
         for _ in range(20):
-            y, x = task.window(i, rng)
+            y, x = task.window(i, 8, rng)
             assert y.stop - y.start == x.stop - x.start == 8
             assert min(y.start, x.start) >= 0
             assert max(y.stop, x.stop) <= 16
@@ -118,9 +119,18 @@ def test_crops_hold_the_mask(task):
     assert hits > 0.85 * 20 * len(task.bank)
 
 
-def test_a_crop_of_the_whole_latent_is_the_latent(bank):
-    task = LDMTask(fresh_pipe(), bank, replace(CONFIG, latent_crop=16), CPU)
-    assert task.window(0, np.random.default_rng(0)) == (slice(0, 16), slice(0, 16))
+def test_a_crop_of_the_whole_latent_is_the_latent(task):
+    assert task.window(0, 16, np.random.default_rng(0)) == (slice(0, 16), slice(0, 16))
+
+
+def test_each_batch_takes_one_of_the_sides(bank):
+    task = LDMTask(fresh_pipe(), bank, replace(CONFIG, latent_crops=(8, 12, 16)), CPU)
+    shapes = [task.draw(3, torch.Generator().manual_seed(seed)).latents.shape for seed in range(40)]
+    assert set(shapes) == {(3, 4, side, side) for side in (8, 12, 16)}
+
+
+def test_the_full_latent_and_most_windows_are_trained_on():
+    assert {56, *SIDES[2:6]} <= set(LDMConfig().latent_crops)
 
 
 def test_loss_follows_its_generator_and_reaches_every_weight(bank):
@@ -155,8 +165,8 @@ def test_loss_of_a_perfect_prediction_is_zero(task, monkeypatch):
     task.module["unet"] = Oracle()
     original = task.window
 
-    def recorded(index, rng):
-        y, x = original(index, rng)
+    def recorded(index, side, rng):
+        y, x = original(index, side, rng)
         given.setdefault("parts", []).append(task.bank.latents[index, :, y, x].float())
         given["z"] = torch.stack(given["parts"])
         return y, x
@@ -208,11 +218,18 @@ def test_scheduler_starts_at_the_last_timestep():
     assert scheduler.config.prediction_type == "v_prediction"
 
 
-@pytest.mark.parametrize("name", ["variants", "latent_crop"])
-def test_configuration_is_checked(name):
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"variants": 0}, "variants is 0; expected at least 1"),
+        ({"latent_crops": (8, 0)}, "latent_crops are [8, 0]; expected one or more, each at least 1"),
+        ({"latent_crops": ()}, "latent_crops are []; expected one or more, each at least 1"),
+    ],
+)
+def test_configuration_is_checked(given, complaint):
     with pytest.raises(GBCIError) as raised:
-        LDMConfig(**{name: 0})
-    assert str(raised.value) == f"{name} is 0; expected at least 1"
+        LDMConfig(**given)
+    assert str(raised.value) == complaint
 
 
 def test_resume_is_exact(bank, tmp_path):

@@ -57,7 +57,7 @@ def test_autoencoder(vae_run):
 
 
 def test_latent_diffusion(vae_run, phantom_root, tmp_path, capsys, monkeypatch):
-    options = ("--data", phantom_root, "--vae", vae_run[0], "--preset", "tiny", *STEPS[2:], "--latent-crop", 16)
+    options = ("--data", phantom_root, "--vae", vae_run[0], "--preset", "tiny", *STEPS[2:], "--latent-crops", 12, 16)
     assert train("ldm", *options, "--output", tmp_path / "ldm", "--steps", 30) == 0
     first, *_, last = losses(capsys.readouterr().out)
     assert last < 0.85 * first
