@@ -12,7 +12,7 @@ from torch import Tensor
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, to_unit
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically
+from gbci_fast.files import atomically, locked
 from gbci_fast.masks import latent_mask
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.data import augment, draw_mask
@@ -116,7 +116,7 @@ def kept_bank(folder: Path, origin: Mapping[str, Any], make: Callable[[], Latent
         origin: everything that decides the bank, as values that torch saves.
 
     Raises:
-        GBCIError: that file is damaged.
+        GBCIError: that file is damaged, or another run is making one in `folder`.
     """
     path, origin = folder / BANK_FILE, {"format": BANK_FORMAT, **origin}
     if path.exists():
@@ -130,8 +130,11 @@ def kept_bank(folder: Path, origin: Mapping[str, Any], make: Callable[[], Latent
             raise
         except Exception as error:  # torch raises half a dozen types for a damaged file
             raise GBCIError(f"{path} is damaged ({type(error).__name__}); delete it") from error
-    bank = make()
-    if is_first():
+    if not is_first():
+        return make()
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        bank = make()
         parts = {field.name: getattr(bank, field.name) for field in fields(bank)}
         attributes = [attributes.to_mapping() for attributes in bank.attributes]
         kept = parts | {"attributes": attributes, "origin": origin}

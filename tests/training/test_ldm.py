@@ -87,6 +87,16 @@ def test_bank_is_kept(bank, tmp_path):
         kept_bank(tmp_path, origin, make)
 
 
+def test_two_do_not_make_one_bank(bank, tmp_path):
+    def make():
+        with pytest.raises(GBCIError, match="is in use by another run"):
+            kept_bank(tmp_path / "run", {"seed": 5}, lambda: pytest.fail("made twice"))
+        return bank
+
+    assert kept_bank(tmp_path / "run", {"seed": 5}, make) is bank
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [BANK_FILE]
+
+
 def test_bank_is_consistent(bank):
     count = len(bank)
     assert bank.latents.shape == bank.masked_latents.shape == (count, 4, 16, 16)
