@@ -43,7 +43,7 @@ def sampler_table(rows: list[Row]) -> list[str]:
     """Markdown lines, end to end."""
     lines = [
         "| device | steps | batch | row | dtype | images/s | s, median (min to max) | times eager, in turn "
-        "| worst RoI PSNR / SSIM to eager float32 |",
+        "| worst RoI PSNR / SSIM to eager float32 (few_step: to the eager student) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -40,7 +40,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         stage_parser = stages.add_parser(stage, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
         _add_common(stage_parser)
         if stage == "ldm":
-            stage_parser.add_argument("--vae", type=Path, required=True, help="folder written by `train vae`")
+            stage_parser.add_argument(
+                "--vae", type=Path, required=True, help="folder written by `train vae`, or a pipeline folder"
+            )
         if stage in ("vae", "ldm"):
             stage_parser.add_argument(
                 "--init", type=Path, help="start from the weights of this pipeline folder (not the optimizer)"
