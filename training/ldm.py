@@ -25,8 +25,7 @@ class LDMConfig:
 
     Attributes:
         latent_crops: sides of the random latent crops, of which each batch takes one. What normalizations and
-            self-attention see differs from side to side: those that are to be sampled should be among them, the full
-            latent's and those of `gbci_fast.windows`.
+            self-attention see differs from side to side, and with it what is sampled in windows and on whole latents.
     """
 
     block_out_channels: tuple[int, ...] = (64, 128, 192)
@@ -37,7 +36,7 @@ class LDMConfig:
     vit_depth: int = 4
     report_depth: int = 2
     variants: int = 4
-    latent_crops: tuple[int, ...] = (16, 20, 24, 28, 40, 56)
+    latent_crops: tuple[int, ...] = (28,)
     null_probability: float = 0.1
     attribute_dropout: float = 0.15
     report_dropout: float = 0.3

@@ -91,7 +91,6 @@ def ldm_preset(name: str) -> tuple[LDMConfig, LoopConfig]:
             vit_depth=1,
             report_depth=1,
             variants=1,
-            latent_crops=(16, 28),
         )
         loop = LoopConfig(steps=40, batch_size=4, learning_rate=1e-3, warmup=10, ema_decay=0.9, precision="fp32")
         return config, loop
