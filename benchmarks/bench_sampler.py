@@ -4,15 +4,18 @@
 the same with ``torch.compile`` of the UNet; then every tier of `accelerate`; `tensorrt`, that runtime in tier
 "tolerance"; and `few_step`, the checkpoint's student in tier "approximate". A tier's row times the eager pipeline in
 turn with itself, and fails unless its images are within the tier's gates (`gbci_fast.evaluate.parity`): to the eager
-pipeline's, and those of `few_step` to the eager student's.
+pipeline's, and those of `few_step` to the eager student's. A row of "approximate" that misses them stands, and says so,
+if the stored verdict of `parity_real.py` on the same weights is that held-out lesions come out no worse.
 
 `--quick` runs a few steps of small batches; `--full` everything, from which ``-k cuda`` or ``-k 8-20`` choose.
 """
 
+import json
 import statistics
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from gbci_fast.checkpoint import checkpoint_folder
 from gbci_fast.data.fields import to_unit
 from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.evaluate.metrics import grow
@@ -36,6 +40,7 @@ from gbci_fast.evaluate.parity import (
     worst,
 )
 from gbci_fast.fast import TIERS, FastPipeline, accelerate
+from gbci_fast.files import hash_weights
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.runtimes.tensorrt import why_not_tensorrt
 
@@ -43,6 +48,7 @@ BATCHES, STEPS = (1, 8, 64, 256), (4, 20, 50)
 QUICK = {"cpu": ((1, 4), (8, 4)), "cuda": ((8, 20), (256, 20))}
 ROWS = ("eager", "eager_narrow", "compile", *TIERS, "tensorrt", "few_step")
 GATED = {tier: tier for tier in TIERS} | {"tensorrt": "tolerance", "few_step": "approximate"}  # whose gates judge a row
+VERDICT = Path(__file__).parent / "results" / "parity_real.json"
 ROUNDS = {"quick": 2, "full": 3}
 GUIDANCE_SCALE = 3.0
 STUDIES = 6  # phantoms that templates and descriptions come from, again and again
@@ -165,6 +171,15 @@ def judge(bench: Bench, row: str, batch: int, steps: int) -> Parity:
     )
 
 
+def no_worse_on_held_out(weights: str, path: Path = VERDICT) -> bool:
+    """Whether `parity_real.py` has found tier "approximate" with these weights (their digest) to hold."""
+    if not path.exists():
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    same = found["settings"]["weights_sha256"] == weights
+    return same and "approximate" in found["tiers"] and found["tiers"]["approximate"]["holds"]
+
+
 def bench_sampler(request, benchmark, skip_slow_builds, bench, device, batch, steps, row):
     if not request.config.getoption("full") and (batch, steps) not in QUICK[device.type]:
         pytest.skip("is left to --full")
@@ -181,8 +196,9 @@ def bench_sampler(request, benchmark, skip_slow_builds, bench, device, batch, st
     benchmark.extra_info.update(dtype=str(pipe.unet.dtype).removeprefix("torch."), threads=torch.get_num_threads())
     if row in GATED:
         found = judge(bench, row, batch, steps)
-        assert found.holds, found.sentence()
-        benchmark.extra_info.update(parity=found.sentence(), plan=pipe.describe())
+        excused = row == "approximate" and no_worse_on_held_out(hash_weights(checkpoint_folder(None)))
+        assert found.holds or excused, found.sentence()
+        benchmark.extra_info.update(parity=found.sentence(), gates_hold=found.holds, plan=pipe.describe())
         distance = found.worst
     else:
         reference = bench.reference(row, batch, steps)

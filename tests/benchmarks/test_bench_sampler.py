@@ -1,9 +1,13 @@
 """A row of the sampler's benchmark fails where its runtime is broken: the benchmark itself, run as users run it."""
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "bench_sampler.py"
 BROKEN_RUNTIME = '''
@@ -47,3 +51,24 @@ def test_a_broken_runtime_fails(tmp_path):
     assert "2 failed" in done.stdout
     assert "AssertionError: tier exact is violated on 1 images: latents' largest relative error" in done.stdout
     assert "AssertionError: tier tolerance is violated on 1 images: RoI" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("verdict", "stands"),
+    [
+        (None, False),
+        ({"weights": "ours", "tiers": {"approximate": {"holds": True}}}, True),
+        ({"weights": "ours", "tiers": {"approximate": {"holds": False}}}, False),
+        ({"weights": "ours", "tiers": {"exact": {"holds": True}}}, False),
+        ({"weights": "others", "tiers": {"approximate": {"holds": True}}}, False),
+    ],
+)
+def test_held_out_lesions_decide_for_the_same_weights_alone(tmp_path, monkeypatch, verdict, stands):
+    spec = importlib.util.spec_from_file_location("bench_sampler", BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "bench_sampler", module)  # its dataclass looks itself up
+    spec.loader.exec_module(module)
+    path = tmp_path / "parity_real.json"
+    if verdict is not None:
+        path.write_text(json.dumps({"settings": {"weights_sha256": verdict["weights"]}, "tiers": verdict["tiers"]}))
+    assert module.no_worse_on_held_out("ours", path) is stands

@@ -50,6 +50,14 @@ def test_the_newest_of_each_row_is_in_the_table(script, tmp_path):
     assert "Nothing here was measured on a GPU" in text
 
 
+def test_a_missed_gate_is_marked(script, tmp_path):
+    store(tmp_path / "a.json", "2026-01-01", entry("approximate", 1.0, gates_hold=False), entry("exact", 2.0))
+    found = [line for line in script.report(script.read_rows(tmp_path)).splitlines() if "| Some CPU" in line]
+    assert {line.split("| ")[4].strip(): "(gate missed)" in line for line in found} == {
+        "approximate": True, "exact": False,
+    }  # fmt: skip
+
+
 def test_a_gpu_s_rows_go_under_its_name(script, tmp_path):
     store(tmp_path / "a.json", "2026-01-01", entry("eager", 1.0, device="cuda"), machine=MACHINE | {"gpu": "Some GPU"})
     text = script.report(script.read_rows(tmp_path))
