@@ -85,7 +85,7 @@ def report(rows: list[Row]) -> str:
         lines += [
             "A tier's row is stored only if it is within the tier's gates; where `approximate` misses them, only if "
             "held-out lesions come out no worse than by the eager pipeline ([parity_real.json](parity_real.json)). "
-            "Each is of the weights packaged when it ran (the commit is in its file). ![images/s by batch](sampler.svg)",
+            "Each is of the weights packaged when it ran (its file has the commit). ![images/s by batch](sampler.svg)",
             "",
         ]
     lines += ["# One guided UNet forward", "", *(unet_table(unet) if unet else none), ""]
