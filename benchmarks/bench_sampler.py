@@ -5,7 +5,8 @@ the same with ``torch.compile`` of the UNet; then every tier of `accelerate`; `t
 "tolerance"; and `few_step`, the checkpoint's student in tier "approximate". A tier's row times the eager pipeline in
 turn with itself, and fails unless its images are within the tier's gates (`gbci_fast.evaluate.parity`): to the eager
 pipeline's, and those of `few_step` to the eager student's. A row of "approximate" that misses them stands, and says so,
-if the stored verdict of `parity_real.py` on the same weights is that held-out lesions come out no worse.
+if the stored verdict of `parity_real.py` on the same weights is that held-out lesions come out no worse (its number of
+steps may be another: the verdict is on the windows and the weights).
 
 `--quick` runs a few steps of small batches; `--full` everything, from which ``-k cuda`` or ``-k 8-20`` choose.
 """
