@@ -119,7 +119,8 @@ from gbci_fast.engines.flavor import FLAVORS
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_cache import KEY
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background does not inherit
-stop = lambda *step: os.kill(os.getpid(), signal.SIGINT)
+sent = []  # one Ctrl-C; a signal at every step could reach the interpreter as it ends
+stop = lambda *step: sent or sent.append(os.kill(os.getpid(), signal.SIGINT))
 try:
     make = lambda: build(Path({str(small)!r}), FLAVORS["tensorrt-rtx"], on_progress=stop)
     EngineCache(Path({str(tmp_path)!r})).get_or_build(KEY, make)
