@@ -1,7 +1,7 @@
 """Does a painted lesion show what the sampler was told? Judged by a classifier that has only seen real lesions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,23 @@ Painter = Callable[[Sequence[LesionCase], Sequence[Description], float], Sequenc
 
 @dataclass(frozen=True, kw_only=True)
 class AdherenceSettings:
-    """What is painted; `sweep` are further guidance scales, `shuffled` paints everything twice."""
+    """What is painted; `sweep` are further guidance scales, `shuffled` paints everything twice.
+
+    Attributes:
+        variants: how many times every lesion is painted, with other noise each time.
+    """
 
     split: str = "test"
     guidance: float = 3.0
     sweep: tuple[float, ...] = ()
     shuffled: bool = True
+    variants: int = 1
     seed: int = 0
     limit: int | None = None
 
     def __post_init__(self):
+        if self.variants < 1:
+            raise GBCIError(f"variants is {self.variants}; expected at least 1")
         for guidance in (self.guidance, *self.sweep):
             if not np.isfinite(guidance):
                 raise GBCIError(f"guidance is {guidance}; expected a finite number")
@@ -44,7 +51,7 @@ class AdherenceSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Judged:
-    """One condition's probabilities [N] and truths [N] (NaN where unknown) of a task."""
+    """One condition's probabilities and truths (NaN where unknown) of a task, [N], or [V * N] of V variants."""
 
     scores: np.ndarray
     truths: np.ndarray
@@ -67,7 +74,7 @@ def evaluate_adherence(
     through BI-RADS and report alone.
 
     Args:
-        painter: called once per guidance scale and set of descriptions.
+        painter: called once per guidance scale, set of descriptions and variant, whose noise `LesionCase.seed` tells.
         reconstruction: the cases through the autoencoder alone; None leaves the condition out.
 
     Returns:
@@ -77,7 +84,7 @@ def evaluate_adherence(
         GBCIError: a data set has one lesion and `settings.shuffled` is set.
     """
     donors = derange(cases, scorer, settings.seed) if settings.shuffled else None
-    judge = _Judge(cases, scorer, donors, settings.seed)
+    judge = _Judge(cases, scorer, donors, settings)
     fixed = {"real": [case.pixels for case in cases], "ring_mean": ring_mean_fill(cases)}
     if reconstruction is not None:
         fixed["reconstruction"] = reconstruction
@@ -148,8 +155,14 @@ def _dependence(one: np.ndarray, other: np.ndarray) -> float:
 class _Judge:
     """Scores images of `cases`, and summarizes scores with intervals over patients."""
 
-    def __init__(self, cases: Sequence[LesionCase], scorer: Scorer, donors: np.ndarray | None, seed: int):
-        self.cases, self.scorer, self.donors = cases, scorer, donors
+    def __init__(
+        self,
+        cases: Sequence[LesionCase],
+        scorer: Scorer,
+        donors: np.ndarray | None,
+        settings: AdherenceSettings,
+    ):
+        self.cases, self.scorer, self.donors, self.variants = cases, scorer, donors, settings.variants
         self.tasks, median = scorer.config.tasks, scorer.config.median_diameter
         self.truths = labels(cases, self.tasks, median)
         self.roots = np.unique([case.root for case in cases], return_inverse=True)[1]
@@ -160,7 +173,7 @@ class _Judge:
                 for case, j in zip(cases, donors, strict=True)
             ]
             self.told = np.array(told, dtype=object).astype(np.float64)
-        self.draws = patient_draws(self.patients, seed)
+        self.draws = patient_draws(self.patients, settings.seed)
 
     def own(self, images: Sequence[np.ndarray]) -> dict[str, _Judged]:
         """Every task's scores of `images` beside the cases' own truths."""
@@ -169,23 +182,24 @@ class _Judge:
     def painted(self, painter: Painter, guidance: float) -> dict[str, dict[str, _Judged]]:
         """Scores by condition: told their own descriptions and, unless there are no donors, those of others."""
         described = [Description.of(case) for case in self.cases]
-        found = {TOLD: self.own(painter(self.cases, described, guidance))}
+        found = {TOLD: self._against(self._paint(painter, described, guidance), self.truths)}
         if self.donors is None:
             return found
-        scores = self._score(painter(self.cases, [described[j] for j in self.donors], guidance))
+        scores = self._paint(painter, [described[j] for j in self.donors], guidance)
         for name, truths in ((SHUFFLED, self.told), (ORIGINAL, self.truths)):
             found[name] = {task: pair for task, pair in self._against(scores, truths).items() if task != SIZE}
         return found
 
     def summary(self, judged: _Judged) -> dict[str, Any]:
         """Balanced accuracy and AUC with intervals, and how many lesions of how many patients they rest on."""
+        times = len(judged.truths) // len(self.cases)
         known = ~np.isnan(judged.truths)
-        scores, truths, roots = judged.scores[known], judged.truths[known] == 1, self.roots[known]
-        draws = self.draws[:, known]
+        scores, truths, roots = judged.scores[known], judged.truths[known] == 1, np.tile(self.roots, times)[known]
+        draws = np.tile(self.draws, times)[:, known]
         return {
-            "positive": int(truths.sum()),
-            "negative": int((~truths).sum()),
-            "patients": len(set(self.patients[known])),
+            "positive": int(truths.sum()) // times,
+            "negative": int((~truths).sum()) // times,
+            "patients": len(set(np.tile(self.patients, times)[known])),
             "balanced_accuracy": _interval(balanced_accuracy(scores, truths, roots, draws)),
             "auc": _interval(auc(scores, truths, roots, draws)),
         }
@@ -193,8 +207,22 @@ class _Judge:
     def _score(self, images: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
         return self.scorer.predict(crop_lesions(self.cases, images), cut_windows(self.cases, images))
 
+    def _paint(self, painter: Painter, told: Sequence[Description], guidance: float) -> dict[str, np.ndarray]:
+        """Every task's scores of all variants, one after the other; the first has the cases' own noise."""
+        found = []
+        for variant in range(self.variants):
+            cases = [replace(case, seed=variant_seed(case.seed, variant)) for case in self.cases]
+            found.append(self._score(painter(cases, told, guidance)))
+        return {task: np.concatenate([scores[task] for scores in found]) for task in self.tasks}
+
     def _against(self, scores: Mapping[str, np.ndarray], truths: np.ndarray) -> dict[str, _Judged]:
+        truths = np.tile(truths, (len(scores[self.tasks[0]]) // len(truths), 1))
         return {task: _Judged(scores=scores[task], truths=truths[:, i]) for i, task in enumerate(self.tasks)}
+
+
+def variant_seed(seed: int, variant: int) -> int:
+    """A case's seed for its variants: its own for the first, and a function of both for the others."""
+    return seed if variant == 0 else int(np.random.SeedSequence((seed, variant)).generate_state(1, np.uint64)[0])
 
 
 def patient_draws(patients: np.ndarray, seed: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import argparse
 import io
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from gbci_fast.evaluate.adherence import (
     derange,
     evaluate_adherence,
     patient_draws,
+    variant_seed,
 )
 from gbci_fast.evaluate.adherence_figure import draw_figure
 from gbci_fast.evaluate.lesions import LesionCase
@@ -123,6 +124,45 @@ class TestPainters:
         assert target(report, "adherence of birads_high")["met"] is None
 
 
+class TestVariants:
+    def test_every_variant_has_other_noise_and_the_first_the_cases_own(self):
+        asked = []
+
+        def painter(cases, descriptions, guidance):
+            asked.append([case.seed for case in cases])
+            return obedient(cases, descriptions, guidance)
+
+        evaluate_adherence(lesions(8), Reader(), painter, replace(SETTINGS, variants=3, shuffled=False))
+        assert asked[0] == [case.seed for case in lesions(8)]
+        assert len({seed for seeds in asked for seed in seeds}) == 3 * 8
+        assert all(0 <= seed < 2**64 for seeds in asked for seed in seeds)
+        assert variant_seed(7, 1) == variant_seed(7, 1) != variant_seed(7, 2)
+
+    def test_the_figure_is_the_mean_over_variants(self):
+        """A painter that obeys in one of its two variants is right in three of four cases."""
+        calls = []
+
+        def painter(cases, descriptions, guidance):
+            calls.append(guidance)
+            return (obedient if len(calls) == 1 else dark)(cases, descriptions, guidance)
+
+        def dark(cases, descriptions, guidance):
+            return [np.where(c.mask, np.float32(DARK), c.pixels) for c in cases]
+
+        report = evaluate_adherence(lesions(), Reader(), painter, replace(SETTINGS, variants=2, shuffled=False))
+        assert value(report, "birads_high", "painted") == 0.75
+        found, real = (report["tasks"]["birads_high"][name] for name in ("painted", "real"))
+        assert [found[key] for key in ("positive", "negative", "patients")] == [20, 20, 20]
+        assert [real[key] for key in ("positive", "negative", "patients")] == [20, 20, 20]
+
+    def test_variants_of_one_patient_are_drawn_together(self):
+        """Repeating the very same paintings narrows no interval."""
+        once, thrice = (
+            evaluate_adherence(lesions(), Reader(), deaf, replace(SETTINGS, variants=n, shuffled=False)) for n in (1, 3)
+        )
+        assert once["tasks"]["birads_high"]["painted"] == thrice["tasks"]["birads_high"]["painted"]
+
+
 class TestSweep:
     def test_every_guidance_is_painted_once_with_both_sets_of_descriptions(self):
         asked = []
@@ -156,7 +196,7 @@ class TestSweep:
         report = evaluate_adherence(cases, Reader(), obedient, settings, reconstruction=copying(cases, (), 0))
         draw_figure(tmp_path / "figure.png", report)
         assert (tmp_path / "figure.png").stat().st_size > 10_000
-        table = build_table(report)
+        table = build_table(report | {"settings": asdict(settings)})
         assert table.row_count == 2 + 6 + 4
         console = Console(width=80, file=io.StringIO())
         console.print(table)
@@ -167,6 +207,8 @@ class TestSweep:
             AdherenceSettings(sweep=(1.0, 1.0))
         with pytest.raises(GBCIError, match="guidance is nan; expected a finite number"):
             AdherenceSettings(sweep=(float("nan"),))
+        with pytest.raises(GBCIError, match="variants is 0"):
+            AdherenceSettings(variants=0)
         with pytest.raises(argparse.ArgumentTypeError, match="guidance sweep is '1,x'; expected numbers such as"):
             parse_sweep("1,x")
 

@@ -49,6 +49,14 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         help="paint at these guidance scales, too, such as 1,2,3,5",
     )
     parser.add_argument(
+        "--variants",
+        type=int,
+        default=1,
+        metavar="N",
+        help="paint every lesion so many times, with other noise each time: one painting per lesion leaves its luck in "
+        "the figures (default: 1)",
+    )
+    parser.add_argument(
         "--shuffled",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -89,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
         guidance=painting.guidance,
         sweep=args.guidance_sweep,
         shuffled=args.shuffled,
+        variants=args.variants,
         seed=args.seed,
         limit=args.limit,
     )
@@ -135,7 +144,9 @@ def build_table(report: dict[str, Any]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    title = f"{report['lesions']} lesions of {report['patients']} patients; 95 % intervals over patients; chance is 0.5"
+    times = report["settings"]["variants"]
+    lesions = f"{report['lesions']} lesions" + (f" ({times} paintings each)" if times > 1 else "")
+    title = f"{lesions} of {report['patients']} patients; 95 % intervals over patients; chance is 0.5"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("task, condition", no_wrap=True)
     for heading in ("balanced", "95 %", "AUC", "95 %"):
