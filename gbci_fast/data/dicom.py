@@ -218,16 +218,17 @@ def _read_dicom(path: Path) -> Mammogram:
 
 
 def _read_png(path: Path) -> Mammogram:
-    """A gray PNG is taken at full scale of the fewest bits (8 at least) that hold its largest value.
+    """A gray PNG with the chunk sBIT is taken at its type's full scale, as that chunk implies (PNG, 11.3.2.7).
 
-    PNG has no BitsStored, and 12- or 14-bit images are often kept in 16-bit files as they are.
+    Any other at that of the fewest bits (8 at least) that hold its largest value: 12- or 14-bit images are often kept
+    in 16-bit files as they are.
     """
     _png_size(path)
     with BoundedFile(path) as file, Image.open(file, formats=("PNG",)) as image:
         stored = np.array(image)
     if stored.min() == stored.max():
         raise GBCIError("every pixel has one and the same value; expected an image")
-    bits = max(8, int(stored.max()).bit_length())
+    bits = 8 * stored.itemsize if _has_sbit(path) else max(8, int(stored.max()).bit_length())
     guessed = stored.dtype == np.uint16 and bits < 16
     return Mammogram(
         path=path,
@@ -237,6 +238,18 @@ def _read_png(path: Path) -> Mammogram:
         view_position=view_in_text(path.stem),
         laterality=laterality_in_text(path.stem),
     )
+
+
+def _has_sbit(path: Path) -> bool:
+    """Whether the chunk sBIT stands where it may, before the pixels."""
+    with path.open("rb") as file:
+        file.seek(8)  # the signature
+        while len(header := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", header)
+            if kind in (b"sBIT", b"IDAT"):
+                return kind == b"sBIT"
+            file.seek(length + 4, 1)  # a checksum follows
+    return False
 
 
 def _png_size(path: Path) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.dicom import Mammogram
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.preprocess import Frame, box_ellipse
 from gbci_fast.data.vindr import ImageRecord
@@ -47,7 +48,7 @@ class FieldOfView:
 
 def field_of_view(
     record: ImageRecord,
-    spacing: tuple[float, float] | None,
+    mammogram: Mammogram,
     unit: np.ndarray,
     breast: np.ndarray,
     truth: list[np.ndarray],
@@ -57,13 +58,13 @@ def field_of_view(
 
     Args:
         record: its tables.
-        spacing: native mm per pixel (row, column), or None.
-        unit: float32 [H, W] in [0, 1].
+        mammogram: the image; of it spacing and patient.
+        unit: float32 [H, W] in [0, 1], its pixels.
         breast: bool [H, W].
         truth: from `lesion_truth`.
         frame: where to look.
     """
-    pixel_spacing = frame.model_spacing(spacing)
+    pixel_spacing = frame.model_spacing(mammogram.spacing)
     inside = frame.to_model(breast) > 0.5
     lesions = []
     for index, (finding, pixels) in enumerate(zip(record.findings, truth, strict=True)):
@@ -72,14 +73,13 @@ def field_of_view(
         if in_model.any():
             inside |= in_model  # where there is a finding there is tissue, whatever the outline says
             attributes = replace(finding.attributes, pixel_spacing=pixel_spacing)
-            report = finding.extra.get("report") or record.extra.get("report")
-            lesions.append(Lesion(pixels=in_model, attributes=attributes, report=report, finding=index))
+            lesions.append(Lesion(pixels=in_model, attributes=attributes, report=finding.report(record), finding=index))
     return FieldOfView(
         image=np.round(frame.to_model(unit) * 65535).astype(np.uint16),
         breast=inside,
         lesions=tuple(lesions),
         attributes=replace(record.attributes, pixel_spacing=pixel_spacing),
-        patient=record.patient,
+        patient=record.patient_in(mammogram),
     )
 
 
@@ -87,14 +87,15 @@ def lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> lis
     """One bool [H, W] per finding: its pixel mask inside its box where there is one, else the box's ellipse.
 
     The k-th finding's own mask is ``finding_masks/<study_id>/<image_id>-<k>.png`` (k from 1, as the phantom writes
-    them); ``masks/<study_id>/<image_id>.png`` is that of all findings of the image.
+    them); ``masks/<study_id>/<image_id>.png`` is that of all findings of the image, but of what `generate` painted,
+    the first, alone where the table's source is "synthetic".
     """
     name = f"{record.study_id}/{record.image_id}"
-    drawn = _mask_of_shape(root / "masks" / f"{name}.png", shape)
+    drawn, synthetic = _mask_of_shape(root / "masks" / f"{name}.png", shape), record.extra.get("source") == "synthetic"
     masks = []
     for number, finding in enumerate(record.findings, 1):
         own = _mask_of_shape(root / "finding_masks" / f"{name}-{number}.png", shape)
-        pixels = drawn if own is None else own
+        pixels = (drawn if number == 1 or not synthetic else None) if own is None else own
         inside = box_ellipse(finding.box, shape)
         if pixels is not None:
             xmin, ymin, xmax, ymax = (round(value) for value in finding.box)

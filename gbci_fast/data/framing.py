@@ -77,7 +77,7 @@ def read_views(record: ImageRecord, root: Path, size: int = MODEL_SIZE, views: S
     if "lesion" in views and whole.scale[0] <= 1 / ZOOM_FROM:
         frames += [("lesion", _zoomed(whole, finding.box)) for finding in record.findings if _fits(whole, finding.box)]
     fields = [
-        FramedView(kind=kind, frame=frame, field=field_of_view(record, mammogram.spacing, unit, breast, truth, frame))
+        FramedView(kind=kind, frame=frame, field=field_of_view(record, mammogram, unit, breast, truth, frame))
         for kind, frame in frames
     ]
     return Reading(mammogram=mammogram, breast=breast, truth=truth, views=fields)

@@ -74,6 +74,7 @@ def prepare_image(record: ImageRecord, root: Path, source: str, settings: Prepar
         GBCIError: see `read_views`.
     """
     reading = read_views(record, root, settings.size, settings.views)
+    patient = record.patient_in(reading.mammogram)
     common = {
         "source": source,
         "study_id": record.study_id,
@@ -82,8 +83,8 @@ def prepare_image(record: ImageRecord, root: Path, source: str, settings: Prepar
         "sha256": sha256_of(record.path),
         "bytes": record.path.stat().st_size,
         "split": record.split or settings.split,
-        "patient": record.patient,
-        "fold": patient_fold(record.patient),
+        "patient": patient,
+        "fold": patient_fold(patient),
         **_native_columns(record, reading),
     }
     pectoral = reading.pectoral

@@ -36,6 +36,9 @@ _SIDE_TOKENS = (
     re.compile(rf"(?<![A-Z0-9]){_VIEW}[^A-Z0-9]*({_SIDE})(?![A-Z0-9])"),
     re.compile(r"(?<![A-Z0-9])(LEFT|RIGHT)(?![A-Z0-9])"),
 )
+_VIEW_OR_SIDE = re.compile(
+    rf"(?<![A-Z0-9])(?:{_SIDE}?[^A-Z0-9]*{_VIEW}|{_VIEW}[^A-Z0-9]*{_SIDE}|LEFT|RIGHT)(?![A-Z0-9])"
+)
 
 
 def view_in_text(text: str) -> str | None:
@@ -46,6 +49,11 @@ def view_in_text(text: str) -> str | None:
 def laterality_in_text(text: str) -> str | None:
     """``"L"`` or ``"R"`` if the text names exactly one side, as in ``P_1_LEFT_MLO`` or ``RCC``."""
     return _only(match[0] for pattern in _SIDE_TOKENS for match in pattern.findall(text.upper()))
+
+
+def without_view(text: str) -> str:
+    """The text in capitals without views and sides: a PatientID such as CBIS-DDSM's ``P_1_LEFT_MLO`` names them."""
+    return _VIEW_OR_SIDE.sub("", text.upper()).strip(" _-")
 
 
 def view_position(dataset: Dataset, file_stem: str) -> str | None:

@@ -5,6 +5,7 @@ A root holds ``breast-level_annotations.csv``, ``finding_annotations.csv`` and `
 """
 
 import csv
+import hashlib
 import math
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 from gbci_fast.data.attributes import NO_FINDING, Attributes, is_unknown
 from gbci_fast.data.bounds import bounded_lines
 from gbci_fast.data.dicom import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
-from gbci_fast.data.views import laterality_in_text, view_in_text
+from gbci_fast.data.views import laterality_in_text, view_in_text, without_view
 from gbci_fast.errors import GBCIError
 
 BREAST_TABLE = "breast-level_annotations.csv"
@@ -56,12 +57,17 @@ class Finding:
     attributes: Attributes
     extra: dict[str, str] = field(default_factory=dict)
 
+    def report(self, image: "ImageRecord") -> str | None:
+        """Its own, or that of its image."""
+        return self.extra.get("report") or image.extra.get("report")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
     """What is known of one image before it is opened; ``None`` means unknown.
 
-    ``attributes.finding_categories`` is the empty tuple where the tables say "No Finding", else ``None``.
+    ``attributes.finding_categories`` is the empty tuple where the tables say "No Finding", else ``None``; ``listed`` is
+    False for a plain file, of which no table tells the patient.
     """
 
     study_id: str
@@ -76,11 +82,22 @@ class ImageRecord:
     attributes: Attributes = field(default_factory=Attributes)
     extra: dict[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    listed: bool = True
 
     @property
     def patient(self) -> str:
         """Who must not be split: the table's ``patient_id``, or the study where it has none (VinDr-Mammo)."""
         return self.extra.get("patient_id", self.study_id)
+
+    def patient_in(self, mammogram: Mammogram) -> str:
+        """`patient`; of a plain file, whose folder may hold many, a digest of the PatientID in its header, if any.
+
+        The digest is no protection against guessing: who must not be found is to be de-identified before.
+        """
+        named = without_view(mammogram.patient_id or "")
+        if self.listed or not named:
+            return self.patient
+        return hashlib.sha256(f"patient\x1f{named}".encode()).hexdigest()[:16]
 
     def read(self) -> Mammogram:
         """Decodes the image; where its header names no view or side, the record's is filled in.
@@ -233,6 +250,9 @@ def find_inputs(path: str | Path) -> list[ImageRecord]:
         files = [path]
     else:
         raise GBCIError(f"{path} does not exist; expected a DICOM or PNG file or a folder of them")
+    for file in files:
+        if not str(file).isprintable():  # bytes that are no UTF-8, too: ids and tables are text
+            raise GBCIError(f"{str(file)!r} has a name that is not plain text (UTF-8); rename it")
     return list(_file_records(files, path if path.is_dir() else path.parent))
 
 
@@ -250,6 +270,7 @@ def _file_records(files: list[Path], root: Path) -> Iterator[ImageRecord]:
             laterality=attributes.laterality,
             view_position=attributes.view_position,
             attributes=attributes,
+            listed=False,
         )
 
 

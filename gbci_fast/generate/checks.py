@@ -58,11 +58,12 @@ def _fault(item: PlanItem, header: ImageHeader, formats: Sequence[str]) -> GBCIE
     record, attributes = item.template, item.attributes
     try:
         if "dicom" in formats:
-            check_view(
-                record.path,
-                attributes.view_position or header.view_position or record.view_position,
-                attributes.laterality or header.laterality or record.laterality,
+            view, side = (
+                getattr(attributes, name)
+                or (None if name in item.withheld else getattr(header, name) or getattr(record, name))
+                for name in ("view_position", "laterality")
             )
+            check_view(record.path, view, side)
         if isinstance(item.mask, FileMask):
             item.mask.on(header.shape, None)
         if isinstance(item.mask, BoxMask):

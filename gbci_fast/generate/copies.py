@@ -74,7 +74,7 @@ def _case(item: PlanItem, template: "Template", mask: np.ndarray) -> LesionCase:
         root="",
         image_id=item.image_id,
         number=0,
-        patient=item.template.patient,
+        patient=item.template.patient_in(template.mammogram),
         split=item.template.split,
         seed=item.seed,
         image=np.round(template.pixels * 65535).astype(np.uint16),

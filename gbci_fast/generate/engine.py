@@ -316,7 +316,11 @@ def _described(item: PlanItem, template: Template) -> Attributes:
         "age": mammogram.age,
         "pixel_spacing": template.frame.model_spacing(mammogram.spacing),
     }
-    missing = {name: value for name, value in known.items() if getattr(item.attributes, name) is None}
+    missing = {
+        name: value
+        for name, value in known.items()
+        if getattr(item.attributes, name) is None and name not in item.withheld
+    }
     return replace(item.attributes, **missing)
 
 

@@ -70,6 +70,8 @@ class JobSettings:
             raise GBCIError(f"format is {','.join(self.formats)!r}; expected one or more of {', '.join(FORMATS)}")
         if self.batch_size < 1:
             raise GBCIError(f"batch_size is {self.batch_size}; expected at least 1")
+        if not 0 <= self.seed < 2**63:  # the manifest's column has 64 bits
+            raise GBCIError(f"seed is {self.seed}; expected a whole number from 0 to {2**63 - 1}")
 
     def columns(self) -> dict[str, Any]:
         """Every setting as one JSON value."""
@@ -387,16 +389,21 @@ class _Job:
             "split": record.split or "training",
             "spacing_mm": template.spacing[0],
             "spacing_assumed": template.mammogram.spacing is None,
-            "template_patient_id": record.patient,
+            "template_patient_id": record.patient_in(template.mammogram),
             "template_study_id": record.study_id,
             "template_image_id": record.image_id,
             "template_file": record.path.name,
             "template_sha256": template.sha256,
             "template_notes": "; ".join(template.notes),
             "template_findings": [
-                {"box": list(f.box), "attributes": f.attributes.to_mapping()}
-                for f in record.findings
-                if not _covered(f.box, image.mask)
+                {
+                    "box": list(finding.box),
+                    "attributes": finding.attributes.to_mapping(),
+                    "report": finding.report(record),
+                    "pathology": finding.extra.get("pathology"),
+                }
+                for finding in record.findings
+                if not _covered(finding.box, image.mask)
             ],
             "files": {kind: path.as_posix() for kind, path in files.items()},
             "sha256": {kind: sha256_of(self.output / path) for kind, path in files.items()},
@@ -409,7 +416,10 @@ def _identify(plan: Sequence[PlanItem]) -> dict[str, Any]:
         "images": len(plan),
         "masks": _sha256([item.mask.identity() for item in plan]),
         "descriptions": _sha256(
-            [[item.image_id, item.seed, item.attributes.to_mapping(), item.report] for item in plan]
+            [
+                [item.image_id, item.seed, item.attributes.to_mapping(), sorted(item.withheld), item.report]
+                for item in plan
+            ]
         ),
     }
 

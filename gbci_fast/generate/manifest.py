@@ -16,13 +16,22 @@ SKIPPED = "skipped.csv"
 TABLES = (MANIFEST, BREAST_TABLE, FINDING_TABLE)
 # "patient_id" is the template's: variants of one breast must not be split, nor from the real image.
 _EXTRA = (AGE_COLUMN, "report", "source", "spacing_mm", "patient_id", "template_image_id")
-_FINDING_COLUMNS = (*IMAGE_COLUMNS[:-1], "finding_categories", "finding_birads", *BOX_COLUMNS, "split", *_EXTRA)
+_FINDING_COLUMNS = (
+    *IMAGE_COLUMNS[:-1],
+    "finding_categories",
+    "finding_birads",
+    *BOX_COLUMNS,
+    "split",
+    *_EXTRA,
+    "pathology",
+)
 
 
 def write_tables(rows: Sequence[dict[str, Any]], output: Path) -> None:
     """Writes the manifest (one row per image, everything that made it) and the two annotation tables.
 
-    A template's own findings that were not painted over are listed beside the synthetic one: they are still there.
+    A template's own findings that were not painted over are listed after the synthetic one, with their own reports and
+    pathology: they are still there. Beside them, the report of the image is blank: it would be read as theirs.
     """
     rows = sorted(rows, key=lambda row: row["index"])
     manifest = pd.DataFrame([_flat(row) for row in rows])
@@ -69,7 +78,7 @@ def _image_columns(row: dict[str, Any]) -> dict[str, Any]:
         "breast_density": f"DENSITY {attributes['breast_density']}" if "breast_density" in attributes else "",
         "split": row["split"],
         AGE_COLUMN: attributes.get("age", ""),
-        "report": row["report"] or "",
+        "report": "" if row["template_findings"] else row["report"] or "",
         "source": "synthetic",
         "spacing_mm": "" if row["spacing_assumed"] else row["spacing_mm"],
         "patient_id": row["template_patient_id"],
@@ -79,7 +88,12 @@ def _image_columns(row: dict[str, Any]) -> dict[str, Any]:
 
 def _finding_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
     shared = _image_columns(row)
-    painted = {"box": [row[name] for name in BOX_COLUMNS], "attributes": row["attributes"]}
+    painted = {
+        "box": [row[name] for name in BOX_COLUMNS],
+        "attributes": row["attributes"],
+        "report": row["report"],
+        "pathology": None,
+    }
     findings = [
         finding
         for finding in (painted, *row["template_findings"])
@@ -93,6 +107,7 @@ def _finding_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
             "finding_categories": str(finding["attributes"].get("finding_categories", "")),
             "finding_birads": _birads(finding["attributes"].get("finding_birads")),
             **dict(zip(BOX_COLUMNS, finding["box"], strict=True)),
+            **{name: finding[name] or "" for name in ("report", "pathology")},
         }
         for finding in findings
     ]

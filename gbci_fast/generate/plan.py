@@ -1,6 +1,7 @@
 """What will be generated: one `PlanItem` per synthetic image, a pure function of the inputs and the job's settings."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from gbci_fast.generate.balance import Balance
 from gbci_fast.generate.masks import AutomaticMask, BoxMask, FileMask, Mask
 from gbci_fast.generate.priors import Priors, load_priors
 
+FROM_FILE = ("laterality", "view_position", "age", "pixel_spacing")  # what an opened file may tell, see `engine`
 DEFAULT_FINDING = {"finding_categories": ("Mass",), "finding_birads": 4}
 
 
@@ -29,6 +31,7 @@ class PlanItem:
         mask: where to paint.
         attributes, report: the description of the lesion. View and side are here only where they were overridden:
             the opened file knows them better than its name or its table.
+        withheld: those of `FROM_FILE` that were set to unknown: the opened file does not fill them in.
     """
 
     index: int
@@ -40,6 +43,7 @@ class PlanItem:
     mask: Mask
     attributes: Attributes
     report: str | None
+    withheld: frozenset[str] = frozenset()
 
     @property
     def mask_source(self) -> str:
@@ -88,6 +92,7 @@ def make_plan(
             finding = record.findings[variant % len(record.findings)] if mask == "annotations" else None
             lesion = balanced.of(seed, index) if balanced else {}
             attributes = describe(record, finding, {**given, **lesion})
+            told = report or (finding.report(record) if finding else None)
             items.append(
                 PlanItem(
                     index=index,
@@ -96,20 +101,34 @@ def make_plan(
                     mask=drawn
                     or (BoxMask(box=finding.box) if finding else automatic(priors, attributes.finding_categories)),
                     attributes=attributes,
-                    report=report or (_annotated_report(record, finding) if finding else None),
-                    **identities(seed, index, record, variant),
+                    report=told,
+                    withheld=withheld(given),
+                    seed=noise_seed(seed, index),
+                    **identities(seed, index, record, variant, attributes, told),
                 )
             )
     return items
 
 
-def identities(job_seed: int, index: int, record: ImageRecord, variant: int) -> dict[str, Any]:
-    """`PlanItem.image_id`, `study_id` and `seed`."""
+def identities(
+    job_seed: int, index: int, record: ImageRecord, variant: int, attributes: Attributes, report: str | None
+) -> dict[str, str]:
+    """`PlanItem.image_id` and `study_id`; images of other descriptions have other ids, that jobs may be merged."""
+    described = json.dumps([attributes.to_mapping(), report or ""])
     return {
-        "image_id": _digest("image", job_seed, index, record.study_id, record.image_id),
+        "image_id": _digest("image", job_seed, index, record.study_id, record.image_id, described),
         "study_id": _digest("study", job_seed, variant, record.study_id),
-        "seed": int(_digest("noise", job_seed, index), 16) >> 65,
     }
+
+
+def noise_seed(job_seed: int, index: int) -> int:
+    """`PlanItem.seed`."""
+    return int(_digest("noise", job_seed, index), 16) >> 65
+
+
+def withheld(given: Mapping[str, Any]) -> frozenset[str]:
+    """What was `given` as unknown, see `PlanItem.withheld`."""
+    return frozenset(name for name in FROM_FILE if name in given and given[name] is None)
 
 
 def automatic(priors: Priors, finding_categories: tuple[str, ...] | None) -> AutomaticMask:
@@ -136,14 +155,19 @@ def describe(record: ImageRecord, finding: Finding | None, given: Mapping[str, A
     if described.finding_categories == ():
         described = replace(described, finding_birads=None)  # a grade that was set for the lesions of a job, too
     if "breast_birads" not in given:
-        # A breast is graded by the worst that is in it.
-        grades = [grade for grade in (described.breast_birads, described.finding_birads) if grade is not None]
-        described = replace(described, breast_birads=max(grades, default=None))
+        # A breast is graded by the worst that is in it, once this finding is painted over.
+        grades = [described.finding_birads, _grade_without(record, finding)]
+        described = replace(described, breast_birads=max((x for x in grades if x is not None), default=None))
     return described
 
 
-def _annotated_report(record: ImageRecord, finding: Finding) -> str | None:
-    return finding.extra.get("report") or record.extra.get("report")
+def _grade_without(record: ImageRecord, finding: Finding | None) -> int | None:
+    """The breast's BI-RADS without one of its findings; None = unknown, where it was the grade of that finding."""
+    grade = record.attributes.breast_birads
+    if finding is None or grade is None or finding.attributes.finding_birads != grade:
+        return grade
+    others = [other.attributes.finding_birads for other in record.findings if other is not finding]
+    return max((other for other in others if other is not None), default=None)
 
 
 def _digest(*parts: object) -> str:

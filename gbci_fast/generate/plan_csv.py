@@ -9,7 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from gbci_fast.data.vindr import BOX_COLUMNS, ImageRecord, read_table
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import atomically
 from gbci_fast.generate.masks import AutomaticMask, BoxMask, EllipseMask, FileMask, Mask
-from gbci_fast.generate.plan import PlanItem, automatic, describe, identities, parse_overrides
+from gbci_fast.generate.plan import (
+    PlanItem,
+    automatic,
+    describe,
+    identities,
+    noise_seed,
+    parse_overrides,
+    withheld,
+)
 from gbci_fast.generate.priors import Priors, load_priors
 
 ATTRIBUTES = tuple(each.name for each in fields(Attributes))
@@ -120,22 +128,24 @@ def _item(row: dict[str, str], index: int, job_seed: int, known: _Known) -> Plan
     cells = {name: row[name] for name in ATTRIBUTES if row.get(name)}
     if "finding_categories" in cells:
         cells["finding_categories"] = cells["finding_categories"].replace("|", ",")
-    attributes = describe(record, None, {**known.overrides, **parse_overrides(cells)})
+    given = {**known.overrides, **parse_overrides(cells)}
+    attributes, report = describe(record, None, given), row.get("report") or known.report
     variant = _whole(row, "variant", below=10**9)
     if variant is None:
         variant = known.variants[record.image_id]
     known.variants[record.image_id] = variant + 1
     own_seed = _whole(row, "seed", below=2**63)
-    item = PlanItem(
+    return PlanItem(
         index=index,
         template=record,
         variant=variant,
         mask=_mask(row, known) or automatic(known.priors, attributes.finding_categories),
         attributes=attributes,
-        report=row.get("report") or known.report,
-        **identities(job_seed, index, record, variant),
+        report=report,
+        withheld=withheld(given),
+        seed=noise_seed(job_seed, index) if own_seed is None else own_seed,
+        **identities(job_seed, index, record, variant, attributes, report),
     )
-    return item if own_seed is None else replace(item, seed=own_seed)
 
 
 def _mask(row: dict[str, str], known: _Known) -> Mask | None:
@@ -219,7 +229,9 @@ def _row(item: PlanItem, folder: Path) -> dict[str, Any]:
     if graded == item.attributes:
         del given["breast_birads"]
     blank = describe(item.template, None, {})
-    known = {name for name in given if given[name] is not None or getattr(blank, name) is not None}
+    known = {
+        name for name in given if given[name] is not None or getattr(blank, name) is not None or name in item.withheld
+    }
     return {
         "image": item.template.image_id,
         "variant": item.variant,

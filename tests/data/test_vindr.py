@@ -1,10 +1,14 @@
 """The VinDr-Mammo tables, and plain files and folders, as records."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.dicom import Mammogram
+from gbci_fast.data.presentation import full_scale
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE, VinDr, find_inputs
 from gbci_fast.errors import GBCIError
 
@@ -360,6 +364,33 @@ def test_unique_names_do_not_collide_with_real_ones(tmp_path, make_dicom, ramp):
         make_dicom(ramp, name=f"{folder}/{name}")
     names = [record.image_id for record in find_inputs(tmp_path)]
     assert sorted(names) == ["x", "x-2", "x-3"]
+
+
+def test_views_and_folders_of_one_woman_are_one_patient(tmp_path, make_dicom, ramp):
+    """By her PatientID, in which some sets name the view; without one, by the folder."""
+    ids = {"A/S1/x.dcm": "P-7", "A/S2/x.dcm": "P-7", "B/x.dcm": "P-7_LEFT_CC", "C/x.dcm": "P-8", "C/y.dcm": ""}
+    for name, patient in ids.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        make_dicom(ramp, name=name, PatientID=patient)
+    found = [record.patient_in(record.read()) for record in find_inputs(tmp_path)]
+    assert found[0] == found[1] == found[2] != found[3]
+    assert found[4] == "C"
+    assert not any("P-" in patient for patient in found)
+
+
+def test_a_table_knows_its_patients_better_than_a_header(make_root, make_dicom, ramp):
+    root = make_root()
+    (record,) = VinDr(root).images
+    mammogram = Mammogram(path=record.path, stored=ramp, presentation=full_scale(16), patient_id="x")
+    assert record.patient_in(mammogram) == record.patient
+
+
+def test_a_name_that_is_no_text_is_one_sentence(tmp_path, make_dicom, ramp):
+    make_dicom(ramp, name="a.dcm")
+    (tmp_path / "a.dcm").rename(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller_LCC.dcm"))
+    sentence = r"M\\udcfcller_LCC.dcm' has a name that is not plain text \(UTF-8\); rename it"
+    with pytest.raises(GBCIError, match=sentence):
+        find_inputs(tmp_path)
 
 
 def test_input_that_holds_nothing(tmp_path):

@@ -58,7 +58,7 @@ def make_job(pipe):
         run_job(pipe, plan, output, settings, resume=resume, skip_bad=skip_bad, on_batch=on_batch)
         return plan
 
-    make.sampler = QUICK
+    make.sampler, make.pipe = QUICK, eager
     return make
 
 

@@ -1,13 +1,19 @@
 """The annotation tables, read back by the VinDr-Mammo reader."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from gbci_fast.data.attributes import Attributes
+from gbci_fast.data.fields import lesion_truth
+from gbci_fast.data.preprocess import box_ellipse
 from gbci_fast.data.vindr import VinDr
+from gbci_fast.generate.job import JobSettings, run_job
+from gbci_fast.generate.masks import BoxMask
+from gbci_fast.generate.plan import make_plan
 
 
 def only_image(output):
@@ -42,6 +48,38 @@ def test_the_painted_lesion_and_the_templates_own(finished, phantom):
         assert image.patient == template.patient  # a split by patients keeps variants of one breast together
         kept += len(own)
     assert kept == 2
+
+
+def test_the_templates_own_lesions_keep_their_reports_and_pathology(make_job, phantom, tmp_path):
+    make_job(phantom, tmp_path / "data", report="painted")
+    originals = {record.image_id: record for record in VinDr(phantom).images}
+    kept = 0
+    for image in VinDr(tmp_path / "data").images:
+        template = originals[image.extra["template_image_id"]]
+        painted, *own = image.findings
+        assert (painted.extra["report"], painted.extra.get("pathology")) == ("painted", None)
+        assert image.extra.get("report") == (None if own else "painted")  # or it would count for them, too
+        for finding, original in zip(own, template.findings, strict=True):
+            assert finding.report(image) == original.report(template) is not None
+            assert finding.extra["pathology"] == original.extra["pathology"]
+            kept += 1
+    assert kept == 2
+
+
+def test_the_mask_is_that_of_the_painted_lesion_alone(make_job, phantom, tmp_path):
+    """A lesion of the template that it touches keeps its whole extent."""
+    (source, *_) = [record for record in VinDr(phantom).images if record.findings]
+    (finding,) = source.findings
+    xmin, ymin, xmax, ymax = finding.box
+    corner = BoxMask(box=(xmin, ymin, xmin + (xmax - xmin) / 3, ymin + (ymax - ymin) / 3))
+    (item,) = make_plan([source], variants=1, seed=0)
+    run_job(
+        make_job.pipe, [replace(item, mask=corner)], tmp_path / "data", JobSettings(seed=0, sampler=make_job.sampler)
+    )
+    image = only_image(tmp_path / "data")
+    painted, kept = lesion_truth(image, tmp_path / "data", image.read().shape)
+    assert painted.sum() < kept.sum()
+    np.testing.assert_array_equal(kept, box_ellipse(finding.box, kept.shape))
 
 
 def test_a_lesion_that_was_painted_over_loses_its_row(make_job, phantom, tmp_path):

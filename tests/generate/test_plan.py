@@ -87,6 +87,43 @@ def test_annotations_take_the_boxes_in_turn_and_leave_out_images_without():
     assert [item.report for item in make_plan(records, variants=1, seed=0, mask="annotations", report="x")] == ["x"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "others", "expected"),
+    [
+        ({}, (), 5),
+        ({"finding_birads": 3}, (), 3),
+        ({"finding_birads": 3}, (4, None), 4),
+        ({"finding_birads": 3}, (5,), 5),
+        ({"finding_categories": "No Finding"}, (), None),
+        ({"finding_categories": "No Finding"}, (2,), 2),
+        ({"finding_birads": 3, "breast_birads": 4}, (), 4),
+    ],
+)
+def test_a_breast_is_not_graded_by_what_was_painted_over(overrides, others, expected):
+    def finding(grade):
+        attributes = Attributes(breast_birads=5, finding_categories=("Mass",), finding_birads=grade)
+        return Finding(box=(1, 2, 3, 4), attributes=attributes)
+
+    breast = record(findings=[finding(5), *map(finding, others)], attributes=Attributes(breast_birads=5))
+    (item,) = make_plan([breast], variants=1, seed=0, mask="annotations", overrides=overrides)
+    assert item.attributes.breast_birads == expected
+
+
+def test_a_breast_that_is_graded_by_more_than_its_finding_stays_so():
+    breast = record(findings=[Finding(box=(1, 2, 3, 4), attributes=MASS)], attributes=Attributes(breast_birads=5))
+    (item,) = make_plan([breast], variants=1, seed=0, mask="annotations")
+    assert item.attributes.breast_birads == 5
+
+
+def test_images_of_other_descriptions_have_other_ids_and_the_same_noise():
+    plans = [
+        make_plan([record()], variants=1, seed=0, **options)
+        for options in ({}, {"overrides": {"finding_birads": 5}}, {"report": "round"})
+    ]
+    assert len({plan[0].image_id for plan in plans}) == 3
+    assert len({plan[0].seed for plan in plans}) == 1
+
+
 def test_no_annotation_at_all():
     with pytest.raises(GBCIError, match="no input has an annotated box"):
         make_plan([record()], variants=1, seed=0, mask="annotations")

@@ -18,8 +18,8 @@ from gbci_fast.generate.plan_csv import read_plan, write_plan
 
 @pytest.fixture
 def records(tmp_path):
-    known = Attributes(laterality="L", view_position="CC", breast_density="C", breast_birads=3, age=61)
-    mass = Attributes(breast_density="C", breast_birads=3, finding_categories=("Mass", "Asymmetry"), finding_birads=3)
+    known = Attributes(laterality="L", view_position="CC", breast_density="C", breast_birads=3, age=61.0)
+    mass = dataclasses.replace(known, finding_categories=("Mass", "Asymmetry"), finding_birads=3)
     found = Finding(box=(1.5, 2, 31, 4.25), attributes=mass, extra={"report": 'round, "dense"\nmass'})
     return [
         ImageRecord(study_id="s", image_id="a", path=tmp_path / "in" / "s" / "a.dicom", attributes=known,

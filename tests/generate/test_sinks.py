@@ -10,6 +10,8 @@ from pydicom import dcmread
 
 from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import VinDr, find_inputs
+from gbci_fast.generate.engine import SamplerSettings
+from gbci_fast.generate.sinks import png
 
 DICOM_TEMPLATES = ("full_LCC", "inverted_LCC", "windowed_LCC")
 PNG_TEMPLATES = ("eight_LCC", "twelve_LCC", "sixteen_LCC")
@@ -96,6 +98,47 @@ def test_identities_follow_the_job_seed(make_job, templates, tmp_path):
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID"):
         assert len({header[keyword].value for header in headers}) == 4, keyword
     assert len({header.StudyDate for header in headers}) > 1
+
+
+def test_other_patients_under_the_same_names_have_other_identities(make_job, templates, tmp_path):
+    headers, patients = [], set()
+    for patient in ("one", "two"):
+        dataset = dcmread(templates / "full_LCC.dcm")
+        dataset.PatientID = f"P-{patient}"
+        (tmp_path / patient / "mammo").mkdir(parents=True)
+        dataset.save_as(tmp_path / patient / "mammo" / "LCC.dcm")
+        make_job(tmp_path / patient / "mammo", tmp_path / f"{patient} out", settings={"formats": ("dicom",)})
+        (image,) = VinDr(tmp_path / f"{patient} out").images
+        headers.append(dcmread(image.path, stop_before_pixels=True))
+        patients.add(image.patient)
+    for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID"):
+        assert len({header[keyword].value for header in headers}) == 2, keyword
+    assert len(patients) == 2
+
+
+def test_other_pixels_have_another_instance_uid(make_job, templates, tmp_path):
+    uids = []
+    for name, scale in (("a", 1.0), ("b", 2.0)):
+        sampler = SamplerSettings(num_inference_steps=1, guidance_scale=scale)
+        settings = {"formats": ("dicom",), "sampler": sampler}
+        make_job(templates / "full_LCC.dcm", tmp_path / name, settings=settings)
+        (image,) = VinDr(tmp_path / name).images
+        uids.append(image.read().dataset.SOPInstanceUID)
+    assert len(set(uids)) == 2
+
+
+@pytest.mark.parametrize("name", ["full_LCC", "eight_LCC", "sixteen_LCC", "twelve_LCC"])
+def test_a_dark_image_is_read_back_as_dark_as_it_was(written, tmp_path, name):
+    """Its brightest pixel would be taken for white, did not a PNG of display values say otherwise."""
+    stated = name != "twelve_LCC"  # which keeps its own scale
+    _, _, _, path = written[name]
+    assert (b"sBIT" in path.read_bytes()[:64]) is stated
+    dark = np.full((8, 8), 20000, np.uint16)
+    dark[0] = 0
+    png.save_png(dark, tmp_path / "dark.png", full_scale=stated)
+    mammogram = read_mammogram(tmp_path / "dark.png")
+    assert mammogram.unit().max() == pytest.approx(20000 / (65535 if stated else 32767), abs=1e-6)
+    assert bool(mammogram.notes) is not stated
 
 
 def test_a_template_without_identity_has_no_source(make_job, templates, tmp_path):

@@ -1,5 +1,6 @@
 """Digital Mammography For Presentation, on the matrix and in the stored values of the template."""
 
+import hashlib
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -24,7 +25,8 @@ _EPOCH = datetime(2000, 1, 1)  # dates are invented: a day and second after this
 def write_synthesis(synthesis: Synthesis, path: Path, *, job_seed: int, weights_hash: str, compression: str) -> None:
     """Writes the synthesis with SyntheticData = YES and its provenance.
 
-    UIDs, dates and times are functions of the job's seed and the plan item, so the same job writes the same bytes.
+    UIDs, dates and times are functions of the job's seed, the plan item, the template's patient and study and, of the
+    image's, its pixels: the same job writes the same bytes, and images that differ have different UIDs.
 
     Raises:
         GBCIError: the template's view or side is unknown.
@@ -42,24 +44,29 @@ def write_synthesis(synthesis: Synthesis, path: Path, *, job_seed: int, weights_
 
 
 def _header(synthesis: Synthesis, job_seed: int, weights_hash: str) -> MammogramHeader:
-    item, attributes = synthesis.item, synthesis.attributes
+    item, attributes, mammogram = synthesis.item, synthesis.attributes, synthesis.template.mammogram
     check_view(item.template.path, attributes.view_position, attributes.laterality)
     categories = attributes.finding_categories
     findings = "of unspecified category" if categories is None else ", ".join(categories) or NO_FINDING
-    study_number = int(item.study_id[:8], 16)
+    # Where the input's folders do not tell patients and studies apart, its headers do.
+    patient = item.template.patient_in(mammogram)
+    source = mammogram.dataset
+    study = (item.study_id, patient, "" if source is None else source.get("StudyInstanceUID", ""))
+    number = int(hashlib.sha256("\x1f".join(map(str, study)).encode()).hexdigest()[:8], 16)
+    pixels = hashlib.sha256(synthesis.stored.tobytes()).hexdigest()
     return MammogramHeader(
         view_position=attributes.view_position,
         laterality=attributes.laterality,
-        study_uid=uid_from_seed("study", job_seed, item.study_id),
-        series_uid=uid_from_seed("series", job_seed, item.study_id, attributes.laterality, attributes.view_position),
-        instance_uid=uid_from_seed("instance", job_seed, item.image_id),
-        study_datetime=_EPOCH + timedelta(days=study_number % 7300, seconds=study_number % 86400),
-        patient_id=f"SYN-{item.study_id[:12]}",
+        study_uid=uid_from_seed("study", job_seed, *study),
+        series_uid=uid_from_seed("series", job_seed, *study, attributes.laterality, attributes.view_position),
+        instance_uid=uid_from_seed("instance", job_seed, *study, item.image_id, pixels),
+        study_datetime=_EPOCH + timedelta(days=number % 7300, seconds=number % 86400),
+        patient_id=f"SYN-{hashlib.sha256(f'{item.study_id}{patient}'.encode()).hexdigest()[:12]}",
         software_version=__version__,
         derivation=f"Synthetic lesion ({findings}) by latent diffusion (weights {weights_hash[:12]}, "
         f"seed {item.seed}); research data, not for diagnosis.",
-        source=_source(synthesis.template.mammogram.dataset),
-        spacing=synthesis.template.mammogram.spacing,
+        source=_source(source),
+        spacing=mammogram.spacing,
         chest_wall="R" if synthesis.template.frame.flip else "L",
         patient_age=attributes.age,
         instance_number=1 + item.index,
