@@ -40,6 +40,8 @@ def bench_windows(request, benchmark, pipe, device, lesion):
 
     def sample():
         fast(images, masks, {"finding_categories": ["Mass"]}, num_inference_steps=STEPS, seed=0, output_type="pt")
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     benchmark.pedantic(sample, rounds=3, warmup_rounds=1)
     window = fast.unet.config.sample_size if whole else group.height

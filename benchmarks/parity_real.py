@@ -4,7 +4,8 @@
 
 Every image is repainted as `gbci-fast evaluate paired` does. How much nearer than the eager pipeline a tier comes to
 the erased lesions is printed, too. Where "approximate" misses its gates this decides: it must not be significantly
-below 0, in the mean over images, in PSNR nor in SSIM. The summary has figures only, no pixels and no identifiers.
+below 0, in the mean over images, in PSNR nor in SSIM. A few-step student that the checkpoint carries is not asked: it
+has a trajectory of its own, and `few_steps.py` judges it. The summary has figures only, no pixels and no identifiers.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def compare(
     pipe: GBCIPipeline, cases: list[Case], settings: PairedSettings, tiers: list[str]
 ) -> Iterator[dict[str, Any]]:
     """Samples all cases with every pipeline, and after every batch judges each tier on all so far."""
-    fast = {tier: accelerate(pipe, tier=tier) for tier in tiers}
+    fast = {tier: accelerate(pipe, tier=tier, few_step=False) for tier in tiers}
     dtypes = {tier: one.plan.dtype for tier, one in fast.items()}
     narrow = {dtype: narrowed(pipe, dtype) for dtype in set(dtypes.values()) - {torch.float32}}
     made: dict[Any, list[Output]] = {name: [] for name in ("eager", *narrow, *tiers)}

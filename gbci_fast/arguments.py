@@ -35,9 +35,12 @@ def check_argument_types(given: Mapping[str, Any]) -> None:
     _require(
         "generator",
         generator,
-        generator is None or _is_list_of(torch.Generator, generator),
+        generator is None or (_is_list_of(torch.Generator, generator) and not isinstance(generator, tuple)),
         "a torch.Generator, a list of them, or None",
     )
+    names = given["callback_on_step_end_tensor_inputs"]
+    valid = _is_list_of(str, names) and not isinstance(names, str)
+    _require("callback_on_step_end_tensor_inputs", names, valid, "a list of names")
 
 
 def described(attributes: Attributes | Mapping | Sequence | None) -> list[Attributes]:

@@ -331,12 +331,14 @@ def accelerate(
         if value not in known:
             raise GBCIError(f"{name} is {value!r}; expected one of {', '.join(known)}")
     if isinstance(pipe, UNet2DConditionModel):
-        return _accelerate_unet(pipe, runtime, tier, dtype, torch.device(device if device is not None else pipe.device))
+        return _accelerate_unet(pipe, runtime, tier, dtype, _device(pipe.device if device is None else device))
     if not isinstance(pipe, GBCIPipeline):
         raise GBCIError(f"pipe is a {type(pipe).__name__}; expected a GBCIPipeline or a UNet2DConditionModel")
     sampler_for(pipe.scheduler)
-    device = torch.device(device if device is not None else pipe.device)
+    device = _device(pipe.device if device is None else device)
     change = pipe.few_step if few_step and tier == "approximate" else None
+    if change is not None and change.device != device:
+        change = copy.deepcopy(change).to(device)
     plan = _with_student(_plan(pipe, runtime, tier, dtype, device), change)
     layout = _layout(device, plan.dtype)
     parts = {"vae": pipe.vae, "unet": pipe.unet, "conditioner": pipe.conditioner}
@@ -378,6 +380,16 @@ def _accelerate_unet(
             raise GBCIError(f"the fused runtime cannot run any block of this UNet: {'; '.join(fast.stock_reasons)}")
         fast.plan = replace(plan, runtime="eager")
     return fast
+
+
+def _device(name: torch.device | str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type == "meta":
+        raise GBCIError(f"device is {str(name)!r}; expected cpu or cuda")
+    return device
 
 
 def _layout(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
@@ -457,4 +469,6 @@ def _recorder(runtime: str, unet: UNet2DConditionModel) -> Recorder | None:
 
 
 def _identity(unet: nn.Module) -> Hashable:
-    return id(unet), unet.device, unet.dtype, id(getattr(unet, "_hf_hook", None))
+    """What a denoiser was built for; with the weights' addresses, since moving them away and back leaves all else."""
+    addresses = tuple(parameter.data_ptr() for parameter in unet.parameters())
+    return id(unet), unet.device, unet.dtype, id(getattr(unet, "_hf_hook", None)), addresses

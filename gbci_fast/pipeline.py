@@ -409,10 +409,10 @@ class GBCIPipeline(DiffusionPipeline):
             name = type(self.scheduler).__name__
             raise GBCIError(f"{name} takes its noise from a torch generator alone; pass generator instead of seed")
         if not isinstance(seed, Sequence):
-            return [seed + i for i in range(total)]
+            return [int(seed) + i for i in range(total)]  # not in NumPy's integers, which wrap around
         if len(seed) != total:
             raise GBCIError(f"seed has {len(seed)} entries; expected one per output image, {total}")
-        return list(seed)
+        return [int(one) for one in seed]
 
     def _check_sizes(self, pixels: Tensor, mask: Tensor) -> None:
         if pixels.shape[-2:] != mask.shape[-2:]:

@@ -185,6 +185,18 @@ def test_moving_it_leaves_the_eager_one_where_it_is(pipe):
     assert exact.unet is pipe.unet  # nothing to copy
 
 
+def test_weights_that_went_away_and_came_back_are_looked_at_again(pipe, image, mask):
+    """They are other tensors then, whatever device and dtype say."""
+    fast = accelerate(pipe, tier="exact", dtype=torch.float32)
+    fast.unet = copy.deepcopy(fast.unet)
+    sample(fast, image, mask)
+    fast.unet.to(torch.bfloat16).to(torch.float32)
+    assert torch.equal(sample(fast, image, mask), sample(accelerate(fast.eager, tier="exact"), image, mask)) is False
+    rounded = copy.deepcopy(pipe)
+    rounded.unet = fast.unet
+    assert torch.equal(sample(fast, image, mask), sample(accelerate(rounded, tier="exact"), image, mask))
+
+
 def test_it_can_be_copied_and_is_made_by_accelerate_alone(pipe, image, mask, tmp_path):
     fast = accelerate(pipe, tier="exact")
     first = sample(fast, image, mask)
@@ -274,6 +286,8 @@ def test_an_unknown_part_is_left_to_the_eager_runtime_and_said(pipe, image, mask
     [
         ({"runtime": "magic"}, "runtime is 'magic'; expected one of auto, eager, fused, compile"),
         ({"tier": "best"}, "tier is 'best'; expected one of exact, tolerance"),
+        ({"device": "gpu"}, "device is 'gpu'; expected cpu or cuda"),
+        ({"device": "meta"}, "device is 'meta'; expected cpu or cuda"),
         ({"dtype": torch.int8}, "dtype is torch.int8; expected torch.float32, torch.bfloat16, torch.float16"),
         (
             {"tier": "exact", "dtype": torch.bfloat16},

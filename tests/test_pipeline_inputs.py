@@ -202,6 +202,18 @@ REFUSED = {
         {"seed": [1, 2], "num_images_per_prompt": 3},
         "seed has 2 entries; expected one per output image, 3",
     ),
+    "generator-tuple": (
+        {"seed": None, "generator": (GENERATOR,)},
+        "generator is a tuple; expected a torch.Generator, a list of them, or None",
+    ),
+    "numpy-seed": (
+        {"seed": np.uint64(2**64 - 1), "num_images_per_prompt": 2},
+        f"seed {2**64} is not an integer from 0 to 2^64 - 1",
+    ),
+    "callback-inputs": (
+        {"callback_on_step_end_tensor_inputs": None},
+        "callback_on_step_end_tensor_inputs is None; expected a list of names",
+    ),
     "negative-seed": ({"seed": -1}, "seed -1 is not an integer from 0 to 2^64 - 1"),
     "latents": (
         {"latents": torch.zeros(1, 4, 8, 8)},

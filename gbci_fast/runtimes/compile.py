@@ -105,6 +105,7 @@ class CompiledDenoiser:
         tokens, token_mask, pooled = conditioning.tokens, conditioning.token_mask, conditioning.pooled
         padding = TOKENS - tokens.shape[1] % TOKENS
         padded = Conditioning(F.pad(tokens, (0, 0, 0, padding)), F.pad(token_mask, (0, padding)), pooled)
+        vars(padded)["padded"] = True  # as it always is now; to look would wait for the device, in a recording
         return self._denoiser.prepare(padded, null, constant, timesteps)
 
     def __call__(self, latents: Tensor, step: int, state: Any, guided: bool) -> Tensor | tuple[Tensor, Tensor]:

@@ -19,8 +19,9 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Batch sizes that are recorded; a batch is padded to the next, and a larger one is none that waits for launches."""
 TOKENS = 32
 """A context with a report is padded to a multiple of this many tokens."""
-CAPACITY = 32
-"""Recordings that are kept: windows of eight sizes, in the four buckets of batches up to 8."""
+CAPACITY = 64
+"""Recordings that are kept: windows of nine sizes, in the seven buckets of batches up to 64."""
+_RECORDING = threading.Lock()  # a process can capture one graph at a time: the next begins with waiting for the device
 
 
 class Recorder(Protocol):
@@ -46,9 +47,12 @@ class CudaRecorder:
             self._done = torch.cuda.Event()
 
     def record(self, loop: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Runs `loop` once, so that libraries set themselves up and kernels are tuned, and then captures it."""
+        """Runs `loop` once, so that libraries set themselves up and kernels are tuned, and then captures it.
+
+        One thread of a process at a time; but a thread that waits for the whole device meanwhile breaks the capture.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device):
+        with _RECORDING, torch.cuda.device(self._device):
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 loop()

@@ -327,6 +327,38 @@ def test_with_triton_s_operators_it_never_asks_for_a_value_either(pipe, monkeypa
         out.sum().item()
 
 
+def test_the_compiled_unet_never_asks_for_a_value_either(pipe):
+    """On the meta device; what is given is not known to be padded, as within a recording."""
+    config, unet = pipe.conditioner.config, copy.deepcopy(pipe.unet).to("meta")
+    tokens, pooled = torch.empty(2, 40, config.width, device="meta"), torch.empty(2, config.pooled_dim, device="meta")
+    conditioning = Conditioning(tokens, torch.empty(2, 40, dtype=torch.bool, device="meta"), pooled)
+    null = Conditioning(tokens[:1, :1], conditioning.token_mask[:1, :1], pooled[:1])
+    denoiser = CompiledDenoiser(unet, backend="eager")
+    with torch.no_grad():
+        constant, timesteps = torch.empty(2, 5, 16, 16, device="meta"), torch.empty(3, dtype=torch.long, device="meta")
+        state = denoiser.prepare(conditioning, null, constant, timesteps)
+        outputs = denoiser(torch.empty(2, 4, 16, 16, device="meta"), 0, state, True)
+    assert [output.device.type for output in outputs] == ["meta", "meta"]
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_A_GPU)])
+def test_two_pipelines_record_at_once(pipe, device):
+    """From two threads, each with a recorder of its own: a process captures one graph at a time."""
+    fast = [accelerate(pipe, runtime="fused", device=device) for _ in range(2)]
+    expected, found = [sample(one) for one in fast], [None, None]
+    fresh = [accelerate(pipe, runtime="fused", device=device) for _ in range(2)]
+
+    def work(i):
+        found[i] = sample(fresh[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
 def test_tables_are_read_on_the_host():
     """Wherever they are: a stand-in counts as another device here."""
 
