@@ -286,6 +286,15 @@ def _set_pixels(dataset: Dataset, stored: np.ndarray, like: Dataset | None) -> N
     dataset.add_new("PixelData", "OB" if bits == 8 else "OW", pixels + b"\0" * (len(pixels) % 2))
 
 
+def _swap_tables(dataset: Dataset) -> None:
+    """LUTs of a big-endian file to little endian: those in words (OW) lie in memory as they did in the file."""
+    for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
+        for item in dataset.get(keyword) or ():
+            data, size = item.get("LUTData"), int(item.LUTDescriptor[0]) & 0xFFFF or 0x10000
+            if isinstance(data, bytes) and len(data) >= 2 * size:  # of bytes there is no order
+                item.LUTData = np.frombuffer(data[: 2 * size], ">u2").astype("<u2").tobytes()
+
+
 def _set_display(
     dataset: Dataset,
     like: Dataset | None,
@@ -296,6 +305,8 @@ def _set_display(
     for keyword in _KEPT if like is not None else ():
         if keyword in like and not like[keyword].is_empty and not (lut is not None and keyword in _VOI):
             dataset[keyword] = copy.deepcopy(like[keyword])
+    if like is not None and like.original_encoding[1] is False:
+        _swap_tables(dataset)
     if "ModalityLUTSequence" not in dataset:
         for keyword, identity in (("RescaleIntercept", 0), ("RescaleSlope", 1), ("RescaleType", "US")):
             dataset.setdefault(keyword, identity)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRBigEndian
 
+from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.dicom_writer import MammogramHeader, SourceImage, mammogram_dataset, uid_from_seed, write_dicom
 from gbci_fast.errors import GBCIError
 
@@ -236,6 +237,19 @@ def test_pixel_intensity_relationship_is_kept_where_it_is_legal():
     other = source_header(PixelIntensityRelationship="DISP", PixelIntensityRelationshipSign=0)
     dataset = mammogram_dataset(pixels(), header(), like=other)
     assert (dataset.PixelIntensityRelationship, dataset.PixelIntensityRelationshipSign) == ("LOG", -1)
+
+
+def test_a_table_of_a_big_endian_file_is_written_in_this_order(make_dicom, tmp_path):
+    """Words of OW lie in memory as they did in the file."""
+    lut = Dataset()
+    lut.LUTDescriptor = [4096, 0, 16]
+    lut.add_new("LUTData", "OW", (65535 - np.arange(4096) * 16).astype(">u2").tobytes())
+    path = make_dicom(
+        np.arange(4096, dtype=np.uint16).reshape(64, 64), syntax=ExplicitVRBigEndian, VOILUTSequence=[lut]
+    )
+    source = read_mammogram(path)
+    write_dicom(mammogram_dataset(source.stored, header(), like=source.dataset), tmp_path / "copy.dcm")
+    np.testing.assert_array_equal(read_mammogram(tmp_path / "copy.dcm").unit(), source.unit())
 
 
 def test_modality_lut_replaces_the_rescale(tmp_path):
