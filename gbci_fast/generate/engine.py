@@ -273,7 +273,12 @@ def _lesion(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray]
     if isinstance(item.mask, AutomaticMask):
         view = item.attributes.view_position or template.mammogram.view_position  # as `_described`
         model = automatic_mask(item.mask.prior, template.breast, template.tissue, view, item.seed)
-        return model, _to_native(template, model)
+        native = _to_native(template, model)
+        if not native.any():
+            raise GBCIError(
+                f"no pixel of this {shape[1]} x {shape[0]} image lies under the lesion; expected a larger one"
+            )
+        return model, native
     whole = item.mask.on(shape, template.mammogram.spacing)
     # What the model does not see it cannot paint.
     seen, native = np.s_[max(frame.y0, 0) : frame.y1, max(frame.x0, 0) : frame.x1], np.zeros(shape, bool)

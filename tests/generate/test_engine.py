@@ -277,3 +277,18 @@ def test_a_view_that_was_set_decides_where_lesions_lie(pipe, phantom, monkeypatc
     (stated,) = run(pipe, records)
     (as_set,) = run(pipe, records, overrides={"view_position": "MLO"})
     assert views == [stated.attributes.view_position, as_set.attributes.view_position] == ["CC", "MLO"]
+
+
+def test_a_lesion_below_the_pixels_of_a_tiny_image_is_one_sentence(breast, tmp_path):
+    unit = breast(24, 18)
+    Image.fromarray(np.round(255 * unit / unit.max()).astype(np.uint8)).save(tmp_path / "tiny_LCC.png")
+    records, sentences = find_inputs(tmp_path / "tiny_LCC.png"), []
+    template = open_template(records[0])
+    for item in make_plan(records, variants=100, seed=0):
+        try:
+            _, mask, _ = engine._masks(item, template)
+            assert mask.any()
+        except GBCIError as error:
+            sentences.append(str(error))
+    assert set(sentences) == {"no pixel of this 18 x 24 image lies under the lesion; expected a larger one"}
+    assert len(sentences) < 50
