@@ -26,6 +26,7 @@ class LDMConfig:
     Attributes:
         latent_crops: sides of the random latent crops, of which each batch takes one. What normalizations and
             self-attention see differs from side to side, and with it what is sampled in windows and on whole latents.
+        least_snr, most_snr: the error of the clean latents weighs as the signal-to-noise ratio, kept between these two.
     """
 
     block_out_channels: tuple[int, ...] = (64, 128, 192)
@@ -41,7 +42,8 @@ class LDMConfig:
     attribute_dropout: float = 0.15
     report_dropout: float = 0.3
     roi_weight: float = 4.0
-    min_snr: float = 5.0
+    least_snr: float = 1.0
+    most_snr: float = 5.0
 
     def __post_init__(self):
         if self.variants < 1:
@@ -116,7 +118,12 @@ class Drawn:
 
 
 class LDMTask:
-    """v-prediction loss, min-SNR weighted (Hang et al. 2023), heavier inside the mask."""
+    """v-prediction loss, heavier inside the mask.
+
+    Weighted by the signal-to-noise ratio up to a bound (min-SNR, Hang et al. 2023) and from a bound on (truncated SNR,
+    Salimans and Ho 2022). Without the latter, timesteps from 700 on, at which it is decided what a large lesion looks
+    like, would have 3 % of the weight; now they have 39 %.
+    """
 
     def __init__(self, pipe: GBCIPipeline, bank: LatentBank, config: LDMConfig, device: torch.device):
         self.pipe, self.bank, self.config, self.device = pipe, bank, config, device
@@ -155,7 +162,7 @@ class LDMTask:
         weight = 1 + self.config.roi_weight * cells
         error = ((predicted - target).square() * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * z.shape[1])
         snr = (alpha / (1 - alpha)).flatten()
-        return (error * snr.clamp(max=self.config.min_snr) / (snr + 1)).mean()
+        return (error * snr.clamp(self.config.least_snr, self.config.most_snr) / (snr + 1)).mean()
 
     def sample_sheet(self, path: Path) -> None:
         """Six pairs of the bank: masked image, synthesis at 10 steps, original decoded."""

@@ -70,7 +70,7 @@ def test_a_data_set(weights, phantom, tmp_path, capfd):
     for image in images:
         assert image.findings[0].attributes.finding_categories == ("Mass", "Asymmetry")
         assert image.findings[0].attributes.finding_birads == 5
-        assert image.extra["report"] == "two words"
+        assert image.findings[0].report(image) == "two words"
     manifest = pd.read_parquet(output / "manifest.parquet")
     assert set(manifest.num_inference_steps) == set(manifest.guidance_scale) == {1}
     assert len(manifest.weights_hash[0]) == 64

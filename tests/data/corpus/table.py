@@ -35,7 +35,8 @@ another lesion in it, every other pixel has the same stored value and the same d
 - **Lossy** images (by their transfer syntax, whatever LossyImageCompression says of JPEG) stay marked as lossy.
 - BurnedInAnnotation must be stated in a mammogram For Presentation: where the source does not state it, nobody has
   looked, and copies say YES.
-- A PNG states no bit depth: white is the largest value of the fewest bits (8 at least) that hold its largest pixel.
+- A PNG seldom states its bit depth: white is the largest value of the fewest bits (8 at least) that hold its largest
+  pixel, or of the type where the file has the chunk sBIT, which goes with values scaled to the whole type.
 - **Lossy JPEG of 12 bits** is refused: the freely licensed decoder at hand (GDCM) ends the whole process over some
   damaged frames. dcmtk's `dcmdjpeg` converts such files.
 - Overlays, in unused bits or beside the pixels, are not part of the image and not written.
