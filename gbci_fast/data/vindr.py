@@ -251,9 +251,14 @@ def find_inputs(path: str | Path) -> list[ImageRecord]:
     else:
         raise GBCIError(f"{path} does not exist; expected a DICOM or PNG file or a folder of them")
     for file in files:
-        if not str(file).isprintable():  # bytes that are no UTF-8, too: ids and tables are text
+        if not _is_text(file):  # ids and tables are
             raise GBCIError(f"{str(file)!r} has a name that is not plain text (UTF-8); rename it")
     return list(_file_records(files, path if path.is_dir() else path.parent))
+
+
+def _is_text(path: Path) -> bool:
+    """Whether its name is UTF-8; Python takes other bytes for lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))
 
 
 def _file_records(files: list[Path], root: Path) -> Iterator[ImageRecord]:
