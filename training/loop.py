@@ -55,6 +55,8 @@ class LoopConfig:
         for name in ("steps", "batch_size", "accumulate", "save_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 0 <= self.seed < 2**63:  # what every generator takes
+            raise GBCIError(f"seed is {self.seed}; expected a whole number from 0 to {2**63 - 1}")
         if not 0 < self.learning_rate < math.inf:
             raise GBCIError(f"learning_rate is {self.learning_rate}; expected a positive number")
         if self.precision not in ("fp32", "bf16"):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gbci_fast.choices import RUNTIMES, TIERS
-from gbci_fast.cli.arguments import parse_seed
 from gbci_fast.cli.progress import image_progress
 from gbci_fast.errors import GBCIError
 
@@ -36,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("input", type=Path, metavar="INPUT")
     parser.add_argument("--output", type=Path, help="folder of the new data set; needed unless --write-plan is given")
     parser.add_argument("--variants", type=int, help="synthetic images per input (default 4)")
-    parser.add_argument("--seed", type=parse_seed, default=0, help="of the whole job (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the whole job (default 0)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance scale (default 3.0)")
     parser.add_argument("--format", default="dicom,png", help="dicom, png or both, comma-separated (default both)")

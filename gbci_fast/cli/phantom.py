@@ -4,7 +4,6 @@ import argparse
 import re
 from pathlib import Path
 
-from gbci_fast.cli.arguments import parse_seed
 from gbci_fast.cli.progress import image_progress
 
 EXAMPLE = """example:
@@ -28,7 +27,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or an empty folder")
     parser.add_argument("--studies", type=int, default=100, metavar="N", help="patients, four images (default: 100)")
-    parser.add_argument("--seed", type=parse_seed, default=0, metavar="S", help="decides everything (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides everything (default: 0)")
     parser.add_argument(
         "--size",
         type=image_size,

@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from gbci_fast.cli.arguments import parse_seed
-
 STAGES = ("vae", "ldm", "distill", "classifier")
 OVERRIDES = (
     "steps",
@@ -104,7 +102,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--precision", choices=("fp32", "bf16"))
-    parser.add_argument("--seed", type=parse_seed)
+    parser.add_argument("--seed", type=int)
     parser.add_argument("--save-every", type=int)
     parser.add_argument("--sample-every", type=int)
     parser.add_argument(

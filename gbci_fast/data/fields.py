@@ -10,7 +10,7 @@ from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.dicom import Mammogram
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.preprocess import Frame, box_ellipse
-from gbci_fast.data.vindr import ImageRecord
+from gbci_fast.data.vindr import TEMPLATE, ImageRecord
 from gbci_fast.errors import GBCIError
 
 
@@ -87,15 +87,16 @@ def lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> lis
     """One bool [H, W] per finding: its pixel mask inside its box where there is one, else the box's ellipse.
 
     The k-th finding's own mask is ``finding_masks/<study_id>/<image_id>-<k>.png`` (k from 1, as the phantom writes
-    them); ``masks/<study_id>/<image_id>.png`` is that of all findings of the image, but of what `generate` painted,
-    the first, alone where the table's source is "synthetic".
+    them); ``masks/<study_id>/<image_id>.png`` is that of all other findings of the image, but not of those whose source
+    is `TEMPLATE`: `generate` lists them beside what it painted, and masks what it painted.
     """
     name = f"{record.study_id}/{record.image_id}"
-    drawn, synthetic = _mask_of_shape(root / "masks" / f"{name}.png", shape), record.extra.get("source") == "synthetic"
+    drawn = _mask_of_shape(root / "masks" / f"{name}.png", shape)
     masks = []
     for number, finding in enumerate(record.findings, 1):
         own = _mask_of_shape(root / "finding_masks" / f"{name}-{number}.png", shape)
-        pixels = (drawn if number == 1 or not synthetic else None) if own is None else own
+        shared = None if finding.extra.get("source") == TEMPLATE else drawn
+        pixels = shared if own is None else own
         inside = box_ellipse(finding.box, shape)
         if pixels is not None:
             xmin, ymin, xmax, ymax = (round(value) for value in finding.box)

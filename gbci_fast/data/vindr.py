@@ -40,6 +40,7 @@ OTHER_BIRADS = re.compile(r"(BI-?RADS\s*)?[06](\.0)?", re.IGNORECASE)
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 FINDING_COLUMNS = ("image_id", "finding_categories", "finding_birads", *BOX_COLUMNS)
 LONGEST_ID = 200  # bytes; file names hold 255, with a suffix
+TEMPLATE = "template"  # source of a finding that a synthetic image has from the real one
 AGE_COLUMN = "age"  # not VinDr's, but understood where a table has it
 
 Box = tuple[float, float, float, float]

@@ -40,8 +40,9 @@ class AdherenceSettings:
     limit: int | None = None
 
     def __post_init__(self):
-        if self.variants < 1:
-            raise GBCIError(f"variants is {self.variants}; expected at least 1")
+        for name, lowest in (("variants", 1), ("seed", 0)):
+            if getattr(self, name) < lowest:
+                raise GBCIError(f"{name} is {getattr(self, name)}; expected at least {lowest}")
         for guidance in (self.guidance, *self.sweep):
             if not np.isfinite(guidance):
                 raise GBCIError(f"guidance is {guidance}; expected a finite number")

@@ -39,6 +39,8 @@ class MemorisationSettings:
     def __post_init__(self):
         if not 0 < self.quantile <= 0.5:
             raise GBCIError(f"quantile is {self.quantile:g}; expected above 0, at most 0.5")
+        if self.seed < 0:
+            raise GBCIError(f"seed is {self.seed}; expected at least 0")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -271,7 +271,7 @@ def _lesion(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray]
     """The lesion's extent in model space and on the native grid, at least a pixel of each."""
     shape, frame = template.mammogram.shape, template.frame
     if isinstance(item.mask, AutomaticMask):
-        view = item.attributes.view_position or template.mammogram.view_position  # as `_described`
+        view = item.attributes.view_position or template.mammogram.view_position  # of which the sampler may not be told
         model = automatic_mask(item.mask.prior, template.breast, template.tissue, view, item.seed)
         native = _to_native(template, model)
         if not native.any():

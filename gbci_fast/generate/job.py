@@ -20,6 +20,7 @@ import pandas as pd
 from PIL import Image
 
 from gbci_fast import __version__
+from gbci_fast.data.vindr import TEMPLATE
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import FastPipeline
 from gbci_fast.files import LOCK_FILE, PROGRESS_FOLDER, atomically, locked, sha256_of
@@ -401,6 +402,7 @@ class _Job:
                     "attributes": finding.attributes.to_mapping(),
                     "report": finding.report(record),
                     "pathology": finding.extra.get("pathology"),
+                    "source": TEMPLATE,
                 }
                 for finding in record.findings
                 if not _covered(finding.box, image.mask)

@@ -31,7 +31,8 @@ def write_tables(rows: Sequence[dict[str, Any]], output: Path) -> None:
     """Writes the manifest (one row per image, everything that made it) and the two annotation tables.
 
     A template's own findings that were not painted over are listed after the synthetic one, with their own reports and
-    pathology: they are still there. Beside them, the report of the image is blank: it would be read as theirs.
+    pathology, and `TEMPLATE` as their source: they are still there. Beside them, the report of the image is blank: it
+    would be read as theirs.
     """
     rows = sorted(rows, key=lambda row: row["index"])
     manifest = pd.DataFrame([_flat(row) for row in rows])
@@ -93,6 +94,7 @@ def _finding_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
         "attributes": row["attributes"],
         "report": row["report"],
         "pathology": None,
+        "source": shared["source"],
     }
     findings = [
         finding
@@ -107,7 +109,7 @@ def _finding_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
             "finding_categories": str(finding["attributes"].get("finding_categories", "")),
             "finding_birads": _birads(finding["attributes"].get("finding_birads")),
             **dict(zip(BOX_COLUMNS, finding["box"], strict=True)),
-            **{name: finding[name] or "" for name in ("report", "pathology")},
+            **{name: finding[name] or "" for name in ("report", "pathology", "source")},
         }
         for finding in findings
     ]

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from pydicom import dcmread
 
 from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import VinDr, find_inputs
@@ -491,22 +490,6 @@ def test_unknown_format(formats):
 def test_a_seed_that_no_table_holds(seed):
     with pytest.raises(GBCIError, match=f"seed is {seed}; expected a whole number from 0 to 9223372036854775807"):
         JobSettings(seed=seed)
-
-
-def test_what_was_set_to_unknown_is_not_looked_up_in_the_file(make_job, templates, tmp_path):
-    dataset = dcmread(templates / "full_LCC.dcm")
-    dataset.PatientAge = "055Y"
-    dataset.save_as(tmp_path / "aged_LCC.dcm")
-    for name, overrides, ages in (("a", {}, [55]), ("b", {"age": "unknown"}, [None])):
-        make_job(tmp_path / "aged_LCC.dcm", tmp_path / name, overrides=overrides)
-        (image,) = VinDr(tmp_path / name).images
-        assert [image.attributes.age] == ages
-        assert [image.read().age] == ages
-
-
-def test_a_view_that_was_set_to_unknown_is_no_dicom(make_job, templates, tmp_path):
-    with pytest.raises(GBCIError, match="view is unknown and side L; DICOM needs both"):
-        make_job(templates / "full_LCC.dcm", tmp_path / "a", overrides={"view_position": "unknown"})
 
 
 def test_batch_size_of_nothing():

@@ -6,11 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom import dcmread
 
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.fields import lesion_truth
 from gbci_fast.data.preprocess import box_ellipse
 from gbci_fast.data.vindr import VinDr
+from gbci_fast.errors import GBCIError
 from gbci_fast.generate.job import JobSettings, run_job
 from gbci_fast.generate.masks import BoxMask
 from gbci_fast.generate.plan import make_plan
@@ -62,23 +64,25 @@ def test_the_templates_own_lesions_keep_their_reports_and_pathology(make_job, ph
         for finding, original in zip(own, template.findings, strict=True):
             assert finding.report(image) == original.report(template) is not None
             assert finding.extra["pathology"] == original.extra["pathology"]
+            assert (painted.extra["source"], finding.extra["source"]) == ("synthetic", "template")
             kept += 1
     assert kept == 2
 
 
-def test_the_mask_is_that_of_the_painted_lesion_alone(make_job, phantom, tmp_path):
+@pytest.mark.parametrize("overrides", [{}, {"finding_categories": "No Finding"}])
+def test_the_mask_is_that_of_what_was_painted_alone(make_job, phantom, tmp_path, overrides):
     """A lesion of the template that it touches keeps its whole extent."""
     (source, *_) = [record for record in VinDr(phantom).images if record.findings]
     (finding,) = source.findings
     xmin, ymin, xmax, ymax = finding.box
     corner = BoxMask(box=(xmin, ymin, xmin + (xmax - xmin) / 3, ymin + (ymax - ymin) / 3))
-    (item,) = make_plan([source], variants=1, seed=0)
+    (item,) = make_plan([source], variants=1, seed=0, overrides=overrides)
     run_job(
         make_job.pipe, [replace(item, mask=corner)], tmp_path / "data", JobSettings(seed=0, sampler=make_job.sampler)
     )
     image = only_image(tmp_path / "data")
-    painted, kept = lesion_truth(image, tmp_path / "data", image.read().shape)
-    assert painted.sum() < kept.sum()
+    *painted, kept = lesion_truth(image, tmp_path / "data", image.read().shape)
+    assert [each.sum() < kept.sum() for each in painted] == [True] * (not overrides)
     np.testing.assert_array_equal(kept, box_ellipse(finding.box, kept.shape))
 
 
@@ -113,6 +117,22 @@ def test_what_was_asked_for_stands_in_the_tables(make_job, templates, tmp_path, 
         laterality="L", view_position="CC", breast_density="D", breast_birads=3, age=61
     )
     assert image.extra["report"] == 'a "round", mass\nin two lines'
+
+
+def test_what_was_set_to_unknown_is_not_looked_up_in_the_file(make_job, templates, tmp_path):
+    dataset = dcmread(templates / "full_LCC.dcm")
+    dataset.PatientAge = "055Y"
+    dataset.save_as(tmp_path / "aged_LCC.dcm")
+    for name, overrides, ages in (("a", {}, [55]), ("b", {"age": "unknown"}, [None])):
+        make_job(tmp_path / "aged_LCC.dcm", tmp_path / name, overrides=overrides)
+        (image,) = VinDr(tmp_path / name).images
+        assert [image.attributes.age] == ages
+        assert [image.read().age] == ages
+
+
+def test_a_view_that_was_set_to_unknown_is_no_dicom(make_job, templates, tmp_path):
+    with pytest.raises(GBCIError, match="view is unknown and side L; DICOM needs both"):
+        make_job(templates / "full_LCC.dcm", tmp_path / "a", overrides={"view_position": "unknown"})
 
 
 def test_healthy_tissue_is_no_finding(make_job, templates, tmp_path):

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbci_fast.cli.arguments import parse_seed
 from gbci_fast.cli.evaluate.options import (
     add_files,
     add_painting,
@@ -39,7 +38,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     add_files(parser)
     add_painting(parser)
     parser.add_argument("--split", choices=("training", "test"), default="test", help="(default: test)")
-    parser.add_argument("--seed", type=parse_seed, default=0, help="of noise, shuffling and bootstrap (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise, shuffling and bootstrap (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="use N images, spread evenly over all")
     parser.add_argument("--scorer", type=Path, metavar="DIR", help="written by `train classifier` (default: packaged)")
     parser.add_argument(

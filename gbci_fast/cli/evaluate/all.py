@@ -4,7 +4,6 @@ import argparse
 import json
 from pathlib import Path
 
-from gbci_fast.cli.arguments import parse_seed
 from gbci_fast.cli.evaluate.options import add_painting
 from gbci_fast.errors import GBCIError
 
@@ -31,7 +30,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder, or with --resume")
     add_painting(parser)
-    parser.add_argument("--seed", type=parse_seed, default=0, help="of noise, splits and bootstrap (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise, splits and bootstrap (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="use N images of each split, spread evenly over all")
     parser.add_argument(
         "--skip", default="", metavar="KINDS", help="kinds to leave out, comma-separated, such as utility"

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbci_fast.cli.arguments import parse_seed
 from gbci_fast.cli.evaluate.options import add_files, add_painting, print_targets, refuse_painting, stage_progress
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     )
     add_files(parser)
     parser.add_argument("--split", choices=("training", "test"), default="test", help="of the real lesions (test)")
-    parser.add_argument("--seed", type=parse_seed, default=0, help="of noise, halves and resamples (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise, halves and resamples (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="use N images of each, real and synthetic")
     parser.add_argument(
         "--features",

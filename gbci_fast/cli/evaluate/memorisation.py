@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbci_fast.cli.arguments import parse_seed
 from gbci_fast.cli.evaluate.options import (
     add_files,
     add_painting,
@@ -54,7 +53,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--quantile", type=float, default=0.01, help="share of new lesions below the threshold (default: 0.01)"
     )
-    parser.add_argument("--seed", type=parse_seed, default=0, help="of noise and bootstrap (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and bootstrap (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="use N test and N synthetic images, spread evenly")
     parser.set_defaults(run=run)
 

@@ -3,7 +3,6 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from gbci_fast.cli.arguments import parse_seed
 from gbci_fast.cli.evaluate.options import (
     add_files,
     add_painting,
@@ -35,7 +34,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_files(parser)
-    parser.add_argument("--seed", type=parse_seed, default=0, help="the first seed (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument("--seeds", type=int, default=5, help="trainings per arm and fraction (default: 5)")
     parser.add_argument(
         "--fractions",

@@ -4,6 +4,7 @@ import hashlib
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 from pydicom import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
@@ -53,7 +54,7 @@ def _header(synthesis: Synthesis, job_seed: int, weights_hash: str) -> Mammogram
     source = mammogram.dataset
     study = (item.study_id, patient, "" if source is None else source.get("StudyInstanceUID", ""))
     number = int(hashlib.sha256("\x1f".join(map(str, study)).encode()).hexdigest()[:8], 16)
-    pixels = hashlib.sha256(synthesis.stored.tobytes()).hexdigest()
+    pixels = hashlib.sha256(np.ascontiguousarray(synthesis.stored)).hexdigest()
     return MammogramHeader(
         view_position=attributes.view_position,
         laterality=attributes.laterality,
