@@ -361,7 +361,7 @@ def test_what_cannot_be_sampled_is_named(latents):
         "DDIMScheduler has timesteps from 999 to -1; expected them within 999 to 0"
     )
     assert refused(sample_dpmpp_2m, halves, latents, scheduler_of(DPMSolverMultistepScheduler, 1000, **LINSPACE)) == (
-        "DPMSolverMultistepScheduler has sigma 1.6182796955108643 after 1.6182796955108643; "
+        "DPMSolverMultistepScheduler has sigma 2.632477283477783 after 2.632477283477783; "
         "expected less, as of fewer timesteps"
     )
 
@@ -437,7 +437,9 @@ def compare(prepared, kind, seeds, steps, scale=2.5, strength=1.0, **options):
         output_type="latent", **options,
     ).images  # fmt: skip
     ours = sample(pipe, image, mask, seeds=seeds, steps=steps, scale=scale, strength=strength, **options)
-    assert (ours - eager).abs().max() <= 1e-5 * eager.abs().max()
+    # Euler's latents begin at 167 standard deviations, and so does the rounding of either side.
+    rounding = max(1e-5, 2 * torch.finfo(torch.float32).eps * float(pipe.scheduler.init_noise_sigma))
+    assert (ours - eager).abs().max() <= rounding * eager.abs().max()
 
 
 @pytest.mark.parametrize("kind", PIPELINE_SCHEDULERS.values(), ids=PIPELINE_SCHEDULERS)

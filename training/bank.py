@@ -20,7 +20,7 @@ from gbci_fast.training.progress import counting
 from gbci_fast.training.ranks import is_first
 
 BANK_FILE = "bank.pt"
-BANK_FORMAT = 1  # counts what this file and the painting of trajectories change in a bank of the same origin
+BANK_FORMAT = 2  # counts what this file and the painting of trajectories change in a bank of the same origin
 
 
 @dataclass(frozen=True, kw_only=True)

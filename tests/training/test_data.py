@@ -15,6 +15,8 @@ from gbci_fast.data.framing import patient_fold
 from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.metrics import grow
+from gbci_fast.evaluate.paired import MASK_GROWTH
 from gbci_fast.training.data import augment, draw_mask, load_images
 
 MASS = Attributes(view_position="MLO", finding_categories=("Mass",), finding_birads=4)
@@ -65,6 +67,13 @@ def test_covering_masks_carry_their_lesions_description():
                 # larger than the lesion, but not by far: its outline is no hint
                 assert mine.pixels.sum() < mask.sum() < 12 * mine.pixels.sum()
     assert 0.65 < covering / 200 < 0.85
+
+
+def test_most_masks_are_grown_as_where_lesions_are_generated():
+    masks = [mask for mask, attributes, _ in draws(TWO) if attributes is MASS]
+    wanted = grow(TWO.lesions[0].pixels, MASK_GROWTH) & grow(TWO.breast, 2) & ~TWO.lesions[1].pixels
+    assert 0.25 < np.mean([np.array_equal(mask, wanted) for mask in masks]) < 0.5  # 3 of 8 growths
+    assert len({mask.tobytes() for mask in masks}) > 10  # the others are of many kinds
 
 
 def test_other_masks_say_what_is_under_them():
