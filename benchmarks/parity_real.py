@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
+from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.fields import to_unit
 from gbci_fast.evaluate.metrics import patient_summary
 from gbci_fast.evaluate.paired import Case, PairedSettings, load_cases
@@ -47,7 +48,7 @@ def main() -> int:
     parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS), help="(default: all)")
     parser.add_argument("--limit", type=int, default=32, help="images, spread evenly over all (default: 32)")
     parser.add_argument("--steps", type=int, default=20, help="(default: 20)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="(default: 3.0)")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE_SCALE, help=f"(default: {GUIDANCE_SCALE})")
     parser.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
     args = parser.parse_args()

@@ -1,4 +1,5 @@
-"""What `gbci_fast.fast.accelerate` can be asked for. Apart from it, so that the command line knows without torch."""
+"""What sampling can be asked for, and what it does unasked. Without torch, so that the command line starts fast."""
 
 RUNTIMES = ("auto", "eager", "fused", "compile", "tensorrt")
 TIERS = ("exact", "tolerance", "approximate")
+GUIDANCE_SCALE = 2.0  # classifier-free guidance; how it was chosen: docs/training.md

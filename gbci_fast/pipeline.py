@@ -20,6 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from gbci_fast.arguments import broadcast, broadcast_size, check_argument_types, described
+from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
@@ -130,7 +131,7 @@ class GBCIPipeline(DiffusionPipeline):
         width: int | None = None,
         strength: float = 1.0,
         num_inference_steps: int = 20,
-        guidance_scale: float = 3.0,
+        guidance_scale: float = GUIDANCE_SCALE,
         eta: float = 0.0,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,

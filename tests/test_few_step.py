@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
+from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
 from gbci_fast.few_step import FewStepLoRA
@@ -144,6 +145,10 @@ class TestAccelerated:
         assert fast.scheduler_for(5, GUIDANCE) is fast.scheduler
         assert [fast.uses_few_step(steps, GUIDANCE) for steps in (4, 5)] == [True, False]
         assert accelerate(pipe).scheduler_for(4, GUIDANCE).config == pipe.scheduler.config
+
+    def test_the_packaged_one_takes_calls_with_the_default_guidance(self):
+        fast = accelerate(GBCIPipeline.from_pretrained(), tier="approximate")
+        assert [fast.uses_few_step(steps, GUIDANCE_SCALE) for steps in (4, 5)] == [True, False]
 
     def test_the_eager_one_is_untouched_and_saved(self, pipe, change, image, mask, tmp_path):
         kept = copy.deepcopy(pipe.unet.state_dict())

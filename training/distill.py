@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gbci_fast.checkpoint import load_pipeline
+from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
 from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
@@ -51,7 +52,7 @@ class DistillConfig:
         huber: where the loss turns from square to linear, in standard deviations of the latents (pseudo-Huber).
     """
 
-    guidance: float = 3.0
+    guidance: float = GUIDANCE_SCALE
     student_steps: int = 4
     solver_steps: int = 20
     trajectories: int = 4000

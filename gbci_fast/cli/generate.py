@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gbci_fast.choices import RUNTIMES, TIERS
+from gbci_fast.choices import GUIDANCE_SCALE, RUNTIMES, TIERS
 from gbci_fast.cli.progress import image_progress
 from gbci_fast.errors import GBCIError
 
@@ -37,7 +37,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--variants", type=int, help="synthetic images per input (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the whole job (default 0)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance scale (default 3.0)")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=GUIDANCE_SCALE,
+        help=f"classifier-free guidance scale (default {GUIDANCE_SCALE})",
+    )
     parser.add_argument("--format", default="dicom,png", help="dicom, png or both, comma-separated (default both)")
     parser.add_argument(
         "--mask", help="auto (the default: drawn from the priors), annotations (the boxes), or a mask image file"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, crop_lesions
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
@@ -32,7 +33,7 @@ class AdherenceSettings:
     """
 
     split: str = "test"
-    guidance: float = 3.0
+    guidance: float = GUIDANCE_SCALE
     sweep: tuple[float, ...] = ()
     shuffled: bool = True
     variants: int = 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress
@@ -21,7 +22,7 @@ class PaintSettings:
     """How lesions are painted; `runtime` and `tier` are those of `gbci_fast.accelerate`."""
 
     steps: int = 20
-    guidance: float = 3.0
+    guidance: float = GUIDANCE_SCALE
     batch_size: int = 8
     runtime: str = "auto"
     tier: str = "tolerance"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gbci_fast.checkpoint import load_pipeline
+from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.attributes import FINDING_CATEGORIES, Attributes
 from gbci_fast.data.fields import Lesion, to_unit
 from gbci_fast.data.framing import read_views
@@ -94,7 +95,7 @@ class PairedSettings:
 
     split: str = "test"
     steps: int = 20
-    guidance: float = 3.0
+    guidance: float = GUIDANCE_SCALE
     seed: int = 0
     batch_size: int = 8
     limit: int | None = None

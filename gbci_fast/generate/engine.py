@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.acquisition import side_contradiction
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.dicom import Mammogram
@@ -85,7 +86,7 @@ class SamplerSettings:
     """How every batch is sampled."""
 
     num_inference_steps: int = 20
-    guidance_scale: float = 3.0
+    guidance_scale: float = GUIDANCE_SCALE
 
 
 def _raise(item: PlanItem, error: GBCIError) -> None:

@@ -78,7 +78,7 @@ class TestPage:
 class TestCommand:
     @pytest.mark.parametrize("kind", [name for name in KINDS if name != "all"])
     def test_every_kind_takes_the_shared_options(self, kind, tmp_path):
-        options = "--weights W --steps 3 --guidance 2 --seed 5 --batch-size 4 --limit 6 --device cpu --tier exact"
+        options = "--weights W --steps 3 --guidance 4 --seed 5 --batch-size 4 --limit 6 --device cpu --tier exact"
         shared = build_parser().parse_args(["evaluate", "all", "ROOT", "--output", str(tmp_path), *options.split()])
         args = build_parser().parse_args(arguments_of(kind, shared, tmp_path / "report.json"))
         assert (args.kind, args.output.name) == (kind, "report.json")
@@ -106,7 +106,7 @@ class TestCommand:
         evaluate_all(world, tmp_path / "out", *given, "--resume")
         assert (tmp_path / "out" / "paired.json").stat().st_mtime_ns == before
         with pytest.raises(GBCIError, match="holds reports of another guidance; choose another folder"):
-            evaluate_all(world, tmp_path / "out", *given, "--resume", "--guidance", 2)
+            evaluate_all(world, tmp_path / "out", *given, "--resume", "--guidance", 1)
 
     def test_unknown_kinds_cannot_be_skipped(self, world, tmp_path):
         with pytest.raises(GBCIError, match="--skip names 'beauty'; expected out of paired"):

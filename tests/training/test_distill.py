@@ -88,7 +88,7 @@ class TestTrajectories:
     def test_they_are_what_the_pipeline_paints(self, teacher, images, bank):
         """At every student's timestep: the pipeline sees the image itself, the bank its latents in float16."""
         teacher.set_progress_bar_config(disable=True)
-        whole = paint_trajectories(teacher, bank, replace(CONFIG, latent_crop=16), seed=3)
+        whole = paint_trajectories(teacher, bank, replace(CONFIG, latent_crop=16, guidance=3.0), seed=3)
         assert whole.states.shape == (4, 5, 4, 16, 16)
 
         def distance(row, **changes):

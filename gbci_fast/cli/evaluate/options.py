@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbci_fast.choices import RUNTIMES, TIERS
+from gbci_fast.choices import GUIDANCE_SCALE, RUNTIMES, TIERS
 
 if TYPE_CHECKING:
     from gbci_fast.evaluate.painting import PaintSettings
@@ -27,7 +27,9 @@ def add_painting(parser: argparse.ArgumentParser) -> None:
         "--weights", type=Path, metavar="DIR", help="a pipeline folder (default: the packaged checkpoint)"
     )
     parser.add_argument("--steps", type=int, default=20, help="sampler steps (default: 20)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: 3.0)")
+    parser.add_argument(
+        "--guidance", type=float, default=GUIDANCE_SCALE, help=f"guidance scale (default: {GUIDANCE_SCALE})"
+    )
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="what executes the UNet (default: auto)")
     parser.add_argument("--tier", choices=TIERS, default="tolerance", help="of the fast path (default: tolerance)")
     parser.add_argument("--batch-size", type=int, default=8, help="images sampled at once (default: 8)")

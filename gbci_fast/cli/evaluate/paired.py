@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.cli.evaluate.options import add_files, print_targets, stage_progress
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--split", choices=("training", "test"), default="test", help="(default: test)")
     parser.add_argument("--steps", type=int, default=20, help="sampler steps (default: 20)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: 3.0)")
+    parser.add_argument(
+        "--guidance", type=float, default=GUIDANCE_SCALE, help=f"guidance scale (default: {GUIDANCE_SCALE})"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of noise and bootstrap (default: 0)")
     parser.add_argument("--batch-size", type=int, default=8, help="images sampled at once (default: 8)")
     parser.add_argument("--limit", type=int, metavar="N", help="use N images, spread evenly over all")
