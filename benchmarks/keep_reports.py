@@ -1,0 +1,51 @@
+"""Stores evaluation reports beside the benchmarks' rows: their figures, without what is of single images.
+
+    python benchmarks/keep_reports.py out/evaluation/distribution.json --output benchmarks/results/evaluation
+
+Left out are lists of images, crops and suspects, which name files of a data set, and lists of numbers (of single
+splits, lesions or points of a curve), of which the summaries stay.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from gbci_fast.files import atomically
+
+NAMING = ("images", "crops", "suspects", "skipped")
+LONGEST = 20  # list of numbers that stays
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="of `gbci-fast evaluate`, JSON")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="takes files of the same names")
+    args = parser.parse_args()
+    for path in args.reports:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(report, dict) or "evaluation" not in report:
+            print(f"{path} is no report of gbci-fast evaluate: it names no evaluation", file=sys.stderr)
+            return 1
+        text = json.dumps(summary(report), indent=1, allow_nan=False) + "\n"
+        atomically(args.output / path.name, lambda file, text=text: file.write_text(text, encoding="utf-8"))
+    return 0
+
+
+def summary(value: Any) -> Any:
+    """The report without those lists, at any depth; numbers to six digits."""
+    if isinstance(value, dict):
+        return {name: summary(entry) for name, entry in value.items() if not left_out(name, entry)}
+    if isinstance(value, list):
+        return [summary(entry) for entry in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def left_out(name: str, entry: Any) -> bool:
+    """Whether an entry of a report is one of those lists."""
+    return isinstance(entry, list) and (name in NAMING or (len(entry) > LONGEST and not isinstance(entry[0], dict)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
