@@ -186,12 +186,12 @@ class TestSweep:
             return obedient(cases, descriptions, guidance)
 
         report = evaluate_adherence(lesions(8), Reader(), painter, replace(SETTINGS, shuffled=False))
-        assert asked == [3.0]
+        assert asked == [SETTINGS.guidance]
         assert "shuffled" not in report["tasks"]["birads_high"]
         assert not [t for t in report["targets"] if t["name"].startswith("leak of birads_high")]
 
     def test_figure_and_table_of_both(self, tmp_path):
-        settings = AdherenceSettings(sweep=(1.0, 2.0))
+        settings = AdherenceSettings(sweep=(1.0, 3.0))
         cases = lesions(12)
         report = evaluate_adherence(cases, Reader(), obedient, settings, reconstruction=copying(cases, (), 0))
         draw_figure(tmp_path / "figure.png", report)

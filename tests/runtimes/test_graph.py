@@ -259,7 +259,7 @@ def test_nothing_that_a_call_brings_is_recorded_anew(recorded, recorder):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"num_inference_steps": 4}, {"guidance_scale": 2.0}, {"guidance_scale": 1.0}, {"eta": 0.5}, {"strength": 0.7},
+        {"num_inference_steps": 4}, {"guidance_scale": 3.0}, {"guidance_scale": 1.0}, {"eta": 0.5}, {"strength": 0.7},
         {"known_region": False}, {"size": 96}, {"num_images_per_prompt": 2, "seed": [1, 2, 3, 4]},
     ],
     ids=str,
