@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gbci_fast.errors import GBCIError
 from gbci_fast.files import atomically
 
 NAMING = ("images", "crops", "suspects", "skipped")
@@ -23,14 +24,26 @@ def main() -> int:
     parser.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="of `gbci-fast evaluate`, JSON")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="takes files of the same names")
     args = parser.parse_args()
-    for path in args.reports:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(report, dict) or "evaluation" not in report:
-            print(f"{path} is no report of gbci-fast evaluate: it names no evaluation", file=sys.stderr)
-            return 1
+    try:
+        reports = {path.name: read_report(path) for path in args.reports}
+    except GBCIError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for name, report in reports.items():
         text = json.dumps(summary(report), indent=1, allow_nan=False) + "\n"
-        atomically(args.output / path.name, lambda file, text=text: file.write_text(text, encoding="utf-8"))
+        atomically(args.output / name, lambda file, text=text: file.write_text(text, encoding="utf-8"))
     return 0
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report of `gbci-fast evaluate`; GBCIError for any other file."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GBCIError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(report, dict) or "evaluation" not in report:
+        raise GBCIError(f"{path} is no report of gbci-fast evaluate: it names no evaluation")
+    return report
 
 
 def summary(value: Any) -> Any:

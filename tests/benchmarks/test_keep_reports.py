@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "keep_reports.py"
 REPORT = {
     "evaluation": "memorisation",
@@ -32,8 +34,15 @@ def test_figures_stay_and_names_go(tmp_path):
     }
 
 
-def test_another_file_is_one_sentence(tmp_path):
-    (tmp_path / "arguments.json").write_text("{}")
-    done = keep(tmp_path / "arguments.json", output=tmp_path / "kept")
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [("{}", "is no report of gbci-fast evaluate"), ("{", "cannot be read as JSON"), (None, "cannot be read as JSON")],
+)
+def test_another_file_is_one_sentence_and_nothing_is_kept(tmp_path, content, sentence):
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    if content is not None:
+        (tmp_path / "other.json").write_text(content)
+    done = keep(tmp_path / "report.json", tmp_path / "other.json", output=tmp_path / "kept")
     assert (done.returncode, (tmp_path / "kept").exists()) == (1, False)
-    assert "is no report of gbci-fast evaluate" in done.stderr
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
