@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
 # GPU tests and benchmarks on a bare CUDA machine: Python 3.12 with torch, triton and pytest, nvcc, and no network.
 #
-#   benchmarks/gpu_run.sh [tests] [ops] [sampler] [unet] [compile] [tensorrt] [-- OPTIONS]    # none named: the first five
+#   benchmarks/gpu_run.sh [PART...] [-- OPTIONS]    # none named: the first six
 #
-# Each part is meant for ten minutes; compile, the rows of torch.compile in sampler and unet, may take longer. OPTIONS go
-# to the benchmarks' pytest: `sampler -- --full -k 'cuda and 256-4 and few_step'` for the student.
+#   tests       tests of operators, runtimes and graphs       unet         one forward, beside a matrix product
+#   ops         each operator beside eager and a copy         roofline     ceilings; where the time goes, kernel by kernel
+#   sampler     end to end, without files                     generate     end to end, with files and shards
+#   memcheck, racecheck    tests of operators under           compile      torch.compile's rows of sampler and unet
+#               compute-sanitizer                             tensorrt     tests, and rows of sampler and unet
+#
+# Each part is meant for ten minutes; compile may take longer. OPTIONS go to pytest (to the script, of roofline):
+# `sampler -- --full -k 'cuda and 256-4 and few_step'` for the student.
 # Results go to $OUT, or to out/gpu; rows to keep belong into benchmarks/results. What such a Python lacks travels as
 # wheels; to fill .wheels/ elsewhere:
 #
@@ -22,13 +28,13 @@ cd "$(dirname "$0")/.."
 parts=()
 while (($#)) && [[ $1 != -- ]]; do
     case $1 in
-        tests | ops | sampler | unet | compile | tensorrt) parts+=("$1") ;;
-        *) echo "$0: the part is '$1'; expected tests, ops, sampler, unet, compile or tensorrt" >&2 && exit 2 ;;
+        tests | ops | sampler | unet | roofline | generate | memcheck | racecheck | compile | tensorrt) parts+=("$1") ;;
+        *) echo "$0: the part is '$1'; its first lines name those there are" >&2 && exit 2 ;;
     esac
     shift
 done
 if (($#)); then shift; fi # the --
-if ((${#parts[@]} == 0)); then parts=(tests ops sampler unet compile); fi
+if ((${#parts[@]} == 0)); then parts=(tests ops sampler unet roofline generate); fi
 
 results=$(realpath -m "${OUT:-out/gpu}")
 site=$PWD/build/site
@@ -61,13 +67,16 @@ for part in "${parts[@]}"; do
     case $part in
         # Not all tests: some import packages for which a wheel is too large to carry.
         tests) python3 -m pytest tests/ops tests/runtimes tests/test_sampling_options.py -m gpu -q \
-            --ignore=tests/runtimes/test_tensorrt.py | tee "$results/gpu_tests.txt" || status=$? ;;
+            --ignore=tests/runtimes/test_tensorrt.py "$@" | tee "$results/gpu_tests.txt" || status=$? ;;
         ops)
             bench ops benchmarks --ignore-glob='*_tensorrt.py' --ignore-glob='*_sampler.py' --ignore-glob='*_unet.py' \
-                --ignore-glob='*_prepare.py' "$@" || status=$?
+                --ignore-glob='*_prepare.py' --ignore-glob='*_generate.py' "$@" || status=$?
             ;;
         sampler) bench sampler benchmarks/bench_sampler.py "$@" || status=$? ;;
         unet) bench unet benchmarks/bench_unet.py "$@" || status=$? ;;
+        roofline) python3 benchmarks/roofline.py --output "$results/gpu_roofline.json" "$@" || status=$? ;;
+        generate) bench generate benchmarks/bench_generate.py "$@" || status=$? ;;
+        memcheck | racecheck) python3 tests/sanitize_cuda.py "$part" "$@" | tee "$results/gpu_$part.txt" || status=$? ;;
         compile)
             bench compile benchmarks/bench_sampler.py benchmarks/bench_unet.py -k 'cuda and compile' "$@" || status=$?
             ;;

@@ -3,3 +3,4 @@
 RUNTIMES = ("auto", "eager", "fused", "compile", "tensorrt")
 TIERS = ("exact", "tolerance", "approximate")
 GUIDANCE_SCALE = 2.0  # classifier-free guidance; how it was chosen: docs/training.md
+SHARD_SIZE = 1000  # images of a WebDataset shard

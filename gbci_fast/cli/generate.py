@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gbci_fast.choices import GUIDANCE_SCALE, RUNTIMES, TIERS
+from gbci_fast.choices import GUIDANCE_SCALE, RUNTIMES, SHARD_SIZE, TIERS
 from gbci_fast.cli.progress import image_progress
 from gbci_fast.errors import GBCIError
 
@@ -17,6 +17,7 @@ example:
   gbci-fast generate mammograms/ --output out/synthetic --variants 4 --seed 0 --set finding_birads=4
   gbci-fast generate VINDR_ROOT --output out/synthetic --mask annotations --format png --resume
   gbci-fast generate VINDR_ROOT --output out/balanced --balance finding_categories,finding_birads --variants 30
+  gbci-fast generate VINDR_ROOT --output out/many --variants 50 --format webdataset --tier approximate --steps 4
   gbci-fast generate VINDR_ROOT --balance natural --write-plan plan.csv     (edit it, then)
   gbci-fast generate VINDR_ROOT --plan plan.csv --output out/planned
 """
@@ -43,7 +44,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=GUIDANCE_SCALE,
         help=f"classifier-free guidance scale (default {GUIDANCE_SCALE})",
     )
-    parser.add_argument("--format", default="dicom,png", help="dicom, png or both, comma-separated (default both)")
+    parser.add_argument(
+        "--format",
+        default="dicom,png",
+        help="dicom, png and webdataset (tar files of many images), one or more, comma-separated (default dicom,png)",
+    )
+    parser.add_argument(
+        "--shard-size", type=int, help=f"images per tar file of webdataset, in whole batches (default {SHARD_SIZE})"
+    )
     parser.add_argument(
         "--mask", help="auto (the default: drawn from the priors), annotations (the boxes), or a mask image file"
     )
@@ -111,6 +119,9 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.output is None:
         args.refuse("the following arguments are required: --output")
+    formats = tuple(args.format.split(","))
+    if args.shard_size is not None and "webdataset" not in formats:
+        args.refuse(f"argument --shard-size: not allowed with --format {args.format}, which writes no shards")
 
     import torch
 
@@ -119,9 +130,9 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.fast import accelerate
     from gbci_fast.files import hash_weights
     from gbci_fast.generate.copies import CopyGate
-    from gbci_fast.generate.engine import SamplerSettings
-    from gbci_fast.generate.job import JobSettings, run_job
+    from gbci_fast.generate.job import run_job
     from gbci_fast.generate.manifest import SKIPPED
+    from gbci_fast.generate.settings import JobSettings, SamplerSettings
 
     priors = load_priors(args.priors)
     gate = None if args.reject_copies is None else CopyGate.load(args.reject_copies)
@@ -135,8 +146,9 @@ def run(args: argparse.Namespace) -> None:
     pipe = accelerate(load_pipeline(folder), args.runtime, args.tier, names[args.dtype], device)
     settings = JobSettings(
         seed=args.seed,
-        formats=tuple(args.format.split(",")),
+        formats=formats,
         batch_size=args.batch_size,
+        shard_size=SHARD_SIZE if args.shard_size is None else args.shard_size,
         compression=args.compression,
         sampler=SamplerSettings(num_inference_steps=args.steps, guidance_scale=args.guidance),
         # What was decided, not what was asked for: where "auto" would decide otherwise, the job is another.

@@ -1,15 +1,17 @@
 """Batches of a plan through the sampler and back onto the templates' own pixel grids."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.acquisition import side_contradiction
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.dicom import Mammogram
@@ -21,8 +23,10 @@ from gbci_fast.files import sha256_of
 from gbci_fast.generate.copies import CopyGate
 from gbci_fast.generate.masks import AutomaticMask, BoxMask, FileMask, automatic_mask
 from gbci_fast.generate.plan import PlanItem
+from gbci_fast.generate.settings import SamplerSettings
 from gbci_fast.pipeline import GBCIPipeline
 
+T = TypeVar("T")
 ASSUMED_SPACING = (0.05, 0.05)  # mm, where the input states none
 # Of the model image's side. The training masks are lesions grown by 1 to 5 of 224 pixels.
 MASK_GROWTH = 3 / 224
@@ -81,85 +85,82 @@ class Synthesis:
     box: tuple[int, int, int, int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplerSettings:
-    """How every batch is sampled."""
-
-    num_inference_steps: int = 20
-    guidance_scale: float = GUIDANCE_SCALE
-
-
-def _raise(item: PlanItem, error: GBCIError) -> None:
-    raise error
-
-
 class Synthesizer:
-    """Takes plan items batch by batch; a template stays open while consecutive batches use it.
+    """Takes plan items batch by batch: opens templates and draws masks, samples, pastes.
 
     Args:
         gate: looks at every image after it was sampled, so that what it rejects changes no other image.
+        workers: threads that open and paste; by default one per core.
     """
 
-    def __init__(self, pipe: GBCIPipeline, settings: SamplerSettings, gate: CopyGate | None = None):
+    def __init__(
+        self,
+        pipe: GBCIPipeline,
+        settings: SamplerSettings,
+        gate: CopyGate | None = None,
+        *,
+        workers: int | None = None,
+    ):
         self._pipe = pipe
         self._settings = settings
         self._gate = gate
-        self._opened: dict[Path, Template | GBCIError] = {}
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._opened: dict[Path, Future[Template]] = {}
 
-    def __call__(
-        self, batch: Sequence[PlanItem], on_bad: Callable[[PlanItem, GBCIError], None] = _raise
-    ) -> Iterator[Synthesis]:
-        """Samples the batch as one, then pastes and yields image after image: native pixels are not held together.
+    def stream(
+        self, batches: Sequence[Sequence[PlanItem]], finish: Callable[[Synthesis], T]
+    ) -> "Generator[list[Made[T] | GBCIError], None, None]":
+        """Per batch, in order, a list as long as it: what `finish` made of every image, or why there is none.
 
-        Args:
-            on_bad: called with an item that cannot be made and why (a `CopyError` where the gate rejected it); the rest
-                of the batch goes on without it.
+        A batch is sampled as one, of those of its items that can be. Meanwhile threads open the templates of the next
+        batch and call `finish` on the images of the one before, so that a GPU waits for neither; `finish` is never at
+        work on two batches at once. Where sampling raises (Ctrl-C, memory), the batch that is being finished is handed
+        out first. Close the generator before touching what `finish` has written.
 
-        Raises:
-            GBCIError: a template cannot be read or shows no breast, or a mask does not lie in it; names the file.
+        An item's error names the file: its template cannot be read or shows no breast, its mask does not lie in it,
+        the image cannot be pasted, or (a `CopyError`) the gate rejected it. Whatever else `finish` raises is raised.
         """
-        paths = {item.template.path for item in batch}
-        self._opened = {path: template for path, template in self._opened.items() if path in paths}
-        ready = []
-        for item in batch:
-            try:
-                ready.append(self._prepare(item))
-            except GBCIError as error:
-                on_bad(item, error)
-        for part, image in zip(ready, self._sample(ready) if ready else (), strict=True):
-            try:
-                with _naming(part.item.template.path):
-                    self._check_finite(image)
-                if self._gate is not None:
-                    self._gate.check(part.item, part.template, part.model_mask, image)
-                with _naming(part.item.template.path):
-                    stored = paste(part.template, image, part.mask)
-            except GBCIError as error:
-                on_bad(part.item, error)
-                continue
-            yield Synthesis(
-                item=part.item,
-                template=part.template,
-                attributes=part.attributes,
-                stored=stored,
-                mask=part.mask,
-                box=part.box,
-            )
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="gbci-fast")
+        try:
+            upcoming = [self._begin(batch, pool) for batch in batches[:1]]
+            finishing: list[Future[Made[T]] | GBCIError] = []
+            for i in range(len(batches)):
+                current, upcoming = upcoming, [self._begin(batch, pool) for batch in batches[i + 1 : i + 2]]
+                painted, failure = [], None
+                try:
+                    painted = self._paint(current[0])
+                except BaseException as error:
+                    failure = error
+                if i > 0:
+                    yield [_outcome(future) for future in finishing]
+                if failure is not None:
+                    raise failure
+                finishing = [
+                    image if isinstance(image, GBCIError) else pool.submit(_finish, image, finish) for image in painted
+                ]
+            if batches:
+                yield [_outcome(future) for future in finishing]
+        finally:
+            pool.shutdown(cancel_futures=True)  # and waits: afterwards nothing is written
 
-    def _prepare(self, item: PlanItem) -> "_Prepared":
-        path = item.template.path
-        if path not in self._opened:
-            try:
-                self._opened[path] = open_template(item.template)
-            except GBCIError as error:
-                self._opened[path] = error  # its other variants need not read it again
-        template = self._opened[path]
-        if isinstance(template, GBCIError):
-            raise template
-        with _naming(path):
-            model_mask, mask, box = _masks(item, template)
-            attributes = _described(item, template)
-        return _Prepared(item=item, template=template, attributes=attributes, model_mask=model_mask, mask=mask, box=box)
+    def _begin(self, batch: Sequence[PlanItem], pool: Executor) -> "list[Future[_Prepared]]":
+        """A template stays open while consecutive batches use it."""
+        records = {item.template.path: item.template for item in batch}
+        opened = {path: self._opened.get(path) for path in records}
+        self._opened = {path: future or pool.submit(open_template, records[path]) for path, future in opened.items()}
+        # What these wait for was submitted before them.
+        return [pool.submit(_prepare, item, self._opened[item.template.path]) for item in batch]
+
+    def _paint(self, begun: "Sequence[Future[_Prepared]]") -> "list[_Painted | GBCIError]":
+        parts = [_outcome(future) for future in begun]
+        ready = [part for part in parts if isinstance(part, _Prepared)]
+        images = iter(self._sample(ready) if ready else ())
+        return [
+            part
+            if isinstance(part, GBCIError)
+            else _Painted(part=part, image=next(images), gate=self._gate, guidance_scale=self._settings.guidance_scale)
+            for part in parts
+        ]
 
     def _sample(self, ready: Sequence["_Prepared"]) -> np.ndarray:
         """float32 [B, S, S] in [0, 1]."""
@@ -184,10 +185,18 @@ class Synthesizer:
         ).images
         return images[:, 0].cpu().numpy()
 
-    def _check_finite(self, image: np.ndarray) -> None:
-        if not np.isfinite(image).all():
-            scale = self._settings.guidance_scale
-            raise GBCIError(f"the sampled image holds NaN or infinity; guidance_scale {scale:g} may be too large")
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Made(Generic[T]):
+    """What became of one image.
+
+    Attributes:
+        value: what `finish` returned.
+        again: pastes the image once more: native pixels are not kept.
+    """
+
+    value: T
+    again: Callable[[], Synthesis]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -200,6 +209,56 @@ class _Prepared:
     model_mask: np.ndarray
     mask: np.ndarray
     box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Painted:
+    """A sampled image, float32 [S, S] in [0, 1], and what looks at it."""
+
+    part: _Prepared
+    image: np.ndarray
+    gate: CopyGate | None
+    guidance_scale: float
+
+    def synthesis(self) -> Synthesis:
+        part, path = self.part, self.part.item.template.path
+        if not np.isfinite(self.image).all():
+            raise GBCIError(
+                f"{path}: the sampled image holds NaN or infinity; guidance_scale {self.guidance_scale:g} may be too "
+                "large"
+            )
+        if self.gate is not None:
+            self.gate.check(part.item, part.template, part.model_mask, self.image)
+        with _naming(path):
+            stored = paste(part.template, self.image, part.mask)
+        return Synthesis(
+            item=part.item,
+            template=part.template,
+            attributes=part.attributes,
+            stored=stored,
+            mask=part.mask,
+            box=part.box,
+        )
+
+
+def _finish(painted: _Painted, finish: Callable[[Synthesis], T]) -> Made[T]:
+    return Made(value=finish(painted.synthesis()), again=painted.synthesis)
+
+
+def _prepare(item: PlanItem, opened: "Future[Template]") -> _Prepared:
+    template = opened.result()
+    with _naming(item.template.path):
+        model_mask, mask, box = _masks(item, template)
+        attributes = _described(item, template)
+    return _Prepared(item=item, template=template, attributes=attributes, model_mask=model_mask, mask=mask, box=box)
+
+
+def _outcome(future: "Future[T] | GBCIError") -> "T | GBCIError":
+    """What the future returned, or the sentence with which it failed."""
+    try:
+        return future if isinstance(future, GBCIError) else future.result()
+    except GBCIError as error:
+        return error
 
 
 def open_template(record: ImageRecord) -> Template:

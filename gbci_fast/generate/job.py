@@ -10,8 +10,8 @@ import os
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,64 +20,23 @@ import pandas as pd
 from PIL import Image
 
 from gbci_fast import __version__
-from gbci_fast.data.vindr import TEMPLATE
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import FastPipeline
-from gbci_fast.files import LOCK_FILE, PROGRESS_FOLDER, atomically, locked, sha256_of
+from gbci_fast.files import LOCK_FILE, PROGRESS_FOLDER, atomically, locked
 from gbci_fast.generate.checks import check_inputs
 from gbci_fast.generate.copies import REJECTED, CopyError, CopyGate
-from gbci_fast.generate.engine import SamplerSettings, Synthesis, Synthesizer
+from gbci_fast.generate.engine import Made, Synthesizer
 from gbci_fast.generate.manifest import SKIPPED, TABLES, read_reasons, write_skipped, write_tables
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.preview import PREVIEW, preview_panels, write_preview
-from gbci_fast.generate.sinks import dicom, png
+from gbci_fast.generate.settings import JobSettings
+from gbci_fast.generate.sinks import png
+from gbci_fast.generate.sinks.webdataset import close_shard, open_shard, shard_path
+from gbci_fast.generate.writer import ImageWriter, Written, write_bytes
 from gbci_fast.pipeline import GBCIPipeline
 
-FORMATS = ("dicom", "png")
 JOB_FILE = "job.json"
 PREVIEW_ROWS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobSettings:
-    """What decides a job's bytes; written to ``job.json`` and compared when a job is resumed.
-
-    Attributes:
-        seed: of the whole job.
-        formats: out of `FORMATS`.
-        batch_size: images sampled together (bytes are equal when it is).
-        compression: of DICOM files: "none", "rle" or "jpeg2000"; lossless.
-        sampler: steps and guidance.
-        runtime, tier, dtype, device, weights_hash: how and with what it is sampled.
-        priors_hash: of the priors that automatic masks and natural frequencies come from (`Priors.digest`).
-        copies_hash: of the gate that rejects copies (`CopyGate.digest`); empty = none.
-    """
-
-    seed: int
-    formats: tuple[str, ...] = ("dicom", "png")
-    batch_size: int = 8
-    compression: str = "rle"
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    runtime: str = "eager"
-    tier: str = "exact"
-    dtype: str = "fp32"
-    device: str = "cpu"
-    weights_hash: str = ""
-    priors_hash: str = ""
-    copies_hash: str = ""
-
-    def __post_init__(self):
-        if not self.formats or set(self.formats) - set(FORMATS):
-            raise GBCIError(f"format is {','.join(self.formats)!r}; expected one or more of {', '.join(FORMATS)}")
-        if self.batch_size < 1:
-            raise GBCIError(f"batch_size is {self.batch_size}; expected at least 1")
-        if not 0 <= self.seed < 2**63:  # the manifest's column has 64 bits
-            raise GBCIError(f"seed is {self.seed}; expected a whole number from 0 to {2**63 - 1}")
-
-    def columns(self) -> dict[str, Any]:
-        """Every setting as one JSON value."""
-        flat = asdict(self)
-        return {"job_seed": flat.pop("seed"), "formats": ",".join(flat.pop("formats")), **flat.pop("sampler"), **flat}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +138,7 @@ class _Job:
         self._batches = [plan[i : i + settings.batch_size] for i in range(0, len(plan), settings.batch_size)]
         self._slots = _preview_slots(len(plan))
         self._shown: dict[int, Path] = {}
+        self._writer = ImageWriter(output, settings)
         self._names = _short_names({item.template.path for item in plan})
 
     def inspect(self, *, resume: bool) -> bool:
@@ -239,10 +199,13 @@ class _Job:
         finished = self._finished()
         count = sum(len(self._batches[i]) for i in finished)
         on_batch(count)
-        for i, batch in enumerate(self._batches):
-            if i not in finished:
-                self._run_batch(i, batch, synthesizer)
-                count += len(batch)
+        numbers = [i for i in range(len(self._batches)) if i not in finished]
+        sound = [[item for item in self._batches[i] if item.index not in self._faults] for i in numbers]
+        with closing(synthesizer.stream(sound, self._writer.write)) as stream:
+            for i, items, images in zip(numbers, sound, stream, strict=True):
+                outcomes = {item.index: image for item, image in zip(items, images, strict=True)}
+                self._record(i, self._faults | outcomes)
+                count += len(self._batches[i])
                 on_batch(count)
         if not self._done("rows"):
             first = self._done("skipped")[0]
@@ -291,32 +254,49 @@ class _Job:
             noted=noted,
         )
 
-    def _run_batch(self, number: int, batch: Sequence[PlanItem], synthesizer: Synthesizer) -> None:
-        rows, skipped = [], []
+    def _record(self, number: int, outcomes: Mapping[int, Made[Written] | GBCIError]) -> None:
+        """Takes what was made of a batch into its shard and the preview, and marks it finished."""
+        batch, rows, skipped = self._batches[number], [], []
+        shard, end = self._shard(number)
+        with ExitStack() as stack:
+            opened = None
+            for item in batch:
+                made = outcomes[item.index]
+                if isinstance(made, GBCIError):
+                    skipped.append(self._skip(item, made))
+                    continue
+                row, sample = made.value.row | {"batch": number, **self._columns}, made.value.sample
+                if sample:
+                    opened = opened or stack.enter_context(open_shard(self.output / shard, end))
+                    opened.add(item.image_id, sample | {"json": json.dumps(row).encode()})
+                    row["files"]["webdataset"] = shard.as_posix()
+                    row["sha256"]["webdataset"] = hashlib.sha256(sample["png"]).hexdigest()
+                rows.append(row)
+                if self._shown.setdefault(self._slots[item.index], file := self._panel_file(item.index)) == file:
+                    write_bytes(png.encode_png(preview_panels(made.again())), file)
+            end = opened.end if opened else end
+        result = json.dumps({"rows": rows, "skipped": skipped, "shard_end": end})
+        atomically(self._batch_file(number), lambda temporary: temporary.write_text(result))
 
-        def on_bad(item: PlanItem, error: GBCIError) -> None:
-            if not self._skip_bad and not isinstance(error, CopyError):
-                raise error
-            self._remove_files(item)
-            name = self._names[item.template.path]
-            reason = str(error).replace(str(item.template.path), name).removeprefix(f"{name}: ")
-            skipped.append({"index": item.index, "file": name, "reason": reason})
+    def _skip(self, item: PlanItem, error: GBCIError) -> dict[str, Any]:
+        """The record of an item that was not made; raises the error where that must not be."""
+        if not self._skip_bad and not isinstance(error, CopyError):
+            raise error
+        self._writer.remove(item)
+        name = self._names[item.template.path]
+        reason = str(error).replace(str(item.template.path), name).removeprefix(f"{name}: ")
+        return {"index": item.index, "file": name, "reason": reason}
 
-        for item in batch:
-            if item.index in self._faults:
-                on_bad(item, self._faults[item.index])
-        for image in synthesizer([item for item in batch if item.index not in self._faults], on_bad):
-            try:
-                row = self._write_image(image)
-            except GBCIError as error:
-                on_bad(image.item, error)
-                continue
-            rows.append(row | {"batch": number, **self._columns})
-            index = image.item.index
-            if self._shown.setdefault(self._slots[index], file := self._panel_file(index)) == file:
-                png.save_png(preview_panels(image), file)
-        result = json.dumps({"rows": rows, "skipped": sorted(skipped, key=lambda item: item["index"])})
-        atomically(self.progress / f"batch-{number:06d}.json", lambda temporary: temporary.write_text(result))
+    def _shard(self, number: int) -> tuple[Path, int]:
+        """The shard that a batch belongs to, and where in it the batch begins."""
+        batches = -(-self._settings.shard_size // self._settings.batch_size)  # of a shard
+        first = number // batches * batches
+        before = self._batch_file(number - 1)
+        end = json.loads(before.read_text())["shard_end"] if number > first else 0
+        return shard_path(number // batches), end
+
+    def _batch_file(self, number: int) -> Path:
+        return self.progress / f"batch-{number:06d}.json"
 
     def _finished(self) -> set[int]:
         return {int(file.stem.removeprefix("batch-")) for file in self.progress.glob("batch-*.json")}
@@ -335,81 +315,18 @@ class _Job:
         return self.progress / f"panels-{index:06d}.png"
 
     def _remove_unfinished(self) -> None:
-        """Removes files of the first unfinished batch, the only one that can have begun, and half-written tables."""
+        """Removes what the first unfinished batch left, the only one that can have begun, and half-written tables."""
         finished = self._finished()
-        for item in next((batch for i, batch in enumerate(self._batches) if i not in finished), ()):
-            self._remove_files(item)
+        number = next((i for i in range(len(self._batches)) if i not in finished), None)
+        if number is not None:
+            for item in self._batches[number]:
+                self._writer.remove(item)
+            shard, end = self._shard(number)
+            if (self.output / shard).exists():
+                close_shard(self.output / shard, end)
         for name in (*TABLES, SKIPPED, PREVIEW):
             for file in list(self.output.glob(f".{name}.*")):
                 file.unlink()
-
-    def _remove_files(self, item: PlanItem) -> None:
-        for folder in ("images", "masks"):
-            study = self.output / folder / item.study_id
-            for file in list(study.glob(f"*{item.image_id}*")):
-                file.unlink()
-            with suppress(OSError):  # absent, or not empty
-                study.rmdir()
-                study.parent.rmdir()
-
-    def _write_image(self, image: Synthesis) -> dict[str, Any]:
-        """Writes the files of one image and returns its manifest row."""
-        item, template = image.item, image.template
-        files = {}
-        stem = Path("images") / item.study_id / item.image_id
-        if "dicom" in self._settings.formats:
-            files["dicom"] = stem.with_suffix(".dicom")
-            dicom.write_synthesis(
-                image,
-                self.output / files["dicom"],
-                job_seed=self._settings.seed,
-                weights_hash=self._settings.weights_hash,
-                compression=self._settings.compression,
-            )
-        if "png" in self._settings.formats:
-            files["png"] = stem.with_suffix(".png")
-            png.write_synthesis(image, self.output / files["png"])
-        files["mask"] = Path("masks") / item.study_id / f"{item.image_id}.png"
-        png.save_png(image.mask.astype(np.uint8) * 255, self.output / files["mask"])
-        record = template.record
-        return {
-            "image_id": item.image_id,
-            "study_id": item.study_id,
-            "index": item.index,
-            "variant": item.variant,
-            "seed": item.seed,
-            "height": template.mammogram.shape[0],
-            "width": template.mammogram.shape[1],
-            "xmin": image.box[0],
-            "ymin": image.box[1],
-            "xmax": image.box[2],
-            "ymax": image.box[3],
-            "mask_source": item.mask_source,
-            "attributes": image.attributes.to_mapping(),
-            "report": item.report,
-            "split": record.split or "training",
-            "spacing_mm": template.spacing[0],
-            "spacing_assumed": template.mammogram.spacing is None,
-            "template_patient_id": record.patient_in(template.mammogram),
-            "template_study_id": record.study_id,
-            "template_image_id": record.image_id,
-            "template_file": record.path.name,
-            "template_sha256": template.sha256,
-            "template_notes": "; ".join(template.notes),
-            "template_findings": [
-                {
-                    "box": list(finding.box),
-                    "attributes": finding.attributes.to_mapping(),
-                    "report": finding.report(record),
-                    "pathology": finding.extra.get("pathology"),
-                    "source": TEMPLATE,
-                }
-                for finding in record.findings
-                if not _covered(finding.box, image.mask)
-            ],
-            "files": {kind: path.as_posix() for kind, path in files.items()},
-            "sha256": {kind: sha256_of(self.output / path) for kind, path in files.items()},
-        }
 
 
 def _identify(plan: Sequence[PlanItem]) -> dict[str, Any]:
@@ -424,13 +341,6 @@ def _identify(plan: Sequence[PlanItem]) -> dict[str, Any]:
             ]
         ),
     }
-
-
-def _covered(box: tuple[float, float, float, float], mask: np.ndarray) -> bool:
-    """Whether most of a template's own lesion was painted over, so that its label no longer holds."""
-    xmin, ymin, xmax, ymax = (round(value) for value in box)
-    inside = mask[ymin:ymax, xmin:xmax]
-    return bool(inside.size and inside.mean() > 0.5)
 
 
 def _preview_slots(total: int) -> list[int]:

@@ -12,9 +12,9 @@ from pydicom import Dataset
 from gbci_fast.data.dicom_writer import MammogramHeader, mammogram_dataset, uid_from_seed, write_dicom
 from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.vindr import find_inputs
-from gbci_fast.generate.engine import SamplerSettings
-from gbci_fast.generate.job import JobSettings, run_job
+from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
+from gbci_fast.generate.settings import JobSettings, SamplerSettings
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset

@@ -12,9 +12,10 @@ from gbci_fast.evaluate.memorisation import read_synthetic
 from gbci_fast.evaluate.neighbors import FARTHEST, TrainingIndex, index_digest, save_index
 from gbci_fast.generate import engine
 from gbci_fast.generate.copies import CopyError, CopyGate
-from gbci_fast.generate.engine import SamplerSettings, Synthesizer
-from gbci_fast.generate.job import JobSettings, run_job
+from gbci_fast.generate.engine import Made, Synthesizer
+from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
+from gbci_fast.generate.settings import JobSettings, SamplerSettings
 
 QUICK = SamplerSettings(num_inference_steps=1, guidance_scale=1.0)
 
@@ -58,9 +59,8 @@ def painted(pipe, plan):
 
     empty = gate_of(noise(), ["a", "b", "c"], 0.0)
     watch = Watch(index=empty.index, threshold=0.0, digest="")
-    synthesizer = Synthesizer(pipe, QUICK, watch)
-    for start in (0, 2):
-        list(synthesizer(plan[start : start + 2]))
+    synthesizer = Synthesizer(pipe, QUICK, watch, workers=1)  # one, that they come in order
+    list(synthesizer.stream([plan[:2], plan[2:4]], lambda synthesis: None))
     return caught
 
 
@@ -155,11 +155,10 @@ class TestGate:
             patients=tuple("abcd"),
         )
         for ids, rejected in (([own, "b", "c", "d"], False), (["a", "b", "c", "d"], True), ([own] * 4, False)):
-            refused = []
             gate = gate_of(crops, list("abcd"), 0.05, ids)
-            made = list(Synthesizer(pipe, QUICK, gate)(plan[2:4], lambda *pair, to=refused: to.append(pair)))
-            assert [image.item.index for image in made] == ([3] if rejected else [2, 3])
-            assert [item.index for item, error in refused if isinstance(error, CopyError)] == [2] * rejected
+            (made,) = Synthesizer(pipe, QUICK, gate).stream([plan[2:4]], lambda synthesis: synthesis.item.index)
+            assert isinstance(made[0], CopyError) is rejected
+            assert [image.value for image in made if isinstance(image, Made)] == ([3] if rejected else [2, 3])
 
     def test_sees_nearly_what_the_evaluation_sees_in_the_output(self, painted, finished):
         """The data set is read back from native pixels, and its mask is grown anew."""

@@ -1,6 +1,7 @@
 """Pasting a synthesis into a template's stored values, and the masks on both grids."""
 
 import dataclasses
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from gbci_fast.data.segmentation import breast_mask, pectoral_mask
 from gbci_fast.data.vindr import Finding, VinDr, find_inputs
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate import engine
-from gbci_fast.generate.engine import SamplerSettings, Synthesizer, open_template, paste
+from gbci_fast.generate.engine import Synthesizer, open_template, paste
 from gbci_fast.generate.plan import make_plan
+from gbci_fast.generate.settings import SamplerSettings
 
 NAMES = ("full_LCC.dcm", "inverted_LCC.dcm", "windowed_LCC.dcm", "eight_LCC.png", "twelve_LCC.png", "sixteen_LCC.png")
 MASK_BOX = (20, 50, 60, 110)
@@ -105,9 +107,18 @@ def test_grain_finer_than_the_model_survives(breast, write_template, tmp_path):
     assert correlation > 0.95
 
 
+def stream(synthesizer, *batches):
+    """The syntheses of every batch; raises the first error."""
+    made = list(synthesizer.stream(batches, lambda synthesis: synthesis))
+    for image in chain.from_iterable(made):
+        if isinstance(image, GBCIError):
+            raise image
+    return [[image.value for image in images] for images in made]
+
+
 def run(pipe, records, **planned):
     plan = make_plan(records, **{"variants": 1, "seed": 0, **planned})
-    return list(Synthesizer(pipe, SamplerSettings(num_inference_steps=1, guidance_scale=1.0))(plan))
+    return stream(Synthesizer(pipe, SamplerSettings(num_inference_steps=1, guidance_scale=1.0)), plan)[0]
 
 
 def test_automatic_masks_lie_in_the_breast_of_either_side(pipe, phantom):
@@ -256,8 +267,9 @@ def test_a_template_stays_open_as_long_as_it_is_used(pipe, templates, monkeypatc
     records = [record for record in find_inputs(templates) if record.image_id in ("eight_LCC", "full_LCC")]
     plan = make_plan(records, variants=3, seed=0)
     synthesizer = Synthesizer(pipe, SamplerSettings(num_inference_steps=1, guidance_scale=1.0))
-    for batch in (plan[:2], plan[2:4], plan[4:]):
-        assert [synthesis.item for synthesis in synthesizer(batch)] == batch
+    batches = plan[:2], plan[2:4], plan[4:]
+    for batch, made in zip(batches, stream(synthesizer, *batches), strict=True):
+        assert [synthesis.item for synthesis in made] == batch
     assert reads == ["eight_LCC", "full_LCC"]
 
 
@@ -265,7 +277,7 @@ def test_a_guidance_that_overflows_is_one_sentence(pipe, phantom):
     plan = make_plan(find_inputs(phantom)[:1], variants=1, seed=0)
     settings = SamplerSettings(num_inference_steps=1, guidance_scale=1e300)
     with pytest.raises(GBCIError, match=r"holds NaN or infinity; guidance_scale 1e\+300 may be too large") as caught:
-        list(Synthesizer(pipe, settings)(plan))
+        stream(Synthesizer(pipe, settings), plan)
     assert str(plan[0].template.path) in str(caught.value)
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,9 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
 from gbci_fast.few_step import FewStepLoRA
 from gbci_fast.files import sha256_of
-from gbci_fast.generate import job
-from gbci_fast.generate.engine import SamplerSettings
-from gbci_fast.generate.job import JobSettings
+from gbci_fast.generate import job, sinks
 from gbci_fast.generate.plan import make_plan
+from gbci_fast.generate.settings import JobSettings, SamplerSettings
 from gbci_fast.pipeline import GBCIPipeline
 
 
@@ -180,18 +180,18 @@ def test_interrupted_then_resumed(make_job, phantom, finished, tree, tmp_path, c
     assert tree(output) == tree(finished)
 
 
-@pytest.mark.parametrize("sink", ["dicom", "png"])
-def test_a_stop_within_a_batch_leaves_none_of_its_files(make_job, phantom, finished, tree, tmp_path, monkeypatch, sink):
-    output, write, calls = tmp_path / "data", getattr(job, sink).write_synthesis, []
+@pytest.mark.parametrize("name", ["dicom.write_synthesis", "png.encode_synthesis"])
+def test_a_stop_within_a_batch_leaves_none_of_its_files(make_job, phantom, finished, tree, tmp_path, monkeypatch, name):
+    output, write, calls = tmp_path / "data", attrgetter(name)(sinks), []
 
     def write_three(*args, **options):
         calls.append(args)
         if len(calls) == 4:
             raise StopError
-        write(*args, **options)
+        return write(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(getattr(job, sink), "write_synthesis", write_three)
+        patch.setattr(f"gbci_fast.generate.sinks.{name}", write_three)
         with pytest.raises(StopError):
             make_job(phantom, output)
     assert_valid_part(output, make_plan(VinDr(phantom).images, variants=1, seed=0), 2)

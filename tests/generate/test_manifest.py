@@ -13,9 +13,10 @@ from gbci_fast.data.fields import lesion_truth
 from gbci_fast.data.preprocess import box_ellipse
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate.job import JobSettings, run_job
+from gbci_fast.generate.job import run_job
 from gbci_fast.generate.masks import BoxMask
 from gbci_fast.generate.plan import make_plan
+from gbci_fast.generate.settings import JobSettings
 
 
 def only_image(output):

@@ -8,8 +8,9 @@ from pydicom.uid import DigitalMammographyXRayImageStorageForProcessing
 
 from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import find_inputs
-from gbci_fast.generate.job import JobSettings, run_job
+from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
+from gbci_fast.generate.settings import JobSettings
 
 
 def test_notes_of_the_inputs(pipe, make_job, breast, write_template, tmp_path):

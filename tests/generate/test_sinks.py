@@ -10,7 +10,7 @@ from pydicom import dcmread
 
 from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import VinDr, find_inputs
-from gbci_fast.generate.engine import SamplerSettings
+from gbci_fast.generate.settings import SamplerSettings
 from gbci_fast.generate.sinks import png
 
 DICOM_TEMPLATES = ("full_LCC", "inverted_LCC", "windowed_LCC")
@@ -135,7 +135,7 @@ def test_a_dark_image_is_read_back_as_dark_as_it_was(written, tmp_path, name):
     assert (b"sBIT" in path.read_bytes()[:64]) is stated
     dark = np.full((8, 8), 20000, np.uint16)
     dark[0] = 0
-    png.save_png(dark, tmp_path / "dark.png", full_scale=stated)
+    (tmp_path / "dark.png").write_bytes(png.encode_png(dark, full_scale=stated))
     mammogram = read_mammogram(tmp_path / "dark.png")
     assert mammogram.unit().max() == pytest.approx(20000 / (65535 if stated else 32767), abs=1e-6)
     assert bool(mammogram.notes) is not stated

@@ -1,0 +1,58 @@
+"""WebDataset shards: tar files of many samples, in the order of the plan, for data sets of more images than files.
+
+A sample is ``<image_id>.png``, the image as the sink `png` makes it, ``<image_id>.mask.png``, and ``<image_id>.json``,
+its row of the manifest. No member has a date or an owner: the same samples are the same bytes.
+"""
+
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from pathlib import Path
+
+
+def shard_path(number: int) -> Path:
+    """Of a shard, counted from 0, relative to the job's output."""
+    return Path("shards") / f"{number:06d}.tar"
+
+
+class Shard:
+    """A tar file that is open for more samples; `end` bytes of it are members."""
+
+    def __init__(self, tar: tarfile.TarFile):
+        self._tar = tar
+
+    @property
+    def end(self) -> int:
+        return self._tar.fileobj.tell()
+
+    def add(self, key: str, sample: Mapping[str, bytes]) -> None:
+        """Adds the members of a sample, by their suffixes; a key must hold no dot."""
+        for suffix, content in sample.items():
+            member = tarfile.TarInfo(f"{key}.{suffix}")
+            member.size, member.mode = len(content), 0o644
+            self._tar.addfile(member, BytesIO(content))
+
+
+@contextmanager
+def open_shard(path: Path, end: int) -> Iterator[Shard]:
+    """Goes on behind the first `end` bytes of a shard's members, and drops what follows; 0 begins it.
+
+    Left without an exception, the file is a whole tar. After one, `close_shard` makes it one again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("r+b" if end else "wb") as file:
+        file.truncate(end)
+        file.seek(end)
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            yield Shard(tar)
+
+
+def close_shard(path: Path, end: int) -> None:
+    """Leaves the first `end` bytes of a shard's members; without any, no file, and no empty folder."""
+    if end:
+        with open_shard(path, end):
+            return
+    path.unlink(missing_ok=True)
+    with suppress(OSError):  # other shards are in it
+        path.parent.rmdir()
