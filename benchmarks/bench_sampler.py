@@ -4,9 +4,9 @@
 the same with ``torch.compile`` of the UNet; then every tier of `accelerate`; `tensorrt`, that runtime in tier
 "tolerance"; and `few_step`, the checkpoint's student in tier "approximate". A tier's row times the eager pipeline in
 turn with itself, and fails unless its images are within the tier's gates (`gbci_fast.evaluate.parity`): to the eager
-pipeline's, and those of `few_step` to the eager student's. A row of "approximate" that misses them stands, and says so,
-if the stored verdict of `parity_real.py` on the same weights is that held-out lesions come out no worse (its number of
-steps may be another: the verdict is on the windows and the weights).
+pipeline's, and those of `few_step` to the eager student's. Rows of `approximate` and `few_step` that miss them stand,
+and say so, if the stored verdict of `parity_real.py` on the same weights is that held-out lesions come out no worse
+(its number of steps may be another: the verdict is on the windows and the weights).
 
 `--quick` runs a few steps of small batches; `--full` everything, from which ``-k cuda`` or ``-k 8-20`` choose.
 """
@@ -172,13 +172,13 @@ def judge(bench: Bench, row: str, batch: int, steps: int) -> Parity:
     )
 
 
-def no_worse_on_held_out(weights: str, path: Path = VERDICT) -> bool:
-    """Whether `parity_real.py` has found tier "approximate" with these weights (their digest) to hold."""
+def no_worse_on_held_out(row: str, weights: str, path: Path = VERDICT) -> bool:
+    """Whether `parity_real.py` has found `approximate` or `few_step` with these weights (their digest) to hold."""
     if not path.exists():
         return False
     found = json.loads(path.read_text(encoding="utf-8"))
     same = found["settings"]["weights_sha256"] == weights
-    return same and "approximate" in found["tiers"] and found["tiers"]["approximate"]["holds"]
+    return same and row in found["tiers"] and found["tiers"][row]["holds"]
 
 
 def bench_sampler(request, benchmark, skip_slow_builds, bench, device, batch, steps, row):
@@ -197,7 +197,8 @@ def bench_sampler(request, benchmark, skip_slow_builds, bench, device, batch, st
     benchmark.extra_info.update(dtype=str(pipe.unet.dtype).removeprefix("torch."), threads=torch.get_num_threads())
     if row in GATED:
         found = judge(bench, row, batch, steps)
-        excused = row == "approximate" and no_worse_on_held_out(hash_weights(checkpoint_folder(None)))
+        approximate = GATED[row] == "approximate"
+        excused = approximate and no_worse_on_held_out(row, hash_weights(checkpoint_folder(None)))
         assert found.holds or excused, found.sentence()
         benchmark.extra_info.update(parity=found.sentence(), gates_hold=found.holds, plan=pipe.describe())
         distance = found.worst

@@ -4,8 +4,9 @@
 
 Every image is repainted as `gbci-fast evaluate paired` does. How much nearer than the eager pipeline a tier comes to
 the erased lesions is printed, too. Where "approximate" misses its gates this decides: it must not be significantly
-below 0, in the mean over images, in PSNR nor in SSIM. A few-step student that the checkpoint carries is not asked: it
-has a trajectory of its own, and `few_steps.py` judges it. The summary has figures only, no pixels and no identifiers.
+below 0, in the mean over images, in PSNR nor in SSIM. "few_step" is that tier with the checkpoint's few-step student,
+held against the eager student in as many steps as it is made for; how good the student is, `few_steps.py` tells. The
+summary has figures only, no pixels and no identifiers.
 """
 
 import argparse
@@ -35,9 +36,11 @@ from gbci_fast.evaluate.parity import (
     parity,
     reference_output,
 )
-from gbci_fast.fast import TIERS, accelerate
+from gbci_fast.fast import TIERS, FastPipeline, accelerate
 from gbci_fast.files import atomically, hash_weights
 from gbci_fast.pipeline import GBCIPipeline
+
+FEW_STEP = "few_step"
 
 
 def main() -> int:
@@ -45,7 +48,9 @@ def main() -> int:
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the summary, JSON")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="(default: the packaged checkpoint)")
-    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS), help="(default: all)")
+    parser.add_argument(
+        "--tiers", nargs="+", choices=(*TIERS, FEW_STEP), help=f"(default: all; {FEW_STEP} where there is a student)"
+    )
     parser.add_argument("--limit", type=int, default=32, help="images, spread evenly over all (default: 32)")
     parser.add_argument("--steps", type=int, default=20, help="(default: 20)")
     parser.add_argument("--guidance", type=float, default=GUIDANCE_SCALE, help=f"(default: {GUIDANCE_SCALE})")
@@ -63,7 +68,11 @@ def main() -> int:
         "settings": asdict(settings) | {"device": args.device, "weights_sha256": hash_weights(weights)},
         "torch": torch.__version__,
     }
-    for found in compare(pipe, cases, settings, args.tiers):
+    student = pipe.few_step is not None and pipe.few_step.covers(pipe.few_step.config.steps, args.guidance, 0.0)
+    tiers = args.tiers or [*TIERS, *([FEW_STEP] if student else [])]
+    if FEW_STEP in tiers and not student:
+        parser.error(f"argument --tiers: {weights} has no student at guidance {args.guidance:g}")
+    for found in compare(pipe, cases, settings, tiers):
         summary = about | found
         if args.output is not None:  # after every batch: this takes long
             text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
@@ -76,10 +85,12 @@ def compare(
     pipe: GBCIPipeline, cases: list[Case], settings: PairedSettings, tiers: list[str]
 ) -> Iterator[dict[str, Any]]:
     """Samples all cases with every pipeline, and after every batch judges each tier on all so far."""
-    fast = {tier: accelerate(pipe, tier=tier, few_step=False) for tier in tiers}
+    fast = {tier: accelerated(pipe, tier) for tier in tiers}
     dtypes = {tier: one.plan.dtype for tier, one in fast.items()}
     narrow = {dtype: narrowed(pipe, dtype) for dtype in set(dtypes.values()) - {torch.float32}}
     made: dict[Any, list[Output]] = {name: [] for name in ("eager", *narrow, *tiers)}
+    if FEW_STEP in tiers:
+        made["eager student"], student, steps = [], pipe.few_step_pipeline(), pipe.few_step.config.steps
     start = time.monotonic()
     for first in range(0, len(cases), settings.batch_size):
         call = arguments(cases[first : first + settings.batch_size], settings)
@@ -87,27 +98,40 @@ def compare(
         for dtype, one in narrow.items():
             made[dtype].append(candidate_output(one, **call))
         for tier, one in fast.items():
-            made[tier].append(candidate_output(one, **call, latents=tier == "exact"))
+            few = {"num_inference_steps": steps} if tier == FEW_STEP else {}
+            made[tier].append(candidate_output(one, **call | few, latents=tier == "exact"))
+        if FEW_STEP in tiers:
+            made["eager student"].append(
+                reference_output(student, **call | {"num_inference_steps": steps, "guidance_scale": 1.0})
+            )
         done = cases[: first + settings.batch_size]
         print(f"{len(done)}/{len(cases)} images, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         joined = {name: join(outputs) for name, outputs in made.items()}
         found = {}
         for tier, one in fast.items():
-            own = joined[dtypes[tier] if dtypes[tier] in narrow else "eager"]
-            found[tier] = judge(tier, joined[tier], joined["eager"], own, done) | {"plan": one.describe()}
+            reference = joined["eager student" if tier == FEW_STEP else "eager"]
+            own = joined[dtypes[tier]] if tier != FEW_STEP and dtypes[tier] in narrow else reference
+            found[tier] = judge(tier, joined[tier], reference, own, done) | {"plan": one.describe()}
         patients = {(case.root, case.patient) for case in done}
         yield {"num_images": len(done), "num_patients": len(patients), "tiers": found}
 
 
+def accelerated(pipe: GBCIPipeline, tier: str) -> FastPipeline:
+    """The pipeline of a tier; the student takes part in `FEW_STEP` alone."""
+    few_step = tier == FEW_STEP
+    return accelerate(pipe, tier="approximate" if few_step else tier, few_step=few_step)
+
+
 def judge(tier: str, candidate: Output, reference: Output, narrow: Output, cases: list[Case]) -> dict[str, Any]:
-    """The gates of one tier, the distances to eager that they are about, and those to the erased lesions."""
+    """The gates of one tier, the distances to the reference that they are about, and those to the erased lesions."""
     templates, masks = templates_and_masks(cases)
-    found = parity(tier, candidate, reference, templates=templates, masks=masks, narrow=narrow)
+    gates = "approximate" if tier == FEW_STEP else tier
+    found = parity(gates, candidate, reference, templates=templates, masks=masks, narrow=narrow)
     print(found.sentence(), flush=True)
     truth = held_out(candidate, reference, templates, masks, cases)
     no_worse = all(one["high"] is not None and one["high"] >= 0 for one in truth.values())
     return {
-        "holds": found.holds or (tier == "approximate" and no_worse),
+        "holds": found.holds or (gates == "approximate" and no_worse),
         "gates_hold": found.holds,
         "gates": [asdict(gate) | {"holds": gate.holds} for gate in found.gates],
         "to_eager": summarize(found.distances),

@@ -1,6 +1,7 @@
 """`gbci-fast generate`: synthetic lesions in real mammograms, as a labeled data set."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="of UNet and VAE (default auto: the narrowest that the tier and the device are good for)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes that read, paste and write beside the sampler; same bytes (default: one per core beside a GPU; "
+        "else 0: threads)",
+    )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted job in --output")
     parser.add_argument(
         "--skip-bad",
@@ -169,6 +176,7 @@ def run(args: argparse.Namespace) -> None:
             resume=args.resume,
             skip_bad=args.skip_bad,
             gate=gate,
+            workers=_workers(args, device.type),
             on_batch=lambda done: on_image(done, len(plan)),
         )
     print(f"{result.images} synthetic images in {args.output}; look at {result.preview}")
@@ -183,6 +191,14 @@ def run(args: argparse.Namespace) -> None:
         print(f"no near copy of a training lesion among {len(plan)}")
     for note, inputs in result.noted.items():
         print(f"note of {inputs} input{'s' * (inputs > 1)}: {note}")
+
+
+def _workers(args: argparse.Namespace, device: str) -> int:
+    if args.workers is None:
+        return len(os.sched_getaffinity(0)) if device == "cuda" else 0
+    if args.workers < 0:
+        args.refuse(f"argument --workers: {args.workers}; expected 0 or more")
+    return args.workers
 
 
 def _write_plan(args: argparse.Namespace, priors: "Priors") -> None:

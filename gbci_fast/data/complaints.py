@@ -13,7 +13,8 @@ _DAMAGE = re.compile(r"Corrupt JPEG data|Premature end of JPEG|Bogus |Inconsiste
 # ... but what it skips between the last pixel and the next marker costs none.
 _HARMLESS = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker")
 _STDERR = 2
-_lock = threading.Lock()
+CODEC_LOCK = threading.Lock()
+"""Held while a frame is decoded or encoded: OpenJPEG's wrapper crashes where two threads are in it."""
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def no_complaints() -> Iterator[None]:
     Raises:
         GBCIError: the decoder succeeded, but said that its data are damaged.
     """
-    with _lock, os.fdopen(os.memfd_create("stderr"), "w+b") as aside:
+    with CODEC_LOCK, os.fdopen(os.memfd_create("stderr"), "w+b") as aside:
         try:
             kept = os.dup(_STDERR)
         except OSError:  # closed: nothing would be seen anyway

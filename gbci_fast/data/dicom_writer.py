@@ -4,6 +4,7 @@ import copy
 import os
 import uuid
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydicom.uid import (
 from pydicom.valuerep import DSfloat
 
 from gbci_fast.data.acquisition import magnification
+from gbci_fast.data.complaints import CODEC_LOCK
 from gbci_fast.data.views import view_modifiers
 from gbci_fast.errors import GBCIError
 
@@ -179,7 +181,8 @@ def _compress(dataset: Dataset, syntax: UID) -> None:
     stated = dataset.BitsStored
     if syntax == RLELossless:
         dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1
-    dataset.compress(syntax, encoding_plugin="pylibjpeg", generate_instance_uid=False)
+    with CODEC_LOCK if syntax == JPEG2000Lossless else nullcontext():
+        dataset.compress(syntax, encoding_plugin="pylibjpeg", generate_instance_uid=False)
     dataset.BitsStored, dataset.HighBit = stated, stated - 1
 
 

@@ -25,13 +25,13 @@ from gbci_fast.fast import FastPipeline
 from gbci_fast.files import LOCK_FILE, PROGRESS_FOLDER, atomically, locked
 from gbci_fast.generate.checks import check_inputs
 from gbci_fast.generate.copies import REJECTED, CopyError, CopyGate
-from gbci_fast.generate.engine import Made, Synthesizer
 from gbci_fast.generate.manifest import SKIPPED, TABLES, read_reasons, write_skipped, write_tables
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.preview import PREVIEW, preview_panels, write_preview
 from gbci_fast.generate.settings import JobSettings
 from gbci_fast.generate.sinks import png
 from gbci_fast.generate.sinks.webdataset import close_shard, open_shard, shard_path
+from gbci_fast.generate.synthesizer import Made, Synthesizer
 from gbci_fast.generate.writer import ImageWriter, Written, write_bytes
 from gbci_fast.pipeline import GBCIPipeline
 
@@ -63,6 +63,7 @@ def run_job(
     resume: bool = False,
     skip_bad: bool = False,
     gate: CopyGate | None = None,
+    workers: int = 0,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> JobResult:
     """Makes every image of `plan` in `output`.
@@ -82,6 +83,7 @@ def run_job(
         resume: keep the finished batches of an interrupted run of the same job; a finished job is left as it is.
         skip_bad: list items that cannot be made in `SKIPPED` (file, reason) instead of stopping.
         gate: rejects near copies of training lesions and lists them in `SKIPPED`; `settings` hold its digest.
+        workers: processes that read, paste and write beside the sampler; 0 = threads of this one. Same bytes.
         on_batch: called with the number of plan items done after each batch (and once for what was already there).
 
     Raises:
@@ -102,7 +104,7 @@ def run_job(
     try:
         with job.claimed():
             try:
-                job.run(Synthesizer(pipe, settings.sampler, gate), on_batch)
+                job.run(Synthesizer(pipe, settings.sampler, gate, workers=workers), on_batch)
                 job.compile()
             except BaseException:
                 job.stop()

@@ -71,4 +71,5 @@ def test_held_out_lesions_decide_for_the_same_weights_alone(tmp_path, monkeypatc
     path = tmp_path / "parity_real.json"
     if verdict is not None:
         path.write_text(json.dumps({"settings": {"weights_sha256": verdict["weights"]}, "tiers": verdict["tiers"]}))
-    assert module.no_worse_on_held_out("ours", path) is stands
+    assert module.no_worse_on_held_out("approximate", "ours", path) is stands
+    assert not module.no_worse_on_held_out("few_step", "ours", path)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from gbci_fast.data.phantom import generate_phantom
+from gbci_fast.few_step import FewStepLoRA
+from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae
@@ -64,6 +66,23 @@ def test_a_missed_gate_is_the_exit_status(script, arguments, monkeypatch, tmp_pa
     assert status == 1
     assert not json.loads(text)["tiers"]["exact"]["holds"]
     assert "| exact | MISSED |" in capsys.readouterr().out
+
+
+def test_the_student_is_held_against_the_eager_student(script, arguments, monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(script, arguments, monkeypatch, tmp_path, "--tiers", "few_step")
+    assert "has no student at guidance 2" in capsys.readouterr().err
+    pipe = GBCIPipeline.from_pretrained(arguments[2])
+    bias = pipe.unet.conv_out.weight  # what the student changes is large: it paints otherwise
+    tensors = {"conv_out.up": torch.ones(len(bias), 1), "conv_out.down": torch.ones(1, bias[0].numel())}
+    pipe.register_modules(few_step=FewStepLoRA.of(tensors, guidance_scale=2.0, steps=4))
+    pipe.save_pretrained(tmp_path / "weights")
+    given = [arguments[0], "--weights", str(tmp_path / "weights"), *arguments[3:]]
+    _, text = run(script, given, monkeypatch, tmp_path)
+    tiers = json.loads(text)["tiers"]
+    assert list(tiers) == ["exact", "tolerance", "approximate", "few_step"]
+    assert "few-step" in tiers["few_step"]["plan"]
+    assert not any("few-step" in tiers[tier]["plan"] for tier in ("exact", "tolerance", "approximate"))
 
 
 @pytest.mark.parametrize(("error", "holds"), [(0.05, True), (0.4, False)])

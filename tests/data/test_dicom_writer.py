@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
@@ -327,3 +328,17 @@ def test_uid_from_seed():
     assert len({uid, uid_from_seed(1, "b"), uid_from_seed("1a"), uid_from_seed("1", "a", "")}) == 4
     assert UID(uid).is_valid
     assert uid.startswith("2.25.")
+
+
+def test_several_threads_may_write(tmp_path):
+    """OpenJPEG's wrapper would crash."""
+    stored = [np.random.default_rng(i).integers(0, 2**16, (96, 64)).astype(np.uint16) for i in range(4)]
+
+    def write(i):
+        for k in range(25):
+            path = tmp_path / f"{i}-{k}.dcm"
+            write_dicom(mammogram_dataset(stored[i], header()), path, compression="jpeg2000")
+            np.testing.assert_array_equal(read_mammogram(path).stored, stored[i])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))

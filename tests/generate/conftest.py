@@ -47,6 +47,7 @@ def make_job(pipe):
         resume=False,
         skip_bad=False,
         on_batch=lambda images: None,
+        workers=0,
         settings=None,
         seed=0,
         **planned,
@@ -55,7 +56,7 @@ def make_job(pipe):
         plan = make_plan(records, **{"variants": 1, "seed": seed, **planned})
         settings = {"batch_size": 2, "sampler": QUICK, "weights_hash": "ab" * 32, **(settings or {})}
         settings = JobSettings(seed=seed, **settings)
-        run_job(pipe, plan, output, settings, resume=resume, skip_bad=skip_bad, on_batch=on_batch)
+        run_job(pipe, plan, output, settings, resume=resume, skip_bad=skip_bad, workers=workers, on_batch=on_batch)
         return plan
 
     make.sampler, make.pipe = QUICK, eager

@@ -10,12 +10,12 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops
 from gbci_fast.evaluate.memorisation import read_synthetic
 from gbci_fast.evaluate.neighbors import FARTHEST, TrainingIndex, index_digest, save_index
-from gbci_fast.generate import engine
+from gbci_fast.generate import workers
 from gbci_fast.generate.copies import CopyError, CopyGate
-from gbci_fast.generate.engine import Made, Synthesizer
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings
+from gbci_fast.generate.synthesizer import Made, Synthesizer
 
 QUICK = SamplerSettings(num_inference_steps=1, guidance_scale=1.0)
 
@@ -59,7 +59,7 @@ def painted(pipe, plan):
 
     empty = gate_of(noise(), ["a", "b", "c"], 0.0)
     watch = Watch(index=empty.index, threshold=0.0, digest="")
-    synthesizer = Synthesizer(pipe, QUICK, watch, workers=1)  # one, that they come in order
+    synthesizer = Synthesizer(pipe, QUICK, watch, threads=1)  # one, that they come in order
     list(synthesizer.stream([plan[:2], plan[2:4]], lambda synthesis: None))
     return caught
 
@@ -136,7 +136,7 @@ class TestJobs:
         def fail(template, image, mask):
             raise GBCIError("cannot be pasted")
 
-        monkeypatch.setattr(engine, "paste", fail)
+        monkeypatch.setattr(workers, "paste", fail)
         with pytest.raises(GBCIError, match="cannot be pasted"):
             job(tmp_path / "data", planted)
 

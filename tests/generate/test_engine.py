@@ -14,9 +14,10 @@ from gbci_fast.data.segmentation import breast_mask, pectoral_mask
 from gbci_fast.data.vindr import Finding, VinDr, find_inputs
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate import engine
-from gbci_fast.generate.engine import Synthesizer, open_template, paste
+from gbci_fast.generate.engine import open_template, paste
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import SamplerSettings
+from gbci_fast.generate.synthesizer import Synthesizer
 
 NAMES = ("full_LCC.dcm", "inverted_LCC.dcm", "windowed_LCC.dcm", "eight_LCC.png", "twelve_LCC.png", "sixteen_LCC.png")
 MASK_BOX = (20, 50, 60, 110)
@@ -251,7 +252,7 @@ def test_an_image_that_cannot_be_pasted_into_names_the_file(pipe, opened, monkey
         levels=np.tile(np.float32([0, 1]), len(template.mammogram.presentation.levels) // 2),
     )
     broken = dataclasses.replace(template, mammogram=dataclasses.replace(template.mammogram, presentation=zigzag))
-    monkeypatch.setattr("gbci_fast.generate.engine.open_template", lambda record: broken)
+    monkeypatch.setattr("gbci_fast.generate.workers.open_template", lambda record: broken)
     with pytest.raises(GBCIError, match=r"full_LCC.dcm: the image's lookup table is not monotone"):
         run(pipe, find_inputs(templates / "full_LCC.dcm"))
 
@@ -263,10 +264,10 @@ def test_a_template_stays_open_as_long_as_it_is_used(pipe, templates, monkeypatc
         reads.append(record.image_id)
         return open_template(record)
 
-    monkeypatch.setattr("gbci_fast.generate.engine.open_template", counted)
+    monkeypatch.setattr("gbci_fast.generate.workers.open_template", counted)
     records = [record for record in find_inputs(templates) if record.image_id in ("eight_LCC", "full_LCC")]
     plan = make_plan(records, variants=3, seed=0)
-    synthesizer = Synthesizer(pipe, SamplerSettings(num_inference_steps=1, guidance_scale=1.0))
+    synthesizer = Synthesizer(pipe, SamplerSettings(num_inference_steps=1, guidance_scale=1.0), threads=1)
     batches = plan[:2], plan[2:4], plan[4:]
     for batch, made in zip(batches, stream(synthesizer, *batches), strict=True):
         assert [synthesis.item for synthesis in made] == batch
@@ -298,7 +299,7 @@ def test_a_lesion_below_the_pixels_of_a_tiny_image_is_one_sentence(breast, tmp_p
     template = open_template(records[0])
     for item in make_plan(records, variants=100, seed=0):
         try:
-            _, mask, _ = engine._masks(item, template)
+            _, mask, _ = engine.draw_masks(item, template)
             assert mask.any()
         except GBCIError as error:
             sentences.append(str(error))

@@ -1,0 +1,166 @@
+"""Batches of a plan through the sampler, with workers on both sides of it."""
+
+import os
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.generate.copies import CopyGate
+from gbci_fast.generate.engine import Synthesis
+from gbci_fast.generate.plan import PlanItem
+from gbci_fast.generate.settings import SamplerSettings
+from gbci_fast.generate.workers import Lane, Request, start_workers
+from gbci_fast.pipeline import GBCIPipeline
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Made(Generic[T]):
+    """One image that was made.
+
+    Attributes:
+        value: what `use` returned.
+        again: pastes it once more (native pixels are not kept), until the next batch is asked for.
+    """
+
+    value: T
+    again: Callable[[], Synthesis]
+
+
+class Synthesizer:
+    """Makes the images of a plan, batch by batch.
+
+    Args:
+        gate: looks at every image after it was sampled, so that what it rejects changes no other image.
+        workers: processes that open templates, paste and use images beside the sampler; 0 = `threads` of this process.
+        threads: by default one per core.
+    """
+
+    def __init__(
+        self,
+        pipe: GBCIPipeline,
+        settings: SamplerSettings,
+        gate: CopyGate | None = None,
+        *,
+        workers: int = 0,
+        threads: int | None = None,
+    ):
+        self._pipe = pipe
+        self._settings = settings
+        self._gate = gate
+        self._workers = workers
+        self._threads = threads or len(os.sched_getaffinity(0))
+
+    def stream(
+        self, batches: Sequence[Sequence[PlanItem]], use: Callable[[Synthesis], T]
+    ) -> Generator[list[Made[T] | GBCIError], None, None]:
+        """Per batch, in order, a list as long as it: what `use` made of every image, or why there is none.
+
+        A batch is sampled as one, of those of its items that can be. Meanwhile workers open the templates of the next
+        batch and call `use` (in processes: as a copy) on the images of the one before, so that a GPU waits for
+        neither; `use` is never at work on two batches at once. Where sampling raises (Ctrl-C, memory), the batch that
+        is being finished is handed out first. Close the generator before touching what `use` has written.
+
+        An item's error names the file: its template cannot be read or shows no breast, its mask does not lie in it,
+        the image cannot be pasted, or (a `CopyError`) the gate rejected it. Whatever else `use` raises is raised.
+
+        Raises:
+            GBCIError: a worker process died.
+        """
+        lanes = start_workers(self._workers, self._threads, use, self._gate, self._settings.guidance_scale)
+        try:
+            upcoming = [_Batch(batch, lanes) for batch in batches[:1]]
+            before = None
+            for i in range(len(batches)):
+                (batch,), upcoming = upcoming, [_Batch(batch, lanes) for batch in batches[i + 1 : i + 2]]
+                images, failure = {}, None
+                try:
+                    images = self._sample(batch.items, batch.requests())
+                except BaseException as error:
+                    failure = error
+                if before is not None:
+                    yield before.results()
+                if failure is not None:
+                    raise failure
+                batch.finish(images)
+                before = batch
+            if before is not None:
+                yield before.results()
+        except BrokenProcessPool as error:
+            raise GBCIError(
+                "a worker process died (out of memory, or a decoder's crash); use fewer --workers, or a smaller "
+                "--batch-size"
+            ) from error
+        finally:
+            for lane in lanes:
+                lane.close()  # afterwards nothing is written
+
+    def _sample(self, items: Sequence[PlanItem], requests: Sequence[Request | GBCIError]) -> dict[int, np.ndarray]:
+        """float32 [S, S] in [0, 1] by plan index, of the items that can be made."""
+        ready = [(item, ask) for item, ask in zip(items, requests, strict=True) if isinstance(ask, Request)]
+        if not ready:
+            return {}
+        images = self._pipe(
+            torch.from_numpy(np.stack([ask.pixels for _, ask in ready]))[:, None],
+            torch.from_numpy(np.stack([ask.mask for _, ask in ready]).astype(np.float32))[:, None],
+            # A file's age and spacing go into the tables, not into the model: no real training image stated either.
+            attributes=[
+                replace(ask.attributes, age=item.attributes.age, pixel_spacing=item.attributes.pixel_spacing)
+                for item, ask in ready
+            ],
+            report=[item.report for item, _ in ready],
+            num_inference_steps=self._settings.num_inference_steps,
+            guidance_scale=self._settings.guidance_scale,
+            seed=[item.seed for item, _ in ready],
+            paste_back=False,  # `paste` composites, on the native grid
+            output_type="pt",
+        ).images
+        return {item.index: image for (item, _), image in zip(ready, images[:, 0].cpu().numpy(), strict=True)}
+
+
+class _Batch:
+    """The items of a batch in the hands of the workers, an equal share of neighbors for each."""
+
+    def __init__(self, items: Sequence[PlanItem], lanes: Sequence[Lane]):
+        self.items = items
+        self._lanes = lanes
+        share = -(-len(items) // len(lanes))
+        self._shares = [items[first : first + share] for first in range(0, len(items), max(share, 1))]
+        self._begun = self._submit("begin", self._shares)
+        self._finished: list[Future] = []
+        self._errors: dict[int, GBCIError] = {}
+
+    def requests(self) -> list[Request | GBCIError]:
+        """One per item, when all are there."""
+        requests = [request for future in self._begun for request in future.result()]
+        pairs = zip(self.items, requests, strict=True)
+        self._errors = {item.index: found for item, found in pairs if isinstance(found, GBCIError)}
+        return requests
+
+    def finish(self, images: dict[int, np.ndarray]) -> None:
+        """Hands out the sampled images."""
+        chosen = [{item.index: images[item.index] for item in part if item.index in images} for part in self._shares]
+        self._finished = self._submit("finish", chosen)
+
+    def results(self) -> list[Made | GBCIError]:
+        """One per item, when all are there."""
+        made: dict[int, Made | GBCIError] = dict(self._errors)
+        for lane, part, future in zip(self._lanes, self._shares, self._finished, strict=False):
+            indices = [item.index for item in part if item.index not in self._errors]
+            for index, value in zip(indices, future.result(), strict=True):
+                made[index] = value if isinstance(value, GBCIError) else _made(lane, index, value)
+        return [made[item.index] for item in self.items]
+
+    def _submit(self, method: str, parts: Sequence) -> list[Future]:
+        return [lane.submit(method, part) for lane, part in zip(self._lanes, parts, strict=False)]
+
+
+def _made(lane: Lane, index: int, value: T) -> Made[T]:
+    return Made(value=value, again=lambda: lane.submit("again", index).result())

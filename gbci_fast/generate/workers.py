@@ -1,0 +1,178 @@
+"""What is done to images beside the sampler: templates opened, masks drawn, lesions pasted and written.
+
+A `Worker` does it for a share of every batch, in a thread or a process of its own (`start_workers`). Small images want
+processes: most of their time is Python's, and threads would take turns.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from gbci_fast.data.attributes import Attributes
+from gbci_fast.errors import GBCIError
+from gbci_fast.generate.copies import CopyGate
+from gbci_fast.generate.engine import Synthesis, Template, described, draw_masks, naming, open_template, paste
+from gbci_fast.generate.plan import PlanItem
+from gbci_fast.worker_processes import start_worker
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """What the sampler needs to know of an image.
+
+    Attributes:
+        pixels: float32 [S, S], the template in model space.
+        mask: bool [S, S], what to paint.
+        attributes: of the whole image, as the tables have them.
+    """
+
+    pixels: np.ndarray
+    mask: np.ndarray
+    attributes: Attributes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Prepared:
+    """An item whose template is open: its description, its mask (bool [S, S], and native [H, W]), the lesion's box."""
+
+    item: PlanItem
+    template: Template
+    attributes: Attributes
+    model_mask: np.ndarray
+    mask: np.ndarray
+    box: tuple[int, int, int, int]
+
+
+class Worker(Generic[T]):
+    """Does its share of one batch after another: `begin`, and once it is sampled, `finish`.
+
+    Args:
+        use: called with every image; what it returns is handed out.
+        gate: looks at every image first, so that what it rejects changes no other image.
+        guidance_scale: of the sampler, for a sentence.
+    """
+
+    def __init__(self, use: Callable[[Synthesis], T], gate: CopyGate | None, guidance_scale: float):
+        self._use = use
+        self._gate = gate
+        self._guidance_scale = guidance_scale
+        self._opened: dict[Path, Template | GBCIError] = {}
+        self._prepared: dict[int, _Prepared] = {}
+        self._last: dict[int, tuple[_Prepared, np.ndarray]] = {}
+
+    def begin(self, items: Sequence[PlanItem]) -> list[Request | GBCIError]:
+        """Opens templates and draws masks; a template stays open while consecutive calls use it."""
+        paths = {item.template.path for item in items}
+        self._opened = {path: template for path, template in self._opened.items() if path in paths}
+        return [self._begin(item) for item in items]
+
+    def finish(self, images: Mapping[int, np.ndarray]) -> list[T | GBCIError]:
+        """Pastes and uses what was sampled, float32 [S, S] in [0, 1] by plan index, of items that were begun."""
+        self._last = {index: (self._prepared.pop(index), image) for index, image in images.items()}
+        return [self._finish(index) for index in images]
+
+    def again(self, index: int) -> Synthesis:
+        """An image of the last call of `finish`, pasted once more: native pixels are not kept.
+
+        Raises:
+            GBCIError: it holds NaN or infinity, the gate rejects it (a `CopyError`), or it cannot be pasted.
+        """
+        part, image = self._last[index]
+        path = part.item.template.path
+        if not np.isfinite(image).all():
+            raise GBCIError(
+                f"{path}: the sampled image holds NaN or infinity; guidance_scale {self._guidance_scale:g} may be too "
+                "large"
+            )
+        if self._gate is not None:
+            self._gate.check(part.item, part.template, part.model_mask, image)
+        with naming(path):
+            stored = paste(part.template, image, part.mask)
+        return Synthesis(
+            item=part.item,
+            template=part.template,
+            attributes=part.attributes,
+            stored=stored,
+            mask=part.mask,
+            box=part.box,
+        )
+
+    def _begin(self, item: PlanItem) -> Request | GBCIError:
+        path = item.template.path
+        try:
+            template = self._opened[path] if path in self._opened else open_template(item.template)
+        except GBCIError as error:
+            template = error  # its other variants need not read it again
+        self._opened[path] = template
+        if isinstance(template, GBCIError):
+            return template
+        try:
+            with naming(path):
+                model_mask, mask, box = draw_masks(item, template)
+        except GBCIError as error:
+            return error
+        attributes = described(item, template)
+        self._prepared[item.index] = _Prepared(
+            item=item, template=template, attributes=attributes, model_mask=model_mask, mask=mask, box=box
+        )
+        return Request(pixels=template.pixels, mask=model_mask, attributes=attributes)
+
+    def _finish(self, index: int) -> T | GBCIError:
+        try:
+            return self._use(self.again(index))
+        except GBCIError as error:
+            return error
+
+
+class Lane:
+    """A worker in a thread or a process of its own, which takes calls in order."""
+
+    def __init__(self, executor: Executor, call: Callable[..., Any]):
+        self._executor = executor
+        self._call = call
+
+    def submit(self, method: str, *args: Any) -> Future:
+        """Calls a method of the worker."""
+        return self._executor.submit(self._call, method, *args)
+
+    def close(self) -> None:
+        """Waits for the call that is running; those behind it never begin."""
+        self._executor.shutdown(cancel_futures=True)
+
+
+def start_workers(processes: int, threads: int, *args: Any) -> list[Lane]:
+    """So many processes with a `Worker` each, made of `args`; where 0, so many threads."""
+    if not processes:
+        return [_thread(Worker(*args)) for _ in range(threads)]
+    # A fork server imports everything once, in a process without threads, and every worker starts as its copy.
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    executors = [ProcessPoolExecutor(1, context, initializer=_start, initargs=args) for _ in range(processes)]
+    return [Lane(executor, _call) for executor in executors]
+
+
+def _thread(worker: Worker) -> Lane:
+    executor = ThreadPoolExecutor(1, thread_name_prefix="gbci-fast")
+    return Lane(executor, lambda method, *args: getattr(worker, method)(*args))
+
+
+_worker: Worker | None = None  # of a process
+
+
+def _start(*args: Any) -> None:
+    global _worker
+    start_worker()
+    torch.set_num_threads(1)
+    _worker = Worker(*args)
+
+
+def _call(method: str, *args: Any) -> Any:
+    return getattr(_worker, method)(*args)
