@@ -40,6 +40,7 @@ from gbci_fast.noise import seed_tensor
 from gbci_fast.ops._triton import triton
 from gbci_fast.ops.blend_step import blend_step  # noqa: F401  registers the operator that is asked for below
 from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline, Trajectory
+from gbci_fast.runtimes.autoencoder import with_fused_norms
 from gbci_fast.runtimes.blocks import cross_attention_notes, has_other_forward, why_not
 from gbci_fast.runtimes.compile import CompiledDenoiser, need_compiler
 from gbci_fast.runtimes.convolution import with_filtered_convolutions
@@ -353,8 +354,8 @@ def accelerate(
         }
     if device.type == "cpu" and plan.dtype == torch.float32:
         parts["vae"] = with_filtered_convolutions(parts["vae"])
-    if plan.runtime == "tensorrt":
-        parts["vae"] = EngineAutoencoder.of(parts["vae"])
+    of = EngineAutoencoder.of if plan.runtime == "tensorrt" else with_fused_norms
+    parts["vae"] = of(parts["vae"])
     fast = FastPipeline(**parts, scheduler=copy.deepcopy(pipe.scheduler), few_step=change)
     fast.eager, fast.plan, fast._planned_for = pipe, plan, _identity(fast.unet)
     fast.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))

@@ -174,10 +174,15 @@ class Upsample:
         return out.flatten(4, 5).flatten(2, 3)
 
 
+def fuses_norms(x: Tensor) -> bool:
+    """Whether the operator for group norm, FiLM and SiLU is faster on such an image than PyTorch's one by one."""
+    # Inductor makes one loop of these by itself; what is compiled for a CPU beforehand it could only call.
+    return use_triton(x) or (x.is_cpu and x.dtype in DTYPES and not torch.compiler.is_compiling())
+
+
 def group_norm(norm: nn.GroupNorm, x: Tensor, film: Tensor | None = None, silu: bool = True) -> Tensor:
     """SiLU of the normalized x [B, C, H, W], scaled and shifted by the rows of film [B or 2B, 2C]."""
-    # Inductor makes one loop of these by itself; what is compiled for a CPU beforehand it could only call.
-    if use_triton(x) or (x.is_cpu and x.dtype in DTYPES and not torch.compiler.is_compiling()):
+    if fuses_norms(x):
         scale, shift = (None, None) if film is None else film.chunk(2, 1)
         return group_norm_film_silu(
             x, norm.num_groups, norm.weight, norm.bias, norm.eps, scale=scale, shift=shift, silu=silu

@@ -54,10 +54,15 @@ def filtered(conv: nn.Conv2d) -> nn.Conv2d:
 
 def with_filtered_convolutions(module: nn.Module) -> nn.Module:
     """A copy of a module with the same parameters and its convolutions `filtered`."""
-    shared = chain(module.parameters(), module.buffers())
-    module = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
+    module = shared_copy(module)
     for part in list(module.modules()):
         for name, child in part.named_children():
             if isinstance(child, nn.Conv2d):
                 setattr(part, name, filtered(child))
     return module
+
+
+def shared_copy(module: nn.Module) -> nn.Module:
+    """A copy of a module with the same parameters and buffers."""
+    shared = chain(module.parameters(), module.buffers())
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
