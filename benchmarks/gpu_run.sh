@@ -3,14 +3,20 @@
 #
 #   benchmarks/gpu_run.sh [PART...] [-- OPTIONS]    # none named: the first six
 #
-#   tests       tests of operators, runtimes and graphs       unet         one forward, beside a matrix product
-#   ops         each operator beside eager and a copy         roofline     ceilings; where the time goes, kernel by kernel
-#   sampler     end to end, without files                     generate     end to end, with files and shards
-#   memcheck, racecheck    tests of operators under           compile      torch.compile's rows of sampler and unet
-#               compute-sanitizer                             tensorrt     tests, and rows of sampler and unet
+#   tests       tests of operators, runtimes, graphs
+#   ops         each operator beside eager and a copy
+#   sampler     end to end, without files
+#   unet        one forward beside a matrix product
+#   roofline    ceilings; where the time goes, kernel by kernel
+#   generate    end to end with files and shards
+#   tune        other tile sizes of the Triton operators
+#   memcheck    tests of the operators under compute-sanitizer
+#   racecheck   the same, for races
+#   compile     torch.compile's rows of sampler and unet
+#   tensorrt    tests of engines, and their rows of sampler and unet
 #
-# Each part is meant for ten minutes; compile may take longer. OPTIONS go to pytest (to the script, of roofline):
-# `sampler -- --full -k 'cuda and 256-4 and few_step'` for the student.
+# Each part is meant for ten minutes; compile may take longer. OPTIONS go to pytest (of roofline and tune, to the
+# script): `sampler -- --full -k 'cuda and 256-4 and few_step'` for the student.
 # Results go to $OUT, or to out/gpu; rows to keep belong into benchmarks/results. What such a Python lacks travels as
 # wheels; to fill .wheels/ elsewhere:
 #
@@ -28,7 +34,9 @@ cd "$(dirname "$0")/.."
 parts=()
 while (($#)) && [[ $1 != -- ]]; do
     case $1 in
-        tests | ops | sampler | unet | roofline | generate | memcheck | racecheck | compile | tensorrt) parts+=("$1") ;;
+        tests | ops | sampler | unet | roofline | generate | tune | memcheck | racecheck | compile | tensorrt)
+            parts+=("$1")
+            ;;
         *) echo "$0: the part is '$1'; its first lines name those there are" >&2 && exit 2 ;;
     esac
     shift
@@ -74,7 +82,10 @@ for part in "${parts[@]}"; do
             ;;
         sampler) bench sampler benchmarks/bench_sampler.py "$@" || status=$? ;;
         unet) bench unet benchmarks/bench_unet.py "$@" || status=$? ;;
-        roofline) python3 benchmarks/roofline.py --output "$results/gpu_roofline.json" "$@" || status=$? ;;
+        roofline | tune)
+            python3 "benchmarks/$part.py" --output "$results/gpu_$part.json" "$@" | tee "$results/gpu_$part.txt" ||
+                status=$?
+            ;;
         generate) bench generate benchmarks/bench_generate.py "$@" || status=$? ;;
         memcheck | racecheck) python3 tests/sanitize_cuda.py "$part" "$@" | tee "$results/gpu_$part.txt" || status=$? ;;
         compile)

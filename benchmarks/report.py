@@ -1,8 +1,9 @@
-"""Table and plot of the stored rows of the sampler's and the UNet's benchmarks; only what was measured is in them.
+"""Tables and a plot of the stored rows; only what was measured is in them.
 
-    python benchmarks/report.py    # benchmarks/results/*.json -> benchmarks/results/sampler.md, sampler.svg
+    python benchmarks/report.py    # benchmarks/results/*.json -> sampler.md, sampler.svg and operators.md there
 
-A row that several files hold is taken from the newest.
+The first is of the sampler, the UNet and `generate`, the last of the operators. A row that several files hold is taken
+from the newest.
 """
 
 import argparse
@@ -12,25 +13,40 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = ("bench_sampler", "bench_unet")
+BENCHMARKS = ("bench_sampler", "bench_unet", "bench_generate")
+EAGER = "times_faster_than_eager"
+COPIES = ("times_faster_than_copy", "times_faster_than_memcpy")  # the share of a copy's bandwidth
 MISSED = " (gate missed)"
 Row = dict[str, Any]
 
 
 def read_rows(folder: Path) -> list[Row]:
     """The rows of `BENCHMARKS` in all JSON files of `folder`, as flat dictionaries, ordered by what they measure."""
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    newest: dict[tuple, Row] = {}
-    for file in sorted((one for one in files if "benchmarks" in one), key=lambda one: one["datetime"]):
-        for entry in file["benchmarks"]:
-            benchmark = entry["name"].partition("[")[0]
-            if benchmark not in BENCHMARKS or "row" not in entry["extra_info"]:
-                continue
-            info, machine = entry["extra_info"], file["machine_info"]
-            row = {"benchmark": benchmark, "machine": _machine(info["device"], machine), "torch": machine["torch"]}
-            row |= info | {name: entry["stats"][name] for name in ("median", "min", "max")}
-            newest[tuple(row.get(name) for name in ("benchmark", "machine", "batch", "steps", "dtype", "row"))] = row
+    names = ("benchmark", "machine", "batch", "steps", "dtype", "row", "formats", "workers")
+    rows = [row for row in _entries(folder) if row["benchmark"] in BENCHMARKS and "row" in row]
+    newest = {tuple(row.get(name) for name in names): row for row in rows}
     return sorted(newest.values(), key=lambda row: (row["device"], row["machine"], row.get("steps", 0), row["batch"]))
+
+
+def read_operators(folder: Path) -> list[Row]:
+    """The rows of all other benchmarks that say how much faster they are than eager PyTorch."""
+    rows = [row for row in _entries(folder) if row["benchmark"] not in BENCHMARKS and EAGER in row]
+    newest = {(row["name"], row["machine"]): row for row in rows}
+    return sorted(newest.values(), key=lambda row: (row["device"], row["machine"], row["benchmark"]))
+
+
+def _entries(folder: Path) -> list[Row]:
+    """Every stored row, the oldest first."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    rows = []
+    for file in sorted((one for one in files if "benchmarks" in one), key=lambda one: one["datetime"]):
+        machine = file["machine_info"]
+        for entry in file["benchmarks"]:
+            info = entry["extra_info"]
+            row = {"name": entry["name"], "benchmark": entry["name"].partition("[")[0], "torch": machine["torch"]}
+            row |= info | {name: entry["stats"][name] for name in ("median", "min", "max")}
+            rows.append(row | {"machine": _machine(info.get("device", "cpu"), machine)})
+    return rows
 
 
 def _machine(device: str, machine: Row) -> str:
@@ -76,9 +92,45 @@ def unet_table(rows: list[Row]) -> list[str]:
     return lines
 
 
+def generate_table(rows: list[Row]) -> list[str]:
+    """Markdown lines, `gbci-fast generate` with reading and writing; the rate of `host` is all but the sampler's."""
+    lines = [
+        "| device | sampler | steps | formats | batch | beside it | images/s | from the first batch to the last |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        beside = f"{row['workers']} processes" if row["workers"] else "threads"
+        steady = f"{row['steady_images_per_s']:.3g}" if "steady_images_per_s" in row else ""
+        lines.append(
+            f"| {row['machine']} | {row['row']} | {row['steps']} | {row['formats']} | {row['batch']} | {beside} "
+            f"| {row['images_per_s']:.3g} | {steady} |"
+        )
+    return lines
+
+
+def operators_report(rows: list[Row]) -> str:
+    """The Markdown file of the operators."""
+    lines = [
+        "# Operators",
+        "",
+        "Against eager PyTorch, and as a share of the bandwidth of a copy of as many bytes. On a GPU times are of "
+        "recorded loops; small images stay in its cache, in both.",
+        "",
+        "| device | case | us, median | GB/s | times eager | share of a copy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        case = row["name"].removeprefix("bench_").replace("[cpu-", "[").replace("[cuda-", "[").replace("ours-", "")
+        share = next((f"{row[name]:.0%}" for name in COPIES if name in row), "")
+        rate = f"{row['gb_per_s']:.4g}" if "gb_per_s" in row else ""
+        took = 1e6 * row.get("device_seconds", row["median"])
+        lines.append(f"| {row['machine']} | {case} | {took:.4g} | {rate} | {row[EAGER]:.2f} | {share} |")
+    return "\n".join([*(lines if rows else [*lines[:2], "No row was measured."]), ""])
+
+
 def report(rows: list[Row]) -> str:
     """The whole Markdown file."""
-    sampler, unet = ([row for row in rows if row["benchmark"] == name] for name in BENCHMARKS)
+    sampler, unet, generate = ([row for row in rows if row["benchmark"] == name] for name in BENCHMARKS)
     none = ["No row was measured."]
     lines = ["# The sampler, end to end", "", *(sampler_table(sampler) if sampler else none), ""]
     if sampler:
@@ -89,6 +141,12 @@ def report(rows: list[Row]) -> str:
             "",
         ]
     lines += ["# One guided UNet forward", "", *(unet_table(unet) if unet else none), ""]
+    lines += [
+        "# `gbci-fast generate`, with reading and writing",
+        "",
+        *(generate_table(generate) if generate else none),
+        "",
+    ]
     if not any(row["device"] == "cuda" for row in rows):
         lines += ["Nothing here was measured on a GPU; `benchmarks/gpu_run.sh` measures those rows.", ""]
     return "\n".join(lines)
@@ -125,6 +183,7 @@ def main() -> int:
     folder = parser.parse_args().results
     rows = read_rows(folder)
     (folder / "sampler.md").write_text(report(rows), encoding="utf-8")
+    (folder / "operators.md").write_text(operators_report(read_operators(folder)), encoding="utf-8")
     sampler = [row for row in rows if row["benchmark"] == "bench_sampler"]
     if sampler:
         plot(sampler, folder / "sampler.svg")

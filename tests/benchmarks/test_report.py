@@ -72,7 +72,7 @@ def test_the_unet_is_held_against_the_matrix_product(script, tmp_path):
 
 
 def test_nothing_stored_is_said(script, tmp_path):
-    assert script.report(script.read_rows(tmp_path)).count("No row was measured.") == 2
+    assert script.report(script.read_rows(tmp_path)).count("No row was measured.") == 3
 
 
 def test_the_plot_is_the_same_for_the_same_rows(script, tmp_path):
@@ -83,3 +83,34 @@ def test_the_plot_is_the_same_for_the_same_rows(script, tmp_path):
     first = (tmp_path / "first.svg").read_text()
     assert first == (tmp_path / "second.svg").read_text()
     assert "Some CPU, 2 threads, 4 steps" in first  # text as text
+
+
+def test_generate_has_a_row_per_format_and_kind_of_worker(script, tmp_path):
+    def row(workers: int, rate: float) -> dict:
+        about = {"row": "few_step", "steps": 4, "batch": 256, "formats": "webdataset", "workers": workers}
+        found = {"device": "cuda", "images_per_s": rate, "steady_images_per_s": 2 * rate}
+        stats = dict.fromkeys(("median", "min", "max"), 0.5)
+        return {"name": f"bench_generate[cuda-{workers}]", "extra_info": about | found, "stats": stats}
+
+    store(tmp_path / "a.json", "2026-01-01", row(0, 100.0), row(16, 900.0), machine=MACHINE | {"gpu": "Some GPU"})
+    text = script.report(script.read_rows(tmp_path))
+    assert "| Some GPU | few_step | 4 | webdataset | 256 | threads | 100 | 200 |" in text
+    assert "| Some GPU | few_step | 4 | webdataset | 256 | 16 processes | 900 | 1.8e+03 |" in text
+
+
+def test_operators_are_held_against_eager_and_a_copy(script, tmp_path):
+    def row(name: str, when: float, **info) -> dict:
+        about = {"device": "cpu", "gb_per_s": 30.0, **info}
+        return {"name": name, "extra_info": about, "stats": dict.fromkeys(("median", "min", "max"), when)}
+
+    ours = row(
+        "bench_blend_step[cpu-ours-ddim-fp32-64]", 2e-4, times_faster_than_eager=9, times_faster_than_memcpy=0.87
+    )
+    fast = row("bench_composite[cpu-ours]", 1.0, times_faster_than_eager=8.0, device="cuda", device_seconds=3e-6)
+    store(tmp_path / "a.json", "2026-01-01", ours, row("bench_blend_step[cpu-eager-ddim-fp32-64]", 1.8e-3), fast)
+    store(tmp_path / "b.json", "2025-01-01", row(ours["name"], 1.0, times_faster_than_eager=1.0))
+    text = script.operators_report(script.read_operators(tmp_path))
+    assert "| Some CPU, 2 threads | blend_step[ddim-fp32-64] | 200 | 30 | 9.00 | 87% |" in text
+    assert "| composite[ours] | 3 | 30 | 8.00 |  |" in text
+    assert len(text.splitlines()) == 8
+    assert "No row was measured." in script.operators_report([])

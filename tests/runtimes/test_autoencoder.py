@@ -11,7 +11,6 @@ from gbci_fast import GBCIPipeline, accelerate
 from gbci_fast.runtimes import autoencoder
 from gbci_fast.runtimes.autoencoder import NormSiLU, with_fused_norms
 
-
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
