@@ -22,7 +22,7 @@
 #
 #   python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-#     -c constraints.txt -d .wheels diffusers importlib_metadata zipp pydicom python-gdcm pylibjpeg \
+#     -c constraints.txt -d .wheels diffusers importlib_metadata zipp pydicom pylibjpeg \
 #     pylibjpeg-openjpeg pylibjpeg-rle lazy-importer hypothesis sortedcontainers pytest-benchmark \
 #     py-cpuinfo2 xformers
 #

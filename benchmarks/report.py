@@ -95,7 +95,7 @@ def unet_table(rows: list[Row]) -> list[str]:
 def generate_table(rows: list[Row]) -> list[str]:
     """Markdown lines, `gbci-fast generate` with reading and writing; the rate of `host` is all but the sampler's."""
     lines = [
-        "| device | sampler | steps | formats | batch | beside it | images/s | from the first batch to the last |",
+        "| device | sampler | steps | formats | batch | beside it | images/s | steady |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -30,7 +30,18 @@ from gbci_fast.ops import attention, cross_attention, geglu, group_norm_film_sil
 from gbci_fast.ops._triton import INTERPRETED, architecture
 
 LEVELS = {28: (128, 4), 14: (192, 6)}  # side of the latents: channels and heads of 32 where there is attention
-NORMS = {56: (64, 192), 28: (128, 320), 14: (192, 384)}  # side: channels, and behind a concatenation
+# Side, channels, groups and whether there is FiLM: of the UNet, also behind a concatenation, and of the autoencoder.
+NORMS = (
+    (56, 64, 32, True),
+    (56, 192, 32, True),
+    (28, 128, 32, True),
+    (28, 320, 32, True),
+    (14, 192, 32, True),
+    (14, 384, 32, True),
+    (224, 32, 16, False),
+    (112, 64, 16, False),
+    (56, 112, 16, False),
+)
 CONTEXT = 207  # tokens
 DTYPE = torch.bfloat16
 ERROR = 2**-6  # of the largest value: what bfloat16 may cost
@@ -165,8 +176,8 @@ def cross_attention_cases(batch: int, device: torch.device) -> Iterator[Case]:
     """The layer of the two levels that have it."""
     configs = [
         (m, n, c, warps, stages)
-        for m, n, c in itertools.product((32, 64, 128), (32, 64, 128), (32, 64))
-        for warps, stages in ((4, 1), (4, 2), (8, 2))
+        for m, n, c in itertools.product((32, 64, 128), (32, 64), (32, 64))
+        for warps, stages in ((4, 2), (8, 2))
     ]
     for side, (channels, heads) in LEVELS.items():
         x = normal(device, batch, side * side, channels)
@@ -174,10 +185,11 @@ def cross_attention_cases(batch: int, device: torch.device) -> Iterator[Case]:
         wq, wo = (normal(device, channels, channels) / math.sqrt(channels) for _ in range(2))
         norm_weight, norm_bias, bo = (normal(device, channels) for _ in range(3))
         arguments = (x, norm_weight, norm_bias, wq, key, value, wo, bo)
+        options = {"eps": 1e-5, "softmax_scale": 32**-0.5}
         yield Case(
             name=f"cross_attention, {side * side} rows of {channels}, {CONTEXT} tokens",
-            run=functools.partial(cross_attention.cross_attention, *arguments),
-            reference=functools.partial(cross_attention.cross_attention_ref, *arguments),
+            run=functools.partial(cross_attention.cross_attention, *arguments, **options),
+            reference=functools.partial(cross_attention.cross_attention_ref, *arguments, **options),
             table=(cross_attention.CONFIGS[2], (192, 32)),
             candidates=configs,
         )
@@ -218,29 +230,26 @@ def layer_norm_film_cases(batch: int, device: torch.device) -> Iterator[Case]:
 
 
 def group_norm_cases(batch: int, device: torch.device) -> Iterator[Case]:
-    """Every constant by itself, at every size: what one program keeps, and how an image is split over several."""
-    constants = {
-        "IN_REGISTERS": [0, 4096, 8192, 16384, 32768],
-        "RUNS": [(32, 16), (64, 32), (64, 32, 16), (128, 64, 32)],
+    """Every constant that matters to a size, by itself: what a program keeps, or how an image is split over several."""
+    kept = {"IN_REGISTERS": [0, 4096, 8192, 16384, 32768], "RUNS": [(32, 16), (64, 32), (64, 32, 16), (128, 64, 32)]}
+    split = {
         "SPLIT_RUN": [32, 64, 128, 256],
         "SPLIT_ELEMENTS": [2048, 4096, 8192, 16384],
         "MAX_SPLITS": [8, 16, 32, 64],
         "CACHED_BYTES": [12 << 20, 24 << 20, 36 << 20, 1 << 40],
     }
-    for side, widths in NORMS.items():
-        for channels in widths:
-            x = normal(device, batch, channels, side, side).contiguous(memory_format=torch.channels_last)
-            weight, bias = normal(device, channels), normal(device, channels)
-            film = {"scale": normal(device, batch, channels), "shift": normal(device, batch, channels)}
-            arguments = (x, 32, weight, bias, 1e-5)
-            for name, candidates in constants.items():
-                yield Case(
-                    name=f"group_norm_film_silu, {channels} x {side} x {side}, {name}",
-                    run=functools.partial(group_norm_film_silu.group_norm_film_silu, *arguments, **film),
-                    reference=functools.partial(group_norm_film_silu.group_norm_film_silu_ref, *arguments, **film),
-                    table=(group_norm_film_silu, name),
-                    candidates=candidates,
-                )
+    for side, channels, groups, film in NORMS:
+        x = normal(device, batch, channels, side, side).contiguous(memory_format=torch.channels_last)
+        arguments = (x, groups, normal(device, channels), normal(device, channels), 1e-5)
+        given = {name: normal(device, batch, channels) for name in ("scale", "shift")} if film else {}
+        for name, candidates in (kept if side < 56 else split).items():
+            yield Case(
+                name=f"group_norm_film_silu, {channels} x {side} x {side}, {name}",
+                run=functools.partial(group_norm_film_silu.group_norm_film_silu, *arguments, **given),
+                reference=functools.partial(group_norm_film_silu.group_norm_film_silu_ref, *arguments, **given),
+                table=(group_norm_film_silu, name),
+                candidates=candidates,
+            )
 
 
 CASES = {

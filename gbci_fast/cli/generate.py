@@ -76,7 +76,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--write-plan", type=Path, metavar="CSV", help="write the plan of these arguments, to be edited, and stop"
     )
-    parser.add_argument("--batch-size", type=int, default=8, help="images sampled together (default 8)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=8,
+        help="images sampled together (default 8); the templates of three batches are in memory",
+    )
     parser.add_argument("--compression", choices=("none", "rle", "jpeg2000"), default="rle", help="of DICOM, lossless")
     parser.add_argument("--weights", type=Path, help="pipeline folder (default: the packaged checkpoint)")
     parser.add_argument(
@@ -129,6 +134,8 @@ def run(args: argparse.Namespace) -> None:
     formats = tuple(args.format.split(","))
     if args.shard_size is not None and "webdataset" not in formats:
         args.refuse(f"argument --shard-size: not allowed with --format {args.format}, which writes no shards")
+    if args.workers is not None and args.workers < 0:
+        args.refuse(f"argument --workers: {args.workers}; expected 0 or more")
 
     import torch
 
@@ -176,7 +183,7 @@ def run(args: argparse.Namespace) -> None:
             resume=args.resume,
             skip_bad=args.skip_bad,
             gate=gate,
-            workers=_workers(args, device.type),
+            workers=_workers(args.workers, device.type),
             on_batch=lambda done: on_image(done, len(plan)),
         )
     print(f"{result.images} synthetic images in {args.output}; look at {result.preview}")
@@ -193,12 +200,10 @@ def run(args: argparse.Namespace) -> None:
         print(f"note of {inputs} input{'s' * (inputs > 1)}: {note}")
 
 
-def _workers(args: argparse.Namespace, device: str) -> int:
-    if args.workers is None:
-        return len(os.sched_getaffinity(0)) if device == "cuda" else 0
-    if args.workers < 0:
-        args.refuse(f"argument --workers: {args.workers}; expected 0 or more")
-    return args.workers
+def _workers(asked: int | None, device: str) -> int:
+    if asked is not None:
+        return asked
+    return len(os.sched_getaffinity(0)) if device == "cuda" else 0
 
 
 def _write_plan(args: argparse.Namespace, priors: "Priors") -> None:

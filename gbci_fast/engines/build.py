@@ -106,12 +106,12 @@ def build(
     # In a thread of its own: an exception must not fly through the builder, and Ctrl-C arrives in this one.
     thread = threading.Thread(target=work, name="TensorRT builder")
     thread.start()
-    while not finished.is_set():
+    while thread.is_alive():
         try:
             finished.wait()  # not join: interrupted once, it no longer waits (python/cpython#90882)
+            time.sleep(0.001)  # until the thread has ended, too
         except KeyboardInterrupt as interrupt:
             monitor.stop(interrupt)
-    thread.join()
     (result,) = outcome
     if monitor.stopped is not None:
         raise monitor.stopped

@@ -83,7 +83,8 @@ def run_job(
         resume: keep the finished batches of an interrupted run of the same job; a finished job is left as it is.
         skip_bad: list items that cannot be made in `SKIPPED` (file, reason) instead of stopping.
         gate: rejects near copies of training lesions and lists them in `SKIPPED`; `settings` hold its digest.
-        workers: processes that read, paste and write beside the sampler; 0 = threads of this one. Same bytes.
+        workers: processes that read, paste and write beside the sampler; 0 = threads of this one. Same bytes. A script
+            that asks for processes begins with ``if __name__ == "__main__"``, as with all of Python's.
         on_batch: called with the number of plan items done after each batch (and once for what was already there).
 
     Raises:
@@ -203,7 +204,7 @@ class _Job:
         on_batch(count)
         numbers = [i for i in range(len(self._batches)) if i not in finished]
         sound = [[item for item in self._batches[i] if item.index not in self._faults] for i in numbers]
-        with closing(synthesizer.stream(sound, self._writer.write)) as stream:
+        with closing(synthesizer.stream(sound, self._writer.write, skip_bad=self._skip_bad)) as stream:
             for i, items, images in zip(numbers, sound, stream, strict=True):
                 outcomes = {item.index: image for item, image in zip(items, images, strict=True)}
                 self._record(i, self._faults | outcomes)
@@ -272,7 +273,7 @@ class _Job:
                     opened = opened or stack.enter_context(open_shard(self.output / shard, end))
                     opened.add(item.image_id, sample | {"json": json.dumps(row).encode()})
                     row["files"]["webdataset"] = shard.as_posix()
-                    row["sha256"]["webdataset"] = hashlib.sha256(sample["png"]).hexdigest()
+                    row["sha256"]["webdataset"] = made.value.digest
                 rows.append(row)
                 if self._shown.setdefault(self._slots[item.index], file := self._panel_file(item.index)) == file:
                     write_bytes(png.encode_png(preview_panels(made.again())), file)

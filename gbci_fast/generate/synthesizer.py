@@ -15,7 +15,7 @@ from gbci_fast.generate.copies import CopyGate
 from gbci_fast.generate.engine import Synthesis
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.settings import SamplerSettings
-from gbci_fast.generate.workers import Lane, Request, start_workers
+from gbci_fast.generate.workers import Lane, Request, dead_worker, start_workers
 from gbci_fast.pipeline import GBCIPipeline
 
 T = TypeVar("T")
@@ -59,30 +59,34 @@ class Synthesizer:
         self._threads = threads or len(os.sched_getaffinity(0))
 
     def stream(
-        self, batches: Sequence[Sequence[PlanItem]], use: Callable[[Synthesis], T]
+        self, batches: Sequence[Sequence[PlanItem]], use: Callable[[Synthesis], T], *, skip_bad: bool = True
     ) -> Generator[list[Made[T] | GBCIError], None, None]:
         """Per batch, in order, a list as long as it: what `use` made of every image, or why there is none.
 
         A batch is sampled as one, of those of its items that can be. Meanwhile workers open the templates of the next
-        batch and call `use` (in processes: as a copy) on the images of the one before, so that a GPU waits for
-        neither; `use` is never at work on two batches at once. Where sampling raises (Ctrl-C, memory), the batch that
-        is being finished is handed out first. Close the generator before touching what `use` has written.
+        batch and call `use` (in processes: a copy of it) on the images of the one before; it is never at work on two
+        batches at once. So templates and images of three batches are in memory. Where a batch cannot be sampled
+        (Ctrl-C, memory), the one that is being finished is handed out first. Close the generator before touching what
+        `use` has written.
 
         An item's error names the file: its template cannot be read or shows no breast, its mask does not lie in it,
         the image cannot be pasted, or (a `CopyError`) the gate rejected it. Whatever else `use` raises is raised.
 
+        Args:
+            skip_bad: sample batches without the items that cannot be begun, instead of raising what the first says.
+
         Raises:
-            GBCIError: a worker process died.
+            GBCIError: see `skip_bad`; or a worker process died.
         """
         lanes = start_workers(self._workers, self._threads, use, self._gate, self._settings.guidance_scale)
         try:
             upcoming = [_Batch(batch, lanes) for batch in batches[:1]]
             before = None
             for i in range(len(batches)):
-                (batch,), upcoming = upcoming, [_Batch(batch, lanes) for batch in batches[i + 1 : i + 2]]
-                images, failure = {}, None
+                failure = None
                 try:
-                    images = self._sample(batch.items, batch.requests())
+                    (batch,), upcoming = upcoming, [_Batch(batch, lanes) for batch in batches[i + 1 : i + 2]]
+                    images = self._sample(batch.items, batch.requests(skip_bad=skip_bad))
                 except BaseException as error:
                     failure = error
                 if before is not None:
@@ -94,11 +98,10 @@ class Synthesizer:
             if before is not None:
                 yield before.results()
         except BrokenProcessPool as error:
-            raise GBCIError(
-                "a worker process died (out of memory, or a decoder's crash); use fewer --workers, or a smaller "
-                "--batch-size"
-            ) from error
+            raise dead_worker() from error
         finally:
+            for lane in lanes:
+                lane.cancel()
             for lane in lanes:
                 lane.close()  # afterwards nothing is written
 
@@ -137,11 +140,13 @@ class _Batch:
         self._finished: list[Future] = []
         self._errors: dict[int, GBCIError] = {}
 
-    def requests(self) -> list[Request | GBCIError]:
-        """One per item, when all are there."""
+    def requests(self, *, skip_bad: bool) -> list[Request | GBCIError]:
+        """One per item, when all are there; or raises the first error."""
         requests = [request for future in self._begun for request in future.result()]
         pairs = zip(self.items, requests, strict=True)
         self._errors = {item.index: found for item, found in pairs if isinstance(found, GBCIError)}
+        if self._errors and not skip_bad:
+            raise next(iter(self._errors.values()))
         return requests
 
     def finish(self, images: dict[int, np.ndarray]) -> None:
@@ -163,4 +168,10 @@ class _Batch:
 
 
 def _made(lane: Lane, index: int, value: T) -> Made[T]:
-    return Made(value=value, again=lambda: lane.submit("again", index).result())
+    def again() -> Synthesis:
+        try:
+            return lane.submit("again", index).result()
+        except BrokenProcessPool as error:
+            raise dead_worker() from error
+
+    return Made(value=value, again=again)

@@ -6,6 +6,7 @@ processes: most of their time is Python's, and threads would take turns.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -117,9 +118,9 @@ class Worker(Generic[T]):
         try:
             with naming(path):
                 model_mask, mask, box = draw_masks(item, template)
+                attributes = described(item, template)
         except GBCIError as error:
             return error
-        attributes = described(item, template)
         self._prepared[item.index] = _Prepared(
             item=item, template=template, attributes=attributes, model_mask=model_mask, mask=mask, box=box
         )
@@ -138,14 +139,37 @@ class Lane:
     def __init__(self, executor: Executor, call: Callable[..., Any]):
         self._executor = executor
         self._call = call
+        self._futures: list[Future] = []
 
     def submit(self, method: str, *args: Any) -> Future:
-        """Calls a method of the worker."""
-        return self._executor.submit(self._call, method, *args)
+        """Calls a method of the worker.
+
+        Raises:
+            GBCIError: its process is dead; the future raises BrokenProcessPool where that happens later.
+        """
+        try:
+            future = self._executor.submit(self._call, method, *args)
+        except BrokenProcessPool as error:
+            raise dead_worker() from error
+        self._futures = [*(one for one in self._futures if not one.done()), future]
+        return future
+
+    def cancel(self) -> None:
+        """Cancels the calls that have not begun; of a process, but for the next."""
+        for future in self._futures:
+            future.cancel()
 
     def close(self) -> None:
-        """Waits for the call that is running; those behind it never begin."""
+        """Waits for the calls that are not cancelled."""
         self._executor.shutdown(cancel_futures=True)
+
+
+def dead_worker() -> GBCIError:
+    """What to say of a process that ended by itself."""
+    return GBCIError(
+        "a worker process died or could not start (out of memory, or a decoder's crash); use fewer --workers, or a "
+        "smaller --batch-size"
+    )
 
 
 def start_workers(processes: int, threads: int, *args: Any) -> list[Lane]:

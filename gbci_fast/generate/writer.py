@@ -1,5 +1,6 @@
 """What one image becomes: its files, its sample of a shard, and its row of the manifest."""
 
+import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,14 @@ class Written:
     """One image that is on disk but for its `sample`.
 
     Attributes:
-        row: of the manifest, without the job's columns, the image's shard and the sample's digest.
+        row: of the manifest, without the job's columns and what is of the image's shard.
         sample: members of a WebDataset shard by suffix, without the row; empty where that format was not asked for.
+        digest: SHA-256 of the sample's image.
     """
 
     row: dict[str, Any]
     sample: dict[str, bytes]
+    digest: str
 
 
 class ImageWriter:
@@ -66,7 +69,7 @@ class ImageWriter:
             "files": {kind: path.as_posix() for kind, path in files.items()},
             "sha256": {kind: sha256_of(self._output / path) for kind, path in files.items()},
         }
-        return Written(row=row, sample=sample)
+        return Written(row=row, sample=sample, digest=hashlib.sha256(pixels).hexdigest() if sample else "")
 
     def remove(self, item: PlanItem) -> None:
         """Removes the files of an image, also those half-written, and folders that are empty then."""

@@ -2,7 +2,8 @@
 
 Equivalent to ``F.silu(F.group_norm(x + residual, ...) * scale + shift)``. Faster because memory is passed over once
 where a program can keep its groups in registers, and else twice, once for the statistics and once for the rest, over
-slices of the batch that the cache still holds the second time. Programs of a channels-last image take several groups at
+slices of the batch that the cache still holds the second time (in a recorded graph; launched one by one, slices would
+cost more than they save). Programs of a channels-last image take several groups at
 once, so that what they read of each pixel is a run of memory. No variance is a difference of large numbers: it is taken
 about the mean, in registers, or by Welford's update and the combination of Chan et al. 1979. On the CPU, the compiled
 extension does the same, in two passes over pieces that its cache holds. Forward only.
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.ops import load_extension
-from gbci_fast.ops._triton import DTYPES, jit, tl, triton, triton_op
+from gbci_fast.ops._triton import DTYPES, INTERPRETED, jit, tl, triton, triton_op
 
 load_extension()
 MAX_GROUP = 8192  # channels
@@ -31,6 +32,7 @@ SPLIT_RUN = 128  # bytes of a pixel where pixels are split over programs
 SPLIT_ELEMENTS = 4096  # of one turn of such a program's loop
 MAX_SPLITS = 32
 CACHED_BYTES = 24 << 20  # of an image that is read again: half of the H200's second-level cache
+MAX_GRID = 65535  # CUDA's, of the last axis
 
 
 def group_norm_film_silu_ref(
@@ -296,6 +298,11 @@ def _groups_per_run(run: int, x: Tensor, num_groups: int) -> int:
     return groups
 
 
+def _launches_are_cheap() -> bool:
+    """In a recorded graph; else Python takes longer to launch a slice's kernels than they run."""
+    return INTERPRETED or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+
 def _launch(x, num_groups, weight, bias, eps, scale, shift, residual, silu):
     batch, channels, pixels = *x.shape[:2], x.shape[2] * x.shape[3]
     halves = 1 if scale is None else len(scale) // batch
@@ -324,7 +331,9 @@ def _launch(x, num_groups, weight, bias, eps, scale, shift, residual, silu):
     splits = triton.cdiv(pixels, span)
     last["SPLITS"] = triton.next_power_of_2(splits)
     statistics = x.new_empty((batch, splits, num_groups, 2), dtype=torch.float32)
-    size = max(CACHED_BYTES // (channels * pixels * x.element_size()), 1)
+    size = min(batch, MAX_GRID // halves)
+    if _launches_are_cheap():
+        size = min(size, max(CACHED_BYTES // (channels * pixels * x.element_size()), 1))
     for first in range(0, batch, size):
         # The slices from here on; the FiLM's and the result's second half is then still `batch` rows behind the first.
         x_, residual_, summed_, statistics_, scale_, shift_, out_ = (

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 PARTS = (
@@ -74,11 +75,29 @@ def test_tuning_times_every_candidate_that_is_right(tmp_path):
         assert list(case["microseconds"].values()) == sorted(case["microseconds"].values())
 
 
-def test_a_wrong_candidate_is_no_candidate(monkeypatch):
-    import torch
-
+@pytest.fixture
+def tune(monkeypatch):
+    pytest.importorskip("triton")
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    tune = load("benchmarks/tune.py")
+    return load("benchmarks/tune.py")
+
+
+@pytest.mark.parametrize("name", ["attention", "cross_attention", "geglu", "layer_norm_film", "group_norm_film_silu"])
+@torch.no_grad()
+def test_every_case_can_be_called(tune, name, monkeypatch):
+    monkeypatch.setattr(tune, "architecture", lambda: 90)
+    for case in tune.CASES[name](1, torch.device("cpu")):
+        reference = case.reference().float()
+        if name != "attention":  # of which the kernel that is tuned is none on a CPU
+            assert (case.run().float() - reference).abs().max() <= tune.ERROR * reference.abs().max(), case.name
+        assert len(case.candidates) > 3
+        present = tune.entry(case.table)
+        with tune.changed(case.table, case.candidates[0]):
+            assert tune.entry(case.table) == case.candidates[0]
+        assert tune.entry(case.table) == present
+
+
+def test_a_wrong_candidate_is_no_candidate(tune):
     table = {"key": 1.0}
     case = tune.Case(
         name="case",

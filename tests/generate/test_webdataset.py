@@ -212,3 +212,24 @@ def test_a_shard_that_is_gone_on_with_is_the_shard_at_once(tmp_path):
     assert (tmp_path / "parts.tar").read_bytes() == (tmp_path / "whole.tar").read_bytes()
     close_shard(tmp_path / "parts.tar", 0)
     assert not (tmp_path / "parts.tar").exists()
+
+
+@pytest.mark.parametrize("left", [None, 0, 700])
+def test_a_shard_that_lost_something_is_not_gone_on_with(make_job, phantom, tmp_path, left):
+    """As where the machine lost power, or somebody moved the shard away."""
+    settings = {**SHARDS, "shard_size": 4}
+
+    def stop(images):
+        if images == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_job(phantom, tmp_path / "data", settings=settings, on_batch=stop)
+    shard = tmp_path / "data" / "shards" / "000000.tar"
+    whole = shard.read_bytes()
+    shard.unlink() if left is None else shard.write_bytes(whole[:left])
+    with pytest.raises(GBCIError, match=rf"000000.tar has {left or 0} bytes; expected at least \d+"):
+        make_job(phantom, tmp_path / "data", settings=settings, resume=True)
+    shard.write_bytes(whole)
+    make_job(phantom, tmp_path / "data", settings=settings, resume=True)
+    assert len(members(shard)) == 12

@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 import threading
+import time
 from operator import attrgetter
 
 import numpy as np
@@ -88,11 +89,61 @@ def test_a_batch_is_handed_out_although_the_next_cannot_be_sampled(pipe, plan, w
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("gbci-fast")]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_without_skip_bad_nothing_is_sampled_behind_what_cannot_be_begun(
+    pipe, plan, breast, write_template, tmp_path, workers
+):
+    """A spacing that is none of a mammogram's in model space: only the opened file tells."""
+    path = write_template(tmp_path / "coarse_LCC.dcm", np.round(60000 * breast(600, 450)).astype(np.uint16))
+    dataset = dcmread(path)
+    dataset.ImagerPixelSpacing = dataset.PixelSpacing = [10, 10]
+    dataset.save_as(path)
+    items = [*plan[:2], *make_plan(find_inputs(path), variants=3, seed=0)[2:], *plan[3:6]]
+    calls = []
+
+    def counted(*args, **options):
+        calls.append(options)
+        return pipe(*args, **options)
+
+    def stream(**options):
+        batches = [items[:2], items[2:4], items[4:]]
+        return Synthesizer(counted, QUICK, workers=workers).stream(batches, INDEX, **options)
+
+    strict = stream(skip_bad=False)
+    assert [made.value for made in next(strict)] == [0, 1]
+    with pytest.raises(GBCIError, match=r"coarse_LCC.dcm: .*pixel_spacing"):
+        next(strict)
+    assert len(calls) == 1
+    first, second, third = stream(skip_bad=True)
+    assert isinstance(second[0], GBCIError)
+    assert [made.value for made in (*first, second[1], *third)] == [0, 1, 3, 4, 5]
+
+
 def test_a_process_that_dies_ends_the_job_with_a_sentence(pipe, plan):
     stream = Synthesizer(pipe, QUICK, workers=2).stream([plan[:2], plan[2:4], plan[4:6]], INDEX)
     next(stream)
     for child in multiprocessing.active_children():
         child.kill()
+    with pytest.raises(GBCIError, match="a worker process died or could not start"):
+        list(stream)
+
+
+def test_what_was_made_is_handed_out_although_processes_die_idle(pipe, plan):
+    """Batch 0 is finished when the third is to be begun."""
+
+    def idle(*args, **options):
+        images = pipe(*args, **options)
+        if len(calls) == 1:
+            time.sleep(2)  # batch 0 is pasted meanwhile
+            for child in multiprocessing.active_children():
+                child.kill()
+            time.sleep(1)
+        calls.append(args)
+        return images
+
+    calls = []
+    stream = Synthesizer(idle, QUICK, workers=2).stream([plan[:2], plan[2:4], plan[4:6], plan[6:]], INDEX)
+    assert [made.value for made in next(stream)] == [0, 1]
     with pytest.raises(GBCIError, match="a worker process died"):
         list(stream)
 

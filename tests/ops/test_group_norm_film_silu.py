@@ -122,6 +122,7 @@ def test_a_batch_in_slices(device, monkeypatch):
     args, options = problem("split", torch.float32, torch.channels_last, **OPTIONS["all"], device=device)
     whole = both(group_norm_film_silu, args, options)
     monkeypatch.setattr(module, "CACHED_BYTES", 1)
+    monkeypatch.setattr(module, "_launches_are_cheap", lambda: True)
     for ours, expected in zip(both(group_norm_film_silu, args, options), whole, strict=True):
         assert torch.equal(ours, expected)
 

@@ -1,1 +1,1 @@
-"""Writers of one synthetic image each."""
+"""How synthetic images are written, a module per format."""

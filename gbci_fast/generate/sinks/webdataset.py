@@ -1,14 +1,17 @@
 """WebDataset shards: tar files of many samples, in the order of the plan, for data sets of more images than files.
 
 A sample is ``<image_id>.png``, the image as the sink `png` makes it, ``<image_id>.mask.png``, and ``<image_id>.json``,
-its row of the manifest. No member has a date or an owner: the same samples are the same bytes.
+what the manifest says of it but for the shard. No member has a date or an owner: the same samples are the same bytes.
 """
 
+import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
+
+from gbci_fast.errors import GBCIError
 
 
 def shard_path(number: int) -> Path:
@@ -38,14 +41,22 @@ class Shard:
 def open_shard(path: Path, end: int) -> Iterator[Shard]:
     """Goes on behind the first `end` bytes of a shard's members, and drops what follows; 0 begins it.
 
-    Left without an exception, the file is a whole tar. After one, `close_shard` makes it one again.
+    Left without an exception, the file is a whole tar, and on the disk. After one, `close_shard` makes it one again.
+
+    Raises:
+        GBCIError: the file is gone, or shorter than `end`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    size = path.stat().st_size if path.exists() else 0
+    if size < end:
+        raise GBCIError(f"{path} has {size} bytes; expected at least {end}: put it back, or start again elsewhere")
     with path.open("r+b" if end else "wb") as file:
         file.truncate(end)
         file.seek(end)
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             yield Shard(tar)
+        file.flush()
+        os.fsync(file.fileno())  # before it is noted that the samples are there
 
 
 def close_shard(path: Path, end: int) -> None:
