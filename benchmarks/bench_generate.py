@@ -90,12 +90,12 @@ def bench_generate(request, benchmark, device, records, pipes, tmp_path, batch, 
     )
     folders, finished = (tmp_path / str(number) for number in itertools.count()), []
 
-    def generate(output: Path) -> None:
-        finished.clear()
-        run_job(pipe, plan, output, settings, workers=workers, on_batch=lambda done: note(done))
-
     def note(done: int) -> None:
         finished.append((done, time.perf_counter()))
+
+    def generate(output: Path) -> None:
+        finished.clear()
+        run_job(pipe, plan, output, settings, workers=workers, on_batch=note)
 
     if row != "host":  # builds, autotunes, records its graphs
         warm = make_plan(records, variants=-(-batch // len(records)), seed=1)[:batch]

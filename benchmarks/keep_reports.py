@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.report import read_report
 from gbci_fast.files import atomically
 
 NAMING = ("images", "crops", "suspects", "skipped")
@@ -33,17 +34,6 @@ def main() -> int:
         text = json.dumps(summary(report), indent=1, allow_nan=False) + "\n"
         atomically(args.output / name, lambda file, text=text: file.write_text(text, encoding="utf-8"))
     return 0
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """A report of `gbci-fast evaluate`; GBCIError for any other file."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GBCIError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(report, dict) or "evaluation" not in report:
-        raise GBCIError(f"{path} is no report of gbci-fast evaluate: it names no evaluation")
-    return report
 
 
 def summary(value: Any) -> Any:

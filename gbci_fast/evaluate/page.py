@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.report import read_report
 from gbci_fast.files import atomically
 
 STYLE = """
@@ -38,7 +39,7 @@ def write_page(path: Path, sections: Sequence[Section]) -> None:
     Raises:
         GBCIError: a report or a figure cannot be read.
     """
-    loaded = [(section, _load(section.report)) for section in sections]
+    loaded = [(section, read_report(section.report)) for section in sections]
     rows = "".join(_target_row(report["evaluation"], one) for _, report in loaded for one in report.get("targets", ()))
     head = "<tr><th>evaluation</th><th>target</th><th>measured</th><th>bound</th><th></th><th>note</th></tr>"
     body = "".join(_section_html(section, report) for section, report in loaded)
@@ -48,16 +49,6 @@ def write_page(path: Path, sections: Sequence[Section]) -> None:
         f"<h2>Targets</h2><table>{head}{rows}</table>{body}</body></html>\n"
     )
     atomically(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GBCIError(f"{path} cannot be read as a report: {error}") from error
-    if not isinstance(report, dict) or "evaluation" not in report:
-        raise GBCIError(f"{path} names no evaluation; expected a report of `gbci-fast evaluate`")
-    return report
 
 
 def _target_row(evaluation: str, one: dict[str, Any]) -> str:

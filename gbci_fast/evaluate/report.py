@@ -52,3 +52,18 @@ def write_report(output: Path, figure: Path, report: dict[str, Any], draw: Calla
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     atomically(figure, draw)
     atomically(output, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """What `write_report` wrote.
+
+    Raises:
+        GBCIError: the file cannot be read, or is something else.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GBCIError(f"{path} cannot be read as a report: {error}") from error
+    if not isinstance(report, dict) or "evaluation" not in report:
+        raise GBCIError(f"{path} names no evaluation; expected a report of `gbci-fast evaluate`")
+    return report

@@ -170,7 +170,7 @@ class _Batch:
 def _made(lane: Lane, index: int, value: T) -> Made[T]:
     def again() -> Synthesis:
         try:
-            return lane.submit("again", index).result()
+            return lane.submit("synthesis", index).result()
         except BrokenProcessPool as error:
             raise dead_worker() from error
 

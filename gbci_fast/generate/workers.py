@@ -80,8 +80,8 @@ class Worker(Generic[T]):
         self._last = {index: (self._prepared.pop(index), image) for index, image in images.items()}
         return [self._finish(index) for index in images]
 
-    def again(self, index: int) -> Synthesis:
-        """An image of the last call of `finish`, pasted once more: native pixels are not kept.
+    def synthesis(self, index: int) -> Synthesis:
+        """An image of the last call of `finish`, pasted: native pixels are not kept.
 
         Raises:
             GBCIError: it holds NaN or infinity, the gate rejects it (a `CopyError`), or it cannot be pasted.
@@ -128,7 +128,7 @@ class Worker(Generic[T]):
 
     def _finish(self, index: int) -> T | GBCIError:
         try:
-            return self._use(self.again(index))
+            return self._use(self.synthesis(index))
         except GBCIError as error:
             return error
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
+FORWARD = 20e9  # operations of a guided forward of one image, roughly
 PARTS = (
     "tests",
     "ops",
@@ -47,11 +48,11 @@ def test_the_roofline_adds_up(tmp_path):
     report = json.loads((tmp_path / "r.json").read_text())
     (unet,), (sampler,) = report["unet"], report["sampler"]
     assert unet["share_of_matmul"] == pytest.approx(unet["flop_per_s"] / report["ceilings"]["matmul_flop_per_s"])
-    assert 0 < unet["share_of_matmul"] < 1.5
+    assert unet["flop_per_s"] * unet["seconds"] == pytest.approx(FORWARD, rel=0.5)
     assert sampler["images_per_s"] == pytest.approx(1 / sampler["seconds"])
     assert sampler["tier"] == "approximate"
     for row in (unet, sampler):
-        assert 0.5 < row["busy_of_profiled_call"] <= 1.05
+        assert 0.5 < row["busy_of_profiled_call"] < 1.5
         shares = [kernel["share"] for kernel in row["kernels"]]
         assert shares == sorted(shares, reverse=True)
         assert 0.5 < sum(shares) <= 1 + 1e-9

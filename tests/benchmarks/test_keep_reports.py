@@ -36,7 +36,7 @@ def test_figures_stay_and_names_go(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [("{}", "is no report of gbci-fast evaluate"), ("{", "cannot be read as JSON"), (None, "cannot be read as JSON")],
+    [("{}", "names no evaluation"), ("{", "cannot be read as a report"), (None, "cannot be read as a report")],
 )
 def test_another_file_is_one_sentence_and_nothing_is_kept(tmp_path, content, sentence):
     (tmp_path / "report.json").write_text(json.dumps(REPORT))

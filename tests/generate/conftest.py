@@ -64,6 +64,20 @@ def make_job(pipe):
 
 
 @pytest.fixture(scope="session")
+def stop_after():
+    """`stop_after(count, error)`: an `on_batch` that raises once so many images are made."""
+
+    def stop(count, error=KeyboardInterrupt):
+        def on_batch(images):
+            if images >= count:
+                raise error
+
+        return on_batch
+
+    return stop
+
+
+@pytest.fixture(scope="session")
 def phantom(tmp_path_factory):
     """One VinDr study of four views; both left images show one mass, the right ones none."""
     root = tmp_path_factory.mktemp("phantom") / "root"

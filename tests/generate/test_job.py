@@ -29,14 +29,6 @@ class StopError(Exception):
     """Something that nobody expects."""
 
 
-def stop_after(count, error=KeyboardInterrupt):
-    def on_batch(images):
-        if images >= count:
-            raise error
-
-    return on_batch
-
-
 def stop_now(image):
     raise KeyboardInterrupt
 
@@ -72,7 +64,7 @@ def test_same_job_same_bytes(make_job, phantom, finished, tree, tmp_path):
 
 
 @pytest.mark.parametrize(("tier", "bound"), [("exact", 1e-3), ("tolerance", 0.1), ("approximate", 0.1)])
-def test_the_fast_path_keeps_the_promises(make_job, pipe, phantom, tree, tmp_path, tier, bound):
+def test_the_fast_path_keeps_the_promises(make_job, pipe, phantom, tree, tmp_path, tier, bound, stop_after):
     """The same bytes, interrupted or not; and other batches change no image beyond the tier's rounding."""
     fast = accelerate(pipe, tier=tier)
     settings = {
@@ -168,7 +160,7 @@ def test_no_table_holds_an_absolute_path(make_job, templates, tmp_path):
 
 
 @pytest.mark.parametrize(("count", "error"), [(2, StopError), (4, KeyboardInterrupt)])
-def test_interrupted_then_resumed(make_job, phantom, finished, tree, tmp_path, count, error):
+def test_interrupted_then_resumed(make_job, phantom, finished, tree, tmp_path, count, error, stop_after):
     output = tmp_path / "data"
     with pytest.raises(error):
         make_job(phantom, output, on_batch=stop_after(count, error))
@@ -200,7 +192,7 @@ def test_a_stop_within_a_batch_leaves_none_of_its_files(make_job, phantom, finis
     assert tree(output) == tree(finished)
 
 
-def test_a_killed_run_is_resumed(make_job, phantom, finished, tree, tmp_path):
+def test_a_killed_run_is_resumed(make_job, phantom, finished, tree, tmp_path, stop_after):
     output = tmp_path / "data"
     with pytest.raises(StopError):
         make_job(phantom, output, on_batch=stop_after(2, StopError))
@@ -346,7 +338,7 @@ def test_what_a_header_tells_is_found_before_anything_is_made(make_job, template
 
 
 @pytest.mark.parametrize("damage", [cut_short, without_breast])
-def test_bad_inputs_are_skipped_and_listed(make_job, templates, spoiled, tree, tmp_path, damage):
+def test_bad_inputs_are_skipped_and_listed(make_job, templates, spoiled, tree, tmp_path, damage, stop_after):
     folder, output = spoiled(damage), tmp_path / "data"
     plan = make_job(folder, output, variants=2, skip_bad=True)
     rows = manifest_of(output)

@@ -116,16 +116,12 @@ def test_a_shard_holds_whole_batches(make_job, phantom, tmp_path, size, counts):
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_interrupted_then_resumed(make_job, phantom, tree, tmp_path, size):
+def test_interrupted_then_resumed(make_job, phantom, tree, tmp_path, size, stop_after):
     settings = {**SHARDS, "shard_size": size}
     make_job(phantom, tmp_path / "whole", settings=settings)
 
-    def stop(images):
-        if images == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        make_job(phantom, tmp_path / "cut", settings=settings, on_batch=stop)
+        make_job(phantom, tmp_path / "cut", settings=settings, on_batch=stop_after(2))
     assert len(pd.read_parquet(tmp_path / "cut" / "manifest.parquet")) == 2
     assert len(members(tmp_path / "cut" / "shards" / "000000.tar")) == 6
     make_job(phantom, tmp_path / "cut", settings=settings, resume=True)
@@ -215,16 +211,12 @@ def test_a_shard_that_is_gone_on_with_is_the_shard_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("left", [None, 0, 700])
-def test_a_shard_that_lost_something_is_not_gone_on_with(make_job, phantom, tmp_path, left):
+def test_a_shard_that_lost_something_is_not_gone_on_with(make_job, phantom, tmp_path, left, stop_after):
     """As where the machine lost power, or somebody moved the shard away."""
     settings = {**SHARDS, "shard_size": 4}
 
-    def stop(images):
-        if images == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        make_job(phantom, tmp_path / "data", settings=settings, on_batch=stop)
+        make_job(phantom, tmp_path / "data", settings=settings, on_batch=stop_after(2))
     shard = tmp_path / "data" / "shards" / "000000.tar"
     whole = shard.read_bytes()
     shard.unlink() if left is None else shard.write_bytes(whole[:left])

@@ -42,13 +42,9 @@ def test_the_same_shards_as_threads(make_job, phantom, tree, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_interrupted_then_resumed(make_job, phantom, finished, tree, tmp_path, workers):
-    def stop(images):
-        if images == 2:
-            raise KeyboardInterrupt
-
+def test_interrupted_then_resumed(make_job, phantom, finished, tree, tmp_path, workers, stop_after):
     with pytest.raises(KeyboardInterrupt):
-        make_job(phantom, tmp_path / "data", workers=workers, on_batch=stop)
+        make_job(phantom, tmp_path / "data", workers=workers, on_batch=stop_after(2))
     assert len(pd.read_parquet(tmp_path / "data" / "manifest.parquet")) == 2
     make_job(phantom, tmp_path / "data", workers=workers, resume=True)
     assert tree(tmp_path / "data") == tree(finished)
@@ -171,7 +167,7 @@ class TestWorker:
             template = made.template.mammogram.stored
             np.testing.assert_array_equal(made.stored[~made.mask], template[~made.mask])
             assert (made.stored[made.mask] > template[made.mask]).mean() > 0.5
-            np.testing.assert_array_equal(worker.again(item.index).stored, made.stored)
+            np.testing.assert_array_equal(worker.synthesis(item.index).stored, made.stored)
 
     def test_keeps_no_batch_but_the_last(self, plan):
         worker = Worker(INDEX, None, 1.0)
@@ -179,8 +175,8 @@ class TestWorker:
             asked = worker.begin(plan[first : first + 2])
             worker.finish({first + i: ask.pixels for i, ask in enumerate(asked)})
         with pytest.raises(KeyError):
-            worker.again(0)
-        assert worker.again(2).item is plan[2]
+            worker.synthesis(0)
+        assert worker.synthesis(2).item is plan[2]
 
     def test_nan_is_a_sentence(self, plan):
         worker = Worker(INDEX, None, 7.5)
