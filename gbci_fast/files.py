@@ -1,27 +1,119 @@
-"""Files that appear whole or not at all, folders that one process writes to, and digests."""
+"""Files that appear whole or not at all and survive a power cut, folders that one process writes to, and digests."""
 
-import fcntl
 import hashlib
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from gbci_fast.errors import GBCIError
 
 LOCK_FILE = ".lock"
-PROGRESS_FOLDER = ".progress"  # in the output of a job that can be resumed
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
-def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write(temporary)`` on a sibling name and renames it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def atomically(path: Path, write: Callable[[Path], object], *, mode: int | None = None) -> None:
+    """Calls ``write(temporary)`` on a sibling name and renames it to `path`.
+
+    When it returns, the file and its name are on the disk (``fsync``): a power cut leaves the old file or the new one.
+
+    Args:
+        mode: of the file, such as 0o600; None = as the process creates files.
+
+    Raises:
+        OSError: with the path as its file name, also where the disk is full.
+    """
+    temporary = _temporary(path)
+    with naming_file(path):
+        make_folder(path.parent)
+        try:
+            if mode is not None:
+                temporary.touch(mode)
+            write(temporary)
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls ``write(temporary)`` on a sibling name and puts that folder where `path` is: never half-written.
+
+    When it returns, its files are on the disk.
+    """
+    temporary = _temporary(path)
+    with naming_file(path):
+        try:
+            write(temporary)
+            sync_tree(temporary)
+            if path.exists():  # a folder cannot take another's place in one step
+                shutil.rmtree(path)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until the content of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        write(temporary)
-        temporary.replace(path)
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """`sync` of a file, or of a folder and everything below."""
+    for below in sorted(path.rglob("*")):
+        sync(below)
+    sync(path)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, whose names are on the disk when this returns."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Names `path` in an OSError that names no file: a write to an open file ("No space left on device") does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def is_temporary(name: str) -> bool:
+    """Whether `atomically` or `replace_folder` writes under such a name; a kill leaves it behind."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds no file but what killed processes leave there, if it is there at all."""
+    files = (name for _, _, names in os.walk(folder) for name in names)
+    return all(name == LOCK_FILE or is_temporary(name) for name in files)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what killed processes left below `folder`; nobody may be writing there."""
+    for parent, folders, names in os.walk(folder):
+        for name in filter(is_temporary, names):
+            Path(parent, name).unlink(missing_ok=True)
+        for name in list(filter(is_temporary, folders)):
+            shutil.rmtree(Path(parent, name))
+            folders.remove(name)
 
 
 @contextmanager
@@ -34,29 +126,16 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         GBCIError: somebody else is in there.
     """
-    path = folder / LOCK_FILE
-    while True:
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise GBCIError(
-                    f"{folder} is in use by another run; wait until it ends, or choose another folder"
-                ) from None
-            if not _is_at(file.fileno(), path):
-                continue  # its last holder removed it between our two steps
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+        lock.acquire()
+    except Timeout:
+        raise GBCIError(f"{folder} is in use by another run; wait until it ends, or choose another folder") from None
+    try:
+        yield
+    finally:
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        lock.release()
 
 
 def sha256_of(path: Path) -> str:
@@ -74,3 +153,7 @@ def hash_weights(folder: Path) -> str:
     for path in sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json")):
         digest.update(f"{path.relative_to(folder).as_posix()}\n{sha256_of(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")

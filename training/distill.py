@@ -25,14 +25,14 @@ from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
 from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
-from gbci_fast.files import hash_weights
+from gbci_fast.files import hash_weights, replace_folder
 from gbci_fast.masks import feather_latent_mask
 from gbci_fast.noise import philox_normal
 from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline
 from gbci_fast.training.bank import LatentBank, build_bank, kept_bank
 from gbci_fast.training.data import load_images
 from gbci_fast.training.ldm import LDMConfig, LDMTask, condition, cut, drop, random_window
-from gbci_fast.training.loop import LoopConfig, check_output, replace_folder, train
+from gbci_fast.training.loop import LoopConfig, check_output, train
 from gbci_fast.training.progress import counting
 from gbci_fast.training.ranks import rank_device
 from gbci_fast.training.stages import digest_roots

@@ -5,22 +5,21 @@ optimizer and the step number, and then continues bit for bit on the same machin
 kernels repeat themselves).
 """
 
-import json
 import math
-import os
-import shutil
 import signal
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically, locked
+from gbci_fast.files import atomically
+from gbci_fast.job_folder import JobFolder, Kept
 from gbci_fast.training.curves import Curves
 from gbci_fast.training.ema import EMA
 from gbci_fast.training.progress import TrainingProgress
@@ -91,46 +90,47 @@ def train(
 
     Args:
         inputs: what else decides the result (digests of data and starting weights, the model's settings), as JSON
-            values; kept in the state and compared, with `config`, when the run is resumed.
+            values; kept beside the state and compared, with `config`, when the run is resumed.
 
     Raises:
         KeyboardInterrupt: stopped before the last step; everything up to the last whole step is saved.
         GBCIError: `output` already holds a run and `resume` is not set, or another run, or one that is under way; the
             loss or its gradient is not finite.
     """
-    inputs = _as_json(inputs)
     check_output(output, resume, config, inputs)
-    output.mkdir(parents=True, exist_ok=True)
+    job = _job(output, config, inputs)
     with joined(device) as ranks:
         if config.accumulate % ranks.size:
             raise GBCIError(
                 f"accumulate is {config.accumulate}; expected a multiple of the {ranks.size} processes, which share a "
                 "step's micro-batches"
             )
-        with locked(output) if ranks.first else nullcontext():
-            return _train(task, config, output, device, inputs, ranks)
+        with job.claimed(resume=resume) if ranks.first else nullcontext():
+            return _train(task, config, job, device, ranks)
 
 
-def _train(
-    task: Task, config: LoopConfig, output: Path, device: torch.device, inputs: dict[str, Any], ranks: Ranks
-) -> int:
-    state_path = output / STATE_FILE
+def _train(task: Task, config: LoopConfig, job: JobFolder, device: torch.device, ranks: Ranks) -> int:
+    output = job.path
     module = task.module.to(device)
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
     )
     ema = EMA(module, config.ema_decay)
-    start = _load_state(state_path, module, ema, optimizer, device) if state_path.exists() else 0
+    start = _load_state(job, module, ema, optimizer, device)
 
     def save(step: int) -> None:
         if not ranks.first:
             return
-        with _Averaged(module, ema):
-            task.export(output)
-        # Last: a state that says "finished" has its weights beside it.
-        _save_state(state_path, module, ema, optimizer, config, inputs, step)
+        with _one_sentence(output):
+            with _Averaged(module, ema):
+                task.export(output)
+            # Last: a state that says "finished" has its weights beside it.
+            _save_state(job, module, ema, optimizer, step)
 
     step = saved = start
+    if step == config.steps and ranks.first:
+        with _one_sentence(output), _Averaged(module, ema):
+            task.export(output)  # whatever became of the weights
     batch = config.batch_size * config.accumulate
     curves = Curves(output, start) if config.tensorboard and ranks.first else None
     with (
@@ -158,42 +158,47 @@ def _train(
             progress.log()
     if step < config.steps:
         raise KeyboardInterrupt
+    if ranks.first:
+        job.finish()
     return step
 
 
-def check_output(
-    output: Path, resume: bool, config: LoopConfig | None = None, inputs: Mapping[str, Any] | None = None
-) -> None:
+def check_output(output: Path, resume: bool, config: LoopConfig, inputs: Mapping[str, Any] | None = None) -> None:
     """Looks at what `output` holds, before any slow work.
 
     Raises:
-        GBCIError: a run that is not to be resumed, a damaged one, or (given `config`) one of other settings or inputs.
+        GBCIError: a run that is not to be resumed, a damaged one, or one of other settings or inputs.
     """
-    path = output / STATE_FILE
-    if output.exists() and not output.is_dir():
-        raise GBCIError(f"{output} is a file; expected a folder to write to")
+    job = _job(output, config, inputs)
+
+    def hint(changed: Sequence[str]) -> str:
+        if "steps" not in changed or not (output / "pipeline").is_dir():
+            return ""
+        # The learning rate's course depends on all of them.
+        return f"; to train on, start a new run with --init {output / 'pipeline'}"
+
+    if job.begun(resume=resume, hint=hint):
+        _check_state(job)
+    elif (output / STATE_FILE).exists():
+        raise GBCIError(f"{output} holds a {STATE_FILE} without {job.file.name}; choose another folder")
+
+
+def _job(output: Path, config: LoopConfig, inputs: Mapping[str, Any] | None) -> JobFolder:
+    decides = {name: value for name, value in asdict(config).items() if name not in FREE}
+    return JobFolder(output, {**decides, **(inputs or {})}, shared=True)
+
+
+def _check_state(job: JobFolder) -> None:
+    """Raises GBCIError where the file that a run was saved to is not there as it was saved.
+
+    A save is noted before its file gets its name, so that the last note may be of a save that did not happen.
+    """
+    path, saves = job.path / STATE_FILE, list(job)
     if not path.exists():
-        return
-    if not resume:
-        raise GBCIError(f"{output} already holds a training run; pass --resume to continue it or choose another folder")
-    if config is None:
-        return
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found = {**state["config"], **state["inputs"]}
-    except Exception as error:  # torch raises half a dozen types for a damaged or foreign file
-        raise _no_state(path, error) from error
-    wanted = {**asdict(config), **_as_json(inputs)}
-    names = [name for name in dict.fromkeys((*found, *wanted)) if name not in FREE]
-    changed = [name for name in names if found.get(name) != wanted.get(name)]
-    if changed:
-        told = ", ".join(f"{name} {found.get(name)}, not {wanted.get(name)}" for name in changed)
-        longer = ""
-        if "steps" in changed and (output / "pipeline").is_dir():  # the learning rate's course depends on all of them
-            longer = f"; to train on, start a new run with --init {output / 'pipeline'}"
-        raise GBCIError(
-            f"{path} is of a run with {told}; resume with the same arguments, or choose another folder{longer}"
-        )
+        if len(saves) > 1:
+            raise GBCIError(f"{path} does not exist; expected the state of step {saves[-2]} or {saves[-1]}")
+    elif not any(job.kept(step)[0].is_in(job.path, "digests") for step in reversed(saves)):
+        raise GBCIError(f"{path} cannot be resumed from: it is not the file that was saved")
 
 
 def learning_rate_at(config: LoopConfig, step: int) -> float:
@@ -284,60 +289,45 @@ class _Averaged:
                 parameter.copy_(self.kept[name])
 
 
-def _save_state(
-    path: Path,
-    module: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    config: LoopConfig,
-    inputs: Mapping[str, Any],
-    step: int,
-) -> None:
+def _save_state(job: JobFolder, module: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, step: int) -> None:
     state = {
         "step": step,
-        "config": asdict(config),
-        "inputs": inputs,
         "module": module.state_dict(),
         "ema": ema.shadow,
         "optimizer": optimizer.state_dict(),
     }
-    atomically(path, lambda temporary: torch.save(state, temporary))
+
+    def write(temporary: Path) -> None:
+        torch.save(state, temporary)
+        job.note(step, None, [replace(Kept.of(job.path, temporary), path=STATE_FILE)])
+
+    atomically(job.path / STATE_FILE, write)
 
 
 def _load_state(
-    path: Path,
-    module: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
+    job: JobFolder, module: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> int:
+    """The step that a run goes on from; 0 where nothing was saved."""
+    path = job.path / STATE_FILE
+    if not path.exists():
+        return 0
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         ema.shadow = state["ema"]
         return state["step"]
-    except Exception as error:
-        raise _no_state(path, error) from error
+    except Exception as error:  # torch raises half a dozen types for a damaged or foreign file
+        kind = type(error).__name__
+        raise GBCIError(
+            f"{path} cannot be resumed from: it is damaged, or of another model or version ({kind})"
+        ) from error
 
 
-def _no_state(path: Path, error: Exception) -> GBCIError:
-    kind = type(error).__name__
-    return GBCIError(f"{path} cannot be resumed from: it is damaged, or of another model or version ({kind})")
-
-
-def _as_json(inputs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """As they come back from a file: tuples are lists."""
-    return json.loads(json.dumps(dict(inputs or {})))
-
-
-def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write(temporary)`` on a sibling name and puts that folder where `path` is: never half-written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextmanager
+def _one_sentence(output: Path) -> Iterator[None]:
+    """Makes an error of the libraries that write weights one sentence: on a full disk each raises a type of its own."""
     try:
-        write(temporary)
-        if path.exists():  # a folder cannot take another's place in one step
-            shutil.rmtree(path)
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise GBCIError(f"{output}: the weights cannot be written: {' '.join(str(error).split())}") from error

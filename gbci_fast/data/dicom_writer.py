@@ -25,6 +25,7 @@ from gbci_fast.data.acquisition import magnification
 from gbci_fast.data.complaints import CODEC_LOCK
 from gbci_fast.data.views import view_modifiers
 from gbci_fast.errors import GBCIError
+from gbci_fast.files import atomically
 
 ASSUMED_SPACING = (0.05, 0.05)
 COMPRESSIONS = {"none": ExplicitVRLittleEndian, "rle": RLELossless, "jpeg2000": JPEG2000Lossless}
@@ -168,12 +169,8 @@ def write_dicom(dataset: Dataset, path: str | os.PathLike[str], *, compression: 
     output.file_meta = _file_meta(dataset)
     if compression != "none":
         _compress(output, COMPRESSIONS[compression])
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        output.save_as(partial, implicit_vr=False, little_endian=True, enforce_file_format=True)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    encoding = {"implicit_vr": False, "little_endian": True, "enforce_file_format": True}
+    atomically(path, lambda temporary: output.save_as(temporary, **encoding))
 
 
 def _compress(dataset: Dataset, syntax: UID) -> None:

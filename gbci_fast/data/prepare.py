@@ -1,28 +1,26 @@
 """Data sets to a cache: read once in parallel, append in order, resume where it stopped, the same bytes every time.
 
 Worker processes read images and send back what the cache keeps of them, a few hundred kilobytes each; this process
-alone writes. Until a cache is finished everything lies in ``.progress/``: arrays that only grow, and a journal with a
-line per image that names the bytes it added. A resumed job cuts the arrays to what the journal vouches for.
+alone writes. Until a cache is finished everything lies in the progress folder of a `JobFolder`: arrays that only grow,
+and a note per image of the bytes it added. A resumed job cuts the arrays to what the notes vouch for.
 """
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, count
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,9 +41,11 @@ from gbci_fast.data.prepare_image import PreparedImage, PrepareSettings, prepare
 from gbci_fast.data.qc import QC_FOLDER, write_qc
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE, ImageRecord, VinDr, find_inputs
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import PROGRESS_FOLDER, atomically, sha256_of
+from gbci_fast.files import atomically, naming_file, sha256_of, sync, sync_tree
+from gbci_fast.job_folder import JOB_FILE, PROGRESS_FOLDER, JobFolder, Kept
+from gbci_fast.worker_processes import close_pool, how_it_ended, processes_of, worker_pool
 
-JOB_FILE, JOURNAL, SKIPPED = "job.json", "journal.jsonl", "skipped.csv"
+SKIPPED = "skipped.csv"
 # What moves up out of the progress folder at the end, in this order.
 RESULTS = (PIXELS, MASKS, INDEX, SKIPPED, QC_FOLDER, CACHE_FILE)
 ROW_GROUP = 4096
@@ -102,6 +102,7 @@ def prepare(
     *,
     workers: int | None = None,
     resume: bool = False,
+    check: str = "digests",
     skip_bad: bool = False,
     sheets: int = 1,
     on_image: Callable[[int, int], None] = lambda done, total: None,
@@ -113,12 +114,15 @@ def prepare(
     Args:
         workers: processes; the machine's cores by default. The bytes do not depend on it.
         resume: continue an interrupted job with the same settings and inputs; a finished cache is left as it is.
+        check: how inputs and finished parts are looked at then: "digests" reads them, "sizes" nothing.
         skip_bad: list files that cannot be used in ``skipped.csv`` instead of stopping at the first.
         sheets: pages of the contact sheet.
         on_image: called with the numbers of images done and in all, at the start and after each.
 
     Raises:
-        GBCIError: an input or option is not legal, `output` holds something else, or the disk is full.
+        GBCIError: an input or option is not legal; `output` holds something else; a prepared image, or a finished
+            cache, is not what it was.
+        OSError: `output` cannot be written, as where the disk is full; names it.
     """
     settings = settings or PrepareSettings()
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -130,18 +134,14 @@ def prepare(
         if source.root.resolve() in (output.resolve(), *output.resolve().parents):
             raise GBCIError(f"{output} lies in {source.root}, where images are read from; choose a folder outside")
     job = _Job(sources, output, settings, sheets)
-    try:
-        if job.open(resume=resume):
-            return job.summary(Cache(output))
+    if job.is_complete(resume=resume, check=check):
+        return job.summary(Cache(output))
+    with naming_file(output), job.folder.claimed(resume=resume), job.opened(check):
         if not skip_bad:
             job.check_files()
         job.check_space()
         job.run(workers, skip_bad, on_image)
         return job.finish()
-    except OSError as error:
-        raise GBCIError(f"{output} cannot be written: {error.strerror or error}") from error
-    finally:
-        job.close()
 
 
 class _Job:
@@ -152,39 +152,41 @@ class _Job:
         self.progress = output / PROGRESS_FOLDER
         self._sources = sources
         self._tasks = [(source, record) for source in sources for record in source.records]
-        self._identity = _identify(sources, settings, sheets)
-        self._created = not output.exists()
-        self._files = ExitStack()
-        self._opened = False
+        complete = (output / CACHE_FILE).exists()
+        self.folder = JobFolder(
+            output,
+            _identify(sources, settings, sheets),
+            file=CACHE_FILE if complete else f"{PROGRESS_FOLDER}/{JOB_FILE}",
+        )
+        self._arrays = {name: _Array(self.progress / name, kind, width) for name, kind, width in _arrays(settings.size)}
         self.done = self.views = self.masks = self.skipped = 0
 
-    def open(self, *, resume: bool) -> bool:
-        """Creates the folder, or checks that it holds this job; True when the cache is already complete."""
-        output = self.output
-        if output.exists() and not output.is_dir():
-            raise GBCIError(f"{output} is a file; expected a folder to write to")
-        if not self._created and any(output.iterdir()):
-            if not resume:
-                raise GBCIError(
-                    f"{output} is not empty; pass --resume to continue the job there, or choose another folder"
-                )
-            if (output / CACHE_FILE).exists():
-                self._check_identity(Cache(output).info, output / CACHE_FILE)
-                shutil.rmtree(self.progress, ignore_errors=True)
-                return True
-            self._check_identity(_read_json(self.progress / JOB_FILE), self.progress / JOB_FILE)
-        else:
-            text = json.dumps(self._identity, indent=1) + "\n"
-            atomically(self.progress / JOB_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        self._journal = self._append(JOURNAL)
-        try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GBCIError(f"{output} is being written by another process; wait for it to end") from None
-        self._recover()
-        self._pixels, self._masks = self._append(PIXELS), self._append(MASKS)
-        self._opened = True
-        return False
+    def is_complete(self, *, resume: bool, check: str) -> bool:
+        """Whether the cache is finished, and whole.
+
+        Raises:
+            GBCIError: the folder cannot be used, or the cache's files are not those it was finished with.
+        """
+        if not self.folder.begun(resume=resume) or not (self.output / CACHE_FILE).exists():
+            return False
+        cache = Cache(self.output)
+        if check == "digests":
+            cache.verify()
+        shutil.rmtree(self.progress, ignore_errors=True)
+        return True
+
+    @contextmanager
+    def opened(self, check: str) -> Iterator[None]:
+        """The arrays, cut to the images that are whole; where none is in the end, nothing stays."""
+        self._recover(check)
+        with ExitStack() as stack:
+            for array in self._arrays.values():
+                stack.enter_context(array)
+            try:
+                yield
+            finally:
+                if not self.views:
+                    self.folder.forget(list(self.folder))
 
     def check_files(self) -> None:
         """Raises GBCIError where a listed image is not there: before the hours of work, not within them."""
@@ -210,15 +212,13 @@ class _Job:
         todo = self._tasks[self.done :]
         if not todo:
             return
-        # A fork server imports everything once, in a process without threads, and every worker starts as its copy.
-        context = get_context("forkserver")
-        context.set_forkserver_preload([prepare_image.__module__])
-        pool = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=start_reader)
+        pool, processes = worker_pool(min(workers, len(todo)), prepare_image.__module__, start_reader), []
         pending: deque[tuple[Source, ImageRecord, Future[PreparedImage]]] = deque()
         try:
             for source, record in todo:
                 arguments = (record, source.root, source.name, self.settings)
                 pending.append((source, record, pool.submit(prepare_image, *arguments)))
+                processes = processes_of(pool) or processes
                 if len(pending) >= 4 * workers:  # what waits for its turn is bounded, and with it the memory
                     self._take(*pending.popleft(), skip_bad=skip_bad)
                     on_image(self.done, total)
@@ -226,13 +226,14 @@ class _Job:
                 self._take(*pending.popleft(), skip_bad=skip_bad)
                 on_image(self.done, total)
         except BrokenProcessPool as error:  # from a result, or from `submit` while earlier results are still good
+            close_pool(pool)
             _, record = self._tasks[self.done]
             raise GBCIError(
-                f"a worker process died at {record.path} or one of the next images (out of memory, or a decoder's "
-                "crash); use fewer --workers, or remove the file"
+                f"a worker process {how_it_ended(processes)}, at {record.path} or one of the next images; use fewer "
+                "--workers, or remove the file"
             ) from error
         finally:
-            pool.shutdown(cancel_futures=True)
+            close_pool(pool)
 
     def finish(self) -> Prepared:
         """Index, report and description; then everything moves up, the description last."""
@@ -240,24 +241,23 @@ class _Job:
             first = next(self._entries(), None)
             why = f"; the first: {first['skipped']}" if first and "skipped" in first else ""
             raise GBCIError(f"none of {len(self._tasks)} images gave a field of view{why}")
-        self._pixels.close()
-        self._masks.close()
-        size = self.settings.size
-        _write_header(self.progress / PIXELS, "<u2", (self.views, size, size))
-        _write_header(self.progress / MASKS, "|u1", (self.masks, packed_length(size)))
+        self._arrays[PIXELS].finish(self.views)
+        self._arrays[MASKS].finish(self.masks)
         self._write_index()
         self._write_skipped()
         files = {
             name: {"bytes": (self.progress / name).stat().st_size, "sha256": sha256_of(self.progress / name)}
             for name in (PIXELS, MASKS, INDEX)
         }
-        info = self._identity | {"views_prepared": self.views, "skipped": self.skipped, "files": files}
-        (self.progress / CACHE_FILE).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+        info = self.folder.stored | {"views_prepared": self.views, "skipped": self.skipped, "files": files}
+        text = json.dumps(info, indent=1) + "\n"
+        atomically(self.progress / CACHE_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         cache = Cache(self.progress)
         write_qc(cache, self.progress / QC_FOLDER, skipped=self._skipped_rows(), sheets=self.sheets)
-        for name in RESULTS:
-            if (self.progress / name).exists():
-                (self.progress / name).rename(self.output / name)
+        for name in (name for name in RESULTS if (self.progress / name).exists()):
+            sync_tree(self.progress / name)
+            (self.progress / name).rename(self.output / name)
+            sync(self.output)
         shutil.rmtree(self.progress)
         return self.summary(cache)
 
@@ -265,14 +265,6 @@ class _Job:
         """The numbers of a finished cache."""
         skipped = cache.info["skipped"]
         return Prepared(images=len(self._tasks) - skipped, skipped=skipped, views=len(cache))
-
-    def close(self) -> None:
-        """Lets go of the files; takes back what `open` made where there is nothing worth resuming."""
-        self._files.close()
-        if self._opened and not self.views:
-            shutil.rmtree(self.progress, ignore_errors=True)
-            if self._created and self.output.is_dir() and not any(self.output.iterdir()):
-                self.output.rmdir()
 
     def _take(self, source: Source, record: ImageRecord, future: "Future[PreparedImage]", *, skip_bad: bool) -> None:
         try:
@@ -291,19 +283,16 @@ class _Job:
     def _add(self, image: PreparedImage) -> None:
         pixels = image.pixels.astype("<u2", copy=False).tobytes()
         masks = b"".join(part.tobytes() for part in image.masks)
-        for file, content in ((self._pixels, pixels), (self._masks, masks)):
-            file.write(content)
-            file.flush()
-        self._note({"rows": image.rows, "masks": [len(part) for part in image.masks], "crc": _crc(pixels, masks)})
+        kept = [self._arrays[name].append(part, self.output) for name, part in ((PIXELS, pixels), (MASKS, masks))]
+        self._note({"rows": image.rows, "masks": [len(part) for part in image.masks]}, kept)
 
     def _skip(self, source: Source, record: ImageRecord, reason: str) -> None:
         # Neither the table nor the cache depends on where the data lie.
         reason = reason.replace(f"{source.root}{os.sep}", "")
         self._note({"file": f"{source.name}/{record.path.relative_to(source.root).as_posix()}", "skipped": reason})
 
-    def _note(self, entry: dict[str, Any]) -> None:
-        self._journal.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-        self._journal.flush()
+    def _note(self, entry: dict[str, Any], kept: Sequence[Kept] = ()) -> None:
+        self.folder.note(self.done, entry, kept)
         self._count(entry)
 
     def _count(self, entry: dict[str, Any]) -> None:
@@ -312,54 +301,44 @@ class _Job:
         self.views += len(entry.get("rows", ()))
         self.masks += sum(entry.get("masks", ()))
 
-    def _append(self, name: str) -> BinaryIO:
-        return self._files.enter_context((self.progress / name).open("ab"))
-
     def _entries(self) -> Iterator[dict[str, Any]]:
-        with (self.progress / JOURNAL).open("rb") as file:
-            yield from (json.loads(line) for line in file)
+        return (self.folder.entry(number) for number in range(self.done))
 
-    def _check_identity(self, found: dict[str, Any], file: Path) -> None:
-        changed = [key for key, value in self._identity.items() if found.get(key) != value]
-        if changed:
-            raise GBCIError(f"{file} is of another job: {', '.join(changed)} differ; resume with the same arguments")
-
-    def _recover(self) -> None:
-        """Brings the folder back to the last image that is whole in all three files; a new job to its headers."""
+    def _recover(self, check: str) -> None:
+        """Brings the folder back to the last image that is whole in both arrays; a new job to their headers."""
         for name in RESULTS[:2]:  # where an earlier run was killed while it moved its results up
             if (self.output / name).exists():
                 (self.output / name).rename(self.progress / name)
         for name in RESULTS[2:]:
             for path in (self.output / name, self.progress / name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        size = self.settings.size
-        view_bytes, mask_bytes = 2 * size * size, packed_length(size)
-        headers = _header("<u2", (0, size, size)), _header("|u1", (0, mask_bytes))
-        for name, header in zip((PIXELS, MASKS), headers, strict=True):
-            if not (self.progress / name).exists():
-                (self.progress / name).write_bytes(header)
-        kept = 0
-        with (
-            (self.progress / JOURNAL).open("rb") as journal,
-            (self.progress / PIXELS).open("rb") as pixels,
-            (self.progress / MASKS).open("rb") as masks,
-        ):
-            pixels.seek(len(headers[0]))
-            masks.seek(len(headers[1]))
-            for line, (source, record) in zip(journal, self._tasks, strict=False):
-                entry = _parse_entry(line)
-                if entry is None:
-                    break
-                if rows := entry.get("rows"):
-                    parts = pixels.read(len(rows) * view_bytes), masks.read(sum(entry["masks"]) * mask_bytes)
-                    if _crc(*parts) != entry["crc"]:
-                        break
-                    _check_unchanged(record, rows[0], source)
-                self._count(entry)
-                kept += len(line)
-        os.truncate(self.progress / JOURNAL, kept)
-        os.truncate(self.progress / PIXELS, len(headers[0]) + self.views * view_bytes)
-        os.truncate(self.progress / MASKS, len(headers[1]) + self.masks * mask_bytes)
+        damaged = set(self.folder.damaged(check))
+        while self.done in self.folder and self.done not in damaged:
+            self._count(self.folder.entry(self.done))
+        self.folder.forget([number for number in self.folder if number >= self.done])
+        self._check_unchanged(check)
+        for name, rows in ((PIXELS, self.views), (MASKS, self.masks)):
+            self._arrays[name].cut(rows)
+
+    def _check_unchanged(self, check: str) -> None:
+        """Raises GBCIError where a prepared image is another file now."""
+
+        def fault(number: int) -> str | None:
+            (_, record), rows = self._tasks[number], self.folder.entry(number).get("rows")
+            if not rows:
+                return None
+            size = record.path.stat().st_size if record.path.exists() else 0
+            if size != rows[0]["bytes"]:
+                return f"has {size} bytes, and had {rows[0]['bytes']}"
+            if check == "digests" and sha256_of(record.path) != rows[0]["sha256"]:
+                return "is not the file that it was"
+            return None
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for number, found in enumerate(pool.map(fault, range(self.done))):
+                if found:
+                    path = self._tasks[number][1].path
+                    raise GBCIError(f"{path} {found} when it was prepared; start again in another folder")
 
     def _write_index(self) -> None:
         mask, rows = 0, []
@@ -400,43 +379,52 @@ def _identify(sources: list[Source], settings: PrepareSettings, sheets: int) -> 
     }
 
 
-def _check_unchanged(record: ImageRecord, row: dict[str, Any], source: Source) -> None:
-    size = record.path.stat().st_size if record.path.exists() else 0
-    if size != row["bytes"]:
-        raise GBCIError(
-            f"{record.path} has {size} bytes, and had {row['bytes']} when it was prepared; "
-            "start again in another folder"
-        )
+def _arrays(size: int) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """Name, type and shape of a row of the arrays."""
+    return (PIXELS, "<u2", (size, size)), (MASKS, "|u1", (packed_length(size),))
 
 
-def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """The header of a ``.npy`` file; NumPy pads it so that its length does not depend on the first axis."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
-    return buffer.getvalue()
+class _Array:
+    """A ``.npy`` file that grows; its header says how many rows there are once it is finished."""
 
+    def __init__(self, path: Path, dtype: str, row: tuple[int, ...]):
+        self._path, self._dtype, self._row = path, dtype, row
+        self._start = len(self._header(0))
+        self._row_bytes = np.dtype(dtype).itemsize * math.prod(row)
 
-def _write_header(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
-    with path.open("r+b") as file:
-        file.write(_header(dtype, shape))
-        file.flush()
-        os.fsync(file.fileno())
+    def __enter__(self) -> "_Array":
+        self._file = self._path.open("ab")
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
-def _crc(pixels: bytes, masks: bytes) -> int:
-    return zlib.crc32(masks, zlib.crc32(pixels))
+    def append(self, content: bytes, job: Path) -> Kept:
+        """Adds rows; when it returns, they are on the disk."""
+        start = self._file.tell()
+        self._file.write(content)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        digest = hashlib.sha256(content).hexdigest()
+        return Kept.of(job, self._path, span=(start, start + len(content)), sha256=digest)
 
+    def cut(self, rows: int) -> None:
+        """Leaves so many rows of a closed file, which is made where it is not there."""
+        if not self._path.exists():
+            atomically(self._path, lambda temporary: temporary.write_bytes(self._header(0)))
+        os.truncate(self._path, self._start + rows * self._row_bytes)
 
-def _parse_entry(line: bytes) -> dict[str, Any] | None:
-    """One journal line; None where a kill or a full disk cut it."""
-    try:
-        return json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
+    def finish(self, rows: int) -> None:
+        """Writes the number of rows into the header."""
+        self._file.close()
+        with self._path.open("r+b") as file:
+            file.write(self._header(rows))
+            file.flush()
+            os.fsync(file.fileno())
 
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise GBCIError(f"{file} cannot be read, so {file.parent.parent} holds no job to resume") from error
+    def _header(self, rows: int) -> bytes:
+        # NumPy pads it so that its length does not depend on the first axis.
+        buffer = io.BytesIO()
+        layout = {"descr": self._dtype, "fortran_order": False, "shape": (rows, *self._row)}
+        np.lib.format.write_array_header_1_0(buffer, layout)
+        return buffer.getvalue()

@@ -14,6 +14,7 @@ from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress
 from gbci_fast.files import atomically
+from gbci_fast.job_folder import JobFolder, Kept
 from gbci_fast.pipeline import GBCIPipeline
 
 
@@ -58,25 +59,32 @@ def paint(
 ) -> list[np.ndarray]:
     """Every case with its lesion erased and painted: float32 [S, S] in [0, 1], resumable.
 
-    Outside the mask an image is its original. Batches that are in `folder` are taken from there, and new ones are kept
-    in it, under a name that follows from everything that decides their pixels.
+    Outside the mask an image is its original. Batches that are whole in `folder` are taken from there, and new ones are
+    kept in it, under a name that follows from everything that decides their pixels.
 
     Args:
         pipe: the accelerated pipeline (`gbci_fast.accelerate`), or the eager one.
         weights: digest of what it was loaded from.
         folder: of the kept batches; made if need be.
         descriptions: one per case, instead of the cases' own.
+
+    Raises:
+        GBCIError: `folder` holds something else, or another run is painting into it.
     """
     described = [Description.of(case) for case in cases] if descriptions is None else list(descriptions)
     images: list[np.ndarray] = []
-    for start in range(0, len(cases), settings.batch_size):
-        batch, told = cases[start : start + settings.batch_size], described[start : start + settings.batch_size]
-        path = folder / f"{_digest(batch, told, settings, weights)}.npy"
-        if not path.exists():
-            painted = _paint_batch(pipe, batch, told, settings)
-            atomically(path, _saver(painted))
-        images += list(np.load(path))
-        on_progress(stage, len(images), len(cases))
+    job = JobFolder(folder, {"painted": 1})  # a format: what decides the pixels is in the names
+    with job.claimed(resume=True):
+        for start in range(0, len(cases), settings.batch_size):
+            batch, told = cases[start : start + settings.batch_size], described[start : start + settings.batch_size]
+            key = _digest(batch, told, settings, weights)
+            path = folder / f"{key}.npy"
+            if key not in job or job.is_damaged(key):
+                painted = _paint_batch(pipe, batch, told, settings)
+                atomically(path, _saver(painted))
+                job.note(key, None, [Kept.of(folder, path)])
+            images += list(np.load(path))
+            on_progress(stage, len(images), len(cases))
     return images
 
 

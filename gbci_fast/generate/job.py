@@ -1,16 +1,15 @@
 """A generation job on disk: batches in, files and tables out; interruptible, resumable, the same bytes every time.
 
-While a job runs, ``.progress/`` holds the manifest rows of its finished batches and the preview's panels. The tables
-are compiled from them after the last batch, or when the job is stopped.
+The folder is a `JobFolder`: its notes are the manifest rows of the finished batches, and beside them lie the preview's
+panels. The tables are compiled from them after the last batch, or when the job is stopped.
 """
 
 import hashlib
 import json
 import os
-import shutil
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from PIL import Image
 from gbci_fast import __version__
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import FastPipeline
-from gbci_fast.files import LOCK_FILE, PROGRESS_FOLDER, atomically, locked
+from gbci_fast.files import sha256_of
 from gbci_fast.generate.checks import check_inputs
 from gbci_fast.generate.copies import REJECTED, CopyError, CopyGate
 from gbci_fast.generate.manifest import SKIPPED, TABLES, read_reasons, write_skipped, write_tables
@@ -30,13 +29,14 @@ from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.preview import PREVIEW, preview_panels, write_preview
 from gbci_fast.generate.settings import JobSettings
 from gbci_fast.generate.sinks import png
-from gbci_fast.generate.sinks.webdataset import close_shard, open_shard, shard_path
+from gbci_fast.generate.sinks.webdataset import close_shard, is_closed, open_shard, shard_path
 from gbci_fast.generate.synthesizer import Made, Synthesizer
 from gbci_fast.generate.writer import ImageWriter, Written, write_bytes
+from gbci_fast.job_folder import JobFolder, Kept, Key
 from gbci_fast.pipeline import GBCIPipeline
 
-JOB_FILE = "job.json"
 PREVIEW_ROWS = 8
+COMPILED = (*TABLES, SKIPPED, PREVIEW)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,7 @@ def run_job(
     *,
     resume: bool = False,
     skip_bad: bool = False,
+    check: str = "digests",
     gate: CopyGate | None = None,
     workers: int = 0,
     on_batch: Callable[[int], None] = lambda images: None,
@@ -80,8 +81,11 @@ def run_job(
     bytes as without a gate.
 
     Args:
-        resume: keep the finished batches of an interrupted run of the same job; a finished job is left as it is.
+        resume: keep the finished batches of an interrupted run of the same job, but for those whose files are not as
+            they were written, or whose template is another file now. A finished job that is whole is left as it is.
         skip_bad: list items that cannot be made in `SKIPPED` (file, reason) instead of stopping.
+        check: how the files of finished batches are looked at: "digests" reads them and their templates, "sizes"
+            nothing.
         gate: rejects near copies of training lesions and lists them in `SKIPPED`; `settings` hold its digest.
         workers: processes that read, paste and write beside the sampler; 0 = threads of this one. Same bytes. A script
             that asks for processes begins with ``if __name__ == "__main__"``, as with all of Python's.
@@ -98,22 +102,18 @@ def run_job(
         "few_step": fast and pipe.uses_few_step(**call),
     }
     job = _Job(plan, output, settings, sampled_by=sampled_by, skip_bad=skip_bad)
-    if job.inspect(resume=resume):
+    if job.is_complete(resume=resume, check=check):
         on_batch(len(plan))
         return job.result()
-    job.check()
-    try:
-        with job.claimed():
-            try:
-                job.run(Synthesizer(pipe, settings.sampler, gate, workers=workers), on_batch)
-                job.compile()
-            except BaseException:
-                job.stop()
-                raise
-            job.finish()
-    except BaseException:
-        job.leave()
-        raise
+    job.check_inputs()
+    with job.folder.claimed(resume=resume):
+        try:
+            job.run(Synthesizer(pipe, settings.sampler, gate, workers=workers), on_batch)
+            job.compile()
+        except BaseException:
+            job.stop()
+            raise
+        job.folder.finish()
     return job.result()
 
 
@@ -130,50 +130,37 @@ class _Job:
         skip_bad: bool,
     ):
         self.output = output
-        self.progress = output / PROGRESS_FOLDER
         self._plan = plan
-        self._created = not output.exists()
         self._settings = settings
         self._skip_bad = skip_bad
         self._faults: dict[int, GBCIError] = {}
+        self._damaged: set[Key] = set()
         self._columns = {"gbci_fast": __version__, **sampled_by, **settings.columns()}
-        self._identity = self._columns | _identify(plan)
+        self.folder = JobFolder(output, self._columns | _identify(plan))
         self._batches = [plan[i : i + settings.batch_size] for i in range(0, len(plan), settings.batch_size)]
         self._slots = _preview_slots(len(plan))
         self._shown: dict[int, Path] = {}
         self._writer = ImageWriter(output, settings)
         self._names = _short_names({item.template.path for item in plan})
 
-    def inspect(self, *, resume: bool) -> bool:
-        """Whether this job is already complete in the folder; changes nothing.
+    def is_complete(self, *, resume: bool, check: str) -> bool:
+        """Whether this job is already finished in the folder, and whole; changes nothing.
 
         Raises:
             GBCIError: the folder cannot be used.
         """
-        output, file = self.output, self.output / JOB_FILE
-        if output.exists() and not output.is_dir():
-            raise GBCIError(f"{output} is a file; expected a folder to write to")
-        if not output.exists() or not {path.name for path in output.iterdir()} - {LOCK_FILE}:
+        if not self.folder.begun(resume=resume):
             return False
-        if not resume:
-            raise GBCIError(f"{output} is not empty; pass --resume to continue the job there, or choose another folder")
-        try:
-            found = dict(json.loads(file.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise GBCIError(f"{file} cannot be read, so {output} holds no job to resume: {error}") from error
-        changed = [key for key, value in self._identity.items() if found.get(key) != value]
-        if changed:
-            raise GBCIError(f"{output} holds another job: {', '.join(changed)} differ; resume with the same arguments")
-        return not self.progress.exists() and (output / TABLES[0]).exists()
+        self._damaged = self._find_damaged(check)
+        return self.folder.finished and not self._damaged
 
-    def check(self) -> None:
+    def check_inputs(self) -> None:
         """Looks at the headers of what is still to be made.
 
         Raises:
             GBCIError: an item cannot be made, and must not be skipped; or none can.
         """
-        finished = self._finished()
-        pending = [item for i, batch in enumerate(self._batches) if i not in finished for item in batch]
+        pending = [item for i in self._pending() for item in self._batches[i]]
         self._faults = check_inputs(pending, self._settings.formats)
         files = {item.template.path for item in pending if item.index in self._faults}
         if self._faults and not self._skip_bad:
@@ -182,27 +169,15 @@ class _Job:
         if len(self._faults) == len(self._plan):
             raise _all_skipped(len(self._plan), next(iter(self._faults.values())))
 
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """The folder, made where it is not there, with this job's name on it, and nobody else in it."""
-        self.output.mkdir(parents=True, exist_ok=True)
-        with locked(self.output):
-            if self.inspect(resume=not self._created):  # again, now that nobody else can change it
-                raise GBCIError(f"{self.output} was just finished by another run; nothing is left to do")
-            file = self.output / JOB_FILE
-            if not file.exists():
-                text = json.dumps(self._identity, indent=1) + "\n"
-                atomically(file, lambda temporary: temporary.write_text(text))
-            yield
-
     def run(self, synthesizer: Synthesizer, on_batch: Callable[[int], None]) -> None:
         """Every batch that is not finished, in order."""
+        self.folder.forget([key for key in self.folder if key in self._damaged])
+        self._damaged = set()
         self._remove_unfinished()  # where an earlier run was killed
         self._shown = self._panels(self._done("rows"))
-        finished = self._finished()
-        count = sum(len(self._batches[i]) for i in finished)
+        numbers = self._pending()
+        count = len(self._plan) - sum(len(self._batches[i]) for i in numbers)
         on_batch(count)
-        numbers = [i for i in range(len(self._batches)) if i not in finished]
         sound = [[item for item in self._batches[i] if item.index not in self._faults] for i in numbers]
         with closing(synthesizer.stream(sound, self._writer.write, skip_bad=self._skip_bad)) as stream:
             for i, items, images in zip(numbers, sound, stream, strict=True):
@@ -222,12 +197,8 @@ class _Job:
             write_skipped([(item["file"], item["reason"]) for item in skipped], self.output)
         shown = sorted(self._panels(rows).values())
         write_preview([np.asarray(Image.open(file)) for file in shown], self.output / PREVIEW)
-
-    def finish(self) -> None:
-        """Removes what only an unfinished job needs."""
-        finished = self.output / f"{PROGRESS_FOLDER}.finished"  # renamed first: a cut removal is no unfinished job
-        self.progress.rename(finished)
-        shutil.rmtree(finished)
+        compiled = [self.output / name for name in COMPILED if name != SKIPPED or skipped]
+        self.folder.note("tables", None, [Kept.of(self.output, file) for file in compiled])
 
     def stop(self) -> None:
         """Makes a valid data set of the finished batches; without any, takes back what this job made."""
@@ -235,14 +206,9 @@ class _Job:
         if self._done("rows"):
             self.compile()
             return
-        shutil.rmtree(self.progress, ignore_errors=True)
-        (self.output / JOB_FILE).unlink(missing_ok=True)
-
-    def leave(self) -> None:
-        """Removes the folder where this job made it and nothing is in it."""
-        if self._created:
-            with suppress(OSError):  # absent, or not empty
-                self.output.rmdir()
+        self.folder.forget(list(self.folder))
+        for name in COMPILED:
+            (self.output / name).unlink(missing_ok=True)
 
     def result(self) -> JobResult:
         """Of a finished job."""
@@ -259,27 +225,33 @@ class _Job:
 
     def _record(self, number: int, outcomes: Mapping[int, Made[Written] | GBCIError]) -> None:
         """Takes what was made of a batch into its shard and the preview, and marks it finished."""
-        batch, rows, skipped = self._batches[number], [], []
-        shard, end = self._shard(number)
+        rows, skipped, kept = [], [], []
+        shard, start = self._shard(number)
         with ExitStack() as stack:
             opened = None
-            for item in batch:
+            for item in self._batches[number]:
                 made = outcomes[item.index]
                 if isinstance(made, GBCIError):
                     skipped.append(self._skip(item, made))
                     continue
                 row, sample = made.value.row | {"batch": number, **self._columns}, made.value.sample
+                kept += [
+                    Kept.of(self.output, self.output / row["files"][kind], sha256=row["sha256"][kind])
+                    for kind in row["files"]
+                ]
                 if sample:
-                    opened = opened or stack.enter_context(open_shard(self.output / shard, end))
+                    opened = opened or stack.enter_context(open_shard(self.output / shard, start))
                     opened.add(item.image_id, sample | {"json": json.dumps(row).encode()})
                     row["files"]["webdataset"] = shard.as_posix()
                     row["sha256"]["webdataset"] = made.value.digest
                 rows.append(row)
                 if self._shown.setdefault(self._slots[item.index], file := self._panel_file(item.index)) == file:
                     write_bytes(png.encode_png(preview_panels(made.again())), file)
-            end = opened.end if opened else end
-        result = json.dumps({"rows": rows, "skipped": skipped, "shard_end": end})
-        atomically(self._batch_file(number), lambda temporary: temporary.write_text(result))
+                    kept.append(Kept.of(self.output, file))
+            end = opened.end if opened else start
+        if end > start:
+            kept.append(Kept.of(self.output, self.output / shard, span=(start, end)))
+        self.folder.note(number, {"rows": rows, "skipped": skipped, "shard_end": end}, kept)
 
     def _skip(self, item: PlanItem, error: GBCIError) -> dict[str, Any]:
         """The record of an item that was not made; raises the error where that must not be."""
@@ -292,22 +264,60 @@ class _Job:
 
     def _shard(self, number: int) -> tuple[Path, int]:
         """The shard that a batch belongs to, and where in it the batch begins."""
-        batches = -(-self._settings.shard_size // self._settings.batch_size)  # of a shard
-        first = number // batches * batches
-        before = self._batch_file(number - 1)
-        end = json.loads(before.read_text())["shard_end"] if number > first else 0
-        return shard_path(number // batches), end
+        first = number - number % self._batches_of_a_shard
+        start = self.folder.entry(number - 1)["shard_end"] if number > first else 0
+        return shard_path(number // self._batches_of_a_shard), start
 
-    def _batch_file(self, number: int) -> Path:
-        return self.progress / f"batch-{number:06d}.json"
+    @property
+    def _batches_of_a_shard(self) -> int:
+        return -(-self._settings.shard_size // self._settings.batch_size)
 
-    def _finished(self) -> set[int]:
-        return {int(file.stem.removeprefix("batch-")) for file in self.progress.glob("batch-*.json")}
+    def _finished(self) -> list[int]:
+        """Numbers of the finished batches, in order."""
+        return [key for key in self.folder if isinstance(key, int)]
+
+    def _pending(self) -> list[int]:
+        """Numbers of the batches that are still to be made, in order."""
+        return [i for i in range(len(self._batches)) if i not in self.folder or i in self._damaged]
 
     def _done(self, kind: str) -> list[dict[str, Any]]:
         """The "rows" or the "skipped" items of the finished batches."""
-        files = sorted(self.progress.glob("batch-*.json"))
-        return [entry for file in files for entry in json.loads(file.read_text())[kind]]
+        return [entry for number in self._finished() for entry in self.folder.entry(number)[kind]]
+
+    def _find_damaged(self, check: str) -> set[Key]:
+        """Notes of what is not there as it was written, or would be written otherwise now."""
+        damaged = set(self.folder.damaged(check))
+        if check == "digests":
+            damaged |= self._of_changed_templates()
+        if "webdataset" in self._settings.formats:
+            damaged |= self._of_cut_shards(damaged)
+        return damaged
+
+    def _of_changed_templates(self) -> set[int]:
+        """Finished batches with a template that is another file now."""
+        digests: dict[Path, str | None] = {}
+        changed = set()
+        for number in self._finished():
+            for row in self.folder.entry(number)["rows"]:
+                path = self._plan[row["index"]].template.path
+                if path not in digests:
+                    digests[path] = sha256_of(path) if path.is_file() else None  # gone: nothing better can be made
+                if digests[path] not in (None, row["template_sha256"]):
+                    changed.add(number)
+        return changed
+
+    def _of_cut_shards(self, damaged: set[Key]) -> set[int]:
+        """Finished batches behind a damaged one in their shard; of a finished job, the last of a shard without end."""
+        lost, of_shard = set(), {}
+        for number in self._finished():
+            of_shard.setdefault(number // self._batches_of_a_shard, []).append(number)
+        for shard, numbers in of_shard.items():
+            end = self.folder.entry(numbers[-1])["shard_end"]
+            if end and self.folder.finished and not is_closed(self.output / shard_path(shard), end):
+                lost.add(numbers[-1])
+            first = min(damaged & set(numbers), default=None)
+            lost |= {number for number in numbers if first is not None and number > first}
+        return lost
 
     def _panels(self, rows: Sequence[dict[str, Any]]) -> dict[int, Path]:
         """The preview's panels that finished batches have drawn, by slot: of its first image that was made."""
@@ -315,21 +325,23 @@ class _Job:
         return {slot: file for slot, file in files.items() if file.exists()}
 
     def _panel_file(self, index: int) -> Path:
-        return self.progress / f"panels-{index:06d}.png"
+        return self.folder.progress / f"panels-{index:06d}.png"
 
     def _remove_unfinished(self) -> None:
-        """Removes what the first unfinished batch left, the only one that can have begun, and half-written tables."""
-        finished = self._finished()
-        number = next((i for i in range(len(self._batches)) if i not in finished), None)
-        if number is not None:
+        """Removes what unfinished batches left: those before the last finished one, and the next, which can have begun.
+
+        Of shards what is behind the last finished batch is cut.
+        """
+        last = max(self._finished(), default=-1)
+        for number in range(min(last + 2, len(self._batches))):
+            if number in self.folder:
+                continue
             for item in self._batches[number]:
                 self._writer.remove(item)
-            shard, end = self._shard(number)
-            if (self.output / shard).exists():
-                close_shard(self.output / shard, end)
-        for name in (*TABLES, SKIPPED, PREVIEW):
-            for file in list(self.output.glob(f".{name}.*")):
-                file.unlink()
+            if number - 1 in self.folder or number % self._batches_of_a_shard == 0:
+                shard, end = self._shard(number)
+                if (self.output / shard).exists():
+                    close_shard(self.output / shard, end)
 
 
 def _identify(plan: Sequence[PlanItem]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Synthesizer:
             if before is not None:
                 yield before.results()
         except BrokenProcessPool as error:
-            raise dead_worker() from error
+            raise dead_worker(lanes) from error
         finally:
             for lane in lanes:
                 lane.cancel()
@@ -172,6 +172,6 @@ def _made(lane: Lane, index: int, value: T) -> Made[T]:
         try:
             return lane.submit("synthesis", index).result()
         except BrokenProcessPool as error:
-            raise dead_worker() from error
+            raise dead_worker([lane]) from error
 
     return Made(value=value, again=again)

@@ -5,10 +5,9 @@ processes: most of their time is Python's, and threads would take turns.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +19,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.generate.copies import CopyGate
 from gbci_fast.generate.engine import Synthesis, Template, described, draw_masks, naming, open_template, paste
 from gbci_fast.generate.plan import PlanItem
-from gbci_fast.worker_processes import start_worker
+from gbci_fast.worker_processes import close_pool, how_it_ended, processes_of, start_worker, worker_pool
 
 T = TypeVar("T")
 
@@ -136,21 +135,21 @@ class Worker(Generic[T]):
 class Lane:
     """A worker in a thread or a process of its own, which takes calls in order."""
 
-    def __init__(self, executor: Executor, call: Callable[..., Any]):
+    def __init__(self, executor: ThreadPoolExecutor | ProcessPoolExecutor, call: Callable[..., Any]):
         self._executor = executor
         self._call = call
         self._futures: list[Future] = []
+        self.processes: list[BaseProcess] = []
 
     def submit(self, method: str, *args: Any) -> Future:
         """Calls a method of the worker.
 
         Raises:
-            GBCIError: its process is dead; the future raises BrokenProcessPool where that happens later.
+            BrokenProcessPool: its process is dead; the future raises it where that happens later.
         """
-        try:
-            future = self._executor.submit(self._call, method, *args)
-        except BrokenProcessPool as error:
-            raise dead_worker() from error
+        future = self._executor.submit(self._call, method, *args)
+        if isinstance(self._executor, ProcessPoolExecutor):
+            self.processes = processes_of(self._executor) or self.processes
         self._futures = [*(one for one in self._futures if not one.done()), future]
         return future
 
@@ -160,27 +159,28 @@ class Lane:
             future.cancel()
 
     def close(self) -> None:
-        """Waits for the calls that are not cancelled."""
-        self._executor.shutdown(cancel_futures=True)
+        """Waits for the calls that are not cancelled; a process that takes too long is killed."""
+        if isinstance(self._executor, ProcessPoolExecutor):
+            close_pool(self._executor)
+        else:
+            self._executor.shutdown(cancel_futures=True)
 
 
-def dead_worker() -> GBCIError:
-    """What to say of a process that ended by itself."""
-    return GBCIError(
-        "a worker process died or could not start (out of memory, or a decoder's crash); use fewer --workers, or a "
-        "smaller --batch-size"
-    )
+def dead_worker(lanes: Sequence[Lane]) -> GBCIError:
+    """Closes lanes, one of whose processes ended by itself; what to say of it."""
+    for lane in lanes:
+        lane.cancel()
+    for lane in lanes:
+        lane.close()
+    ended = how_it_ended([process for lane in lanes for process in lane.processes])
+    return GBCIError(f"a worker process {ended}; use fewer --workers, or a smaller --batch-size")
 
 
 def start_workers(processes: int, threads: int, *args: Any) -> list[Lane]:
     """So many processes with a `Worker` each, made of `args`; where 0, so many threads."""
     if not processes:
         return [_thread(Worker(*args)) for _ in range(threads)]
-    # A fork server imports everything once, in a process without threads, and every worker starts as its copy.
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    executors = [ProcessPoolExecutor(1, context, initializer=_start, initargs=args) for _ in range(processes)]
-    return [Lane(executor, _call) for executor in executors]
+    return [Lane(worker_pool(1, __name__, _start, args), _call) for _ in range(processes)]
 
 
 def _thread(worker: Worker) -> Lane:

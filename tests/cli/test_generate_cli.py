@@ -79,7 +79,7 @@ def test_a_data_set(weights, phantom, tmp_path, capfd):
     assert set(manifest.dtype) == {"bf16" if how.endswith("bfloat16") else "fp32"}
     assert {path.name for path in output.iterdir()} == {
         "breast-level_annotations.csv", "finding_annotations.csv", "images", "job.json", "manifest.parquet", "masks",
-        "preview.png",
+        "preview.png", ".finished",
     }  # fmt: skip
 
     # Once more: nothing to do; without --resume: a refusal.

@@ -93,6 +93,7 @@ class TestCommand:
             "paired.png",
             "index.html",
             "arguments.json",
+            ".finished",
         }
         assert json.loads((tmp_path / "out" / "paired.json").read_text())["settings"]["limit"] == 1
         assert "paired" in (tmp_path / "out" / "index.html").read_text()
@@ -105,7 +106,11 @@ class TestCommand:
             evaluate_all(world, tmp_path / "out", *given)
         evaluate_all(world, tmp_path / "out", *given, "--resume")
         assert (tmp_path / "out" / "paired.json").stat().st_mtime_ns == before
-        with pytest.raises(GBCIError, match="holds reports of another guidance; choose another folder"):
+        report = (tmp_path / "out" / "paired.json").read_bytes()
+        (tmp_path / "out" / "paired.json").write_bytes(report[:-1])
+        evaluate_all(world, tmp_path / "out", *given, "--resume")
+        assert json.loads((tmp_path / "out" / "paired.json").read_bytes()) == json.loads(report)
+        with pytest.raises(GBCIError, match=r"holds another job: guidance 2\.0, not 1\.0; resume with"):
             evaluate_all(world, tmp_path / "out", *given, "--resume", "--guidance", 1)
 
     def test_unknown_kinds_cannot_be_skipped(self, world, tmp_path):

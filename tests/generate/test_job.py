@@ -242,17 +242,20 @@ def test_resuming_a_finished_job_does_nothing(make_job, phantom, finished, tmp_p
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"seed": 1}, "job_seed, descriptions differ"),
-        ({"variants": 2}, "images, masks, descriptions differ"),
-        ({"overrides": {"finding_birads": 5}}, "descriptions differ"),
-        ({"report": "a mass"}, "descriptions differ"),
-        ({"mask": "annotations"}, "images, masks, descriptions differ"),
-        ({"settings": {"batch_size": 4}}, "batch_size differ"),
-        ({"settings": {"formats": ("png",)}}, "formats differ"),
-        ({"settings": {"sampler": SamplerSettings(num_inference_steps=2)}}, "num_inference_steps, guidance_scale"),
-        ({"settings": {"weights_hash": "other"}}, "weights_hash differ"),
-        ({"settings": {"runtime": "fused"}}, "runtime differ"),
-        ({"settings": {"tier": "tolerance", "dtype": "bf16"}}, "tier, dtype differ"),
+        ({"seed": 1}, "job_seed 0, not 1, other descriptions"),
+        ({"variants": 2}, "images 4, not 8, other masks, other descriptions"),
+        ({"overrides": {"finding_birads": 5}}, "other descriptions"),
+        ({"report": "a mass"}, "other descriptions"),
+        ({"mask": "annotations"}, "images 4, not 2, other masks, other descriptions"),
+        ({"settings": {"batch_size": 4}}, "batch_size 2, not 4"),
+        ({"settings": {"formats": ("png",)}}, "formats dicom,png, not png"),
+        (
+            {"settings": {"sampler": SamplerSettings(num_inference_steps=2)}},
+            "num_inference_steps 1, not 2",
+        ),
+        ({"settings": {"weights_hash": "cd" * 32}}, "other weights_hash"),
+        ({"settings": {"runtime": "fused"}}, "runtime eager, not fused"),
+        ({"settings": {"tier": "tolerance", "dtype": "bf16"}}, "tier exact, not tolerance, dtype fp32, not bf16"),
     ],
 )
 def test_another_job_is_not_resumed(make_job, phantom, finished, tree, changes, sentence):
@@ -331,7 +334,7 @@ def test_a_damaged_image_among_good_ones_stops_the_job_until_it_is_repaired(make
 def test_what_a_header_tells_is_found_before_anything_is_made(make_job, templates, tmp_path, skip_bad, monkeypatch):
     (tmp_path / "input").mkdir()
     (tmp_path / "input" / "c_LCC.dcm").write_bytes(cut_short((templates / "full_LCC.dcm").read_bytes()))
-    monkeypatch.setattr(job, "atomically", None)  # nothing is written
+    monkeypatch.setattr("gbci_fast.job_folder.atomically", None)  # nothing is written
     with pytest.raises(GBCIError, match=r"c_LCC.dcm: damaged or not decodable \(PixelData holds"):
         make_job(tmp_path / "input", tmp_path / "data", skip_bad=skip_bad)
     assert not (tmp_path / "data").exists()

@@ -76,7 +76,7 @@ def test_the_manifest_names_the_shard_and_the_tables_are_the_same(sharded, finis
         assert (sharded / name).read_bytes() == (finished / name).read_bytes()
     assert {path.name for path in sharded.iterdir()} == {
         "shards", "job.json", "preview.png", "manifest.parquet", "breast-level_annotations.csv",
-        "finding_annotations.csv",
+        "finding_annotations.csv", ".finished",
     }  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def test_images_that_are_skipped_are_in_no_shard(make_job, phantom, tree, tmp_pa
 
 
 def test_another_size_of_shard_is_another_job(make_job, phantom, sharded):
-    with pytest.raises(GBCIError, match="holds another job: shard_size differ"):
+    with pytest.raises(GBCIError, match="holds another job: shard_size 2, not 3"):
         make_job(phantom, sharded, resume=True, settings={**SHARDS, "shard_size": 3})
 
 
@@ -211,17 +211,13 @@ def test_a_shard_that_is_gone_on_with_is_the_shard_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("left", [None, 0, 700])
-def test_a_shard_that_lost_something_is_not_gone_on_with(make_job, phantom, tmp_path, left, stop_after):
-    """As where the machine lost power, or somebody moved the shard away."""
+def test_a_shard_that_lost_something_is_made_again(make_job, phantom, tree, tmp_path, left, stop_after):
+    """As where somebody moved the shard away."""
     settings = {**SHARDS, "shard_size": 4}
-
+    make_job(phantom, tmp_path / "whole", settings=settings)
     with pytest.raises(KeyboardInterrupt):
         make_job(phantom, tmp_path / "data", settings=settings, on_batch=stop_after(2))
     shard = tmp_path / "data" / "shards" / "000000.tar"
-    whole = shard.read_bytes()
-    shard.unlink() if left is None else shard.write_bytes(whole[:left])
-    with pytest.raises(GBCIError, match=rf"000000.tar has {left or 0} bytes; expected at least \d+"):
-        make_job(phantom, tmp_path / "data", settings=settings, resume=True)
-    shard.write_bytes(whole)
+    shard.unlink() if left is None else shard.write_bytes(shard.read_bytes()[:left])
     make_job(phantom, tmp_path / "data", settings=settings, resume=True)
-    assert len(members(shard)) == 12
+    assert tree(tmp_path / "data") == tree(tmp_path / "whole")

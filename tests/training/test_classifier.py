@@ -123,5 +123,5 @@ class TestCommand:
         assert main([*command, "--steps", "2"]) == 0
         assert load_scorer(tmp_path / "run" / "scorer").config.fold == "-"
         assert main([*command, "--steps", "2"]) == 1
-        assert "already holds a training run" in capsys.readouterr().err
+        assert "is not empty; pass --resume" in capsys.readouterr().err
         assert main([*command, "--steps", "2", "--resume"]) == 0

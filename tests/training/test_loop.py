@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.files import replace_folder
 from gbci_fast.training.loop import (
     STATE_FILE,
     LoopConfig,
     _DeferredInterrupt,
     check_output,
     learning_rate_at,
-    replace_folder,
     train,
 )
 from gbci_fast.training.progress import TrainingProgress
@@ -150,7 +150,7 @@ def test_saves_and_sheets(tmp_path):
     train(task, replace(CONFIG, save_every=4, sample_every=3), tmp_path, resume=False, device=CPU)
     assert task.sheets == ["0000003.png", "0000006.png"]
     assert len(task.exports) == 2  # at step 4 and at the end
-    assert list(tmp_path.glob(".*")) == []
+    assert [path.name for path in tmp_path.glob(".*")] == [".finished"]
 
 
 def test_average_is_exported_and_follows_its_formula(tmp_path):
@@ -267,12 +267,12 @@ def test_existing_run_needs_resume(tmp_path):
     before = (tmp_path / STATE_FILE).read_bytes()
     for refuse in (
         lambda: train(Line(), CONFIG, tmp_path, resume=False, device=CPU),
-        lambda: check_output(tmp_path, resume=False),
+        lambda: check_output(tmp_path, resume=False, config=CONFIG),
     ):
         with pytest.raises(GBCIError) as raised:
             refuse()
         assert str(raised.value) == (
-            f"{tmp_path} already holds a training run; pass --resume to continue it or choose another folder"
+            f"{tmp_path} is not empty; pass --resume to continue the job there, or choose another folder"
         )
     assert (tmp_path / STATE_FILE).read_bytes() == before
 
@@ -281,31 +281,58 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:1000])
 
 
-def other_model(path):
-    state = torch.load(path, weights_only=True)
-    state["module"] = nn.Linear(5, 5).state_dict()
-    torch.save(state, path)
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("damage", "kind"),
-    [
-        (truncated, "RuntimeError"),
-        (lambda path: path.write_bytes(b"not a checkpoint"), "RuntimeError"),
-        (lambda path: torch.save({"step": 3}, path), "KeyError"),
-        (other_model, "RuntimeError"),
-    ],
-    ids=["truncated", "garbage", "incomplete", "other-model"],
-)
-def test_damaged_state_is_one_sentence(tmp_path, damage, kind):
+@pytest.mark.parametrize("damage", [truncated, flipped, lambda path: torch.save({"step": 3}, path)])
+def test_a_state_that_is_not_the_one_that_was_saved_is_one_sentence(tmp_path, damage):
     train(Line(), CONFIG, tmp_path, resume=False, device=CPU)
     path = tmp_path / STATE_FILE
     damage(path)
     before = path.read_bytes()
     with pytest.raises(GBCIError) as raised:
         train(Line(), CONFIG, tmp_path, resume=True, device=CPU)
-    assert str(raised.value) == f"{path} cannot be resumed from: it is damaged, or of another model or version ({kind})"
+    assert str(raised.value) == f"{path} cannot be resumed from: it is not the file that was saved"
     assert path.read_bytes() == before
+
+
+def test_a_state_that_is_gone_is_not_begun_anew(tmp_path):
+    train(Line(), replace(CONFIG, save_every=2), tmp_path, resume=False, device=CPU)
+    (tmp_path / STATE_FILE).unlink()
+    with pytest.raises(GBCIError, match=r"state.pt does not exist; expected the state of step 4 or 6$"):
+        train(Line(), replace(CONFIG, save_every=2), tmp_path, resume=True, device=CPU)
+
+
+def test_a_state_of_another_model_is_one_sentence(tmp_path):
+    class Other(Line):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(2, 1)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Line(kill_at(2)), CONFIG, tmp_path, resume=False, device=CPU)
+    with pytest.raises(GBCIError, match=r"it is damaged, or of another model or version \(RuntimeError\)$"):
+        train(Other(), CONFIG, tmp_path, resume=True, device=CPU)
+
+
+def test_a_state_without_its_job_is_not_gone_on_with(tmp_path):
+    train(Line(), CONFIG, tmp_path, resume=False, device=CPU)
+    (tmp_path / "job.json").unlink()
+    with pytest.raises(GBCIError, match=r"holds a state.pt without job.json; choose another folder$"):
+        train(Line(), CONFIG, tmp_path, resume=True, device=CPU)
+
+
+def test_weights_of_a_finished_run_are_written_again(tmp_path):
+    train(Line(), CONFIG, tmp_path, resume=False, device=CPU)
+    task = Line()
+    train(task, CONFIG, tmp_path, resume=True, device=CPU)
+    assert len(task.exports) == 1
+    assert {name: value.tolist() for name, value in task.exports[0].items()} == {
+        name: value.tolist() for name, value in stored(tmp_path)["ema"].items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -317,7 +344,6 @@ def test_damaged_state_is_one_sentence(tmp_path, damage, kind):
         ({"precision": "bf16"}, {"data": "abc"}, "precision fp32, not bf16"),
         ({}, {"data": "abd"}, "data abc, not abd"),
         ({}, {"data": "abc", "init": "f00"}, "init None, not f00"),
-        ({}, {}, "data abc, not None"),
     ],
 )
 def test_another_run_is_not_resumed(tmp_path, changes, inputs, told):
@@ -326,7 +352,7 @@ def test_another_run_is_not_resumed(tmp_path, changes, inputs, told):
     with pytest.raises(GBCIError) as raised:
         train(Line(), replace(CONFIG, **changes), tmp_path, resume=True, device=CPU, inputs=inputs)
     assert str(raised.value) == (
-        f"{tmp_path / STATE_FILE} is of a run with {told}; resume with the same arguments, or choose another folder"
+        f"{tmp_path} holds another job: {told}; resume with the same arguments, or choose another folder"
     )
     assert (tmp_path / STATE_FILE).read_bytes() == before
 
@@ -346,7 +372,7 @@ def test_one_run_at_a_time(tmp_path):
     task = Line({3: second})
     assert train(task, CONFIG, tmp_path, resume=False, device=CPU) == 6
     assert task.calls == 6
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples", STATE_FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".finished", "job.json", "samples", STATE_FILE]
 
 
 @pytest.mark.parametrize(

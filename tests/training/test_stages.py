@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import signal
 from contextlib import redirect_stdout
 
@@ -52,7 +53,7 @@ def test_autoencoder(vae_run):
     folder, printed = vae_run
     first, *_, last = losses(printed)
     assert last < 0.75 * first
-    assert sorted(path.name for path in folder.iterdir()) == ["samples", STATE_FILE, "vae"]
+    assert sorted(path.name for path in folder.iterdir()) == [".finished", "job.json", "samples", STATE_FILE, "vae"]
     assert [path.name for path in (folder / "samples").iterdir()] == ["0000030.png"]
 
 
@@ -62,7 +63,7 @@ def test_latent_diffusion(vae_run, phantom_root, tmp_path, capsys, monkeypatch):
     first, *_, last = losses(capsys.readouterr().out)
     assert last < 0.85 * first
     assert sorted(path.name for path in (tmp_path / "ldm").iterdir()) == [
-        BANK_FILE, "pipeline", "samples", STATE_FILE,
+        ".finished", BANK_FILE, "job.json", "pipeline", "samples", STATE_FILE,
     ]  # fmt: skip
     trained = GBCIPipeline.from_pretrained(tmp_path / "ldm" / "pipeline")
     vae = AutoencoderKL.from_pretrained(vae_run[0] / "vae").state_dict()
@@ -124,19 +125,17 @@ def test_an_existing_run_is_refused_before_any_work(vae_run, phantom_root, capsy
     for stage in (("vae",), ("ldm", "--vae", folder)):
         said = refusal(capsys, *stage, "--data", phantom_root, "--output", folder)
         assert said == (
-            f"gbci-fast train: {folder} already holds a training run; "
-            "pass --resume to continue it or choose another folder\n"
+            f"gbci-fast train: {folder} is not empty; "
+            "pass --resume to continue the job there, or choose another folder\n"
         )
 
 
-def test_damaged_state_is_one_line(vae_run, phantom_root, tmp_path, capsys):
-    (tmp_path / STATE_FILE).write_bytes(b"not a checkpoint")
-    said = refusal(
-        capsys, "vae", "--data", phantom_root, "--output", tmp_path, "--preset", "tiny", "--seed", 3, "--resume"
-    )
+def test_a_damaged_state_is_one_line(vae_run, phantom_root, tmp_path, capsys):
+    folder = shutil.copytree(vae_run[0], tmp_path / "run")
+    (folder / STATE_FILE).write_bytes(b"not a checkpoint")
+    said = refusal(capsys, "vae", "--data", phantom_root, "--output", folder, "--preset", "tiny", *STEPS, "--resume")
     assert said == (
-        f"gbci-fast train: {tmp_path / STATE_FILE} cannot be resumed from: "
-        "it is damaged, or of another model or version (RuntimeError)\n"
+        f"gbci-fast train: {folder / STATE_FILE} cannot be resumed from: it is not the file that was saved\n"
     )
 
 

@@ -1,7 +1,6 @@
 """`gbci-fast evaluate all`: every kind of evidence, and one page of it."""
 
 import argparse
-import json
 from pathlib import Path
 
 from gbci_fast.cli.evaluate.options import add_painting
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     """Runs the kinds one after another, then writes the page."""
     from gbci_fast.cli.evaluate import KINDS
     from gbci_fast.evaluate.page import Section, write_page
-    from gbci_fast.files import atomically
+    from gbci_fast.job_folder import JobFolder, Kept
 
     kinds = [name for name in KINDS if name != "all"]
     skipped = [name for name in args.skip.split(",") if name]
@@ -52,21 +51,22 @@ def run(args: argparse.Namespace) -> None:
             raise GBCIError(f"--skip names {name!r}; expected out of {', '.join(kinds)}")
     if set(skipped) == set(kinds):
         raise GBCIError("--skip leaves out every kind of evaluation; expected at least one to be left")
-    told = _arguments(args)
-    _check_output(args.output, told, resume=args.resume)
-    args.output.mkdir(parents=True, exist_ok=True)
-    atomically(args.output / ARGUMENTS, lambda path: path.write_text(json.dumps(told, indent=1) + "\n"))
-    sections = []
-    for kind in kinds:
-        if kind in skipped:
-            continue
-        section = Section(report=args.output / f"{kind}.json", figure=args.output / f"{kind}.png")
-        sections.append(section)
-        if section.report.exists() and section.figure.exists():
-            print(f"{kind}: kept, {section.report}")
-            continue
-        _run_kind(kind, args, section.report)
-    write_page(args.output / PAGE, sections)
+    job = JobFolder(args.output, _arguments(args), file=ARGUMENTS)
+    job.begun(resume=args.resume)
+    with job.claimed(resume=args.resume):
+        sections = []
+        for kind in kinds:
+            if kind in skipped:
+                continue
+            section = Section(report=args.output / f"{kind}.json", figure=args.output / f"{kind}.png")
+            sections.append(section)
+            if kind in job and not job.is_damaged(kind):
+                print(f"{kind}: kept, {section.report}")
+                continue
+            _run_kind(kind, args, section.report)
+            job.note(kind, None, [Kept.of(args.output, path) for path in (section.report, section.figure)])
+        write_page(args.output / PAGE, sections)
+        job.finish()
     print(f"page: {args.output / PAGE}")
 
 
@@ -98,19 +98,3 @@ def _arguments(args: argparse.Namespace) -> dict[str, object]:
     return {"roots": [str(root.resolve()) for root in args.roots], "weights_sha256": digest} | {
         name: getattr(args, name) for name in names
     }
-
-
-def _check_output(output: Path, told: dict[str, object], *, resume: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise GBCIError(f"{output} is a file; expected a folder to write to")
-    if not output.exists() or not any(output.iterdir()):
-        return
-    if not resume:
-        raise GBCIError(f"{output} is not empty; pass --resume to keep its reports, or choose another folder")
-    try:
-        found = json.loads((output / ARGUMENTS).read_text())
-    except (OSError, ValueError) as error:
-        raise GBCIError(f"{output / ARGUMENTS} cannot be read; expected a folder of `evaluate all`") from error
-    changed = [name for name in told if not isinstance(found, dict) or found.get(name) != told[name]]
-    if changed:
-        raise GBCIError(f"{output} holds reports of another {', '.join(changed)}; choose another folder")

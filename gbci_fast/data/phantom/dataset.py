@@ -1,11 +1,9 @@
 """Writes phantom studies in the VinDr-Mammo layout, with their truth; the folder appears whole or not at all."""
 
 import csv
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -30,7 +28,8 @@ from gbci_fast.data.phantom.study import (
 )
 from gbci_fast.data.phantom.ultrasound_files import ULTRASOUND_COLUMNS, ultrasound_file, write_ultrasound
 from gbci_fast.errors import GBCIError
-from gbci_fast.worker_processes import start_worker
+from gbci_fast.files import is_empty, remove_temporaries, sync, sync_tree
+from gbci_fast.worker_processes import close_pool, how_it_ended, processes_of, worker_pool
 
 PATIENT_COLUMNS = ("source", "spacing_mm", "patient_id", "timepoint", "days", "age", "hazard", "twin")
 LESION_COLUMNS = ("report", "pathology", "volume_mm3", "doubling_days", "mask_file", "ultrasound")
@@ -136,11 +135,14 @@ def generate_phantom(
         truth=truth,
         ultrasound=ultrasound,
     )
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if output.exists() and not (output.is_dir() and is_empty(output)):
         raise GBCIError(f"output {output} already exists and is not empty; expected a new or an empty folder")
     existed, folder = output.exists(), output.resolve()
     # A folder that is there may be a mount point, or where somebody stands: it is filled, not replaced.
-    partial_folder = folder / ".partial" if existed else folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    name = f".{folder.name}.{os.getpid()}.tmp"
+    if existed:
+        remove_temporaries(folder)
+    partial_folder = folder / name if existed else folder.with_name(name)
     partial_folder.mkdir(parents=True)
     try:
         breasts: Rows = []
@@ -158,10 +160,12 @@ def generate_phantom(
         if ultrasound:
             _write_csv(partial_folder / "ultrasound.csv", ULTRASOUND_COLUMNS, slices)
         write_preview(partial_folder, findings, partial_folder / PREVIEW)
+        sync_tree(partial_folder)
         if existed:
             _move_up(partial_folder)
         else:
             partial_folder.replace(folder)
+        sync(folder.parent)
     except BaseException:
         shutil.rmtree(partial_folder)
         raise
@@ -180,14 +184,16 @@ def _write_all(root: Path, job: PhantomJob, studies: int, workers: int) -> Itera
     if workers == 1:
         yield from map(write, range(studies))
         return
-    # Spawned, because a fork of a process with threads may hang.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
+    pool, processes = worker_pool(workers, __name__), []
     try:
-        yield from pool.map(write, range(studies))
+        patients = pool.map(write, range(studies))
+        processes = processes_of(pool)
+        yield from patients
     except BrokenProcessPool as error:
-        raise GBCIError("a worker process died (out of memory, perhaps); use fewer --workers") from error
+        close_pool(pool)
+        raise GBCIError(f"a worker process {how_it_ended(processes)}; use fewer --workers") from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        close_pool(pool)
 
 
 def _write_patient(root: Path, job: PhantomJob, index: int) -> tuple[Rows, Rows, Rows]:

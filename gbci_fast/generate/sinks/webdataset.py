@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.files import make_folder, naming_file, sync
 
 
 def shard_path(number: int) -> Path:
@@ -46,17 +47,29 @@ def open_shard(path: Path, end: int) -> Iterator[Shard]:
     Raises:
         GBCIError: the file is gone, or shorter than `end`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     size = path.stat().st_size if path.exists() else 0
     if size < end:
         raise GBCIError(f"{path} has {size} bytes; expected at least {end}: put it back, or start again elsewhere")
-    with path.open("r+b" if end else "wb") as file:
+    with naming_file(path), path.open("r+b" if end else "wb") as file:
         file.truncate(end)
         file.seek(end)
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             yield Shard(tar)
         file.flush()
         os.fsync(file.fileno())  # before it is noted that the samples are there
+    if not end:
+        sync(path.parent)
+
+
+def is_closed(path: Path, end: int) -> bool:
+    """Whether a shard of `end` bytes of members is a whole tar: zeros up to the end of a record follow them."""
+    size = -(-(end + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+    if not path.is_file() or path.stat().st_size != size:
+        return False
+    with path.open("rb") as file:
+        file.seek(end)
+        return not any(file.read())
 
 
 def close_shard(path: Path, end: int) -> None:
