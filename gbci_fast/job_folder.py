@@ -222,10 +222,6 @@ class JobFolder:
         sync(self.path)
 
     def _check_path(self) -> None:
-        try:
-            str(self.path).encode()
-        except UnicodeEncodeError:
-            raise GBCIError(f"{self.path} is not UTF-8, which tables cannot hold; choose another name") from None
         if self.path.exists() and not self.path.is_dir():
             raise GBCIError(f"{self.path} is a file; expected a folder to write to")
 

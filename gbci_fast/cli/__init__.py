@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from gbci_fast.errors import GBCIError, one_line
 
+OUTPUTS = ("output", "write_plan", "index")
 COMMANDS = ("generate", "phantom", "prepare", "priors", "train", "evaluate", "export", "doctor")
 
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A polite kill ends like Ctrl-C, so that the same clean-up runs.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _check_outputs(args)
         args.run(args)
     except GBCIError as error:
         print(f"gbci-fast {args.command}: {error}", file=sys.stderr)
@@ -41,3 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gbci-fast {args.command}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Raises GBCIError where an output's name cannot be written into a table or printed: before the work, not after."""
+    for name in OUTPUTS:
+        path = getattr(args, name, None)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise GBCIError(f"{path} is not UTF-8; choose another name for --{name.replace('_', '-')}") from None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gbci_fast.choices import GUIDANCE_SCALE, RUNTIMES, SHARD_SIZE, TIERS
 from gbci_fast.cli.progress import image_progress
 from gbci_fast.errors import GBCIError
+from gbci_fast.job_folder import CHECKS
 
 if TYPE_CHECKING:
     from gbci_fast.generate.plan import PlanItem
@@ -106,7 +107,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="processes that read, paste and write beside the sampler; same bytes (default: one per core beside a GPU; "
         "else 0: threads)",
     )
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted job in --output")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue an interrupted job in --output, or make again what it lost"
+    )
+    parser.add_argument(
+        "--check",
+        choices=CHECKS,
+        default="digests",
+        help="what --resume looks at in what is finished: digests of all files and templates (default), or their sizes",
+    )
     parser.add_argument(
         "--skip-bad",
         action="store_true",
@@ -181,6 +190,7 @@ def run(args: argparse.Namespace) -> None:
             args.output,
             settings,
             resume=args.resume,
+            check=args.check,
             skip_bad=args.skip_bad,
             gate=gate,
             workers=_workers(args.workers, device.type),

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from gbci_fast.job_folder import CHECKS
+
 EXAMPLE = """\
 example:
   gbci-fast prepare VINDR_ROOT out/phantom --output out/cache
@@ -36,6 +38,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--sheets", type=int, default=1, metavar="N", help="pages of the contact sheet (default 1)")
     parser.add_argument("--skip-bad", action="store_true", help="list unusable files in skipped.csv and go on")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted job in --output")
+    parser.add_argument(
+        "--check",
+        choices=CHECKS,
+        default="digests",
+        help="what --resume looks at in what is finished: digests of cache and inputs (default), or their sizes",
+    )
     parser.set_defaults(run=run)
 
 
@@ -54,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
             settings,
             workers=args.workers,
             resume=args.resume,
+            check=args.check,
             skip_bad=args.skip_bad,
             sheets=args.sheets,
             on_image=on_image,

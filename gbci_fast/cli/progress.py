@@ -9,11 +9,14 @@ from pathlib import Path
 from gbci_fast.job_folder import PROGRESS_FOLDER
 
 LINES = 20  # in a log, for the whole job
+SILENCE = 60.0  # seconds without a line, at most, while images are done
 
 
 @contextmanager
 def image_progress(verb: str, output: Path) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, or `LINES` lines where there is no terminal; says what is finished when it is stopped.
+    """A progress bar, or where there is no terminal `LINES` lines and more where these come slowly.
+
+    Says what is finished when it is stopped.
 
     Yields:
         ``on_image(done, total)``, to be called once at the start and whenever images are done.
@@ -31,19 +34,21 @@ def image_progress(verb: str, output: Path) -> Iterator[Callable[[int, int], Non
     )
     start: tuple[float, int] | None = None  # seconds, and images done by an earlier run
     count = of = said = 0
+    heard = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(verb, total=None, pace="")
 
         def on_image(done: int, total: int) -> None:
-            nonlocal start, count, of, said
+            nonlocal start, count, of, said, heard
             start = start or (time.monotonic(), done)
             count, of, pace = done, total, ""
             if done > start[1]:
                 rate = (done - start[1]) / max(time.monotonic() - start[0], 1e-6)
                 pace = f"{rate:.3g} images/s, {timedelta(seconds=round((total - done) / rate))} left"
             progress.update(bar, completed=done, total=total, pace=pace)
-            if not console.is_terminal and LINES * done // total > said:
-                said = LINES * done // total
+            due = LINES * done // total > said or time.monotonic() - heard >= SILENCE
+            if not console.is_terminal and due:
+                said, heard = LINES * done // total, time.monotonic()
                 console.print(f"{done}/{total} images  {pace}".rstrip())
 
         try:

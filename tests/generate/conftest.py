@@ -48,6 +48,7 @@ def make_job(pipe):
         skip_bad=False,
         on_batch=lambda images: None,
         workers=0,
+        check="digests",
         settings=None,
         seed=0,
         **planned,
@@ -56,7 +57,8 @@ def make_job(pipe):
         plan = make_plan(records, **{"variants": 1, "seed": seed, **planned})
         settings = {"batch_size": 2, "sampler": QUICK, "weights_hash": "ab" * 32, **(settings or {})}
         settings = JobSettings(seed=seed, **settings)
-        run_job(pipe, plan, output, settings, resume=resume, skip_bad=skip_bad, workers=workers, on_batch=on_batch)
+        options = {"resume": resume, "check": check, "skip_bad": skip_bad, "workers": workers, "on_batch": on_batch}
+        run_job(pipe, plan, output, settings, **options)
         return plan
 
     make.sampler, make.pipe = QUICK, eager

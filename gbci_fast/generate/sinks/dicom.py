@@ -40,7 +40,6 @@ def write_synthesis(synthesis: Synthesis, path: Path, *, job_seed: int, weights_
         window=mammogram.presentation.window,
         lut=mammogram.presentation.lut,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_dicom(dataset, path, compression=compression)
 
 
