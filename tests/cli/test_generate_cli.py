@@ -1,5 +1,6 @@
 """`gbci-fast generate` from arguments to exit status: data, sentences, Ctrl-C."""
 
+import os
 import re
 import signal
 import subprocess
@@ -172,6 +173,32 @@ def test_ctrl_c(weights, phantom, tmp_path):
     assert main([*arguments, "--resume"]) == 0
     assert len(VinDr(output).images) == 8
     assert VinDr(output).missing() == []
+
+
+def test_a_polite_kill_of_the_whole_group(weights, phantom, tmp_path):
+    """As a job scheduler sends it: to the workers, too."""
+    output = tmp_path / "data"
+    arguments = ["generate", str(phantom), "--output", str(output), "--weights", str(weights), *QUICK]
+    arguments += ["--variants", "8", "--batch-size", "1", "--format", "png", "--workers", "2"]
+    command = [sys.executable, "-c", "import gbci_fast.cli as cli; cli.sys.exit(cli.main())", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert next(process.stderr).startswith("2/32 images")
+        os.killpg(process.pid, signal.SIGTERM)
+        *_, finished, last = process.stderr.read().splitlines()  # until the last process of the group has ended
+    assert process.returncode == 130
+    assert last == "gbci-fast generate: interrupted"
+    images = VinDr(output).images
+    assert finished == f"{len(images)} of 32 images are finished in {output}; --resume continues"
+    assert VinDr(output).missing() == []
+
+
+def test_an_output_that_no_table_can_name_is_refused_before_the_work(weights, image, tmp_path, capsys):
+    for option in ("output", "write-plan"):
+        name = tmp_path / os.fsdecode(b"\xff")
+        assert generate(image, f"--{option}", name, "--weights", weights, *QUICK) == 1
+        err = capsys.readouterr().err
+        assert err.endswith(f"\\udcff is not UTF-8; choose another name for --{option}\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

@@ -83,6 +83,16 @@ def test_a_log_has_a_bounded_number_of_lines(tmp_path, capsys):
     assert all("images/s" in line and "left" in line for line in lines)
 
 
+def test_a_slow_job_has_a_line_a_minute(tmp_path, capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("gbci_fast.cli.progress.time.monotonic", lambda: now)
+    with image_progress("preparing", tmp_path) as on_image:
+        for done in range(10):
+            on_image(done, 1_000_000)
+            now += 25.0
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == [f"{n}/1000000" for n in (3, 6, 9)]
+
+
 def test_a_stopped_job_says_what_is_finished(tmp_path, capsys):
     def stop():
         with image_progress("preparing", tmp_path) as on_image:

@@ -171,6 +171,43 @@ def test_a_killed_job_is_resumed_from_its_last_whole_image(root, straight, tmp_p
     assert digests(output) == digests(straight)
 
 
+@pytest.mark.parametrize("names", [False, True])
+def test_a_power_cut_loses_no_image_that_was_noted(root, straight, tmp_path, recorded_disk, names):
+    output, done = recorded_disk.root / "cache", []
+    prepare([root], output, SMALL, workers=1, on_image=lambda images, total: done.append(len(recorded_disk.states)))
+    total = len(recorded_disk.states) - names
+    for count in (done[3], done[8] + 2, (done[8] + total) // 2, total - 1):
+        recorded_disk.cut(count, tmp_path / f"cut{count}", names=names)
+        stop = Stop(1000, interrupt)
+        prepare([root], tmp_path / f"cut{count}" / "cache", SMALL, workers=1, resume=True, on_image=stop)
+        found = digests(tmp_path / f"cut{count}" / "cache")
+        found.pop(".lock", None)  # which may stay
+        assert found == digests(straight), count
+        assert not stop.seen or stop.seen[0] >= sum(count >= noted for noted in done[1:]), count
+
+
+@pytest.mark.parametrize("name", [PIXELS, MASKS])
+def test_a_finished_cache_that_is_damaged_is_refused(root, straight, tmp_path, name):
+    output = Path(shutil.copytree(straight, tmp_path / "cache"))
+    content = bytearray((output / name).read_bytes())
+    content[-1000] ^= 1
+    (output / name).write_bytes(content)
+    prepare([root], output, SMALL, resume=True, check="sizes")
+    with pytest.raises(GBCIError, match=rf"{name} is not the file that cache.json describes; prepare the cache again"):
+        prepare([root], output, SMALL, resume=True)
+
+
+def test_an_input_of_the_same_size_that_is_another_is_not_resumed(copied, tmp_path):
+    interrupted(copied, tmp_path / "cache", 4)
+    first = VinDr(copied).images[0].path
+    content = bytearray(first.read_bytes())
+    content[-1000] ^= 1
+    first.write_bytes(content)
+    with pytest.raises(GBCIError, match=rf"{first.name} is not the file that it was when it was prepared; start again"):
+        prepare([copied], tmp_path / "cache", SMALL, workers=1, resume=True)
+    prepare([copied], tmp_path / "cache", SMALL, workers=1, resume=True, check="sizes")
+
+
 def test_workers_end_with_a_killed_parent(root, straight, tmp_path):
     """The pipe ends when the last process that holds it does."""
     output = tmp_path / "cache"

@@ -143,6 +143,31 @@ class TestPainting:
         paint(pipe, cases[:2], replace(settings, steps=3), weights="w", folder=tmp_path)
         paint(pipe, cases[:2], settings, weights="other", folder=tmp_path)
         assert calls == [2, 2, 2, 2]
+        for path in tmp_path.glob("*.npy"):
+            path.write_bytes(path.read_bytes()[:-1] + b"x")
+        np.testing.assert_array_equal(paint(pipe, cases[:2], settings, weights="w", folder=tmp_path), first)
+        assert calls == [2, 2, 2, 2, 2]  # what was damaged is painted again
+
+    @pytest.mark.parametrize("names", [False, True])
+    def test_a_power_cut_loses_no_batch_that_was_painted(self, recorded_disk, tmp_path, names):
+        cases, calls, done = [square(seed=seed) for seed in range(4)], [], []
+
+        def pipe(images, masks, *, attributes, report, seed, **_):
+            calls.append(len(images))
+            return type("Output", (), {"images": images * 0.5})
+
+        def painted(folder):
+            note = lambda *_: done.append(len(recorded_disk.states))  # noqa: E731
+            settings = PaintSettings(batch_size=2)
+            return paint(pipe, cases, settings, weights="w", folder=folder, on_progress=note)
+
+        whole = painted(recorded_disk.root / "painted")
+        noted = list(done)
+        for count in range(1, len(recorded_disk.states) + (not names)):
+            recorded_disk.cut(count, tmp_path / f"cut{count}", names=names)
+            calls.clear()
+            np.testing.assert_array_equal(painted(tmp_path / f"cut{count}" / "painted"), whole)
+            assert len(calls) <= 2 - sum(count >= moment for moment in noted), count
 
     def test_ring_mean_changes_the_mask_alone(self):
         case = square()

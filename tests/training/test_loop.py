@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 from dataclasses import replace
 
@@ -89,6 +90,35 @@ def test_resume_is_exact(tmp_path, accumulate, precision):
     assert stored(tmp_path / "cut")["step"] == 3
     torch.manual_seed(99)  # torch's own generator plays no part
     assert train(Line(), config, tmp_path / "cut", resume=True, device=CPU) == 6
+    assert_same_state(stored(tmp_path / "straight"), stored(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_a_power_cut_loses_no_state_that_was_saved(tmp_path, recorded_disk, names):
+    config = replace(CONFIG, save_every=2)
+    train(Line(), config, recorded_disk.root / "run", resume=False, device=CPU)
+    steps = []
+    for count in range(1, len(recorded_disk.states) + (not names)):
+        cut = tmp_path / f"cut{count}"
+        recorded_disk.cut(count, cut, names=names)
+        steps.append(stored(cut / "run")["step"] if (cut / "run" / STATE_FILE).exists() else 0)
+        assert train(Line(), config, cut / "run", resume=True, device=CPU) == 6
+        assert_same_state(stored(recorded_disk.root / "run"), stored(cut / "run"))
+    assert steps == sorted(steps)
+    assert set(steps) == {0, 2, 4, 6}
+
+
+def test_a_full_disk_is_one_sentence_and_resumable(tmp_path):
+    train(Line(), CONFIG, tmp_path / "straight", resume=False, device=CPU)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises((GBCIError, OSError), match=r"cut: the weights cannot be written|too large: '.*state.pt"):
+            train(Line(), CONFIG, tmp_path / "cut", resume=False, device=CPU)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "cut" / STATE_FILE).exists()
+    train(Line(), CONFIG, tmp_path / "cut", resume=True, device=CPU)
     assert_same_state(stored(tmp_path / "straight"), stored(tmp_path / "cut"))
 
 
