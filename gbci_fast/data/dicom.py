@@ -14,8 +14,15 @@ from PIL import Image
 from pydicom import Dataset
 
 from gbci_fast.data.acquisition import age, notes, spacing
-from gbci_fast.data.bounds import BoundedFile, check_native, check_png
-from gbci_fast.data.dicom_file import MAGIC_LENGTH, flatten_functional_groups, is_bare_dicom, is_dicom, read_dataset
+from gbci_fast.data.bounds import BoundedFile, check_native, check_png, check_regular
+from gbci_fast.data.dicom_file import (
+    MAGIC_LENGTH,
+    flatten_functional_groups,
+    is_bare_dicom,
+    is_dicom,
+    read_dataset,
+    trim_luts,
+)
 from gbci_fast.data.pixels import check_header, check_size, decode
 from gbci_fast.data.presentation import Presentation, full_scale, presentation_of
 from gbci_fast.data.views import laterality, laterality_in_text, view_in_text, view_position
@@ -151,6 +158,7 @@ def _magic(path: Path) -> str | None:
 
 
 def _head(path: Path) -> bytes:
+    check_regular(path)
     with path.open("rb") as file:
         return file.read(MAGIC_LENGTH)
 
@@ -191,6 +199,8 @@ def _one_sentence(path: Path) -> Iterator[None]:
             raise GBCIError(f"{path}: {error.strerror or error}; expected a readable DICOM or PNG file") from error
         except (KeyboardInterrupt, SystemExit):
             raise
+        except RecursionError as error:
+            raise GBCIError(f"{path}: its sequences are nested too deeply; expected an image") from error
         except BaseException as error:  # decoders fail in any way they like; a Rust panic is not even an Exception
             reason = " ".join(str(error).split()) or type(error).__name__
             raise GBCIError(f"{path}: damaged or not decodable ({reason})") from error
@@ -200,7 +210,8 @@ def _read_dicom(path: Path) -> Mammogram:
     dataset = read_dataset(path)
     check_header(dataset, has_pixels=bool(dataset.get("PixelData")))
     flatten_functional_groups(dataset)
-    stored = decode(dataset)
+    trim_luts(dataset)
+    stored, unlike = decode(dataset)
     del dataset.PixelData
     presentation = presentation_of(dataset, stored)
     return Mammogram(
@@ -213,7 +224,7 @@ def _read_dicom(path: Path) -> Mammogram:
         patient_id=str(dataset.get("PatientID") or "").strip() or None,
         age=age(dataset),
         dataset=dataset,
-        notes=tuple(notes(dataset, presentation)),
+        notes=(*unlike, *notes(dataset, presentation)),
     )
 
 

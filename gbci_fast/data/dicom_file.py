@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from gbci_fast.data.bounds import BoundedDicom, check_short_values
 from gbci_fast.errors import GBCIError
 
 MAGIC_LENGTH = 132
+LUT_ELEMENTS = [tag_for_keyword(name) for name in ("LUTDescriptor", "LUTExplanation", "ModalityLUTType", "LUTData")]
 DICOM_MAGIC = b"DICM"  # after a preamble of 128 bytes, PS3.10 section 7.1
 # What older software wrote: the data set alone. It begins with a short element of group 2 or 8, in either byte order,
 # with an explicit VR or a length of at most 65535.
@@ -31,10 +33,13 @@ def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
     """Reads a data set; its ``file_meta`` names a transfer syntax even where the file does not.
 
     Raises:
-        GBCIError: encoded pixels of a transfer syntax that nothing names.
+        GBCIError: the file is cut short, or holds encoded pixels of a transfer syntax that nothing names.
     """
     with BoundedDicom(path) as file:
-        dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
+        try:
+            dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
+        except EOFError as error:
+            raise GBCIError("cut short: an element or its pixels have no end") from error
     if "TransferSyntaxUID" not in dataset.file_meta:
         if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
             raise GBCIError("no TransferSyntaxUID, so its encoded pixels cannot be decoded; expected one")
@@ -42,6 +47,14 @@ def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     return dataset
+
+
+def trim_luts(dataset: Dataset) -> None:
+    """Deletes from the items of Modality and VOI LUTs all but the LUT: sequences that are nested there without end."""
+    for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
+        for item in dataset.get(keyword) or ():
+            for tag in set(item.keys()).difference(LUT_ELEMENTS):
+                del item[tag]
 
 
 def flatten_functional_groups(dataset: Dataset) -> None:

@@ -3,40 +3,46 @@
 import re
 import struct
 
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSTransferSyntaxes
+
+from gbci_fast.data.codestream import Codestream
 from gbci_fast.errors import GBCIError
 
-_START_OF_FRAME = (0xC0, 0xC1, 0xC2, 0xC3, 0xF7)  # baseline, extended, progressive, lossless, JPEG-LS
+_LOSSLESS, _JPEG_LS = 0xC3, 0xF7
+_START_OF_FRAME = (0xC0, 0xC1, 0xC2, _LOSSLESS, _JPEG_LS)  # baseline, extended, progressive, lossless, JPEG-LS
+_SYNTAXES = {_LOSSLESS: (JPEGLossless, JPEGLosslessSV1), _JPEG_LS: tuple(JPEGLSTransferSyntaxes)}
+_LOSSY_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit)
 _START_OF_SCAN = 0xDA
 # Frame, Huffman and quantization tables, restart interval, JPEG-LS parameters, application data, comment, scan.
 _SEGMENT = re.compile(rb"\xff+([\xc0-\xc4\xf7\xdb\xdd\xf8\xe0-\xef\xfe\xda])(..)", re.DOTALL)
 # Coded data holds no marker but restarts: 0xFF is followed by zero, in JPEG-LS by any byte whose first bit is zero.
 _END_OF_SCAN = re.compile(rb"\xff+([\x80-\xcf\xd8-\xfe])")
-_END_OF_IMAGE = b"\xd9"
+_START_OF_IMAGE, _END_OF_IMAGE = b"\xff\xd8", b"\xd9"
 
 
-def check_jpeg(frame: bytes, *, rows: int, columns: int, bits: int) -> int:
+def read_jpeg(frame: bytes, *, rows: int, columns: int, bits: int) -> Codestream:
     """Walks the marker segments (ISO/IEC 10918-1 annex B, 14495-1 annex C) up to the end of the only scan.
 
     GDCM, the one freely licensed decoder of lossless JPEG, ends the whole process over some frames that are damaged
-    there.
-
-    Returns:
-        the frame's bits per sample.
+    there. Lossless JPEG and JPEG-LS are lossy all the same where they shift low bits out (point transform), and JPEG-LS
+    where it may deviate (NEAR).
 
     Raises:
         GBCIError: a segment is out of place, the frame is not one component of that size with at most ``bits`` bits,
-            or it has no end.
+            it has no end, or another image follows.
     """
-    if not frame.startswith(b"\xff\xd8"):
+    if not frame.startswith(_START_OF_IMAGE):
         raise GBCIError("damaged JPEG data: no start of image")
-    size, precision, components = None, 0, 0
+    size, precision, components, kind = None, 0, 0, 0
     marker, position = None, 2
     while marker != _START_OF_SCAN:
         segment = _SEGMENT.match(frame, position)
         if segment is None:
-            raise GBCIError(f"damaged JPEG data: no marker segment at byte {position}")
+            cut = ", cut short" if position >= len(frame) - 4 else ""
+            raise GBCIError(f"damaged JPEG data{cut}: no marker segment at byte {position}")
         marker, length = segment[1][0], int.from_bytes(segment[2], "big")
         if marker in _START_OF_FRAME:
+            kind = marker
             precision, *size, components = struct.unpack_from(">BHHB", frame + bytes(6), segment.end())
         position = segment.start(2) + length
     if size != [rows, columns] or components != 1 or not 2 <= precision <= bits:
@@ -46,5 +52,16 @@ def check_jpeg(frame: bytes, *, rows: int, columns: int, bits: int) -> int:
         )
     end = _END_OF_SCAN.search(frame, position)
     if end is None or end[1] != _END_OF_IMAGE:
-        raise GBCIError("damaged JPEG data: its scan does not run to the end of the image")
-    return precision
+        cut = ", cut short" if end is None else ""
+        raise GBCIError(f"damaged JPEG data{cut}: its scan does not run to the end of the image")
+    if frame[end.end() :].lstrip(b"\0").startswith(_START_OF_IMAGE):
+        raise GBCIError("PixelData holds several frames; expected a single image")
+    # The scan's header ends with the predictor or NEAR, the end of the spectrum or the interleave, and the shift.
+    deviation, shift = frame[position - 3], frame[position - 1] & 0x0F
+    exact = shift == 0 and (kind == _LOSSLESS or (kind == _JPEG_LS and deviation == 0))
+    return Codestream(
+        precision=precision,
+        lossy=not exact,
+        method="ISO_14495_1" if kind == _JPEG_LS else "ISO_10918_1",
+        syntaxes=_SYNTAXES.get(kind, _LOSSY_SYNTAXES),
+    )

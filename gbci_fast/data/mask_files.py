@@ -36,8 +36,8 @@ def read_mask(path: Path) -> np.ndarray:
                 raise GBCIError(f"{path} claims {width} x {height} pixels, too many for a mask or for its length")
             indexed = image.mode in ("P", "PA")
             values = np.asarray(image.convert("RGB") if indexed else image)
-    except GBCIError:
-        raise
+    except GBCIError as error:
+        raise error if str(path) in str(error) else GBCIError(f"{path}: {error}") from None
     except UnidentifiedImageError:
         raise GBCIError(f"{path} cannot be read as a mask image; expected one of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow raises half a dozen types for a damaged file

@@ -1,10 +1,10 @@
 """The stored integers of a DICOM image: what is refused before decoding, which decoder, which bits."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.uid import (
@@ -21,9 +21,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from gbci_fast.data.bounds import check_frame, check_jpeg2000, check_native, check_short_values
+from gbci_fast.data.bounds import check_frame, check_native, check_short_values
+from gbci_fast.data.codestream import Codestream, only_frame
 from gbci_fast.data.complaints import no_complaints
-from gbci_fast.data.jpeg import check_jpeg
+from gbci_fast.data.jpeg import read_jpeg
+from gbci_fast.data.jpeg2000 import is_cut, read_jpeg2000
 from gbci_fast.errors import GBCIError
 
 # Several times the largest detector; a header that claims more is damaged, and would exhaust memory when decoded.
@@ -32,14 +34,8 @@ READABLE = "uncompressed, deflated, RLE, JPEG (8 bits or lossless), JPEG-LS, JPE
 # Pillow before GDCM, which ends the process over some damaged lossy frames. pylibjpeg is the fastest where there is a
 # choice (RLE, JPEG 2000), up to 4 times, and prints nothing of its own.
 PREFERRED_PLUGINS = ("pylibjpeg", "pillow", "gdcm")
-# LossyImageCompressionMethod (PS3.3 C.7.6.1.1.5.1). What is not JPEG may be lossless under these too.
-LOSSY_METHODS = {
-    JPEGBaseline8Bit: "ISO_10918_1",
-    JPEGExtended12Bit: "ISO_10918_1",
-    JPEGLSNearLossless: "ISO_14495_1",
-    JPEG2000: "ISO_15444_1",
-    HTJ2K: "ISO_15444_15",
-}
+# What is not JPEG may be lossless under these, too.
+LOSSY_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 
 
 def check_header(dataset: Dataset, *, has_pixels: bool) -> None:
@@ -79,38 +75,153 @@ def check_size(width: int | None, height: int | None) -> None:
         raise GBCIError(f"the header claims {width} x {height} pixels; expected 1 to {MAX_PIXELS} in all")
 
 
-def decode(dataset: Dataset) -> np.ndarray:
-    """Integers [H, W] in the type that the header states, from the BitsStored bits up to HighBit.
+def decode(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
+    """Integers [H, W] in the type that the header states, from the BitsStored bits up to HighBit, and notes.
 
     HighBit is BitsStored - 1 today (PS3.5 8.1.1). In older files the value may lie higher in its cell, and the bits
-    around it hold overlays or nothing; it is moved down. Where the transfer syntax is lossy, `dataset` says so
-    afterwards.
+    around it hold overlays or nothing; it is moved down. An encoded frame states its own bit depth, and its coding is
+    lossy or not: where that contradicts the header, the frame is believed, `dataset` says so afterwards, and so does
+    a note.
 
     Raises:
-        GBCIError: no decoder, or a frame that is damaged or not of the size that the header states.
+        GBCIError: no decoder, several frames, or a frame that is damaged, cut short, not of the size that the header
+            states, or of other signs.
     """
-    decoder = _decoder(dataset.file_meta.TransferSyntaxUID)
-    rows, columns, allocated = dataset.Rows, dataset.Columns, dataset.BitsAllocated
+    syntax = _decoder(dataset.file_meta.TransferSyntaxUID).UID
+    if not syntax.is_encapsulated:
+        _check_native(dataset)
+        cells = _cells(dataset, _decoder(syntax))
+        return _used_bits(cells, dataset)
+    frame = only_frame(dataset, syntax)
+    check_frame(frame, syntax, dataset.Rows, dataset.Columns, dataset.BitsAllocated)
+    codestream = _codestream(frame, syntax, dataset)
+    if codestream is None:
+        with _said_cut(syntax, frame):
+            return _used_bits(_cells(dataset, _decoder(syntax)), dataset)
+    _check_high_bit(dataset, syntax)
+    if codestream.syntaxes and syntax not in codestream.syntaxes:
+        dataset.file_meta.TransferSyntaxUID = codestream.syntaxes[0]
+    with _said_cut(syntax, frame):
+        cells = _cells(dataset, _decoder(dataset.file_meta.TransferSyntaxUID), codestream.precision)
+    lossy_note = _state_lossy(dataset, syntax, codestream, len(frame))
+    stored, depth_note = _by_frame(cells, codestream, dataset)
+    return stored, [note for note in (depth_note, lossy_note) if note]
+
+
+def _codestream(frame: bytes, syntax: UID, dataset: Dataset) -> Codestream | None:
+    """The frame's own header, or ``None`` for RLE, which codes cells as they are."""
+    expected = {"rows": dataset.Rows, "columns": dataset.Columns, "bits": dataset.BitsAllocated}
+    if syntax in JPEG2000TransferSyntaxes:
+        return read_jpeg2000(frame, **expected)
+    if syntax not in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
+        return None
+    codestream = read_jpeg(frame, **expected)
+    if JPEGBaseline8Bit in codestream.syntaxes and codestream.precision > 8:
+        raise GBCIError(f"lossy JPEG of {codestream.precision} bits cannot be decoded; expected {READABLE}")
+    return codestream
+
+
+def _cells(dataset: Dataset, decoder: Decoder, bits: int | None = None) -> np.ndarray:
+    """What the decoder makes of the only frame, [H, W] unsigned of BitsAllocated; GDCM cuts samples to ``bits``."""
     plugin = next((name for name in PREFERRED_PLUGINS if name in decoder.available_plugins), "")
-    if not decoder.UID.is_encapsulated:
-        check_native(len(dataset.PixelData), rows, columns, allocated)
-    else:
-        frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
-        check_frame(frame, decoder.UID, rows, columns, allocated)
-        if decoder.UID in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
-            precision = check_jpeg(frame, rows=rows, columns=columns, bits=allocated)
-            if plugin == "pillow" and precision > 8:
-                raise GBCIError(f"lossy JPEG of {precision} bits cannot be decoded; expected {READABLE}")
-        elif decoder.UID in JPEG2000TransferSyntaxes:
-            check_jpeg2000(frame, rows=rows, columns=columns)
-        _check_high_bit(dataset, decoder.UID)
-        _state_lossy(dataset, decoder.UID, len(frame))
     with no_complaints() if decoder.UID.is_encapsulated else nullcontext():
-        stored, _ = decoder.as_array(dataset, decoding_plugin=plugin, correct_unused_bits=False)
-    # Some decoders choose the narrowest type that holds the data, or leave the unused bits as they find them.
-    stored = stored.astype(f"{'ui'[dataset.PixelRepresentation]}{allocated // 8}", copy=False)
-    above, unused = allocated - 1 - dataset.HighBit, allocated - dataset.BitsStored
-    return (stored << above) >> unused if unused else stored
+        cells, _ = decoder.as_array(
+            dataset,
+            decoding_plugin=plugin,
+            bits_stored=bits or dataset.BitsStored,
+            correct_unused_bits=False,
+            apply_j2k_sign_correction=False,
+            apply_jls_sign_correction=False,
+        )
+    # Some decoders choose the narrowest type that holds the data.
+    return cells.astype(f"u{dataset.BitsAllocated // 8}", copy=False)
+
+
+@contextmanager
+def _said_cut(syntax: UID, frame: bytes) -> Iterator[None]:
+    """Says of a frame that cannot be decoded whether it is cut short."""
+    try:
+        yield
+    except Exception as error:
+        if syntax in JPEG2000TransferSyntaxes and is_cut(frame):
+            raise GBCIError("damaged JPEG 2000 data, cut short: its codestream has no end") from error
+        if syntax == RLELossless and not isinstance(error, GBCIError):
+            reason = " ".join(str(error).split())
+            raise GBCIError(f"damaged or cut short ({reason})") from error
+        raise
+
+
+def _check_native(dataset: Dataset) -> None:
+    """Whether PixelData is one image long, or somewhat longer."""
+    found, expected = len(dataset.PixelData), dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
+    check_native(found, dataset.Rows, dataset.Columns, dataset.BitsAllocated)
+    if (frames := (found - expected % 2) // expected) > 1:
+        raise GBCIError(f"PixelData holds {frames} frames; expected a single image")
+
+
+def _used_bits(cells: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, list[str]]:
+    """The values in the cells, and a note where the bits around them are set and nothing declares an overlay there."""
+    signed, bits = dataset.PixelRepresentation == 1, dataset.BitsStored
+    above, unused = dataset.BitsAllocated - 1 - dataset.HighBit, dataset.BitsAllocated - bits
+    values = cells.view(f"{'ui'[signed]}{cells.itemsize}")
+    if not unused:
+        return values, []
+    stored, below = (values << above) >> unused, unused - above
+    stray = (cells & ~np.array((2**bits - 1) << below, cells.dtype)) != 0
+    if signed:
+        stray &= (stored << below) != values  # copies of the sign
+    if not stray.any() or _overlay_in_cells(dataset):
+        return stored, []
+    return stored, [f"bits beyond the {bits} of BitsStored are set, and left out"]
+
+
+def _by_frame(cells: np.ndarray, codestream: Codestream, dataset: Dataset) -> tuple[np.ndarray, str | None]:
+    """The samples of an encoded frame, of its own precision and sign, and a note where the header states others.
+
+    BitsStored may be less than the precision, as long as every sample fits in it. Otherwise the precision becomes
+    BitsStored.
+
+    Raises:
+        GBCIError: a sample is negative by the one and positive by the other.
+    """
+    precision, bits, signed = codestream.precision, dataset.BitsStored, dataset.PixelRepresentation == 1
+    own = signed if codestream.signed is None else codestream.signed
+    codes = cells & np.array(2**precision - 1, cells.dtype)
+    top = int(codes.max())
+    # An overlay takes the bits above, or a signed sample leaves them empty, where JPEG does not say what they are.
+    if precision > bits and (_overlay_in_cells(dataset) or (codestream.signed is None and signed and top < 2**bits)):
+        codes, own, precision = codes & np.array(2**bits - 1, cells.dtype), signed, bits
+    samples = _signed(codes, precision) if own else codes
+    lowest, highest = int(samples.min()), int(samples.max())
+    limits = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    other_sign = (own and not signed and lowest < 0) or (signed and not own and highest > limits[1])
+    if other_sign or (codestream.signed is None and precision < bits and lowest < 0):
+        raise GBCIError(
+            f"its frame has {precision} bits{'' if codestream.signed is None else _sign(own)}, its header {bits} bits"
+            f"{_sign(signed)}, and its pixels differ by that; expected the same"
+        )
+    stored = samples.view(f"{'ui'[signed]}{cells.itemsize}")
+    if limits[0] <= lowest and highest <= limits[1]:
+        smaller = codestream.precision < bits
+        return stored, f"its frame has {precision} bits, its header {bits}" if smaller else None
+    dataset.BitsStored, dataset.HighBit = precision, precision - 1
+    return stored, f"BitsStored is {bits}, but the frame's {precision} bits are in use, and taken"
+
+
+def _signed(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Two's complement of that many bits, unsigned [H, W], as signed integers."""
+    unused = 8 * codes.itemsize - bits
+    return (codes.view(f"i{codes.itemsize}") << unused) >> unused
+
+
+def _sign(signed: bool) -> str:
+    return " with a sign" if signed else " without a sign"
+
+
+def _overlay_in_cells(dataset: Dataset) -> bool:
+    """Whether an overlay plane lies in unused bits of the pixels (legal until 2004, PS3.5 8.1.2)."""
+    planes = (dataset.get((group, 0x0100)) for group in range(0x6000, 0x6020, 2))  # OverlayBitsAllocated
+    return any(plane is not None and plane.value != 1 for plane in planes)
 
 
 def _decoder(syntax: UID) -> Decoder:
@@ -132,13 +243,13 @@ def _check_high_bit(dataset: Dataset, syntax: UID) -> None:
         )
 
 
-def _state_lossy(dataset: Dataset, syntax: UID, length: int) -> None:
-    """Once lossy, always lossy: `dataset` outlives the transfer syntax, and some files leave it at that."""
+def _state_lossy(dataset: Dataset, syntax: UID, codestream: Codestream, length: int) -> str | None:
+    """Once lossy, always lossy: `dataset` outlives the frame. A note where the header denies it."""
     stated = str(dataset.get("LossyImageCompression") or "").strip()
-    method = LOSSY_METHODS.get(syntax)
-    if method is None or stated == "01" or (stated == "00" and method != "ISO_10918_1"):
-        return
-    dataset.LossyImageCompression = "01"
-    dataset.LossyImageCompressionMethod = method
-    native = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
-    dataset.LossyImageCompressionRatio = f"{native / length:.4g}"
+    denied = codestream.lossy and stated != "01" and (stated == "00" or syntax not in LOSSY_SYNTAXES)
+    if stated != "01" and (codestream.lossy or (syntax in LOSSY_SYNTAXES and stated != "00")):
+        dataset.LossyImageCompression = "01"
+        dataset.LossyImageCompressionMethod = codestream.method
+        native = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
+        dataset.LossyImageCompressionRatio = f"{native / length:.4g}"
+    return f"its frame may be lossy ({codestream.method}), though its header says lossless" if denied else None

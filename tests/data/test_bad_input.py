@@ -169,7 +169,7 @@ def test_file_cut_short(make_dicom, syntax, kept, capfd):
     path = make_dicom(NOISE, syntax=syntax)
     content = path.read_bytes()
     path.write_bytes(content[: max(int(kept * len(content)), 140)])
-    assert re.match(r"no PixelData, or cut short|damaged or not decodable \(", sentence(path))
+    assert "cut short" in sentence(path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -180,7 +180,7 @@ def test_compressed_frame_cut_short(make_dicom, syntax, capfd):
     frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
     dataset.PixelData = encapsulate([frame[: len(frame) // 4 * 2]])
     dataset.save_as(path)
-    assert re.match(r"damaged (JPEG data: its scan|or not decodable \()", sentence(path))
+    assert re.match(r"damaged.* cut short", sentence(path))
     assert capfd.readouterr() == ("", "")
 
 

@@ -11,7 +11,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import JPEGLosslessSV1, JPEGLSLossless
 
 from gbci_fast.data.dicom import read_mammogram
-from gbci_fast.data.jpeg import check_jpeg
+from gbci_fast.data.jpeg import read_jpeg
 from gbci_fast.errors import GBCIError
 
 STORED = np.random.default_rng(0).integers(0, 4096, (48, 40)).astype(np.uint16)
@@ -27,14 +27,14 @@ def frame_of(path):
 
 
 def test_frame_in_order(path):
-    check_jpeg(frame_of(path), rows=48, columns=40, bits=16)
+    read_jpeg(frame_of(path), rows=48, columns=40, bits=16)
     np.testing.assert_array_equal(read_mammogram(path).stored, STORED)
 
 
 @pytest.mark.parametrize("expected", [{"rows": 47}, {"columns": 41}, {"bits": 8}])
 def test_frame_of_another_shape_than_the_header_states(path, expected):
     with pytest.raises(GBCIError, match=r"1 components, rows and columns \[48, 40\] and (12|16) bits; expected 1, "):
-        check_jpeg(frame_of(path), **{"rows": 48, "columns": 40, "bits": 16} | expected)
+        read_jpeg(frame_of(path), **{"rows": 48, "columns": 40, "bits": 16} | expected)
 
 
 def replaced(frame, offset, new):
@@ -46,15 +46,15 @@ def replaced(frame, offset, new):
     [
         (lambda frame: b"", "no start of image"),
         (lambda frame: replaced(frame, 1, b"\xd9"), "no start of image"),
-        (lambda frame: frame[:2], "no marker segment at byte 2"),
-        (lambda frame: frame[:8], "no marker segment at byte "),
+        (lambda frame: frame[:2], "cut short: no marker segment at byte 2"),
+        (lambda frame: frame[:8], "cut short: no marker segment at byte "),
         (lambda frame: replaced(frame, 2, b"\x00"), "no marker segment at byte 2"),
         # A marker without a length, where a segment belongs.
         (lambda frame: replaced(frame, 3, b"\xd8"), "no marker segment at byte 2"),
-        (lambda frame: replaced(frame, 4, b"\xff\xff"), "no marker segment at byte 65539"),
+        (lambda frame: replaced(frame, 4, b"\xff\xff"), "cut short: no marker segment at byte 65539"),
         (lambda frame: replaced(frame, 6, b"\xb9"), "its frame has 1 components, rows and columns"),
         (lambda frame: replaced(frame, 11, b"\x03"), "its frame has 3 components, rows and columns"),
-        (lambda frame: frame[: len(frame) // 2], "its scan does not run to the end of the image"),
+        (lambda frame: frame[: len(frame) // 2], "cut short: its scan does not run to the end of the image"),
         (lambda frame: replaced(frame, len(frame) // 2, b"\xff\xda"), "its scan does not run to the end of the image"),
     ],
 )
@@ -62,7 +62,7 @@ def test_damage(path, damage, reason):
     dataset = pydicom.dcmread(path)
     dataset.PixelData = encapsulate([damage(frame_of(path)) or b"\0\0"])
     dataset.save_as(path)
-    with pytest.raises(GBCIError, match=rf"image.dcm: damaged JPEG data: {reason}"):
+    with pytest.raises(GBCIError, match=rf"image.dcm: damaged JPEG data(: |, ){reason}"):
         read_mammogram(path)
 
 
@@ -86,7 +86,7 @@ for seed in range(300):
         frame[rng.randrange(160 if rng.random() < 0.5 else len(frame))] = rng.randrange(256)
     header.PixelData = encapsulate([bytes(frame)])
     try:
-        outcomes.append(decode(header).shape == (16, 32))
+        outcomes.append(decode(header)[0].shape == (16, 32))
     except Exception:
         outcomes.append(False)
 print(sum(outcomes))

@@ -1,0 +1,63 @@
+"""A look at a JPEG 2000 or HTJ2K codestream's main header before it is decoded."""
+
+import struct
+
+from gbci_fast.data.codestream import Codestream
+from gbci_fast.errors import GBCIError
+
+_START = b"\xff\x4f\xff\x51"  # start of codestream, SIZ; some files wrap the codestream in JP2 boxes
+_END = b"\xff\xd9"
+_CAPABILITIES, _CODING, _COMPONENT_CODING, _TILE_PART = 0xFF50, 0xFF52, 0xFF53, 0xFF90
+_IRREVERSIBLE = 0  # the 9-7 transform (ISO/IEC 15444-1 A.6.1)
+
+
+def read_jpeg2000(frame: bytes, *, rows: int, columns: int, bits: int) -> Codestream:
+    """Reads SIZ, CAP, COD and COC (ISO/IEC 15444-1 A.5 and A.6).
+
+    The 9-7 transform is lossy. So may several quality layers be: each but the last is a coarser image, and nothing
+    says whether the last one is complete.
+
+    Raises:
+        GBCIError: no codestream, or not one of one component of that size with at most ``bits`` bits.
+    """
+    start = frame.find(_START)
+    if start < 0:
+        raise GBCIError("damaged JPEG 2000 data: no start of codestream")
+    try:
+        right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
+        components, depth = struct.unpack_from(">HB", frame, start + 40)
+        capabilities, layers, transforms = _coding(frame, start + 2)
+    except (struct.error, IndexError):
+        raise GBCIError("damaged JPEG 2000 data: cut short in its header") from None
+    precision, signed = (depth & 0x7F) + 1, bool(depth & 0x80)
+    if (components, bottom - top, right - left) != (1, rows, columns) or precision > bits:
+        raise GBCIError(
+            f"damaged JPEG 2000 data: its frame has {components} components, rows and columns "
+            f"{[bottom - top, right - left]} and {precision} bits; expected 1, {[rows, columns]} and up to {bits}"
+        )
+    return Codestream(
+        precision=precision,
+        signed=signed,
+        lossy=_IRREVERSIBLE in transforms or layers > 1,
+        method="ISO_15444_15" if capabilities else "ISO_15444_1",
+    )
+
+
+def is_cut(frame: bytes) -> bool:
+    """Whether a codestream has no end; its coded data cannot hold that marker."""
+    return _END not in frame[frame.find(_START) :]
+
+
+def _coding(frame: bytes, position: int) -> tuple[bool, int, set[int]]:
+    """Whether CAP is there, the number of layers, and the transforms."""
+    capabilities, layers, transforms = False, 1, set()
+    while (marker := struct.unpack_from(">H", frame, position)[0]) != _TILE_PART:
+        if marker == _CAPABILITIES:
+            capabilities = True
+        elif marker == _CODING:
+            (layers,) = struct.unpack_from(">H", frame, position + 6)
+            transforms.add(frame[position + 13])
+        elif marker == _COMPONENT_CODING:
+            transforms.add(frame[position + 10])
+        position += 2 + struct.unpack_from(">H", frame, position + 2)[0]
+    return capabilities, layers, transforms
