@@ -4,9 +4,8 @@ import re
 from collections.abc import Iterator
 
 from pydicom import Dataset
-from pydicom.multival import MultiValue
-from pydicom.sequence import Sequence
 
+from gbci_fast.data.dicom_file import numbers
 from gbci_fast.data.presentation import Presentation, is_for_processing
 from gbci_fast.data.views import MAGNIFICATION, view_modifiers
 from gbci_fast.errors import GBCIError
@@ -27,12 +26,11 @@ def spacing(dataset: Dataset) -> tuple[float, float] | None:
     but a wrong one would silently mis-scale every lesion.
     """
     for keyword in ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing"):
-        value = dataset.get(keyword)
-        if value is None or value == "":
+        values = numbers(dataset, keyword)
+        if not values:
             continue
-        values = [float(part) for part in (value if isinstance(value, MultiValue) else [value])]
         if len(values) != 2 or not all(MIN_SPACING <= part <= MAX_SPACING for part in values):
-            raise GBCIError(f"{keyword} is {value}; expected two numbers from {MIN_SPACING} to {MAX_SPACING} mm")
+            raise GBCIError(f"{keyword} is {values}; expected two numbers from {MIN_SPACING} to {MAX_SPACING} mm")
         factor = magnification(dataset) if keyword == "ImagerPixelSpacing" else 1.0
         return values[0] / factor, values[1] / factor
     return None
@@ -40,14 +38,14 @@ def spacing(dataset: Dataset) -> tuple[float, float] | None:
 
 def magnification(dataset: Dataset) -> float:
     """EstimatedRadiographicMagnificationFactor: size at the detector per size of the breast; 1 where unstated."""
-    value = dataset.get("EstimatedRadiographicMagnificationFactor")
-    if value is None or value == "" or value == 0:
+    value = next(iter(numbers(dataset, "EstimatedRadiographicMagnificationFactor")), 0)
+    if value == 0:
         return 1.0
     if not 1 <= value <= MAX_MAGNIFICATION:
         raise GBCIError(
             f"EstimatedRadiographicMagnificationFactor is {value}; expected a number from 1 to {MAX_MAGNIFICATION:g}"
         )
-    return float(value)
+    return value
 
 
 def age(dataset: Dataset) -> float | None:
@@ -64,9 +62,9 @@ def notes(dataset: Dataset, presentation: Presentation) -> Iterator[str]:
     if is_for_processing(dataset):
         shown = "by its own histogram" if presentation.kind == "for processing" else "by the VOI that it states"
         yield f"For Processing, not for reading: displayed {shown}"
-    if (count := _count(dataset.get("VOILUTSequence"))) > 1:
+    if (count := len(dataset.get("VOILUTSequence") or ())) > 1:
         yield f"{count} VOI LUTs: the first is used"
-    elif not count and (count := _count(dataset.get("WindowCenter"))) > 1:
+    elif not count and (count := len(numbers(dataset, "WindowCenter"))) > 1:
         yield f"{count} windows: the first is used"
     modifiers = view_modifiers(dataset)
     if modifiers:
@@ -104,13 +102,7 @@ def side_contradiction(laterality: str | None, chest_wall: str) -> str | None:
 
 def _aspect(dataset: Dataset) -> tuple[float, float]:
     """PixelAspectRatio (vertical, horizontal), which is stated where a spacing is not; square where it is not legal."""
-    value = dataset.get("PixelAspectRatio")
-    if _count(value) == 2 and min(value) > 0:
-        return float(value[0]), float(value[1])
+    values = numbers(dataset, "PixelAspectRatio")
+    if len(values) == 2 and min(values) > 0:
+        return values[0], values[1]
     return 1.0, 1.0
-
-
-def _count(value: object) -> int:
-    if value is None or value == "":
-        return 0
-    return len(value) if isinstance(value, list | MultiValue | Sequence) else 1

@@ -23,9 +23,10 @@ from gbci_fast.data.dicom_file import (
     read_dataset,
     trim_luts,
 )
+from gbci_fast.data.kinds import kind_notes
 from gbci_fast.data.pixels import check_header, check_size, decode
 from gbci_fast.data.presentation import Presentation, full_scale, presentation_of
-from gbci_fast.data.views import laterality, laterality_in_text, view_in_text, view_position
+from gbci_fast.data.views import laterality, laterality_in_text, other_view, view_in_text, view_position
 from gbci_fast.errors import GBCIError
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -42,6 +43,7 @@ class Mammogram:
         presentation: stored <-> display values.
         spacing: mm per pixel (between rows, between columns), in the plane of the breast.
         view_position: "CC" or "MLO".
+        other_view: the view that the header states where it is neither: no name and no table replaces it.
         laterality: "L" or "R".
         patient_id: PatientID.
         age: years.
@@ -55,6 +57,7 @@ class Mammogram:
     presentation: Presentation
     spacing: tuple[float, float] | None = None
     view_position: str | None = None
+    other_view: str | None = None
     laterality: str | None = None
     patient_id: str | None = None
     age: float | None = None
@@ -83,12 +86,13 @@ class ImageHeader:
 
     Attributes:
         shape: (height, width) in pixels.
-        view_position, laterality: as in `Mammogram`.
+        view_position, laterality, other_view: as in `Mammogram`.
     """
 
     shape: tuple[int, int]
     view_position: str | None
     laterality: str | None
+    other_view: str | None = None
 
 
 def read_header(path: str | Path) -> ImageHeader:
@@ -115,6 +119,7 @@ def read_header(path: str | Path) -> ImageHeader:
             shape=shape,
             view_position=view_position(dataset, path.stem),
             laterality=laterality(dataset, path.stem),
+            other_view=other_view(dataset),
         )
 
 
@@ -122,8 +127,8 @@ def read_mammogram(path: str | Path) -> Mammogram:
     """Reads a DICOM file or an 8- or 16-bit gray PNG, told apart by content.
 
     Raises:
-        GBCIError: the file is absent, damaged, of another format, without pixels, in color, of several frames, or
-            displays as a single value.
+        GBCIError: the file is absent, damaged, of another format, without pixels, not a mammogram, in color, of several
+            frames, or displays as a single value.
     """
     path = Path(path)
     with _one_sentence(path):
@@ -220,11 +225,12 @@ def _read_dicom(path: Path) -> Mammogram:
         presentation=presentation,
         spacing=spacing(dataset),
         view_position=view_position(dataset, path.stem),
+        other_view=other_view(dataset),
         laterality=laterality(dataset, path.stem),
         patient_id=str(dataset.get("PatientID") or "").strip() or None,
         age=age(dataset),
         dataset=dataset,
-        notes=(*unlike, *notes(dataset, presentation)),
+        notes=(*kind_notes(dataset), *unlike, *notes(dataset, presentation)),
     )
 
 

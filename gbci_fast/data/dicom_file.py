@@ -6,6 +6,7 @@ from pathlib import Path
 import pydicom
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from gbci_fast.data.bounds import BoundedDicom, check_short_values
@@ -46,7 +47,27 @@ def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
         implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    if photometric := dataset.get("PhotometricInterpretation"):  # leading spaces are not significant (PS3.5 6.2)
+        dataset.PhotometricInterpretation = str(photometric).strip(" \0")
     return dataset
+
+
+def numbers(dataset: Dataset, keyword: str) -> list[float]:
+    """The values of an attribute that holds numbers; none where it is absent or blank.
+
+    Raises:
+        GBCIError: a value is no number, such as one with a decimal comma.
+    """
+    try:
+        value = dataset.get(keyword)
+        if value is None or value == "":
+            return []
+        return [float(part) for part in (value if isinstance(value, list | MultiValue) else [value])]
+    except (ValueError, TypeError, OverflowError):
+        raw = dataset.get_item(keyword).value
+        parts = [raw.decode("latin-1")] if isinstance(raw, bytes) else raw if isinstance(raw, list | MultiValue) else [raw]
+        text = "\\".join(map(str, parts)).strip()
+        raise GBCIError(f"{keyword} is {text!r}; expected numbers with a decimal point") from None
 
 
 def trim_luts(dataset: Dataset) -> None:

@@ -58,13 +58,17 @@ def field_of_view(
 
     Args:
         record: its tables.
-        mammogram: the image; of it spacing and patient.
+        mammogram: the image; of it spacing and patient, and view and side where no table states them.
         unit: float32 [H, W] in [0, 1], its pixels.
         breast: bool [H, W].
         truth: from `lesion_truth`.
         frame: where to look.
     """
-    pixel_spacing = frame.model_spacing(mammogram.spacing)
+    known = {"pixel_spacing": frame.model_spacing(mammogram.spacing)}
+    if not record.listed:  # the header knows better than the file's name
+        known |= {"view_position": mammogram.view_position, "laterality": mammogram.laterality}
+    elif mammogram.other_view:
+        known["view_position"] = None
     inside = frame.to_model(breast) > 0.5
     lesions = []
     for index, (finding, pixels) in enumerate(zip(record.findings, truth, strict=True)):
@@ -72,13 +76,13 @@ def field_of_view(
         in_model = share > min(0.25, share.max() / 2)  # even the smallest finding keeps a pixel
         if in_model.any():
             inside |= in_model  # where there is a finding there is tissue, whatever the outline says
-            attributes = replace(finding.attributes, pixel_spacing=pixel_spacing)
+            attributes = replace(finding.attributes, **known)
             lesions.append(Lesion(pixels=in_model, attributes=attributes, report=finding.report(record), finding=index))
     return FieldOfView(
         image=np.round(frame.to_model(unit) * 65535).astype(np.uint16),
         breast=inside,
         lesions=tuple(lesions),
-        attributes=replace(record.attributes, pixel_spacing=pixel_spacing),
+        attributes=replace(record.attributes, **known),
         patient=record.patient_in(mammogram),
     )
 

@@ -11,7 +11,6 @@ from pydicom.uid import (
     HTJ2K,
     JPEG2000,
     UID,
-    BreastTomosynthesisImageStorage,
     JPEG2000TransferSyntaxes,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
@@ -24,8 +23,10 @@ from pydicom.uid import (
 from gbci_fast.data.bounds import check_frame, check_native, check_short_values
 from gbci_fast.data.codestream import Codestream, only_frame
 from gbci_fast.data.complaints import no_complaints
+from gbci_fast.data.dicom_file import numbers
 from gbci_fast.data.jpeg import read_jpeg
 from gbci_fast.data.jpeg2000 import is_cut, read_jpeg2000
+from gbci_fast.data.kinds import check_kind
 from gbci_fast.errors import GBCIError
 
 # Several times the largest detector; a header that claims more is damaged, and would exhaust memory when decoded.
@@ -39,25 +40,26 @@ LOSSY_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2
 
 
 def check_header(dataset: Dataset, *, has_pixels: bool) -> None:
-    """Refuses, before anything is decoded, what is not one gray image of 8 to 16 bits.
+    """Refuses, before anything is decoded, what is not one mammogram in gray of 8 to 16 bits.
 
     Raises:
         GBCIError: what was found and what was expected.
     """
     check_short_values(dataset)
-    if dataset.get("SOPClassUID") == BreastTomosynthesisImageStorage:
-        raise GBCIError("a breast tomosynthesis object; expected a mammogram (2D)")
+    check_kind(dataset)
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise GBCIError("floating-point pixels; expected integers in PixelData")
     if not has_pixels:
         raise GBCIError("no PixelData, or cut short before its end; expected an image")
     photometric, samples = dataset.get("PhotometricInterpretation"), dataset.get("SamplesPerPixel", 1)
+    if not photometric:
+        raise GBCIError("no PhotometricInterpretation; expected MONOCHROME1 or MONOCHROME2")
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise GBCIError(
             f"a color image ({photometric}, {samples} samples per pixel); expected MONOCHROME1 or MONOCHROME2"
         )
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise GBCIError(f"{dataset.NumberOfFrames} frames; expected a single image")
+    if (frames := next(iter(numbers(dataset, "NumberOfFrames")), 1)) not in (0, 1):
+        raise GBCIError(f"{frames:g} frames; expected a single image")
     check_size(dataset.get("Columns"), dataset.get("Rows"))
     allocated, bits, high = (dataset.get(key) for key in ("BitsAllocated", "BitsStored", "HighBit"))
     if allocated not in (8, 16) or not bits or not 8 <= bits <= allocated or high not in range(bits - 1, allocated):

@@ -147,12 +147,14 @@ def _lesion_columns(record: ImageRecord, reading: Reading, view: FramedView, les
 
 
 def contradictions(record: ImageRecord, reading: Reading) -> list[str]:
-    """Where table, header and pixels disagree about side or view, a phrase each."""
+    """Where table or file name, header and pixels disagree about side or view, a phrase each."""
     mammogram, notes = reading.mammogram, list[str | None]()
-    for name in ("laterality", "view_position"):
-        table, header = getattr(record, name), getattr(mammogram, name)
-        if table and header and table != header:
-            notes.append(f"{name} is {table} in the table and {header} in the image's header")
+    source = "the table" if record.listed else "the file's name"
+    stated = {"laterality": mammogram.laterality, "view_position": mammogram.other_view or mammogram.view_position}
+    for name, header in stated.items():
+        other = getattr(record, name)
+        if other and header and other != header:
+            notes.append(f"{name} is {other} in {source} and {header} in the image's header")
     notes.append(side_contradiction(mammogram.laterality, chest_wall_side(reading.breast)))
     return [note for note in notes if note]
 

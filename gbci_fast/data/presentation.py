@@ -10,7 +10,6 @@ from functools import cached_property
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.multival import MultiValue
 from pydicom.uid import (
     BreastProjectionXRayImageStorageForProcessing,
     DigitalMammographyXRayImageStorageForProcessing,
@@ -19,6 +18,7 @@ from pydicom.uid import (
 from scipy.special import expit
 
 from gbci_fast.data.bounds import check_lut
+from gbci_fast.data.dicom_file import numbers
 from gbci_fast.errors import GBCIError
 
 # Without a VOI transformation: display from the first percentile of the breast to the second (percent).
@@ -325,9 +325,9 @@ def _lookup(dataset: Dataset, item: Dataset, values: np.ndarray) -> np.ndarray:
         first -= 0x10000
     data = item.LUTData
     if isinstance(data, bytes):
-        narrow = len(data) < 2 * size
+        narrow = _lut_bits(item) == 8 and len(data) < 2 * size
         order = ">" if dataset.original_encoding[1] is False else "<"
-        data = np.frombuffer(data, "u1" if narrow else f"{order}u2")[:size]
+        data = np.frombuffer(data[: len(data) // 2 * 2], "u1" if narrow else f"{order}u2")[:size]
     table = np.atleast_1d(np.asarray(data, dtype=np.float64))
     if len(table) != size or table.max() >= 2 ** _lut_bits(item):
         raise GBCIError(
@@ -346,7 +346,4 @@ def _lut_bits(item: Dataset) -> int:
 
 def _first(dataset: Dataset, keyword: str) -> float | None:
     """The first value of a possibly multi-valued number, ``None`` where absent or blank."""
-    value = dataset.get(keyword)
-    if value is None or value == "":
-        return None
-    return float(value[0] if isinstance(value, list | MultiValue) else value)
+    return next(iter(numbers(dataset, keyword)), None)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 
 from pydicom import Dataset
 
+from gbci_fast.data.attributes import VIEW_POSITIONS, is_unknown
+
 # PS3.16 CID 4014 "View for Mammography": SNOMED CT, and the retired SNOMED-RT codes of older files.
 VIEW_CODES = {"399162004": "CC", "399368009": "MLO", "R-10242": "CC", "R-10226": "MLO"}
 # PS3.16 CID 4015 "View Modifier for Mammography": SNOMED CT, retired SNOMED-RT, meaning.
@@ -59,13 +61,28 @@ def without_view(text: str) -> str:
 def view_position(dataset: Dataset, file_stem: str) -> str | None:
     """The first of ViewPosition, ViewCodeSequence, PatientOrientation, then names, that says something.
 
-    A view that is neither CC nor MLO (ML, XCCL, …) is ``None``, whatever the names say.
+    A view that is neither CC nor MLO (ML, XCCL, …) is ``None``, whatever the names say; see `other_view`.
     """
-    if stated := str(dataset.get("ViewPosition") or "").strip().upper():
-        return stated if stated in ("CC", "MLO") else None
-    if codes := dataset.get("ViewCodeSequence"):
-        return VIEW_CODES.get(str(codes[0].get("CodeValue", "")).strip())
+    if stated := stated_view(dataset):
+        return stated if stated in VIEW_POSITIONS else None
     return _orientation(dataset)[0] or _first(view_in_text, dataset, file_stem)
+
+
+def other_view(dataset: Dataset) -> str | None:
+    """The view that a header states, such as "ML", where it is neither CC nor MLO: no name and no table replaces it."""
+    stated = stated_view(dataset)
+    return None if stated in VIEW_POSITIONS else stated
+
+
+def stated_view(dataset: Dataset) -> str | None:
+    """The view in ViewPosition, or else in ViewCodeSequence; the latter's meaning where it is not known."""
+    position = str(dataset.get("ViewPosition") or "").strip().upper()
+    if not is_unknown(position):
+        return view_in_text(position) or position
+    if codes := dataset.get("ViewCodeSequence"):
+        code = str(codes[0].get("CodeValue", "")).strip()
+        return VIEW_CODES.get(code) or str(codes[0].get("CodeMeaning") or code).strip() or None
+    return None
 
 
 def laterality(dataset: Dataset, file_stem: str) -> str | None:

@@ -101,7 +101,7 @@ class ImageRecord:
         return hashlib.sha256(f"patient\x1f{named}".encode()).hexdigest()[:16]
 
     def read(self) -> Mammogram:
-        """Decodes the image; where its header names no view or side, the record's is filled in.
+        """Decodes the image; where its header states no view or side, the record's is filled in.
 
         Raises:
             GBCIError: the file is absent, not a mammogram, damaged, or not of the size that the table states.
@@ -110,7 +110,7 @@ class ImageRecord:
         self.check_shape(mammogram.shape)
         return replace(
             mammogram,
-            view_position=mammogram.view_position or self.view_position,
+            view_position=mammogram.view_position or (None if mammogram.other_view else self.view_position),
             laterality=mammogram.laterality or self.laterality,
         )
 

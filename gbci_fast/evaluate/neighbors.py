@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from gbci_fast.data.bounds import MEBIBYTE, check_regular
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import CONTEXT, CROP_SIZE, SMALLEST_WINDOW, Crops
 from gbci_fast.files import atomically
@@ -27,6 +28,7 @@ SHIFT = 2  # pixels at that resolution, four of a crop
 FINE, COARSE = 1.0, 6.0  # pixels of a crop: standard deviations of the band's Gaussians
 AIR = 0.04  # gray values below it are no tissue
 FLATTEST = 0.02  # of a training crop's own contrast; below it there is nothing under a mask to correlate with
+MAX_UNPACKED = 8  # an index that was packed by others: bytes per byte; float16 noise hardly shrinks
 FARTHEST = 2.0  # the largest distance there can be
 _SETTINGS = {
     "format": "gbci-fast training crops 1",
@@ -151,6 +153,8 @@ def load_index(path: Path) -> tuple[TrainingIndex, float]:
     """
     expected = "expected an index of gbci-fast evaluate memorisation --index"
     try:
+        check_regular(path)
+        _check_unpacked(path)
         with np.load(path, allow_pickle=False) as file:
             settings, threshold = json.loads(str(file["settings"])), float(file["threshold"])
             details, names, ids = file["details"], file["names"], file["image_ids"]
@@ -169,6 +173,15 @@ def load_index(path: Path) -> tuple[TrainingIndex, float]:
         raise GBCIError(f"{path}: threshold is {threshold:g}; expected 0 to {FARTHEST:g}")
     index = TrainingIndex(details=details, names=tuple(map(str, names)), image_ids=tuple(map(str, ids)))
     return index, threshold
+
+
+def _check_unpacked(path: Path) -> None:
+    """Refuses an archive that unpacks to far more than its length; `save_index` packs nothing."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    allowed = max(MEBIBYTE, MAX_UNPACKED * path.stat().st_size)
+    if unpacked > allowed:
+        raise ValueError(f"it unpacks to {unpacked} bytes, {MAX_UNPACKED} times its length or more")
 
 
 def index_digest(index: TrainingIndex, threshold: float) -> str:

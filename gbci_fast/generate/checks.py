@@ -29,12 +29,21 @@ def check_inputs(items: Sequence[PlanItem], formats: Sequence[str]) -> dict[int,
     return faults
 
 
-def check_view(path: Path, view_position: str | None, laterality: str | None) -> None:
+def check_view(path: Path, view_position: str | None, laterality: str | None, other_view: str | None) -> None:
     """Refuses a DICOM output without view or side, which the standard demands.
+
+    Args:
+        other_view: what the header states instead of CC or MLO.
 
     Raises:
         GBCIError: one is unknown; the sentence says what can be done.
     """
+    if view_position is None and other_view is not None:
+        raise GBCIError(
+            f"{path}: its header states the view {other_view}, whatever names and tables say; DICOM copies are CC or "
+            "MLO: pass --set view_position=MLO if that is right for every input, leave such inputs out with "
+            "--skip-bad, or take --format png"
+        )
     if view_position is None or laterality is None:
         raise GBCIError(
             f"{path}: view is {view_position or 'unknown'} and side {laterality or 'unknown'}; DICOM needs both: "
@@ -58,12 +67,14 @@ def _fault(item: PlanItem, header: ImageHeader, formats: Sequence[str]) -> GBCIE
     record, attributes = item.template, item.attributes
     try:
         if "dicom" in formats:
+            told = {
+                "view_position": header.view_position or (None if header.other_view else record.view_position),
+                "laterality": header.laterality or record.laterality,
+            }
             view, side = (
-                getattr(attributes, name)
-                or (None if name in item.withheld else getattr(header, name) or getattr(record, name))
-                for name in ("view_position", "laterality")
+                getattr(attributes, name) or (None if name in item.withheld else value) for name, value in told.items()
             )
-            check_view(record.path, view, side)
+            check_view(record.path, view, side, header.other_view)
         if isinstance(item.mask, FileMask):
             item.mask.on(header.shape, None)
         if isinstance(item.mask, BoxMask):

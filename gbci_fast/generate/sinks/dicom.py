@@ -45,7 +45,7 @@ def write_synthesis(synthesis: Synthesis, path: Path, *, job_seed: int, weights_
 
 def _header(synthesis: Synthesis, job_seed: int, weights_hash: str) -> MammogramHeader:
     item, attributes, mammogram = synthesis.item, synthesis.attributes, synthesis.template.mammogram
-    check_view(item.template.path, attributes.view_position, attributes.laterality)
+    check_view(item.template.path, attributes.view_position, attributes.laterality, mammogram.other_view)
     categories = attributes.finding_categories
     findings = "of unspecified category" if categories is None else ", ".join(categories) or NO_FINDING
     # Where the input's folders do not tell patients and studies apart, its headers do.
