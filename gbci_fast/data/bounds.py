@@ -65,16 +65,21 @@ class BoundedDicom(BoundedFile):
         super().__init__(path)
         self._reads = 0
 
+    @property
+    def overrun(self) -> bool:
+        """Whether more than `MAX_READS` pieces were asked for."""
+        return self._reads > MAX_READS
+
     def read(self, size: int | None = -1, /) -> bytes:
         """As `BoundedFile.read`.
 
         Raises:
-            GBCIError: more than `MAX_READS` pieces, or the rest is asked for, and inflates to more than
-                `MAX_INFLATED` times its length.
+            EOFError: an `overrun`.
+            GBCIError: the rest is asked for, and inflates to more than `MAX_INFLATED` times its length.
         """
         self._reads += 1
-        if self._reads > MAX_READS:
-            raise GBCIError(f"its header has more than {MAX_READS // 4} elements and items; expected an image")
+        if self.overrun:
+            raise EOFError
         content = super().read(size)
         if size is None or size < 0:
             _check_deflated(content)

@@ -65,7 +65,9 @@ def numbers(dataset: Dataset, keyword: str) -> list[float]:
         return [float(part) for part in (value if isinstance(value, list | MultiValue) else [value])]
     except (ValueError, TypeError, OverflowError):
         raw = dataset.get_item(keyword).value
-        parts = [raw.decode("latin-1")] if isinstance(raw, bytes) else raw if isinstance(raw, list | MultiValue) else [raw]
+        parts = (
+            [raw.decode("latin-1")] if isinstance(raw, bytes) else raw if isinstance(raw, list | MultiValue) else [raw]
+        )
         text = "\\".join(map(str, parts)).strip()
         raise GBCIError(f"{keyword} is {text!r}; expected numbers with a decimal point") from None
 

@@ -103,7 +103,30 @@ def long_lut(world, path):
     dataset.save_as(path)
 
 
+def spliced(world, path, element):
+    """The image with another element before its pixels."""
+    header(world).save_as(path)
+    content = path.read_bytes()
+    at = content.index(b"\xe0\x7f\x10\x00OW")
+    path.write_bytes(content[:at] + element + content[at:])
+
+
+def many_items(tag, *, closed):
+    """A sequence of a quarter of a million empty items, 8 bytes each, with or without its length."""
+
+    def make(world, path):
+        items = 250_000 * b"\xfe\xff\x00\xe0\x00\x00\x00\x00"
+        if closed:
+            spliced(world, path, tag + b"SQ\0\0" + len(items).to_bytes(4, "little") + items)
+        else:
+            spliced(world, path, tag + b"SQ\0\0\xff\xff\xff\xff" + items + b"\xfe\xff\xdd\xe0" + bytes(4))
+
+    return make
+
+
 SIZES = {
+    "items": (many_items(b"\x54\x00\x20\x02", closed=True), "ViewCodeSequence holds 250000 items; expected at most"),
+    "items without a length": (many_items(b"\x08\x00\x15\x11", closed=False), "more than 50000 elements and items"),
     "native": (native, "bytes)"),
     "rle": (encoded(RLELossless), "cannot hold them"),
     "jpeg 2000": (encoded(JPEG2000Lossless), "cannot hold them"),

@@ -1,5 +1,6 @@
 """Every kind of bad file ends in one sentence that names the file and says what is wrong with it."""
 
+import os
 import re
 import warnings
 
@@ -19,6 +20,7 @@ from pydicom.uid import (
 )
 
 from gbci_fast.data.dicom import read_mammogram
+from gbci_fast.data.mask_files import read_mask
 from gbci_fast.errors import GBCIError
 
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
@@ -40,6 +42,14 @@ def lut(descriptor, data):
     item = Dataset()
     item.add_new("LUTDescriptor", "US", descriptor)
     item.add_new("LUTData", "US", data)
+    return [item]
+
+
+def words(descriptor, count):
+    """A LUT of `count` words, 0, 256, 512, …: in bytes 0, 0, 0, 1, 0, 2, …"""
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", descriptor)
+    item.add_new("LUTData", "OW", (256 * np.arange(count)).astype("<u2").tobytes())
     return [item]
 
 
@@ -112,6 +122,11 @@ def test_preamble_without_a_data_set(tmp_path):
         ({"RescaleSlope": 0, "RescaleIntercept": 1}, "RescaleSlope is 0.0 and RescaleIntercept 1.0; expected finite"),
         ({"RescaleSlope": "1e308"}, "RescaleSlope is 1e+308 and RescaleIntercept 0.0; expected finite"),
         ({"VOILUTSequence": lut([4, 0, 16], [1, 2, 3])}, "a LUT holds 3 entries up to 3; expected 4 of 16 bits"),
+        # Fewer words than entries are no bytes, unless entries are of 8 bits.
+        ({"VOILUTSequence": words([4, 0, 16], 3)}, "a LUT holds 3 entries up to 512; expected 4 of 16 bits"),
+        ({"VOILUTSequence": words([6, 0, 12], 3)}, "a LUT holds 3 entries up to 512; expected 6 of 12 bits"),
+        ({"ModalityLUTSequence": words([6, 0, 16], 3)}, "a LUT holds 3 entries up to 512; expected 6 of 16 bits"),
+        ({"VOILUTSequence": words([9, 0, 8], 3)}, "a LUT holds 6 entries up to 2; expected 9 of 8 bits"),
         ({"VOILUTSequence": lut([3, 0, 8], [1, 2, 300])}, "a LUT holds 3 entries up to 300; expected 3 of 8 bits"),
         (
             {"VOILUTSequence": lut([3, 0, 24], [1, 2, 3])},
@@ -131,6 +146,20 @@ def test_header(make_dicom, ramp, tags, reason, capfd):
 def test_floating_point_pixels(make_dicom, ramp, keyword):
     tags = {"PixelData": None, keyword: bytes(8 * ramp.size)}
     assert sentence(make_dicom(ramp, **tags)) == "floating-point pixels; expected integers in PixelData"
+
+
+def test_lut_of_bytes(make_dicom, ramp):
+    """Entries of 8 bits may be bytes: 0, 0, 0, 1, 0, 2 is such a LUT, too."""
+    mammogram = read_mammogram(make_dicom(ramp, VOILUTSequence=words([6, 0, 8], 3)))
+    assert mammogram.unit().max() == pytest.approx(2 / 255)
+
+
+@pytest.mark.parametrize("name", ["pipe.dcm", "pipe", "pipe.png"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert sentence(tmp_path / name) == "a pipe, a socket or a device; expected a file"
+    with pytest.raises(GBCIError, match=f"{name}: a pipe, a socket or a device; expected a file"):
+        read_mask(tmp_path / name)
 
 
 def test_number_that_is_none(make_dicom, ramp):

@@ -147,8 +147,9 @@ class TestIndexFile:
             (lambda path: path.write_bytes(path.read_bytes().replace(b"\0", b"\1", 4000)), r"cannot be read \("),
             (lambda path: np.savez(path, other=np.zeros(3)), r"cannot be read \(.*settings.*\); expected"),
             (lambda path: np.save(path.open("wb"), np.zeros(3)), r"cannot be read \("),
+            (lambda path: np.savez_compressed(path, names=np.zeros(10**7)), r"it unpacks to 80000\d+ bytes, 8 times"),
         ],
-        ids=["absent", "empty", "text", "cut", "garbled", "another npz", "an npy"],
+        ids=["absent", "empty", "text", "cut", "garbled", "another npz", "an npy", "packed a thousand times"],
     )
     def test_what_is_no_index_is_one_sentence(self, index, tmp_path, damage, sentence):
         path = tmp_path / "index.npz"
