@@ -30,7 +30,9 @@ def spacing(dataset: Dataset) -> tuple[float, float] | None:
         if not values:
             continue
         if len(values) != 2 or not all(MIN_SPACING <= part <= MAX_SPACING for part in values):
-            raise GBCIError(f"{keyword} is {values}; expected two numbers from {MIN_SPACING} to {MAX_SPACING} mm")
+            raise GBCIError(
+                f"{keyword} is {dataset.get(keyword)}; expected two numbers from {MIN_SPACING} to {MAX_SPACING} mm"
+            )
         factor = magnification(dataset) if keyword == "ImagerPixelSpacing" else 1.0
         return values[0] / factor, values[1] / factor
     return None

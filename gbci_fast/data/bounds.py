@@ -33,7 +33,7 @@ BULK = ("OB", "OW", "OF", "OD", "OL", "OV", "OB or OW", "UN", "SQ", "UC", "UR", 
 MAX_LUT_BYTES = 2 * 65536
 # Of a data set: pydicom asks for every tag, length, value and item by itself, and a header has some thousand. An item
 # of 8 bytes becomes an object of 700.
-MAX_READS = 200_000
+MAX_READS = 60_000
 MAX_ITEMS = 10_000
 ITEM_TAGS = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"  # in either byte order
 MAX_LINE = MEBIBYTE  # characters of a table's line
@@ -112,7 +112,7 @@ def _check_deflated(packed: bytes) -> None:
     if items > MAX_ITEMS:
         raise GBCIError(f"its deflated data set holds more than {MAX_ITEMS} items; expected an image")
     if not inflate.eof:
-        raise GBCIError("cut short: its deflated data set has no end")
+        raise GBCIError("damaged or not decodable (its deflated data set has no end); cut short")
 
 
 def check_short_values(dataset: Dataset) -> None:
@@ -142,7 +142,7 @@ def check_native(found: int, rows: int, columns: int, bits: int) -> None:
     """Whether `found` bytes can be the unencapsulated pixels that the header states."""
     expected = rows * columns * bits // 8
     if found < expected:
-        raise GBCIError(f"cut short: PixelData holds {found} of {expected} bytes")
+        raise GBCIError(f"damaged or not decodable (PixelData holds {found} of {expected} bytes); cut short")
 
 
 def check_frame(frame: bytes, syntax: UID, rows: int, columns: int, bits: int) -> None:

@@ -9,7 +9,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from gbci_fast.data.bounds import BoundedDicom, check_short_values
+from gbci_fast.data.bounds import MAX_READS, BoundedDicom, check_short_values
 from gbci_fast.errors import GBCIError
 
 MAGIC_LENGTH = 132
@@ -39,8 +39,12 @@ def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
     with BoundedDicom(path) as file:
         try:
             dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
-        except EOFError as error:
-            raise GBCIError("cut short: an element or its pixels have no end") from error
+        except (EOFError, OSError) as error:
+            if file.overrun:
+                raise GBCIError(f"more than {MAX_READS // 4} elements and items; expected an image") from error
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise GBCIError("damaged or not decodable (an element or sequence has no end); cut short") from error
     if "TransferSyntaxUID" not in dataset.file_meta:
         if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
             raise GBCIError("no TransferSyntaxUID, so its encoded pixels cannot be decoded; expected one")
@@ -65,10 +69,8 @@ def numbers(dataset: Dataset, keyword: str) -> list[float]:
         return [float(part) for part in (value if isinstance(value, list | MultiValue) else [value])]
     except (ValueError, TypeError, OverflowError):
         raw = dataset.get_item(keyword).value
-        parts = (
-            [raw.decode("latin-1")] if isinstance(raw, bytes) else raw if isinstance(raw, list | MultiValue) else [raw]
-        )
-        text = "\\".join(map(str, parts)).strip()
+        text = raw.decode("latin-1") if isinstance(raw, bytes) else raw
+        text = "\\".join(map(str, text)) if isinstance(text, list | MultiValue) else str(text).strip()
         raise GBCIError(f"{keyword} is {text!r}; expected numbers with a decimal point") from None
 
 

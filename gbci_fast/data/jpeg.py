@@ -38,8 +38,8 @@ def read_jpeg(frame: bytes, *, rows: int, columns: int, bits: int) -> Codestream
     while marker != _START_OF_SCAN:
         segment = _SEGMENT.match(frame, position)
         if segment is None:
-            cut = ", cut short" if position >= len(frame) - 4 else ""
-            raise GBCIError(f"damaged JPEG data{cut}: no marker segment at byte {position}")
+            cut = " (cut short)" if position >= len(frame) - 4 else ""
+            raise GBCIError(f"damaged JPEG data: no marker segment at byte {position}{cut}")
         marker, length = segment[1][0], int.from_bytes(segment[2], "big")
         if marker in _START_OF_FRAME:
             kind = marker
@@ -52,8 +52,8 @@ def read_jpeg(frame: bytes, *, rows: int, columns: int, bits: int) -> Codestream
         )
     end = _END_OF_SCAN.search(frame, position)
     if end is None or end[1] != _END_OF_IMAGE:
-        cut = ", cut short" if end is None else ""
-        raise GBCIError(f"damaged JPEG data{cut}: its scan does not run to the end of the image")
+        cut = " (cut short)" if end is None else ""
+        raise GBCIError(f"damaged JPEG data: its scan does not run to the end of the image{cut}")
     if frame[end.end() :].lstrip(b"\0").startswith(_START_OF_IMAGE):
         raise GBCIError("PixelData holds several frames; expected a single image")
     # The scan's header ends with the predictor or NEAR, the end of the spectrum or the interleave, and the shift.

@@ -146,10 +146,10 @@ def _said_cut(syntax: UID, frame: bytes) -> Iterator[None]:
         yield
     except Exception as error:
         if syntax in JPEG2000TransferSyntaxes and is_cut(frame):
-            raise GBCIError("damaged JPEG 2000 data, cut short: its codestream has no end") from error
+            raise GBCIError("damaged or not decodable (its JPEG 2000 codestream has no end); cut short") from error
         if syntax == RLELossless and not isinstance(error, GBCIError):
             reason = " ".join(str(error).split())
-            raise GBCIError(f"damaged or cut short ({reason})") from error
+            raise GBCIError(f"damaged or not decodable ({reason}); perhaps cut short") from error
         raise
 
 

@@ -126,8 +126,8 @@ def many_items(tag, *, closed):
 
 SIZES = {
     "items": (many_items(b"\x54\x00\x20\x02", closed=True), "ViewCodeSequence holds 250000 items; expected at most"),
-    "items without a length": (many_items(b"\x08\x00\x15\x11", closed=False), "more than 50000 elements and items"),
-    "native": (native, "bytes)"),
+    "items without a length": (many_items(b"\x08\x00\x15\x11", closed=False), "more than 15000 elements and items"),
+    "native": (native, "PixelData holds 61440 of 288000000 bytes"),
     "rle": (encoded(RLELossless), "cannot hold them"),
     "jpeg 2000": (encoded(JPEG2000Lossless), "cannot hold them"),
     "jpeg 2000 codestream": (jpeg2000_of_its_own, "cannot hold them"),

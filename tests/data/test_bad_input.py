@@ -209,7 +209,7 @@ def test_compressed_frame_cut_short(make_dicom, syntax, capfd):
     frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
     dataset.PixelData = encapsulate([frame[: len(frame) // 4 * 2]])
     dataset.save_as(path)
-    assert re.match(r"damaged.* cut short", sentence(path))
+    assert re.match(r"damaged.*cut short", sentence(path))
     assert capfd.readouterr() == ("", "")
 
 

@@ -46,15 +46,15 @@ def replaced(frame, offset, new):
     [
         (lambda frame: b"", "no start of image"),
         (lambda frame: replaced(frame, 1, b"\xd9"), "no start of image"),
-        (lambda frame: frame[:2], "cut short: no marker segment at byte 2"),
-        (lambda frame: frame[:8], "cut short: no marker segment at byte "),
+        (lambda frame: frame[:2], r"no marker segment at byte 2 \(cut short\)"),
+        (lambda frame: frame[:8], r"no marker segment at byte \d+ \(cut short\)"),
         (lambda frame: replaced(frame, 2, b"\x00"), "no marker segment at byte 2"),
         # A marker without a length, where a segment belongs.
         (lambda frame: replaced(frame, 3, b"\xd8"), "no marker segment at byte 2"),
-        (lambda frame: replaced(frame, 4, b"\xff\xff"), "cut short: no marker segment at byte 65539"),
+        (lambda frame: replaced(frame, 4, b"\xff\xff"), "no marker segment at byte 65539"),
         (lambda frame: replaced(frame, 6, b"\xb9"), "its frame has 1 components, rows and columns"),
         (lambda frame: replaced(frame, 11, b"\x03"), "its frame has 3 components, rows and columns"),
-        (lambda frame: frame[: len(frame) // 2], "cut short: its scan does not run to the end of the image"),
+        (lambda frame: frame[: len(frame) // 2], r"its scan does not run to the end of the image \(cut short\)"),
         (lambda frame: replaced(frame, len(frame) // 2, b"\xff\xda"), "its scan does not run to the end of the image"),
     ],
 )
@@ -62,7 +62,7 @@ def test_damage(path, damage, reason):
     dataset = pydicom.dcmread(path)
     dataset.PixelData = encapsulate([damage(frame_of(path)) or b"\0\0"])
     dataset.save_as(path)
-    with pytest.raises(GBCIError, match=rf"image.dcm: damaged JPEG data(: |, ){reason}"):
+    with pytest.raises(GBCIError, match=rf"image.dcm: damaged JPEG data: {reason}"):
         read_mammogram(path)
 
 
