@@ -40,11 +40,12 @@ def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
         try:
             dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
         except (EOFError, OSError) as error:
-            if file.overrun:
-                raise GBCIError(f"more than {MAX_READS // 4} elements and items; expected an image") from error
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise GBCIError("damaged or not decodable (an element or sequence has no end); cut short") from error
+            if not file.overrun:
+                raise GBCIError("damaged or not decodable (an element or sequence has no end); cut short") from error
+        if file.overrun:  # of which pydicom may make a shorter data set
+            raise GBCIError(f"more than {MAX_READS // 4} elements and items; expected an image")
     if "TransferSyntaxUID" not in dataset.file_meta:
         if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
             raise GBCIError("no TransferSyntaxUID, so its encoded pixels cannot be decoded; expected one")

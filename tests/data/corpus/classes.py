@@ -6,8 +6,12 @@ from functools import partial
 import numpy as np
 from pydicom import Dataset
 from pydicom.uid import (
+    BasicTextSRStorage,
     BreastProjectionXRayImageStorageForPresentation,
     BreastTomosynthesisImageStorage,
+    ComputedRadiographyImageStorage,
+    CTImageStorage,
+    DigitalMammographyXRayImageStorageForPresentation,
     DigitalMammographyXRayImageStorageForProcessing,
     SecondaryCaptureImageStorage,
 )
@@ -73,6 +77,23 @@ def kinds() -> Iterator[Case]:
         spacing=(0.07, 0.07),
         second=("dcmj2pnm", "+Ww", "1000", "501"),
     )
+    for name, sop_class, tags, notes in (
+        ("CR of the breast", ComputedRadiographyImageStorage, {"Modality": "CR", "BodyPartExamined": "BREAST"}, ()),
+        (
+            "Secondary Capture that states neither modality nor body part",
+            SecondaryCaptureImageStorage,
+            {"Modality": None},
+            ("neither Modality MG nor a body part is stated: taken as a mammogram",),
+        ),
+        (
+            "2D computed from a tomosynthesis",
+            DigitalMammographyXRayImageStorageForPresentation,
+            {"ImageType": ["DERIVED", "PRIMARY", "TOMO", "GENERATED_2D"]},
+            ("computed from a tomosynthesis",),
+        ),
+    ):
+        build = partial(make, RAMP, SOPClassUID=sop_class, **FULL_12 | tags)
+        yield case(name=name, build=build, display=P / 4095, notes=notes)
     for name, tags, refused in (
         ("several frames", {"NumberOfFrames": 3}, "3 frames; expected a single image"),
         (
@@ -84,6 +105,26 @@ def kinds() -> Iterator[Case]:
             "tomosynthesis, several frames",
             {"SOPClassUID": BreastTomosynthesisImageStorage, "NumberOfFrames": 40},
             "a breast tomosynthesis object; expected a mammogram (2D)",
+        ),
+        (
+            "tomosynthesis projection",
+            {"ImageType": ["ORIGINAL", "PRIMARY", "TOMO_PROJ"]},
+            "a part of a tomosynthesis (ImageType TOMO_PROJ); expected a mammogram (2D)",
+        ),
+        (
+            "CT, MR, ultrasound and others",
+            {"SOPClassUID": CTImageStorage, "Modality": "CT"},
+            "an object of another kind (CT Image Storage); expected a mammogram (2D)",
+        ),
+        (
+            "CR of the chest",
+            {"SOPClassUID": ComputedRadiographyImageStorage, "Modality": "CR", "BodyPartExamined": "CHEST"},
+            "Modality is CR and BodyPartExamined CHEST; expected a breast",
+        ),
+        (
+            "report (SR), PDF, presentation state",
+            {"SOPClassUID": BasicTextSRStorage, "Modality": "SR", "PixelData": None, "Rows": None},
+            "no pixels (Basic Text SR Storage); expected an image",
         ),
         (
             "color",

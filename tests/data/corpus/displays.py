@@ -7,7 +7,7 @@ import numpy as np
 from pydicom import DataElement
 
 from .case import Case
-from .files import RAMP, SIGNED_RAMP, lut, make
+from .files import RAMP, SIGNED_RAMP, lut, make, short_lut
 
 P = RAMP.astype(np.float64)  # 0, 8, … 4088
 WINDOW = ("dcmj2pnm", "+Wi", "1")
@@ -140,6 +140,16 @@ def refused_displays() -> Iterator[Case]:
             "LUT with entries beyond its bits",
             {"VOILUTSequence": lut([0, 255, 256], bits=8)},
             "a LUT holds 3 entries up to 256; expected 3 of 8 bits, as its LUTDescriptor says",
+        ),
+        (
+            "LUT with fewer entries than it states",
+            {"VOILUTSequence": short_lut(5, 4, bits=12)},
+            "a LUT holds 4 entries up to 3; expected 5 of 12 bits, as its LUTDescriptor says",
+        ),
+        (
+            "a decimal comma",
+            {"WindowCenter": DataElement("WindowCenter", "LO", "2048,0"), "WindowWidth": 4096},
+            "WindowCenter is '2048,0'; expected numbers with a decimal point",
         ),
         (
             "rescale, slope 0",

@@ -87,6 +87,19 @@ def encodings() -> Iterator[Case]:
     ):
         build = partial(make, RAMP, syntax, preamble=False, **FULL_12)
         yield case(name=name, build=build, second=(*WINDOW, *options))
+    for name, frame, deviation, method in (
+        ("JPEG 2000, lossless syntax, lossy frame", frames.JPEG_2000_LOSSY, 13, "ISO_15444_1"),
+        ("JPEG 2000, 12 bits, header says 10", frames.JPEG_2000, 0, None),
+        ("JPEG 2000, 12 bits, header says 14", frames.JPEG_2000, 0, None),
+    ):
+        bits = int(name.split()[-1]) if method is None else 12
+        notes = {
+            10: ("BitsStored is 10, but the frame's 12 bits are in use, and taken",),
+            12: (f"its frame may be lossy ({method}), though its header says lossless",),
+            14: ("its frame has 12 bits, its header 14",),
+        }
+        build = partial(make, RAMP, JPEG2000Lossless, frame=frame, **FULL_12 | {"BitsStored": bits})
+        yield case(name=name, build=build, notes=notes[bits], tolerance=deviation / 4095 + 1e-6)
 
 
 def refused_encodings() -> Iterator[Case]:
@@ -107,6 +120,21 @@ def refused_encodings() -> Iterator[Case]:
             "no preamble, encoded pixels",
             _bare_frame,
             "no TransferSyntaxUID, so its encoded pixels cannot be decoded; expected one",
+        ),
+        (
+            "JPEG 2000, signed frame, unsigned header",
+            _ramp(JPEG2000Lossless, frames.JPEG_2000_SIGNED),
+            "its frame has 12 bits with a sign, its header 12 bits without a sign, and its pixels differ by that",
+        ),
+        (
+            "JPEG 2000, cut short",
+            _ramp(JPEG2000Lossless, frames.JPEG_2000[:-60]),
+            "damaged or not decodable (its JPEG 2000 codestream has no end); cut short",
+        ),
+        (
+            "two native frames, one stated",
+            partial(make, RAMP, NumberOfFrames=1, PixelData=2 * RAMP.tobytes(), **FULL_12),
+            "PixelData holds 2 frames; expected a single image",
         ),
     ):
         yield Case(group="Transfer syntax", name=name, build=build, refused=refused)

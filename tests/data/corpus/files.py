@@ -108,6 +108,14 @@ def lut(data: np.ndarray | list[int], first: int = 0, bits: int = 16) -> list[Da
     return [item]
 
 
+def short_lut(stated: int, count: int, bits: int) -> list[Dataset]:
+    """A LUT of the words 0, 1, … whose descriptor states more of them."""
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [stated, 0, bits])
+    item.add_new("LUTData", "OW", np.arange(count, dtype="<u2").tobytes())
+    return [item]
+
+
 def code(value: str, scheme: str = "SCT", **inside: object) -> list[Dataset]:
     """A code sequence of one item, with further attributes in it."""
     item = Dataset()

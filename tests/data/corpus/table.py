@@ -32,7 +32,15 @@ another lesion in it, every other pixel has the same stored value and the same d
   For Presentation, with the same stored values and that display as a VOI LUT.
 - The **side** comes from the header, the flip from the pixels; a contradiction is a note.
 - **Spacing** is that in the breast: ImagerPixelSpacing / EstimatedRadiographicMagnificationFactor.
-- **Lossy** images (by their transfer syntax, whatever LossyImageCompression says of JPEG) stay marked as lossy.
+- **The frame decides** where an encoded frame and the header disagree: its precision becomes BitsStored where a pixel
+  needs it, and a note says so. Signs that differ, several frames under NumberOfFrames 1, and cut frames are refused.
+- **Lossy** images stay marked as lossy: by their transfer syntax, and by the coding of the frame (the 9-7 transform or
+  several quality layers of JPEG 2000, NEAR of JPEG-LS, JPEG but the lossless process), whatever the header says.
+- **Kind of image**: X-ray projections of a breast, by SOP class, Modality (MG, or CR, DX, RG with BodyPartExamined
+  BREAST or a view CC or MLO) and ImageType (no part of a tomosynthesis). A Secondary Capture need not state either.
+- **View**: a header that states another view than CC and MLO is not overruled by a file's name or a table. Such an
+  image has no DICOM copy, unless `--set view_position` says what it is.
+- A LUT of fewer entries than its descriptor states is refused; its entries are bytes only where it says 8 bits.
 - BurnedInAnnotation must be stated in a mammogram For Presentation: where the source does not state it, nobody has
   looked, and copies say YES.
 - A PNG seldom states its bit depth: white is the largest value of the fewest bits (8 at least) that hold its largest
