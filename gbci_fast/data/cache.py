@@ -129,8 +129,11 @@ class Cache(Sequence[FieldOfView]):
             if not file.is_file() or file.stat().st_size != stated["bytes"]:
                 raise GBCIError(f"{file} is absent or cut; expected {stated['bytes']} bytes as {CACHE_FILE} says")
         self._check_digest(INDEX)
-        self.index = pq.read_table(self.path / INDEX).combine_chunks()
         self._pixels = self._array(PIXELS)
+        # A few bytes of Parquet can claim any number of equal rows.
+        if (rows := pq.read_metadata(self.path / INDEX).num_rows) != len(self._pixels):
+            raise GBCIError(f"{self.path / INDEX} has {rows} rows; expected {len(self._pixels)}, one per field of view")
+        self.index = pq.read_table(self.path / INDEX).combine_chunks()
         self._masks = self._array(MASKS)
 
     def __len__(self) -> int:

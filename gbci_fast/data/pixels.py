@@ -238,7 +238,7 @@ def _decoder(syntax: UID) -> Decoder:
 
 def _check_high_bit(dataset: Dataset, syntax: UID) -> None:
     """Encoded frames have a bit depth of their own, which would contradict a value that lies higher in its cell."""
-    if syntax != RLELossless and dataset.HighBit != dataset.BitsStored - 1:
+    if dataset.HighBit != dataset.BitsStored - 1:
         raise GBCIError(
             f"HighBit is {dataset.HighBit} and BitsStored {dataset.BitsStored} in {syntax.name}; "
             "expected BitsStored - 1 in what is not uncompressed or RLE"

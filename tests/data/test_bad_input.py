@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 import warnings
 
 import numpy as np
@@ -152,6 +153,40 @@ def test_lut_of_bytes(make_dicom, ramp):
     """Entries of 8 bits may be bytes: 0, 0, 0, 1, 0, 2 is such a LUT, too."""
     mammogram = read_mammogram(make_dicom(ramp, VOILUTSequence=words([6, 0, 8], 3)))
     assert mammogram.unit().max() == pytest.approx(2 / 255)
+
+
+def nested_lut(path, depth, *, closed):
+    """Puts a VOI LUT into the file at `path`: 0, 1, … 4095, and in its item another item, and so on."""
+    table = np.arange(4096, dtype="<u2").tobytes()
+    entries = b"\x28\0\x02\x30US\x06\0" + struct.pack("<3H", 4096, 0, 12)
+    entries += b"\x28\0\x06\x30OW\0\0" + struct.pack("<I", len(table)) + table
+    inner, tag, item = b"", b"\x28\0\x10\x30SQ\0\0", b"\xfe\xff\0\xe0"
+    for level in range(depth):
+        inner = (entries if level == depth - 1 else b"") + inner
+        if closed:
+            inner = tag + struct.pack("<I", 8 + len(inner)) + item + struct.pack("<I", len(inner)) + inner
+        else:
+            ends = b"\xfe\xff\x0d\xe0" + bytes(4) + b"\xfe\xff\xdd\xe0" + bytes(4)
+            inner = tag + b"\xff" * 4 + item + b"\xff" * 4 + inner + ends
+    content = path.read_bytes()
+    at = content.index(b"\xe0\x7f\x10\0OW")
+    path.write_bytes(content[:at] + inner + content[at:])
+    return path
+
+
+@pytest.mark.parametrize("depth", [2, 300, 10_000])
+def test_what_is_nested_in_a_lut_is_not_kept(make_dicom, ramp, depth):
+    """Whoever copies or writes the header would follow it down."""
+    mammogram = read_mammogram(nested_lut(make_dicom(ramp, BitsStored=12), depth, closed=True))
+    np.testing.assert_allclose(mammogram.unit(), ramp / 4095, atol=1e-6)
+    (item,) = mammogram.dataset.VOILUTSequence
+    assert [element.keyword for element in item] == ["LUTDescriptor", "LUTData"]
+
+
+def test_items_nested_without_lengths(make_dicom, ramp):
+    """They have to be followed down to find their end."""
+    path = nested_lut(make_dicom(ramp, BitsStored=12), 10_000, closed=False)
+    assert sentence(path) == "its sequences are nested too deeply; expected an image"
 
 
 @pytest.mark.parametrize("name", ["pipe.dcm", "pipe", "pipe.png"])

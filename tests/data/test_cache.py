@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.prepare import prepare
 from gbci_fast.data.prepare_image import PrepareSettings
 from gbci_fast.errors import GBCIError
+from gbci_fast.files import sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,16 @@ def test_damaged_headers_are_refused(copy, name):
     content[:8] = bytes(8)
     (copy / name).write_bytes(content)
     with pytest.raises(GBCIError, match=rf"{name} is damaged; prepare the cache again$"):
+        Cache(copy)
+
+
+def test_an_index_of_other_rows_is_not_read(copy):
+    """A few bytes of Parquet can claim any number of equal rows."""
+    pq.write_table(pa.table({"study_id": ["x"] * 100_000}), copy / INDEX)
+    info = json.loads((copy / CACHE_FILE).read_text())
+    info["files"][INDEX] = {"bytes": (copy / INDEX).stat().st_size, "sha256": sha256_of(copy / INDEX)}
+    (copy / CACHE_FILE).write_text(json.dumps(info))
+    with pytest.raises(GBCIError, match=rf"{INDEX} has 100000 rows; expected \d+, one per field of view$"):
         Cache(copy)
 
 
