@@ -138,7 +138,7 @@ class _Job:
         self._columns = {"gbci_fast": __version__, **sampled_by, **settings.columns()}
         self.folder = JobFolder(output, self._columns | _identify(plan))
         self._batches = [plan[i : i + settings.batch_size] for i in range(0, len(plan), settings.batch_size)]
-        self._slots = _preview_slots(len(plan))
+        self._slots = dict(zip((item.index for item in plan), _preview_slots(len(plan)), strict=True))
         self._shown: dict[int, Path] = {}
         self._writer = ImageWriter(output, settings)
         self._names = _short_names({item.template.path for item in plan})
@@ -351,7 +351,16 @@ def _identify(plan: Sequence[PlanItem]) -> dict[str, Any]:
         "masks": _sha256([item.mask.identity() for item in plan]),
         "descriptions": _sha256(
             [
-                [item.image_id, item.seed, item.attributes.to_mapping(), sorted(item.withheld), item.report]
+                [
+                    item.template.study_id,
+                    item.template.image_id,
+                    item.index,
+                    item.variant,
+                    item.seed,
+                    item.attributes.to_mapping(),
+                    sorted(item.withheld),
+                    item.report,
+                ]
                 for item in plan
             ]
         ),

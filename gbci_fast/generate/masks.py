@@ -31,7 +31,7 @@ class AutomaticMask:
     source = "auto"
 
     def identity(self) -> list[Any]:
-        """What tells this mask from others, as JSON."""
+        """What tells this mask from others, as JSON: its source, then its pixels."""
         return [self.source, self.prior.digest]
 
 
@@ -43,7 +43,7 @@ class BoxMask:
     source: str = "annotations"
 
     def identity(self) -> list[Any]:
-        return [self.source, *self.box]
+        return [self.source, *map(float, self.box)]
 
     def on(self, shape: tuple[int, int], spacing: tuple[float, float] | None) -> np.ndarray:
         """bool [H, W]."""

@@ -23,8 +23,9 @@ class PlanItem:
     """One synthetic image to make.
 
     Attributes:
-        index: position in the plan; with the job's seed it decides `seed`, unless a plan file states one.
-        image_id, study_id: 32 hexadecimal digits; the variants of a study's images share a synthetic study.
+        index: position in the whole plan, kept in a piece of it; unique in a job. With the job's seed it decides `seed`,
+            unless a plan file states one.
+        image_id, study_id: 32 hexadecimal digits, see `make_item`.
         template: the image to paint into.
         variant: 0, 1, ... within the template.
         seed: of the sampler's noise and of an automatic mask, in [0, 2^63).
@@ -94,7 +95,8 @@ def make_plan(
             attributes = describe(record, finding, {**given, **lesion})
             told = report or (finding.report(record) if finding else None)
             items.append(
-                PlanItem(
+                make_item(
+                    seed,
                     index=index,
                     template=record,
                     variant=variant,
@@ -103,27 +105,43 @@ def make_plan(
                     attributes=attributes,
                     report=told,
                     withheld=withheld(given),
-                    seed=noise_seed(seed, index),
-                    **identities(seed, index, record, variant, attributes, told),
                 )
             )
     return items
 
 
-def identities(
-    job_seed: int, index: int, record: ImageRecord, variant: int, attributes: Attributes, report: str | None
-) -> dict[str, str]:
-    """`PlanItem.image_id` and `study_id`; images of other descriptions have other ids, that jobs may be merged."""
-    described = json.dumps([attributes.to_mapping(), report or ""])
-    return {
-        "image_id": _digest("image", job_seed, index, record.study_id, record.image_id, described),
-        "study_id": _digest("study", job_seed, variant, record.study_id),
-    }
+def make_item(
+    job_seed: int,
+    *,
+    index: int,
+    template: ImageRecord,
+    variant: int,
+    mask: Mask,
+    attributes: Attributes,
+    report: str | None,
+    withheld: frozenset[str],
+    seed: int | None = None,
+) -> PlanItem:
+    """An item with its ids and, where `seed` is None, its seed.
 
-
-def noise_seed(job_seed: int, index: int) -> int:
-    """`PlanItem.seed`."""
-    return int(_digest("noise", job_seed, index), 16) >> 65
+    They follow from the job's seed and the item alone, not from what else is in the plan: pieces of a plan make the
+    images of the whole. Items that differ in template, description, mask or seed have different image_ids, so that jobs
+    can be merged. The variants of a study's images share a synthetic study.
+    """
+    seed = int(_digest("noise", job_seed, index), 16) >> 65 if seed is None else seed
+    painted = json.dumps([attributes.to_mapping(), report or "", mask.identity()[1:], seed])
+    return PlanItem(
+        index=index,
+        image_id=_digest("image", job_seed, index, template.study_id, template.image_id, painted),
+        study_id=_digest("study", job_seed, variant, template.study_id),
+        template=template,
+        variant=variant,
+        seed=seed,
+        mask=mask,
+        attributes=attributes,
+        report=report,
+        withheld=withheld,
+    )
 
 
 def withheld(given: Mapping[str, Any]) -> frozenset[str]:

@@ -22,17 +22,17 @@ from gbci_fast.generate.plan import (
     PlanItem,
     automatic,
     describe,
-    identities,
-    noise_seed,
+    make_item,
     parse_overrides,
     withheld,
 )
 from gbci_fast.generate.priors import Priors, load_priors
 
 ATTRIBUTES = tuple(each.name for each in fields(Attributes))
+LARGEST_INDEX = 2**31 - 1  # DICOM's InstanceNumber, one more than the index, has 32 bits
 DIAMETERS = {"diameter_px": "px", "diameter_mm": "mm"}
 ELLIPSE_COLUMNS = ("center_x", "center_y", *DIAMETERS, "aspect", "tilt")
-PLAN_COLUMNS = ("image", "variant", "seed", *ATTRIBUTES, "report", "mask", *BOX_COLUMNS, *ELLIPSE_COLUMNS)
+PLAN_COLUMNS = ("image", "variant", "seed", "index", *ATTRIBUTES, "report", "mask", *BOX_COLUMNS, *ELLIPSE_COLUMNS)
 
 
 def read_plan(
@@ -50,7 +50,9 @@ def read_plan(
     Columns (`PLAN_COLUMNS`; all but ``image`` may be absent or blank):
         image: image_id of a record, or its path below `root` where that is no other's image_id.
         variant: 0, 1, ...; blank = one more than the image's row before.
-        seed: of noise and automatic mask, in [0, 2^63); blank = from the job's seed and the row's number.
+        seed: of noise and automatic mask, in [0, 2^63); blank = from the job's seed and the index.
+        index: position in the whole plan, which ids follow from, so that pieces of a plan make the images of the whole;
+            0, 1, ...; blank = the row's number in this file, from 0.
         attributes: as in `Attributes`; several categories as ``['Mass', 'Asymmetry']`` or ``Mass|Asymmetry``.
         report: free text.
         mask: "auto", or a mask file's path from the plan's folder; blank = auto, or what the next columns say.
@@ -62,7 +64,8 @@ def read_plan(
         seed, overrides, report, priors: as for `make_plan`; a filled cell goes before `overrides` and `report`.
 
     Raises:
-        GBCIError: an unreadable file, or an unknown column, image or value; names the file and the line.
+        GBCIError: an unreadable file, an unknown column, image or value, or an index that two rows have; names the file
+            and the line.
     """
     if not path.is_file():
         raise GBCIError(f"{path} does not exist; expected a plan file with the column image")
@@ -74,13 +77,21 @@ def read_plan(
         folder=path.parent,
     )
     items: list[PlanItem] = []
+    places: dict[int, str] = {}
     for where, row in read_table(path, ("image",)):
         if unknown := [column for column in row if column not in PLAN_COLUMNS]:
             raise GBCIError(f"{path}: column {unknown[0]!r} is not known; expected out of {', '.join(PLAN_COLUMNS)}")
         try:
-            items.append(_item(row, len(items), seed, known))
+            item = _item(row, len(items), seed, known)
+            if item.index in places:
+                raise GBCIError(
+                    f"index is {item.index}, as in {places[item.index]}; expected every index once (a blank cell is the "
+                    "row's number, from 0)"
+                )
         except GBCIError as error:
             raise GBCIError(f"{where}: {error}") from None
+        places[item.index] = where.rpartition(", ")[2]
+        items.append(item)
     if not items:
         raise GBCIError(f"{path} has no rows; expected one per synthetic image")
     return items
@@ -88,6 +99,8 @@ def read_plan(
 
 def write_plan(plan: Sequence[PlanItem], path: Path) -> None:
     """Writes a plan that `read_plan`, with the same seed, priors and records, turns into the same images.
+
+    So does every piece of it: rows can be left out, or split over several files, each with the header.
 
     Every cell is filled in but those of other kinds of masks, and ``breast_birads`` where it follows from the finding.
     An automatic mask is drawn from the opened image, by the seed: it has no columns. Boxes of annotations become boxes
@@ -121,7 +134,8 @@ class _Known:
     files: dict[Path, FileMask] = field(default_factory=dict)
 
 
-def _item(row: dict[str, str], index: int, job_seed: int, known: _Known) -> PlanItem:
+def _item(row: dict[str, str], number: int, job_seed: int, known: _Known) -> PlanItem:
+    index = _whole(row, "index", below=LARGEST_INDEX)
     record = known.records.get(row["image"])
     if record is None:
         raise GBCIError(f"image is {row['image']!r}; expected an image_id of INPUT or a path below it")
@@ -134,17 +148,16 @@ def _item(row: dict[str, str], index: int, job_seed: int, known: _Known) -> Plan
     if variant is None:
         variant = known.variants[record.image_id]
     known.variants[record.image_id] = variant + 1
-    own_seed = _whole(row, "seed", below=2**63)
-    return PlanItem(
-        index=index,
+    return make_item(
+        job_seed,
+        index=number if index is None else index,
         template=record,
         variant=variant,
         mask=_mask(row, known) or automatic(known.priors, attributes.finding_categories),
         attributes=attributes,
         report=report,
         withheld=withheld(given),
-        seed=noise_seed(job_seed, index) if own_seed is None else own_seed,
-        **identities(job_seed, index, record, variant, attributes, report),
+        seed=_whole(row, "seed", below=2**63),
     )
 
 
@@ -236,6 +249,7 @@ def _row(item: PlanItem, folder: Path) -> dict[str, Any]:
         "image": item.template.image_id,
         "variant": item.variant,
         "seed": item.seed,
+        "index": item.index,
         **{name: _text(given[name]) for name in known},
         "report": item.report or "",
         **_mask_cells(item.mask, folder),

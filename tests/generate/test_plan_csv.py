@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from pydicom import dcmread
 
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
@@ -82,6 +83,48 @@ def test_a_plan_makes_the_same_images(pipe, make_job, phantom, finished, tmp_pat
     expected, made = (pd.read_parquet(folder / "manifest.parquet") for folder in (finished, tmp_path / "data"))
     for column in ("image_id", "seed", "dicom_sha256", "png_sha256", "mask_sha256"):
         assert list(made[column]) == list(expected[column])
+
+
+@pytest.mark.parametrize("cut", [[[0, 1], [2, 3]], [[3, 1], [2, 0]]])
+def test_pieces_of_a_plan_make_the_images_of_the_whole(pipe, make_job, phantom, finished, tmp_path, cut):
+    """Ids, seeds, studies, UIDs and pixels, however the rows are dealt out; and no two pieces share an id."""
+    records = VinDr(phantom).images
+    write_plan(make_plan(records, variants=1, seed=0), tmp_path / "plan.csv")
+    header, *rows = (tmp_path / "plan.csv").read_text().splitlines()
+    whole = pd.read_parquet(finished / "manifest.parquet").set_index("index")
+    settings = JobSettings(seed=0, batch_size=2, sampler=make_job.sampler, weights_hash="ab" * 32)
+    columns = ["image_id", "study_id", "seed", "variant", "dicom_sha256", "png_sha256", "mask_sha256"]
+    for number, piece in enumerate(cut):
+        (tmp_path / f"{number}.csv").write_text("\n".join([header, *(rows[i] for i in piece)]) + "\n")
+        plan = read_plan(tmp_path / f"{number}.csv", records, phantom, seed=0)
+        assert [item.index for item in plan] == piece
+        run_job(pipe, plan, tmp_path / str(number), settings)
+        made = pd.read_parquet(tmp_path / str(number) / "manifest.parquet").set_index("index")
+        pd.testing.assert_frame_equal(made[columns], whole.loc[sorted(piece), columns])
+        assert [dcmread(tmp_path / str(number) / name).InstanceNumber for name in made.dicom_file] == [
+            i + 1 for i in sorted(piece)
+        ]
+
+
+def test_the_index_is_the_rows_number_where_it_is_blank(read, records):
+    whole = make_plan(records, variants=2, seed=5)
+    plain = read("image\na\na\nb\nb\n")
+    assert [(item.index, item.image_id, item.seed) for item in plain] == [
+        (item.index, item.image_id, item.seed) for item in whole
+    ]
+    moved = read("image,variant,index\nb,1,3\na,,\n")
+    assert [item.index for item in moved] == [3, 1]
+    assert [item.image_id for item in moved] == [whole[3].image_id, whole[1].image_id]
+
+
+@pytest.mark.parametrize("edit", ["finding_birads", "report", "seed", "xmin", "image"])
+def test_an_edited_row_of_the_same_index_has_another_id(read, edit):
+    cells = {"image": "a", "finding_birads": "3", "report": "x", "seed": "7", "xmin": "1", "ymin": "1", "xmax": "9",
+             "ymax": "9", "index": "4"}  # fmt: skip
+    changed = cells | {edit: {"report": "y", "image": "b"}.get(edit, "4")}
+    before, after = (read(f"{','.join(row)}\n{','.join(row.values())}\n")[0] for row in (cells, changed))
+    assert before.index == after.index == 4
+    assert before.image_id != after.image_id
 
 
 def test_resume_refuses_a_changed_plan(pipe, make_job, phantom, tmp_path):
@@ -185,6 +228,10 @@ BAD = {
     "birads": ("image,finding_birads\na,7\n", "line 2: finding_birads is 7; expected one of 1, 2, 3, 4, 5"),
     "seed": ("image,seed\na,-1\n", "line 2: seed is '-1'; expected a whole number from 0 to 9223372036854775807"),
     "large seed": ("image,seed\na,9223372036854775808\n", "seed is '9223372036854775808'; expected a whole number"),
+    "index": ("image,index\na,-1\n", "line 2: index is '-1'; expected a whole number from 0 to 2147483646"),
+    "large index": ("image,index\na,2147483647\n", "line 2: index is '2147483647'; expected a whole number from 0 to"),
+    "index twice": ("image,index\na,3\n\nb,3\n", "line 4: index is 3, as in line 2; expected every index once"),
+    "a row of that number": ("image,index\na,1\nb,\n", "line 3: index is 1, as in line 2; expected every index once"),
     "variant": ("image,variant\na,1.5\n", "line 2: variant is '1.5'; expected a whole number from 0 to"),
     "half a box": ("image,xmin,ymin,xmax,ymax\na,1,2,,4\n", r"line 2: the box is \(1, 2, , 4\); expected numbers"),
     "no box": ("image,xmin\na,1\n", r"line 2: the box is \(1, , , \); expected numbers with xmin < xmax"),
