@@ -88,26 +88,33 @@ def field_of_view(
 
 
 def lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> list[np.ndarray]:
-    """One bool [H, W] per finding: its pixel mask inside its box where there is one, else the box's ellipse.
+    """One bool [H, W] per finding: its pixel mask inside its box where there is one, else the box's ellipse."""
+    known = known_truth(record, root, shape)
+    return [
+        box_ellipse(finding.box, shape) if pixels is None else pixels
+        for finding, pixels in zip(record.findings, known, strict=True)
+    ]
 
-    The k-th finding's own mask is ``finding_masks/<study_id>/<image_id>-<k>.png`` (k from 1, as the phantom writes
-    them); ``masks/<study_id>/<image_id>.png`` is that of all other findings of the image, but not of those whose source
-    is `TEMPLATE`: `generate` lists them beside what it painted, and masks what it painted.
+
+def known_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> list[np.ndarray | None]:
+    """One bool [H, W] per finding: its pixel mask inside its box; None where there is none.
+
+    The k-th finding's own mask is ``finding_masks/<study_id>/<image_id>-<k>.png`` (k from 1);
+    ``masks/<study_id>/<image_id>.png`` is that of all other findings of the image, but not of those whose source is
+    `TEMPLATE`: `generate` lists them beside what it painted, and ``masks/`` is where it painted.
     """
     name = f"{record.study_id}/{record.image_id}"
     drawn = _mask_of_shape(root / "masks" / f"{name}.png", shape)
-    masks = []
+    masks: list[np.ndarray | None] = []
     for number, finding in enumerate(record.findings, 1):
         own = _mask_of_shape(root / "finding_masks" / f"{name}-{number}.png", shape)
         shared = None if finding.extra.get("source") == TEMPLATE else drawn
         pixels = shared if own is None else own
-        inside = box_ellipse(finding.box, shape)
+        boxed = np.zeros(shape, bool)
         if pixels is not None:
             xmin, ymin, xmax, ymax = (round(value) for value in finding.box)
-            boxed = np.zeros(shape, bool)
             boxed[ymin:ymax, xmin:xmax] = pixels[ymin:ymax, xmin:xmax]
-            inside = boxed if boxed.any() else inside
-        masks.append(inside)
+        masks.append(boxed if boxed.any() else None)
     return masks
 
 

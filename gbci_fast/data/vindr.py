@@ -86,6 +86,11 @@ class ImageRecord:
     listed: bool = True
 
     @property
+    def root(self) -> Path:
+        """The folder of the tables, of an image that is `listed`."""
+        return self.path.parents[2]
+
+    @property
     def patient(self) -> str:
         """Who must not be split: the table's ``patient_id``, or the study where it has none (VinDr-Mammo)."""
         return self.extra.get("patient_id", self.study_id)

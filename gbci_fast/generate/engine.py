@@ -11,6 +11,7 @@ from scipy import ndimage
 from gbci_fast.data.acquisition import side_contradiction
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.dicom import Mammogram
+from gbci_fast.data.fields import known_truth
 from gbci_fast.data.preprocess import Frame, whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask, pectoral_mask, placement_mask
 from gbci_fast.data.vindr import ImageRecord
@@ -26,6 +27,31 @@ SKIN_MARGIN = 3 / 224  # about 3 mm, the skin and what the outline may be off
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Extent:
+    """The pixels of one lesion on the native grid.
+
+    Attributes:
+        box: (xmin, ymin, xmax, ymax) around them, half-open.
+        pixels: bool [ymax - ymin, xmax - xmin].
+    """
+
+    box: tuple[int, int, int, int]
+    pixels: np.ndarray
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> "Extent":
+        """Of bool [H, W], true somewhere."""
+        xmin, ymin, xmax, ymax = box = _bounding_box(mask)
+        return cls(box=box, pixels=mask[ymin:ymax, xmin:xmax].copy())
+
+    def on(self, shape: tuple[int, int]) -> np.ndarray:
+        """bool [H, W]."""
+        mask, (xmin, ymin, xmax, ymax) = np.zeros(shape, bool), self.box
+        mask[ymin:ymax, xmin:xmax] = self.pixels
+        return mask
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Template:
     """One opened input.
 
@@ -35,6 +61,7 @@ class Template:
         pixels: float32 [S, S], the image in model space.
         breast: bool [S, S], the breast with its skin and muscle.
         tissue: bool [S, S], where a lesion may lie: off the skin and the pectoral muscle.
+        lesions: the pixels of every finding of the record; None where the data set has no mask of it.
     """
 
     record: ImageRecord
@@ -44,6 +71,7 @@ class Template:
     pixels: np.ndarray
     breast: np.ndarray
     tissue: np.ndarray
+    lesions: tuple[Extent | None, ...]
 
     @property
     def spacing(self) -> tuple[float, float]:
@@ -65,8 +93,8 @@ class Synthesis:
         item, template: where it comes from.
         attributes: the description the sampler was given.
         stored: native integers [H, W]; outside `mask` the template's own.
-        mask: bool [H, W], the synthesized pixels.
-        box: (xmin, ymin, xmax, ymax) around the lesion, half-open; the mask has a rim more.
+        mask: bool [H, W], the synthesized pixels: the lesion and a rim around it.
+        lesion: the lesion alone.
     """
 
     item: PlanItem
@@ -74,14 +102,19 @@ class Synthesis:
     attributes: Attributes
     stored: np.ndarray
     mask: np.ndarray
-    box: tuple[int, int, int, int]
+    lesion: Extent
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """(xmin, ymin, xmax, ymax) around the lesion, half-open."""
+        return self.lesion.box
 
 
 def open_template(record: ImageRecord) -> Template:
-    """Reads an input and finds its breast.
+    """Reads an input with the masks of its findings, and finds its breast.
 
     Raises:
-        GBCIError: the file cannot be read or shows no breast.
+        GBCIError: the file or a mask cannot be read, or it shows no breast.
     """
     mammogram = record.read()
     unit = mammogram.presentation.to_unit(mammogram.stored)  # `mammogram.unit()` would keep 4 bytes per pixel
@@ -91,6 +124,7 @@ def open_template(record: ImageRecord) -> Template:
         pixels, breast = np.clip(frame.to_model(unit), 0, 1), frame.to_model(native_breast) > 0.5
         pectoral = pectoral_mask(pixels, breast, mammogram.view_position)
         tissue = placement_mask(breast, pectoral, SKIN_MARGIN * frame.size)
+        known = known_truth(record, record.root, unit.shape) if record.findings else []
     return Template(
         record=record,
         sha256=sha256_of(record.path),
@@ -99,6 +133,7 @@ def open_template(record: ImageRecord) -> Template:
         pixels=pixels,
         breast=breast,
         tissue=tissue,
+        lesions=tuple(None if pixels is None else Extent.of(pixels) for pixels in known),
     )
 
 
@@ -127,20 +162,20 @@ def paste(template: Template, synthetic: np.ndarray, mask: np.ndarray) -> np.nda
     return stored
 
 
-def draw_masks(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]]:
-    """What is painted, in model space and on the native grid, and the lesion's box.
+def draw_masks(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray, Extent]:
+    """What is painted, in model space and on the native grid, and the lesion in it.
 
     The model learned to fill masks that are larger than their lesions: around a lesion's extent goes a rim of
     `MASK_GROWTH`, in the tissue where the place was drawn. The pixels of a mask file are painted as they are.
     """
     lesion, native_lesion = _lesion(item, template)
-    box = _bounding_box(native_lesion)
+    extent = Extent.of(native_lesion)
     if isinstance(item.mask, FileMask):
-        return lesion, native_lesion, box
+        return lesion, native_lesion, extent
     model = ndimage.distance_transform_edt(~lesion) <= MASK_GROWTH * template.frame.size
     if isinstance(item.mask, AutomaticMask):
         model &= template.tissue
-    return model, native_lesion | _to_native(template, model), box
+    return model, native_lesion | _to_native(template, model), extent
 
 
 def _lesion(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,7 @@ from gbci_fast.fast import FastPipeline
 from gbci_fast.files import sha256_of
 from gbci_fast.generate.checks import check_inputs
 from gbci_fast.generate.copies import REJECTED, CopyError, CopyGate
-from gbci_fast.generate.manifest import SKIPPED, TABLES, read_reasons, write_skipped, write_tables
+from gbci_fast.generate.manifest import SKIPPED, TABLES, manifest_row, read_reasons, write_skipped, write_tables
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.preview import PREVIEW, preview_panels, write_preview
 from gbci_fast.generate.settings import JobSettings
@@ -241,9 +241,9 @@ class _Job:
                 ]
                 if sample:
                     opened = opened or stack.enter_context(open_shard(self.output / shard, start))
-                    opened.add(item.image_id, sample | {"json": json.dumps(row).encode()})
                     row["files"]["webdataset"] = shard.as_posix()
                     row["sha256"]["webdataset"] = made.value.digest
+                    opened.add(item.image_id, sample | {"json": json.dumps(manifest_row(row)).encode()})
                 rows.append(row)
                 if self._shown.setdefault(self._slots[item.index], file := self._panel_file(item.index)) == file:
                     write_bytes(png.encode_png(preview_panels(made.again())), file)

@@ -1,11 +1,13 @@
 """The tables of a synthetic data set: VinDr-Mammo's two CSVs, so that any VinDr reader takes it, and the manifest."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gbci_fast.data.attributes import NO_FINDING
 from gbci_fast.data.vindr import AGE_COLUMN, BOX_COLUMNS, BREAST_TABLE, FINDING_TABLE, IMAGE_COLUMNS
@@ -14,6 +16,41 @@ from gbci_fast.files import atomically
 MANIFEST = "manifest.parquet"
 SKIPPED = "skipped.csv"
 TABLES = (MANIFEST, BREAST_TABLE, FINDING_TABLE)
+SYNTHETIC = "synthetic"  # source of what was painted
+
+
+def _columns(kind: pa.DataType, *names: str) -> list[pa.Field]:
+    return [pa.field(name, kind, nullable=False) for name in names]
+
+
+# The same for every job, whatever its values, so that the tables of many jobs are read as one. No cell is null: a text
+# that there is none of is "". Text in JSON: "attributes", "template_findings" and "finding_masks", whose keys differ
+# from image to image (docs/data.md).
+MANIFEST_SCHEMA = pa.schema(
+    [
+        *_columns(pa.string(), "image_id", "study_id"),
+        *_columns(pa.int64(), "index", "variant", "seed", "height", "width", *BOX_COLUMNS),
+        *_columns(pa.string(), "mask_source", "attributes", "report", "split"),
+        *_columns(pa.float64(), "spacing_mm"),
+        *_columns(pa.bool_(), "spacing_assumed"),
+        *_columns(pa.string(), "template_patient_id", "template_study_id", "template_image_id", "template_file"),
+        *_columns(pa.string(), "template_sha256", "template_notes", "template_findings", "finding_masks"),
+        *_columns(pa.int64(), "batch"),
+        *_columns(pa.string(), "gbci_fast", "scheduler"),
+        *_columns(pa.bool_(), "few_step"),
+        *_columns(pa.int64(), "job_seed"),
+        *_columns(pa.string(), "formats"),
+        *_columns(pa.int64(), "num_inference_steps"),
+        *_columns(pa.float64(), "guidance_scale"),
+        *_columns(pa.int64(), "batch_size", "shard_size"),
+        *_columns(pa.string(), "compression", "runtime", "tier", "dtype", "device"),
+        *_columns(pa.string(), "weights_hash", "priors_hash", "copies_hash"),
+        *_columns(
+            pa.string(),
+            *(f"{kind}_{what}" for kind in ("dicom", "png", "mask", "webdataset") for what in ("file", "sha256")),
+        ),
+    ]
+)
 # "patient_id" is the template's: variants of one breast must not be split, nor from the real image.
 _EXTRA = (AGE_COLUMN, "report", "source", "spacing_mm", "patient_id", "template_image_id")
 _FINDING_COLUMNS = (
@@ -24,6 +61,7 @@ _FINDING_COLUMNS = (
     "split",
     *_EXTRA,
     "pathology",
+    "mask_file",
 )
 
 
@@ -32,13 +70,13 @@ def write_tables(rows: Sequence[dict[str, Any]], output: Path) -> None:
 
     A template's own findings that were not painted over are listed after the synthetic one, with their own reports and
     pathology, and `TEMPLATE` as their source: they are still there. Beside them, the report of the image is blank: it
-    would be read as theirs.
+    would be read as theirs. The column mask_file names the file of a finding's own pixels, where they are known.
     """
     rows = sorted(rows, key=lambda row: row["index"])
-    manifest = pd.DataFrame([_flat(row) for row in rows])
+    manifest = pa.Table.from_pylist([manifest_row(row) for row in rows], MANIFEST_SCHEMA)
     breasts = pd.DataFrame([_image_columns(row) for row in rows], columns=[*IMAGE_COLUMNS, *_EXTRA])
     findings = pd.DataFrame([finding for row in rows for finding in _finding_rows(row)], columns=_FINDING_COLUMNS)
-    atomically(output / MANIFEST, lambda temporary: manifest.to_parquet(temporary, index=False))
+    atomically(output / MANIFEST, lambda temporary: pq.write_table(manifest, temporary))
     atomically(output / BREAST_TABLE, lambda temporary: breasts.to_csv(temporary, index=False))
     atomically(output / FINDING_TABLE, lambda temporary: findings.to_csv(temporary, index=False))
 
@@ -55,14 +93,36 @@ def read_reasons(output: Path) -> list[str]:
     return pd.read_csv(file, dtype=str, keep_default_na=False)["reason"].tolist() if file.exists() else []
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Nested values as JSON text; one column per file and digest."""
+def manifest_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as it is in the manifest, and in the JSON of a shard: the columns and types of `MANIFEST_SCHEMA`.
+
+    Args:
+        row: of `ImageWriter.write` with the job's columns: nested values, and under "files" and "sha256" what was
+            written, by kind ("dicom", "png", "mask", "webdataset", and `finding_kind` of every lesion mask).
+    """
+    files, digests = row["files"], row["sha256"]
+    masks = [
+        entry | {"file": files.get(kind, ""), "sha256": digests.get(kind, "")}
+        for entry in row["finding_masks"]
+        for kind in [finding_kind(entry["finding"])]
+    ]
     flat = {key: value for key, value in row.items() if key not in ("files", "sha256")}
-    flat["attributes"] = json.dumps(row["attributes"])
-    flat["template_findings"] = json.dumps(row["template_findings"])
-    for kind, name in row["files"].items():
-        flat[f"{kind}_file"], flat[f"{kind}_sha256"] = name, row["sha256"][kind]
-    return flat
+    flat |= {key: json.dumps(row[key]) for key in ("attributes", "template_findings")}
+    flat |= {"finding_masks": json.dumps(masks)}
+    for kind in ("dicom", "png", "mask", "webdataset"):
+        flat |= {f"{kind}_file": files.get(kind, ""), f"{kind}_sha256": digests.get(kind, "")}
+    if unlike := set(flat) ^ set(MANIFEST_SCHEMA.names):
+        raise KeyError(f"{', '.join(sorted(unlike))}: in the row or in MANIFEST_SCHEMA, but not in both")
+    # JSON tells 1 from 1.0.
+    return {
+        field.name: float(flat[field.name]) if field.type == pa.float64() else flat[field.name]
+        for field in MANIFEST_SCHEMA
+    }
+
+
+def finding_kind(number: int) -> str:
+    """Of the lesion mask of an image's finding, counted from 1, among its files."""
+    return f"finding_mask_{number}"
 
 
 def _image_columns(row: dict[str, Any]) -> dict[str, Any]:
@@ -79,8 +139,8 @@ def _image_columns(row: dict[str, Any]) -> dict[str, Any]:
         "breast_density": f"DENSITY {attributes['breast_density']}" if "breast_density" in attributes else "",
         "split": row["split"],
         AGE_COLUMN: attributes.get("age", ""),
-        "report": "" if row["template_findings"] else row["report"] or "",
-        "source": "synthetic",
+        "report": "" if row["template_findings"] else row["report"],
+        "source": SYNTHETIC,
         "spacing_mm": "" if row["spacing_assumed"] else row["spacing_mm"],
         "patient_id": row["template_patient_id"],
         "template_image_id": row["template_image_id"],
@@ -93,7 +153,7 @@ def _finding_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
         "box": [row[name] for name in BOX_COLUMNS],
         "attributes": row["attributes"],
         "report": row["report"],
-        "pathology": None,
+        "pathology": "",
         "source": shared["source"],
     }
     findings = [
@@ -109,9 +169,10 @@ def _finding_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
             "finding_categories": str(finding["attributes"].get("finding_categories", "")),
             "finding_birads": _birads(finding["attributes"].get("finding_birads")),
             **dict(zip(BOX_COLUMNS, finding["box"], strict=True)),
-            **{name: finding[name] or "" for name in ("report", "pathology", "source")},
+            **{name: finding[name] for name in ("report", "pathology", "source")},
+            "mask_file": row["files"].get(finding_kind(number), ""),
         }
-        for finding in findings
+        for number, finding in enumerate(findings, 1)
     ]
 
 

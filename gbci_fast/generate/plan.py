@@ -23,8 +23,8 @@ class PlanItem:
     """One synthetic image to make.
 
     Attributes:
-        index: position in the whole plan, kept in a piece of it; unique in a job. With the job's seed it decides `seed`,
-            unless a plan file states one.
+        index: position in the whole plan, kept in a piece of it; unique in a job. With the job's seed it decides
+            `seed`, unless a plan file states one.
         image_id, study_id: 32 hexadecimal digits, see `make_item`.
         template: the image to paint into.
         variant: 0, 1, ... within the template.

@@ -85,8 +85,8 @@ def read_plan(
             item = _item(row, len(items), seed, known)
             if item.index in places:
                 raise GBCIError(
-                    f"index is {item.index}, as in {places[item.index]}; expected every index once (a blank cell is the "
-                    "row's number, from 0)"
+                    f"index is {item.index}, as in {places[item.index]}; expected every index once (a blank cell is "
+                    "the row's number, from 0)"
                 )
         except GBCIError as error:
             raise GBCIError(f"{where}: {error}") from None

@@ -17,7 +17,7 @@ import torch
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.copies import CopyGate
-from gbci_fast.generate.engine import Synthesis, Template, described, draw_masks, naming, open_template, paste
+from gbci_fast.generate.engine import Extent, Synthesis, Template, described, draw_masks, naming, open_template, paste
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.worker_processes import close_pool, how_it_ended, processes_of, start_worker, worker_pool
 
@@ -41,14 +41,14 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Prepared:
-    """An item whose template is open: its description, its mask (bool [S, S], and native [H, W]), the lesion's box."""
+    """An item whose template is open: its description, its mask (bool [S, S], and native [H, W]), the lesion in it."""
 
     item: PlanItem
     template: Template
     attributes: Attributes
     model_mask: np.ndarray
     mask: np.ndarray
-    box: tuple[int, int, int, int]
+    lesion: Extent
 
 
 class Worker(Generic[T]):
@@ -102,7 +102,7 @@ class Worker(Generic[T]):
             attributes=part.attributes,
             stored=stored,
             mask=part.mask,
-            box=part.box,
+            lesion=part.lesion,
         )
 
     def _begin(self, item: PlanItem) -> Request | GBCIError:
@@ -116,12 +116,12 @@ class Worker(Generic[T]):
             return template
         try:
             with naming(path):
-                model_mask, mask, box = draw_masks(item, template)
+                model_mask, mask, lesion = draw_masks(item, template)
                 attributes = described(item, template)
         except GBCIError as error:
             return error
         self._prepared[item.index] = _Prepared(
-            item=item, template=template, attributes=attributes, model_mask=model_mask, mask=mask, box=box
+            item=item, template=template, attributes=attributes, model_mask=model_mask, mask=mask, lesion=lesion
         )
         return Request(pixels=template.pixels, mask=model_mask, attributes=attributes)
 

@@ -1,6 +1,7 @@
 """What one image becomes: its files, its sample of a shard, and its row of the manifest."""
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 
 from gbci_fast.data.vindr import TEMPLATE
+from gbci_fast.errors import GBCIError
 from gbci_fast.files import atomically, sha256_of
-from gbci_fast.generate.engine import Synthesis
+from gbci_fast.generate.engine import Extent, Synthesis
+from gbci_fast.generate.manifest import SYNTHETIC, finding_kind
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.settings import JobSettings
 from gbci_fast.generate.sinks import dicom, png
+
+SHARD_FINDINGS = 16  # bits of a pixel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,7 +26,7 @@ class Written:
     """One image that is on disk but for its `sample`.
 
     Attributes:
-        row: of the manifest, without the job's columns and what is of the image's shard.
+        row: of the manifest, without the job's columns and what is of the image's shard (see `manifest.manifest_row`).
         sample: members of a WebDataset shard by suffix, without the row; empty where that format was not asked for.
         digest: SHA-256 of the sample's image.
     """
@@ -42,11 +47,14 @@ class ImageWriter:
         """Writes the files of one image.
 
         Raises:
-            GBCIError: the image cannot be a DICOM: its view or side is unknown.
+            GBCIError: the image cannot be a DICOM: its view or side is unknown; or a sample of a shard: it has too many
+                findings.
         """
         item, formats = image.item, self._settings.formats
         files, sample = {}, {}
-        stem, mask = Path(item.study_id) / item.image_id, png.encode_png(image.mask.astype(np.uint8) * 255)
+        kept = [i for i, finding in enumerate(image.template.record.findings) if not _covered(finding.box, image.mask)]
+        lesions = _lesions(image, kept)
+        stem, mask = Path(item.study_id) / item.image_id, _encode_mask(image.mask)
         if "dicom" in formats:
             files["dicom"] = Path("images") / stem.with_suffix(".dicom")
             dicom.write_synthesis(
@@ -61,11 +69,15 @@ class ImageWriter:
             files["png"] = Path("images") / stem.with_suffix(".png")
             write_bytes(pixels, self._output / files["png"])
         if "webdataset" in formats:
-            sample = {"png": pixels, "mask.png": mask}
+            sample = {"png": pixels, "mask.png": mask, "findings.png": _encode_findings(image, lesions)}
         if set(formats) != {"webdataset"}:
             files["mask"] = Path("masks") / stem.with_suffix(".png")
             write_bytes(mask, self._output / files["mask"])
-        row = _row(image) | {
+            for number, _, extent in lesions:
+                files[finding_kind(number)] = file = Path("finding_masks") / f"{stem}-{number}.png"
+                write_bytes(_encode_mask(extent.on(image.mask.shape)), self._output / file)
+        row = _row(image, kept) | {
+            "finding_masks": [{"finding": number, "source": source} for number, source, _ in lesions],
             "files": {kind: path.as_posix() for kind, path in files.items()},
             "sha256": {kind: sha256_of(self._output / path) for kind, path in files.items()},
         }
@@ -73,7 +85,7 @@ class ImageWriter:
 
     def remove(self, item: PlanItem) -> None:
         """Removes the files of an image, also those half-written, and folders that are empty then."""
-        for folder in ("images", "masks"):
+        for folder in ("images", "masks", "finding_masks"):
             study = self._output / folder / item.study_id
             for file in list(study.glob(f"*{item.image_id}*")):
                 file.unlink()
@@ -87,7 +99,40 @@ def write_bytes(content: bytes, path: Path) -> None:
     atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
-def _row(image: Synthesis) -> dict[str, Any]:
+def _lesions(image: Synthesis, kept: Sequence[int]) -> list[tuple[int, str, Extent]]:
+    """Number in the findings' table (from 1), source and pixels of every finding whose pixels are known.
+
+    Args:
+        kept: which of the template's findings are still there; they follow the painted one in the table.
+    """
+    listed = [] if image.attributes.finding_categories == () else [(SYNTHETIC, image.lesion)]
+    listed += [(TEMPLATE, image.template.lesions[i]) for i in kept]
+    return [(number, source, extent) for number, (source, extent) in enumerate(listed, 1) if extent is not None]
+
+
+def _encode_mask(mask: np.ndarray) -> bytes:
+    """bool [H, W] as a PNG of 0 and 255."""
+    return png.encode_png(mask.astype(np.uint8) * 255)
+
+
+def _encode_findings(image: Synthesis, lesions: Sequence[tuple[int, str, Extent]]) -> bytes:
+    """All lesions as one 16-bit PNG: bit k - 1 is set in the pixels of the k-th finding, since lesions may overlap.
+
+    Every sample has to have the same members, however many findings there are.
+    """
+    planes = np.zeros(image.mask.shape, np.uint16)
+    for number, _, extent in lesions:
+        if number > SHARD_FINDINGS:
+            raise GBCIError(
+                f"{image.item.template.path} has a mask of finding {number}; a sample of a shard holds "
+                f"{SHARD_FINDINGS}: take --format png, or leave such inputs out with --skip-bad"
+            )
+        xmin, ymin, xmax, ymax = extent.box
+        planes[ymin:ymax, xmin:xmax] |= extent.pixels.astype(np.uint16) << (number - 1)
+    return png.encode_png(planes)
+
+
+def _row(image: Synthesis, kept: Sequence[int]) -> dict[str, Any]:
     item, template = image.item, image.template
     record = template.record
     return {
@@ -104,7 +149,7 @@ def _row(image: Synthesis) -> dict[str, Any]:
         "ymax": image.box[3],
         "mask_source": item.mask_source,
         "attributes": image.attributes.to_mapping(),
-        "report": item.report,
+        "report": item.report or "",
         "split": record.split or "training",
         "spacing_mm": template.spacing[0],
         "spacing_assumed": template.mammogram.spacing is None,
@@ -118,12 +163,11 @@ def _row(image: Synthesis) -> dict[str, Any]:
             {
                 "box": list(finding.box),
                 "attributes": finding.attributes.to_mapping(),
-                "report": finding.report(record),
-                "pathology": finding.extra.get("pathology"),
+                "report": finding.report(record) or "",
+                "pathology": finding.extra.get("pathology", ""),
                 "source": TEMPLATE,
             }
-            for finding in record.findings
-            if not _covered(finding.box, image.mask)
+            for finding in map(record.findings.__getitem__, kept)
         ],
     }
 

@@ -52,6 +52,11 @@ def assert_valid_part(output, plan, count):
     manifest = manifest_of(output)
     assert manifest.image_id.tolist() == [item.image_id for item in plan[:count]]
     assert images_of(output) == {*manifest.dicom_file, *manifest.png_file, *manifest.mask_file}
+    lesions = [mask for masks in manifest.finding_masks for mask in json.loads(masks)]
+    assert len(lesions) >= count
+    assert {mask["file"]: mask["sha256"] for mask in lesions} == {
+        path.relative_to(output).as_posix(): sha256_of(path) for path in (output / "finding_masks").glob("*/*")
+    }
     data = VinDr(output)
     assert [image.image_id for image in data.images] == manifest.image_id.tolist()
     assert data.missing() == []
@@ -113,7 +118,7 @@ def test_manifest(finished, phantom):
     assert manifest.template_sha256.tolist() == [sha256_of(records[name].path) for name in manifest.template_image_id]
     row = manifest.iloc[0]
     expected = {
-        "variant": 0, "height": 192, "width": 160, "mask_source": "auto", "report": None, "spacing_assumed": False,
+        "variant": 0, "height": 192, "width": 160, "mask_source": "auto", "report": "", "spacing_assumed": False,
         "job_seed": 0, "formats": "dicom,png", "num_inference_steps": 1, "guidance_scale": 1.0, "batch_size": 2,
         "scheduler": "DDIMScheduler", "few_step": False, "runtime": "eager", "tier": "exact", "dtype": "fp32",
         "weights_hash": "ab" * 32, "gbci_fast": "0.1.0", "compression": "rle",
@@ -457,7 +462,7 @@ def test_unknown_view_is_refused_for_dicom_and_blank_in_tables(make_job, templat
     make_job(tmp_path / "scan.png", tmp_path / "data", settings={"formats": ("png",)})
     (image,) = VinDr(tmp_path / "data").images
     assert (image.view_position, image.laterality, image.path.suffix) == (None, None, ".png")
-    assert "dicom_file" not in manifest_of(tmp_path / "data")
+    assert manifest_of(tmp_path / "data").dicom_file.tolist() == [""]
     named = {"overrides": {"view_position": "MLO", "laterality": "R"}}
     make_job(tmp_path / "scan.png", tmp_path / "named", **named)
     (image,) = VinDr(tmp_path / "named").images

@@ -1,22 +1,32 @@
 """The annotation tables, read back by the VinDr-Mammo reader."""
 
 import csv
+import json
+import re
+import shutil
+import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pydicom import dcmread
 
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.fields import lesion_truth
+from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.preprocess import box_ellipse
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.job import run_job
+from gbci_fast.generate.manifest import MANIFEST_SCHEMA
 from gbci_fast.generate.masks import BoxMask
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings
+from gbci_fast.generate.writer import SHARD_FINDINGS
 
 
 def only_image(output):
@@ -84,7 +94,115 @@ def test_the_mask_is_that_of_what_was_painted_alone(make_job, phantom, tmp_path,
     image = only_image(tmp_path / "data")
     *painted, kept = lesion_truth(image, tmp_path / "data", image.read().shape)
     assert [each.sum() < kept.sum() for each in painted] == [True] * (not overrides)
-    np.testing.assert_array_equal(kept, box_ellipse(finding.box, kept.shape))
+    (own,) = lesion_truth(source, phantom, kept.shape)
+    np.testing.assert_array_equal(kept, own)
+
+
+def box_of(mask):
+    ys, xs = np.nonzero(mask)
+    return xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+
+
+@pytest.mark.parametrize("options", [{}, {"mask": "annotations"}, {"overrides": {"finding_categories": "No Finding"}}])
+def test_every_finding_has_the_mask_of_its_lesion(make_job, phantom, tmp_path, options):
+    """The painted one without its rim, the template's as its data set has it; and the reader takes both."""
+    make_job(phantom, tmp_path / "data", **options)
+    originals = {record.image_id: record for record in VinDr(phantom).images}
+    named = {row["mask_file"] for row in list(tables(tmp_path / "data"))[1]} - {""}
+    assert named == {path.relative_to(tmp_path / "data").as_posix() for path in tmp_path.glob("data/finding_masks/*/*")}
+    sources = []
+    for image in VinDr(tmp_path / "data").images:
+        shape = (image.height, image.width)
+        painted = read_mask(tmp_path / "data" / "masks" / image.study_id / f"{image.image_id}.png")
+        template = originals[image.extra["template_image_id"]]
+        for number, finding in enumerate(image.findings, 1):
+            name = f"finding_masks/{image.study_id}/{image.image_id}-{number}.png"
+            assert finding.extra["mask_file"] == name
+            mask = read_mask(tmp_path / "data" / name)
+            assert box_of(mask) == finding.box
+            np.testing.assert_array_equal(lesion_truth(image, tmp_path / "data", shape)[number - 1], mask)
+            sources.append(finding.extra["source"])
+            if sources[-1] == "synthetic":
+                assert (mask <= painted).all()
+                assert painted.sum() > 1.3 * mask.sum()
+            else:
+                np.testing.assert_array_equal(mask, lesion_truth(template, phantom, shape)[0])
+    kept, new = (2, 4) if not options else (0, 2) if "mask" in options else (2, 0)
+    assert (sources.count("template"), sources.count("synthetic")) == (kept, new)
+
+
+def test_a_finding_that_has_a_box_alone_gets_no_mask(make_job, phantom, tmp_path):
+    root = shutil.copytree(phantom, tmp_path / "root")
+    for folder in ("masks", "finding_masks"):
+        shutil.rmtree(root / folder)
+    make_job(root, tmp_path / "data")
+    rows = [row for row in list(tables(tmp_path / "data"))[1] if row["source"] == "template"]
+    assert [row["mask_file"] for row in rows] == ["", ""]
+    assert len(list(tmp_path.glob("data/finding_masks/*/*"))) == 4
+    image = next(image for image in VinDr(tmp_path / "data").images if len(image.findings) == 2)
+    shape = (image.height, image.width)
+    np.testing.assert_array_equal(
+        lesion_truth(image, tmp_path / "data", shape)[1], box_ellipse(image.findings[1].box, shape)
+    )
+
+
+def test_a_damaged_mask_of_a_template_is_named(make_job, phantom, tmp_path):
+    root = shutil.copytree(phantom, tmp_path / "root")
+    mask = sorted(root.glob("finding_masks/*/*"))[0]
+    mask.write_bytes(mask.read_bytes()[:60])
+    with pytest.raises(GBCIError, match=f"{mask.name} cannot be read as a mask image"):
+        make_job(root, tmp_path / "data")
+
+
+def test_more_findings_than_a_sample_of_a_shard_holds(make_job, phantom, tmp_path):
+    record = next(record for record in VinDr(phantom).images if record.findings)
+    crowded = replace(record, findings=record.findings * SHARD_FINDINGS)
+    with pytest.raises(GBCIError, match=f"{record.image_id}.* has a mask of finding 17; a sample of a shard holds 16"):
+        make_job([crowded], tmp_path / "data", settings={"formats": ("webdataset",)})
+    make_job([crowded], tmp_path / "files", settings={"formats": ("png",)})
+    assert len(list(tmp_path.glob("files/finding_masks/*/*"))) == 17
+
+
+@pytest.fixture(scope="module")
+def manifests(make_job, phantom, templates, tmp_path_factory):
+    """Jobs that have as little as possible in common: the paths of their outputs."""
+    folder = tmp_path_factory.mktemp("manifests")
+    plain = templates / "full_LCC.dcm"
+    make_job(plain, folder / "bare", settings={"formats": ("webdataset",)}, overrides={"finding_categories": "unknown"})
+    make_job(phantom, folder / "full", settings={"formats": ("dicom", "webdataset")}, report="round")
+    healthy = {"formats": ("png", "webdataset")}
+    make_job(plain, folder / "healthy", settings=healthy, overrides={"finding_categories": "No Finding"})
+    return sorted(folder.iterdir())
+
+
+def test_every_manifest_has_the_one_schema(manifests):
+    tables = [pq.read_table(output / "manifest.parquet") for output in manifests]
+    assert [table.schema for table in tables] == [MANIFEST_SCHEMA] * 3
+    assert pa.concat_tables(tables).num_rows == 6
+    for table in tables:
+        assert all(column.null_count == 0 for column in table.columns)
+    assert {report for table in tables for report in table["report"].to_pylist()} == {"", "round"}
+
+
+def test_every_shards_json_has_the_types_of_the_manifest(manifests):
+    """As a reader finds them that looks at the first samples: no value is null or an empty list, whose type is open."""
+    shards = [shard for output in manifests for shard in output.glob("shards/*.tar")]
+    assert len(shards) == 3
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            told = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json")]
+        for row in told:
+            found = pa.Table.from_pylist([row]).schema
+            assert found.names == MANIFEST_SCHEMA.names
+            assert found.types == MANIFEST_SCHEMA.types
+
+
+def test_the_schema_is_written_down():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    section = text.partition("## The manifest")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| `")]
+    written = {name: kind for names, kind, _ in rows for name in re.findall(r"`(\w+)`", names)}
+    assert written == {field.name: str(field.type) for field in MANIFEST_SCHEMA}
 
 
 def test_a_lesion_that_was_painted_over_loses_its_row(make_job, phantom, tmp_path):

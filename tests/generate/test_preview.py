@@ -7,7 +7,7 @@ from PIL import Image
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.preprocess import box_ellipse
 from gbci_fast.data.vindr import find_inputs
-from gbci_fast.generate.engine import Synthesis, open_template, paste
+from gbci_fast.generate.engine import Extent, Synthesis, open_template, paste
 from gbci_fast.generate.job import _preview_slots
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.preview import preview_panels, write_preview
@@ -21,7 +21,9 @@ def synthesis(templates, change):
     mask = box_ellipse(BOX, template.mammogram.shape)
     (item,) = make_plan([record], variants=1, seed=0)
     stored = paste(template, template.pixels + np.float32(change), mask)
-    return Synthesis(item=item, template=template, attributes=Attributes(), stored=stored, mask=mask, box=BOX)
+    return Synthesis(
+        item=item, template=template, attributes=Attributes(), stored=stored, mask=mask, lesion=Extent.of(mask)
+    )
 
 
 @pytest.mark.parametrize(("change", "channel"), [(0.1, 0), (-0.1, 2)])

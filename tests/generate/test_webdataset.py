@@ -14,6 +14,7 @@ from PIL import Image
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import sha256_of
+from gbci_fast.generate.manifest import MANIFEST_SCHEMA
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.sinks import png
 from gbci_fast.generate.sinks.webdataset import close_shard, open_shard
@@ -47,16 +48,31 @@ def test_a_sample_is_what_the_files_would_be(sharded, finished):
     assert shards_of(sharded) == ["shards/000000.tar", "shards/000001.tar"]
     samples = [(name, content) for path in shards_of(sharded) for name, content in members(sharded / path).items()]
     assert [name for name, _ in samples] == [
-        f"{image_id}.{suffix}" for image_id in files.image_id for suffix in ("png", "mask.png", "json")
+        f"{image_id}.{suffix}" for image_id in files.image_id for suffix in ("png", "mask.png", "findings.png", "json")
     ]
     contents = dict(samples)
     for row in files.itertuples():
         assert contents[f"{row.image_id}.png"] == (finished / row.png_file).read_bytes()
         assert contents[f"{row.image_id}.mask.png"] == (finished / row.mask_file).read_bytes()
-        told = json.loads(contents[f"{row.image_id}.json"])
-        for name in ("image_id", "seed", "xmin", "ymax", "report", "split", "template_sha256", "weights_hash"):
-            assert told[name] == getattr(row, name), name
-        assert told["attributes"] == json.loads(row.attributes)
+        planes = np.asarray(Image.open(io.BytesIO(contents[f"{row.image_id}.findings.png"])))
+        masks = json.loads(row.finding_masks)
+        assert [mask["finding"] for mask in masks] == list(range(1, len(masks) + 1))
+        assert planes.max() < 2 ** len(masks)
+        for mask in masks:
+            own = np.asarray(Image.open(finished / mask["file"])) == 255
+            np.testing.assert_array_equal(planes >> (mask["finding"] - 1) & 1, own)
+
+
+def test_the_json_is_the_row_of_the_manifest(sharded):
+    rows = pd.read_parquet(sharded / "manifest.parquet").to_dict("records")
+    told = [
+        json.loads(content)
+        for path in shards_of(sharded)
+        for name, content in members(sharded / path).items()
+        if name.endswith(".json")
+    ]
+    assert told == rows
+    assert [list(each) for each in told] == [MANIFEST_SCHEMA.names] * 4
 
 
 def test_members_have_no_date_and_no_owner(sharded):
@@ -70,10 +86,16 @@ def test_the_manifest_names_the_shard_and_the_tables_are_the_same(sharded, finis
     manifest, files = (pd.read_parquet(folder / "manifest.parquet") for folder in (sharded, finished))
     assert manifest.webdataset_file.tolist() == ["shards/000000.tar"] * 2 + ["shards/000001.tar"] * 2
     assert manifest.webdataset_sha256.tolist() == files.png_sha256.tolist()
-    assert {"png_file", "dicom_file", "mask_file"}.isdisjoint(manifest.columns)
+    assert set(manifest[["png_file", "dicom_file", "mask_file", "mask_sha256"]].to_numpy().ravel()) == {""}
+    assert [(mask["file"], mask["sha256"]) for masks in manifest.finding_masks for mask in json.loads(masks)] == [
+        ("", "")
+    ] * 6
     assert set(manifest.shard_size) == {2}
     for name in ("breast-level_annotations.csv", "finding_annotations.csv"):
-        assert (sharded / name).read_bytes() == (finished / name).read_bytes()
+        tables = [pd.read_csv(folder / name, dtype=str, keep_default_na=False) for folder in (sharded, finished)]
+        if name.startswith("finding"):
+            assert [list(table.pop("mask_file") == "") for table in tables] == [[True] * 6, [False] * 6]
+        pd.testing.assert_frame_equal(*tables)
     assert {path.name for path in sharded.iterdir()} == {
         "shards", "job.json", "preview.png", "manifest.parquet", "breast-level_annotations.csv",
         "finding_annotations.csv", ".finished",
@@ -89,15 +111,15 @@ def test_webdataset_reads_them(sharded, finished):
         assert pixels.dtype == np.uint16
         assert pixels.shape == (row.height, row.width)
         np.testing.assert_array_equal(pixels, np.asarray(Image.open(finished / row.png_file)))
-        assert json.loads(sample["json"])["attributes"]["finding_birads"] == 4
+        assert json.loads(json.loads(sample["json"])["attributes"])["finding_birads"] == 4
 
 
 def test_beside_files(make_job, phantom, sharded, finished, tree, tmp_path):
     make_job(phantom, tmp_path / "data", settings={"formats": ("dicom", "png", "webdataset"), "shard_size": 2})
     both, files = tree(tmp_path / "data"), tree(finished)
-    assert {name: both[name] for name in files if name.startswith(("images/", "masks/"))}.items() <= files.items()
-    assert {name for name in both if name.startswith(("images/", "masks/"))} == {
-        name for name in files if name.startswith(("images/", "masks/"))
+    per_image = ("images/", "masks/", "finding_masks/")
+    assert {name: one for name, one in both.items() if name.startswith(per_image)} == {
+        name: one for name, one in files.items() if name.startswith(per_image)
     }
     manifest = pd.read_parquet(tmp_path / "data" / "manifest.parquet")
     for kind in ("dicom", "png", "mask"):
@@ -112,7 +134,7 @@ def test_beside_files(make_job, phantom, sharded, finished, tree, tmp_path):
 @pytest.mark.parametrize(("size", "counts"), [(1, [2, 2]), (2, [2, 2]), (3, [4]), (1000, [4])])
 def test_a_shard_holds_whole_batches(make_job, phantom, tmp_path, size, counts):
     make_job(phantom, tmp_path / "data", settings={**SHARDS, "shard_size": size})
-    assert [len(members(tmp_path / "data" / path)) // 3 for path in shards_of(tmp_path / "data")] == counts
+    assert [len(members(tmp_path / "data" / path)) // 4 for path in shards_of(tmp_path / "data")] == counts
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -123,7 +145,7 @@ def test_interrupted_then_resumed(make_job, phantom, tree, tmp_path, size, stop_
     with pytest.raises(KeyboardInterrupt):
         make_job(phantom, tmp_path / "cut", settings=settings, on_batch=stop_after(2))
     assert len(pd.read_parquet(tmp_path / "cut" / "manifest.parquet")) == 2
-    assert len(members(tmp_path / "cut" / "shards" / "000000.tar")) == 6
+    assert len(members(tmp_path / "cut" / "shards" / "000000.tar")) == 8
     make_job(phantom, tmp_path / "cut", settings=settings, resume=True)
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 
@@ -145,7 +167,7 @@ def test_a_stop_within_a_batch_leaves_a_whole_shard_without_it(make_job, phantom
         with pytest.raises(StopError):
             make_job(phantom, output, settings=settings)
     assert shards_of(output) == ["shards/000000.tar"]
-    assert len(members(output / "shards" / "000000.tar")) == 6
+    assert len(members(output / "shards" / "000000.tar")) == 8
     # As if it had been killed in the middle of the second batch: more members, and no end.
     shard = output / f"shards/{2 // size:06d}.tar"
     shard.write_bytes((tmp_path / "whole" / "shards" / shard.name).read_bytes()[:-11000])

@@ -1,7 +1,9 @@
 """WebDataset shards: tar files of many samples, in the order of the plan, for data sets of more images than files.
 
-A sample is ``<image_id>.png``, the image as the sink `png` makes it, ``<image_id>.mask.png``, and ``<image_id>.json``,
-what the manifest says of it but for the shard. No member has a date or an owner: the same samples are the same bytes.
+A sample is ``<image_id>.png``, the image as the sink `png` makes it, ``<image_id>.mask.png``, where it was painted,
+``<image_id>.findings.png``, the pixels of its lesions, and ``<image_id>.json``, its row of the manifest. Every sample
+has these members, and every JSON the same keys and types. No member has a date or an owner: the same samples are the
+same bytes.
 """
 
 import os
