@@ -19,7 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from gbci_fast import __version__
-from gbci_fast.errors import GBCIError
+from gbci_fast.errors import GBCIError, one_line
 from gbci_fast.fast import FastPipeline
 from gbci_fast.files import sha256_of
 from gbci_fast.generate.checks import check_inputs
@@ -259,7 +259,7 @@ class _Job:
             raise error
         self._writer.remove(item)
         name = self._names[item.template.path]
-        reason = str(error).replace(str(item.template.path), name).removeprefix(f"{name}: ")
+        reason = str(error).replace(one_line(str(item.template.path)), name).removeprefix(f"{name}: ")
         return {"index": item.index, "file": name, "reason": reason}
 
     def _shard(self, number: int) -> tuple[Path, int]:
