@@ -2,7 +2,8 @@
 
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.generate.priors import Priors
 
 NATURAL = "natural"
+LEARNED_CATEGORIES = ("Mass",)  # of which the packaged weights have seen more than a few real cases
 # BI-RADS 1 and 2 need no further look, so VinDr-Mammo marks findings from 3 on.
 BALANCED_VALUES = {"finding_categories": tuple((name,) for name in FINDING_CATEGORIES), "finding_birads": (3, 4, 5)}
 
@@ -80,6 +82,16 @@ class Balance:
         total = sum(shares.values())
         grade = int(rng.choice(list(shares), p=[share / total for share in shares.values()]))
         return {"finding_categories": category, "finding_birads": None if categories == () else grade}
+
+
+def hardly_learned(categories: Iterable[tuple[str, ...] | None]) -> Counter[str]:
+    """How many lesions of a plan are of which categories that the packaged weights do not paint.
+
+    Args:
+        categories: of every item; healthy tissue, unknown ones and those beside a learned one do not count.
+    """
+    unlike = (names for names in categories if names and not set(names) & set(LEARNED_CATEGORIES))
+    return Counter(", ".join(names) for names in unlike)
 
 
 def _stream(*names: object) -> np.random.Generator:

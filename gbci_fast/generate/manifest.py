@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from gbci_fast.data.attributes import NO_FINDING
 from gbci_fast.data.vindr import AGE_COLUMN, BOX_COLUMNS, BREAST_TABLE, FINDING_TABLE, IMAGE_COLUMNS
+from gbci_fast.errors import one_line
 from gbci_fast.files import atomically
 
 MANIFEST = "manifest.parquet"
@@ -66,13 +67,12 @@ _FINDING_COLUMNS = (
 
 
 def write_tables(rows: Sequence[dict[str, Any]], output: Path) -> None:
-    """Writes the manifest (one row per image, everything that made it) and the two annotation tables.
+    """Writes the manifest (one row per image, everything that made it) and the two annotation tables, in their order.
 
     A template's own findings that were not painted over are listed after the synthetic one, with their own reports and
     pathology, and `TEMPLATE` as their source: they are still there. Beside them, the report of the image is blank: it
     would be read as theirs. The column mask_file names the file of a finding's own pixels, where they are known.
     """
-    rows = sorted(rows, key=lambda row: row["index"])
     manifest = pa.Table.from_pylist([manifest_row(row) for row in rows], MANIFEST_SCHEMA)
     breasts = pd.DataFrame([_image_columns(row) for row in rows], columns=[*IMAGE_COLUMNS, *_EXTRA])
     findings = pd.DataFrame([finding for row in rows for finding in _finding_rows(row)], columns=_FINDING_COLUMNS)
@@ -83,7 +83,8 @@ def write_tables(rows: Sequence[dict[str, Any]], output: Path) -> None:
 
 def write_skipped(skipped: Sequence[tuple[str, str]], output: Path) -> None:
     """Writes `SKIPPED`: every (file, reason) once, in their order."""
-    table = pd.DataFrame(list(dict.fromkeys(skipped)), columns=["file", "reason"])
+    lines = [(one_line(file), one_line(reason)) for file, reason in skipped]
+    table = pd.DataFrame(list(dict.fromkeys(lines)), columns=["file", "reason"])
     atomically(output / SKIPPED, lambda temporary: table.to_csv(temporary, index=False))
 
 
