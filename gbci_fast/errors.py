@@ -1,4 +1,4 @@
-"""The one exception that reaches a user as a sentence instead of a traceback."""
+"""The one exception that reaches a user as a sentence instead of a traceback, and notes on inputs."""
 
 LONGEST = 1000  # characters
 
@@ -12,6 +12,10 @@ class GBCIError(ValueError):
 
     def __init__(self, sentence: str):
         super().__init__(one_line(sentence))
+
+
+class InputWarning(UserWarning):
+    """A note on an input that is used in spite of it; the command line prints it as one."""
 
 
 def one_line(text: str) -> str:

@@ -4,9 +4,11 @@ import argparse
 import importlib
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from gbci_fast.errors import GBCIError, one_line
+from gbci_fast.errors import GBCIError, InputWarning, one_line
 
 OUTPUTS = ("output", "write_plan", "index")
 COMMANDS = ("generate", "phantom", "prepare", "priors", "train", "evaluate", "export", "doctor")
@@ -31,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _check_outputs(args)
-        args.run(args)
+        with _notes():
+            args.run(args)
     except GBCIError as error:
         print(f"gbci-fast {args.command}: {error}", file=sys.stderr)
         return 1
@@ -53,3 +56,20 @@ def _check_outputs(args: argparse.Namespace) -> None:
             str(path).encode()
         except UnicodeEncodeError:
             raise GBCIError(f"{path} is not UTF-8; choose another name for --{name.replace('_', '-')}") from None
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Prints every `InputWarning` as one line, once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("default", category=InputWarning)
+        show = warnings.showwarning
+
+        def print_note(message, category, *where, **options) -> None:
+            if issubclass(category, InputWarning):
+                print(f"note: {one_line(str(message))}", file=sys.stderr)
+            else:
+                show(message, category, *where, **options)
+
+        warnings.showwarning = print_note
+        yield

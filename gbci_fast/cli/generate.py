@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,7 +160,8 @@ def run(args: argparse.Namespace) -> None:
 
     priors = load_priors(args.priors)
     gate = None if args.reject_copies is None else CopyGate.load(args.reject_copies)
-    if args.input.resolve() in (args.output.resolve(), *args.output.resolve().parents):
+    output = Path(os.path.realpath(args.output))  # `Path.resolve` raises at a loop of links
+    if Path(os.path.realpath(args.input)) in (output, *output.parents):
         raise GBCIError(f"{args.output} lies in {args.input}, where images are read from; choose a folder outside")
     plan = _plan(args, priors)
     folder, device = checkpoint_folder(args.weights), pick_device(args.device)
@@ -230,9 +232,9 @@ def _plan(args: argparse.Namespace, priors: "Priors") -> "list[PlanItem]":
     from gbci_fast.generate.plan import make_plan
     from gbci_fast.generate.plan_csv import read_plan
 
-    records, overrides = find_inputs(args.input), _pairs(args.overrides)
+    records, overrides = find_inputs(args.input, skip_bad=args.skip_bad), _pairs(args.overrides)
     if args.plan is None:
-        return make_plan(
+        plan = make_plan(
             records,
             variants=4 if args.variants is None else args.variants,
             seed=args.seed,
@@ -242,12 +244,31 @@ def _plan(args: argparse.Namespace, priors: "Priors") -> "list[PlanItem]":
             balance=args.balance,
             priors=priors,
         )
+        _note_categories(plan, args)
+        return plan
     for name in ("variants", "mask", "balance"):
         if getattr(args, name) is not None:
             args.refuse(f"argument --{name}: not allowed with --plan, whose rows say it")
-    return read_plan(
+    plan = read_plan(
         args.plan, records, args.input, seed=args.seed, overrides=overrides, report=args.report, priors=priors
     )
+    _note_categories(plan, args)
+    return plan
+
+
+def _note_categories(plan: "list[PlanItem]", args: argparse.Namespace) -> None:
+    """Says which lesions the packaged weights will not paint as they are described."""
+    from gbci_fast.generate.balance import LEARNED_CATEGORIES, hardly_learned
+
+    counts = hardly_learned(item.attributes.finding_categories for item in plan)
+    if counts and args.weights is None:
+        listed = "; ".join(f"{count} {name}" for name, count in counts.most_common())
+        print(
+            f"note: {counts.total()} of {len(plan)} lesions are of other categories than "
+            f"{', '.join(LEARNED_CATEGORIES)} ({listed}); the packaged weights have seen few real ones or none, and "
+            "may paint masses there. The tables state what was asked for",
+            file=sys.stderr,
+        )
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

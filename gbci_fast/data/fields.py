@@ -1,5 +1,6 @@
 """Fields of view: a mammogram and its lesions resampled into model space."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def known_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> list
 
 def _mask_of_shape(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     """The mask, bool [H, W]; None where there is no such file."""
-    drawn = read_mask(path) if path.exists() else None
+    drawn = read_mask(path) if os.path.lexists(path) else None
     if drawn is not None and drawn.shape != shape:
         raise GBCIError(f"{path} is {drawn.shape[1]}x{drawn.shape[0]}; expected the image's {shape[1]}x{shape[0]}")
     return drawn

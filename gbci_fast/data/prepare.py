@@ -39,8 +39,8 @@ from gbci_fast.data.cache import (
 )
 from gbci_fast.data.prepare_image import PreparedImage, PrepareSettings, prepare_image, start_reader
 from gbci_fast.data.qc import QC_FOLDER, write_qc
-from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE, ImageRecord, VinDr, find_inputs
-from gbci_fast.errors import GBCIError
+from gbci_fast.data.vindr import ImageRecord, VinDr, find_inputs, is_data_set
+from gbci_fast.errors import GBCIError, one_line
 from gbci_fast.files import atomically, naming_file, sha256_of, sync, sync_tree
 from gbci_fast.job_folder import JOB_FILE, PROGRESS_FOLDER, JobFolder, Kept
 from gbci_fast.worker_processes import close_pool, how_it_ended, processes_of, worker_pool
@@ -53,12 +53,13 @@ ROW_GROUP = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One root: its name in the index, its images, and how many of its boxes were cut at the image's edge."""
+    """One root: its name in the index, its images, and how many of its boxes were cut or repeated (see `VinDr`)."""
 
     name: str
     root: Path
     records: list[ImageRecord]
     clamped: int
+    repeated: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,28 +71,31 @@ class Prepared:
     views: int
 
 
-def open_sources(roots: Sequence[Path]) -> list[Source]:
+def open_sources(roots: Sequence[Path], *, skip_bad: bool = False) -> list[Source]:
     """The images of VinDr roots, folders or files; roots of one name are told apart as ``name-2``, ``name-3`` …
+
+    Args:
+        skip_bad: see `find_inputs`.
 
     Raises:
         GBCIError: a root is absent, or in the folder of another, holds no image, or its tables are not legal.
     """
     sources: list[Source] = []
     for root in map(Path, roots):
-        clamped = 0
-        if (root / BREAST_TABLE).exists() or (root / FINDING_TABLE).exists():
+        clamped = repeated = 0
+        if is_data_set(root):
             data = VinDr(root)
-            records, clamped = data.images, data.clamped
+            records, clamped, repeated = data.images, data.clamped, data.repeated
         else:
-            records = find_inputs(root)
+            records = find_inputs(root, skip_bad=skip_bad)
         folder = root if root.is_dir() else root.parent
         if any(folder.samefile(source.root) for source in sources):
             told = f"{root} is given twice" if root.is_dir() else f"{root} lies in the folder of an earlier root"
             raise GBCIError(f"{told}; expected every folder once")
-        name, taken = folder.absolute().name, {source.name for source in sources}
+        name, taken = one_line(folder.absolute().name), {source.name for source in sources}
         names = chain((name,), (f"{name}-{number}" for number in count(2)))
         name = next(name for name in names if name not in taken)
-        sources.append(Source(name=name, root=folder, records=records, clamped=clamped))
+        sources.append(Source(name=name, root=folder, records=records, clamped=clamped, repeated=repeated))
     return sources
 
 
@@ -129,9 +133,10 @@ def prepare(
     for name, value in (("workers", workers), ("sheets", sheets)):
         if value < 1:
             raise GBCIError(f"{name} is {value}; expected at least 1")
-    sources = open_sources(roots)
+    sources = open_sources(roots, skip_bad=skip_bad)
     for source in sources:
-        if source.root.resolve() in (output.resolve(), *output.resolve().parents):
+        folder = Path(os.path.realpath(output))  # `Path.resolve` raises at a loop of links
+        if Path(os.path.realpath(source.root)) in (folder, *folder.parents):
             raise GBCIError(f"{output} lies in {source.root}, where images are read from; choose a folder outside")
     job = _Job(sources, output, settings, sheets)
     if job.is_complete(resume=resume, check=check):
@@ -190,10 +195,10 @@ class _Job:
 
     def check_files(self) -> None:
         """Raises GBCIError where a listed image is not there: before the hours of work, not within them."""
-        missing = [record.path for _, record in self._tasks[self.done :] if not record.path.is_file()]
-        if missing:
-            more = f" (nor do {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise GBCIError(f"{missing[0]} does not exist{more}; expected every listed image, or --skip-bad")
+        faults = [fault for _, record in self._tasks[self.done :] if (fault := record.file_fault())]
+        if faults:
+            more = f" ({len(faults) - 1} more cannot be read either)" if len(faults) > 1 else ""
+            raise GBCIError(f"{faults[0]}{more}; expected every listed image, or --skip-bad")
 
     def check_space(self) -> None:
         """Raises GBCIError where not even one field of view per image would fit on the disk."""
@@ -288,8 +293,9 @@ class _Job:
 
     def _skip(self, source: Source, record: ImageRecord, reason: str) -> None:
         # Neither the table nor the cache depends on where the data lie.
-        reason = reason.replace(f"{source.root}{os.sep}", "")
-        self._note({"file": f"{source.name}/{record.path.relative_to(source.root).as_posix()}", "skipped": reason})
+        reason = reason.replace(one_line(f"{source.root}{os.sep}"), "")
+        file = one_line(record.path.relative_to(source.root).as_posix())
+        self._note({"file": f"{source.name}/{file}", "skipped": one_line(reason)})
 
     def _note(self, entry: dict[str, Any], kept: Sequence[Kept] = ()) -> None:
         self.folder.note(self.done, entry, kept)
@@ -374,7 +380,9 @@ def _identify(sources: list[Source], settings: PrepareSettings, sheets: int) -> 
         "gbci_fast": __version__,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
         "sheets": sheets,
-        "sources": [{"name": s.name, "images": len(s.records), "clamped": s.clamped} for s in sources],
+        "sources": [
+            {"name": s.name, "images": len(s.records), "clamped": s.clamped, "repeated": s.repeated} for s in sources
+        ],
         "inputs": digest.hexdigest(),
     }
 

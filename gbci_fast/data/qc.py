@@ -194,13 +194,14 @@ def build_report(
     by_kind: dict[str, list[Issue]] = {}
     for issue in issues:
         by_kind.setdefault(issue.kind, []).append(issue)
-    clamped = sum(source["clamped"] for source in cache.info["sources"])
+    clamped, repeated = (sum(source[name] for source in cache.info["sources"]) for name in ("clamped", "repeated"))
     overview = [
         ("Images", len(table)),
         ("Fields of view", f"{len(cache)} of {cache.size} x {cache.size} pixels"),
         ("Patients", len(table[["source", "patient"]].drop_duplicates())),
         ("Skipped files", len(skipped)),
         ("Boxes cut at the image's edge", clamped),
+        ("Rows that repeat a finding, left out", repeated),
         *((kind, len(found)) for kind, found in by_kind.items()),
     ]
     sections = [

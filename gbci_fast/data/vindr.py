@@ -9,7 +9,9 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -18,7 +20,8 @@ from gbci_fast.data.attributes import NO_FINDING, Attributes, is_unknown
 from gbci_fast.data.bounds import bounded_lines
 from gbci_fast.data.dicom import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
 from gbci_fast.data.views import laterality_in_text, view_in_text, without_view
-from gbci_fast.errors import GBCIError
+from gbci_fast.data.walk import Found, fault_of, walk_files
+from gbci_fast.errors import GBCIError, InputWarning, one_line
 
 BREAST_TABLE = "breast-level_annotations.csv"
 FINDING_TABLE = "finding_annotations.csv"
@@ -42,6 +45,7 @@ FINDING_COLUMNS = ("image_id", "finding_categories", "finding_birads", *BOX_COLU
 LONGEST_ID = 200  # bytes; file names hold 255, with a suffix
 TEMPLATE = "template"  # source of a finding that a synthetic image has from the real one
 AGE_COLUMN = "age"  # not VinDr's, but understood where a table has it
+_NO_TEXT = "has a name that is not plain text (UTF-8); rename it"
 
 Box = tuple[float, float, float, float]
 
@@ -68,7 +72,8 @@ class ImageRecord:
     """What is known of one image before it is opened; ``None`` means unknown.
 
     ``attributes.finding_categories`` is the empty tuple where the tables say "No Finding", else ``None``; ``listed`` is
-    False for a plain file, of which no table tells the patient.
+    False for a plain file, of which no table tells the patient; ``fault`` is why it cannot be read, where that is known
+    before (see `find_inputs`).
     """
 
     study_id: str
@@ -84,6 +89,7 @@ class ImageRecord:
     extra: dict[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     listed: bool = True
+    fault: str | None = None
 
     @property
     def root(self) -> Path:
@@ -111,6 +117,8 @@ class ImageRecord:
         Raises:
             GBCIError: the file is absent, not a mammogram, damaged, or not of the size that the table states.
         """
+        if self.fault:
+            raise GBCIError(_sentence(self.path, self.fault))
         mammogram = read_mammogram(self.path)
         self.check_shape(mammogram.shape)
         return replace(
@@ -118,6 +126,11 @@ class ImageRecord:
             view_position=mammogram.view_position or (None if mammogram.other_view else self.view_position),
             laterality=mammogram.laterality or self.laterality,
         )
+
+    def file_fault(self) -> str | None:
+        """Why there is no file to open, as a sentence that begins with its path; None where there is one."""
+        fault = self.fault or fault_of(self.path)
+        return fault and _sentence(self.path, fault)
 
     def check_shape(self, shape: tuple[int, int]) -> None:
         """Raises GBCIError where the file's (height, width) is not what the table states."""
@@ -139,6 +152,8 @@ class VinDr:
     Attributes:
         images: one `ImageRecord` per row of `BREAST_TABLE`, in its order.
         clamped: number of boxes that reached over the image's edge and were cut there (VinDr-Mammo itself has 42).
+        repeated: number of finding rows left out because an earlier row states the same box, categories and BI-RADS of
+            the same image: one lesion. An `InputWarning` says so.
 
     Raises:
         GBCIError: a table or column is absent, or a row is not legal; the sentence names file, row and value.
@@ -146,9 +161,9 @@ class VinDr:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
-        self.clamped = 0
+        self.clamped = self.repeated = 0
         images = self._read_images()
-        if (self.root / FINDING_TABLE).exists():
+        if os.path.lexists(self.root / FINDING_TABLE):
             images = self._add_findings(images)
         self.images = list(images.values())
 
@@ -194,12 +209,17 @@ class VinDr:
         """The image's file, or where VinDr-Mammo would keep it; every study folder is listed once."""
         folder = self.root / "images" / study_id
         if study_id not in listings:
-            listings[study_id] = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+            try:
+                listings[study_id] = {file.name for file in folder.iterdir()}
+            except OSError:  # absent, or unreadable: so is every image in it
+                listings[study_id] = set()
         names = [image_id + suffix for suffix in IMAGE_SUFFIXES]
         return folder / next((name for name in names if name in listings[study_id]), names[0])
 
     def _add_findings(self, images: dict[str, ImageRecord]) -> dict[str, ImageRecord]:
         findings: dict[str, list[Finding]] = {}
+        stated: set[tuple[str, Box, Attributes]] = set()
+        first_repeated = ""
         for where, row in read_table(self.root / FINDING_TABLE, FINDING_COLUMNS):
             image = images.get(row["image_id"])
             if image is None:
@@ -215,14 +235,28 @@ class VinDr:
             if healthy or box is not None:
                 findings.setdefault(image.image_id, [])
             if box is not None:
-                findings[image.image_id].append(self._finding(where, row, image, box, known))
+                finding = self._finding(where, row, image, box, known)
+                lesion = (image.image_id, finding.box, finding.attributes)  # the row's other columns may differ
+                if lesion in stated:
+                    self.repeated += 1
+                    first_repeated = first_repeated or where
+                    continue
+                stated.add(lesion)
+                findings[image.image_id].append(finding)
+                self.clamped += finding.box != box
+        if self.repeated:
+            more = f" and {self.repeated - 1} more rows" if self.repeated > 1 else ""
+            warnings.warn(
+                f"{first_repeated}{more}: the same image, box, finding_categories and finding_birads as in an earlier "
+                "row; counted as one lesion",
+                InputWarning,
+                stacklevel=2,
+            )
         return {image_id: _with_findings(image, findings.get(image_id)) for image_id, image in images.items()}
 
     def _finding(self, where: str, row: dict[str, str], image: ImageRecord, box: Box, known: Attributes) -> Finding:
-        inside = _clamp(where, box, image)
-        self.clamped += inside != box
         return Finding(
-            box=inside,
+            box=_clamp(where, box, image),
             attributes=replace(
                 image.attributes, finding_categories=known.finding_categories, finding_birads=known.finding_birads
             ),
@@ -230,12 +264,19 @@ class VinDr:
         )
 
 
-def find_inputs(path: str | Path) -> list[ImageRecord]:
+def is_data_set(folder: Path) -> bool:
+    """Whether a folder is a `VinDr` root: it has one of the tables, or a link to one."""
+    return any(os.path.lexists(folder / table) for table in (BREAST_TABLE, FINDING_TABLE))
+
+
+def find_inputs(path: str | Path, *, skip_bad: bool = False) -> list[ImageRecord]:
     """The images behind an INPUT argument, sorted by path, unopened.
 
     Args:
-        path: one DICOM or PNG file, a folder of them (searched recursively; other files are ignored), or a
-            `VinDr` root.
+        path: one DICOM or PNG file, a folder of them (searched recursively and through links, see `walk_files`; other
+            files are ignored), or a `VinDr` root.
+        skip_bad: what cannot be looked at (a folder that cannot be listed, a link that leads nowhere, a name that is
+            not UTF-8) becomes a record whose `fault` says so, for the caller to list, instead of an error.
 
     Returns:
         Records with unique ``image_id``. For plain files it is the file's stem (with ``-2``, ``-3`` … where stems
@@ -243,23 +284,36 @@ def find_inputs(path: str | Path) -> list[ImageRecord]:
         `path` itself), and view and side what the file name says.
 
     Raises:
-        GBCIError: the path is absent or holds no image.
+        GBCIError: the path is absent or holds no image; or see `skip_bad`.
     """
     path = Path(path)
     if path.is_dir():
-        if (path / BREAST_TABLE).exists() or (path / FINDING_TABLE).exists():
+        if is_data_set(path):
             return VinDr(path).images
-        files = sorted(file for file in _walk(path) if looks_like_image(file))
-        if not files:
+        found = [entry for entry in walk_files(path) if _may_be_image(entry)]
+        if not found:
             raise GBCIError(f"{path} holds no DICOM or PNG file and no {BREAST_TABLE}")
     elif path.is_file():
-        files = [path]
+        found = [Found(path=path)]
     else:
-        raise GBCIError(f"{path} does not exist; expected a DICOM or PNG file or a folder of them")
-    for file in files:
-        if not _is_text(file):  # ids and tables are
-            raise GBCIError(f"{str(file)!r} has a name that is not plain text (UTF-8); rename it")
-    return list(_file_records(files, path if path.is_dir() else path.parent))
+        fault = fault_of(path)
+        raise GBCIError(f"{_sentence(path, fault)}; expected a DICOM or PNG file or a folder of them")
+    # Ids and tables are text.
+    found = [entry if _is_text(entry.path) else replace(entry, fault=_NO_TEXT) for entry in found]
+    faults = [entry for entry in found if entry.fault is not None]
+    if faults and not skip_bad:
+        more = f" ({len(faults) - 1} more cannot be looked at either)" if len(faults) > 1 else ""
+        raise GBCIError(f"{_sentence(faults[0].path, faults[0].fault)}{more}")
+    return list(_file_records(found, path if path.is_dir() else path.parent))
+
+
+def _may_be_image(entry: Found) -> bool:
+    """Whether a file looks like an image, or cannot be looked at and might be one, or a folder of them."""
+    if entry.fault is None:
+        return looks_like_image(entry.path)
+    if stat.S_ISDIR(entry.mode):
+        return True
+    return not entry.path.name.startswith(".") and (entry.mode == 0 or entry.path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _is_text(path: Path) -> bool:
@@ -267,13 +321,18 @@ def _is_text(path: Path) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in str(path))
 
 
-def _file_records(files: list[Path], root: Path) -> Iterator[ImageRecord]:
+def _sentence(path: Path, fault: str) -> str:
+    return f"{path if _is_text(path) else repr(str(path))} {fault}"
+
+
+def _file_records(found: Sequence[Found], root: Path) -> Iterator[ImageRecord]:
     taken: set[str] = set()
     names: dict[str, Iterator[str]] = {}  # of every stem, those not tried yet
-    for file in files:
-        image_id = next(name for name in names.setdefault(file.stem, _numbered(file.stem)) if name not in taken)
+    for entry in found:
+        file, stem = entry.path, one_line(entry.path.stem)
+        image_id = next(name for name in names.setdefault(stem, _numbered(stem)) if name not in taken)
         taken.add(image_id)
-        attributes = Attributes(laterality=laterality_in_text(file.stem), view_position=view_in_text(file.stem))
+        attributes = Attributes(laterality=laterality_in_text(stem), view_position=view_in_text(stem))
         yield ImageRecord(
             study_id="-".join(file.parent.relative_to(root).parts) or root.absolute().name,
             image_id=image_id,
@@ -282,17 +341,13 @@ def _file_records(files: list[Path], root: Path) -> Iterator[ImageRecord]:
             view_position=attributes.view_position,
             attributes=attributes,
             listed=False,
+            fault=entry.fault,
         )
 
 
 def _numbered(stem: str) -> Iterator[str]:
     yield stem
     yield from (f"{stem}-{number}" for number in count(2))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
-        yield from (Path(parent, name) for name in names)
 
 
 def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:

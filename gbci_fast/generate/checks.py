@@ -54,8 +54,8 @@ def check_view(path: Path, view_position: str | None, laterality: str | None, ot
 
 def _header(record: ImageRecord) -> ImageHeader | GBCIError:
     try:
-        if not record.path.is_file():
-            raise GBCIError(f"{record.path} does not exist; expected every image of the input")
+        if fault := record.file_fault():
+            raise GBCIError(fault if record.fault else f"{fault}; expected every image of the input")
         header = read_header(record.path)
         record.check_shape(header.shape)
     except GBCIError as error:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,8 +80,8 @@ def test_a_data_set(weights, phantom, tmp_path, capfd):
     assert set(manifest.tier) == {"tolerance"}
     assert set(manifest.dtype) == {"bf16" if how.endswith("bfloat16") else "fp32"}
     assert {path.name for path in output.iterdir()} == {
-        "breast-level_annotations.csv", "finding_annotations.csv", "images", "job.json", "manifest.parquet", "masks",
-        "preview.png", ".finished",
+        "breast-level_annotations.csv", "finding_annotations.csv", "finding_masks", "images", "job.json",
+        "manifest.parquet", "masks", "preview.png", ".finished",
     }  # fmt: skip
 
     # Once more: nothing to do; without --resume: a refusal.
@@ -130,6 +131,76 @@ def test_png_alone_and_a_mask_file(weights, image, tmp_path):
     (made,) = VinDr(tmp_path / "data").images
     assert made.path.suffix == ".png"
     assert made.findings[0].box == (10, 76, 50, 116)
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        (
+            ("--balance", "natural", "--variants", "40"),
+            r"note: \d+ of 160 lesions are of other categories than Mass \(",
+        ),
+        (("--set", "finding_categories=Asymmetry"), r"note: 16 of 16 lesions are of .* \(16 Asymmetry\); the packaged"),
+        (("--set", "finding_categories=Asymmetry,Mass"), ""),
+        (("--set", "finding_categories=No Finding"), ""),
+        (("--set", "finding_categories=unknown"), ""),
+    ],
+)
+def test_categories_that_the_packaged_model_does_not_paint_are_said(phantom, weights, tmp_path, capfd, options, note):
+    assert generate(phantom, *options, "--write-plan", tmp_path / "plan.csv") == 0
+    assert re.match(note, said := capfd.readouterr().err)
+    assert bool(said) == bool(note)
+    assert generate(phantom, "--plan", tmp_path / "plan.csv", "--write-plan", tmp_path / "again.csv") == 0
+    assert capfd.readouterr().err == said
+    assert generate(phantom, *options, "--weights", weights, "--write-plan", tmp_path / "other.csv") == 0
+    assert capfd.readouterr().err == ""  # other weights are the user's to know
+
+
+def test_rows_that_repeat_a_finding_are_said(phantom, tmp_path, capfd):
+    root = shutil.copytree(phantom, tmp_path / "root")
+    table = root / "finding_annotations.csv"
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([*rows, *rows[1:]]) + "\n")
+    assert generate(root, "--mask", "annotations", "--write-plan", tmp_path / "plan.csv") == 0
+    assert re.fullmatch(
+        rf"note: {table}, line \d and 1 more rows: the same image, box, finding_categories and finding_birads as in an "
+        "earlier row; counted as one lesion\n",
+        capfd.readouterr().err,
+    )
+
+
+def test_what_cannot_be_read_is_an_error_or_listed(weights, image, tmp_path, capfd):
+    folder, output = tmp_path / "in", tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(image, folder / "a_LCC.dcm")
+    (folder / "study").symlink_to(tmp_path / "unmounted")
+    (folder / os.fsdecode(b"M\xfcller_LCC.dcm")).hardlink_to(folder / "a_LCC.dcm")
+    options = (folder, "--output", output, "--weights", weights, *QUICK, "--variants", "1", "--format", "png")
+    assert generate(*options) == 1
+    (sentence,) = capfd.readouterr().err.splitlines()
+    assert "has a name that is not plain text (UTF-8); rename it (1 more cannot be looked at either)" in sentence
+    assert not output.exists()
+    assert generate(*options, "--skip-bad") == 0
+    assert "skipped 2 of 3" in capfd.readouterr().out
+    assert pd.read_csv(output / "skipped.csv").to_dict("records") == [
+        {
+            "file": r"M\udcfcller_LCC.dcm",
+            "reason": r"'M\udcfcller_LCC.dcm' has a name that is not plain text (UTF-8); rename it",
+        },
+        {"file": "study", "reason": "study is a link that leads nowhere"},
+    ]
+    assert len(VinDr(output).images) == 1
+
+
+@pytest.mark.parametrize("option", ["INPUT", "--output"])
+def test_a_loop_of_links_is_one_sentence(image, tmp_path, capfd, option):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    paths = (tmp_path / "a", tmp_path / "data") if option == "INPUT" else (image, tmp_path / "a")
+    assert generate(paths[0], "--output", paths[1], *QUICK) == 1
+    (sentence,) = capfd.readouterr().err.splitlines()
+    assert f"{tmp_path / 'a'}" in sentence
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_plan_is_written_edited_and_run(weights, phantom, tmp_path, capfd):

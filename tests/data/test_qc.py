@@ -50,7 +50,7 @@ def cache(tmp_path_factory):
     bright[55:75, 5:30] = 65535
     images = [
         *plain,
-        ("tiny", "t", breast(58), {}, [(20, 60, 22, 62), (10, 40, 30, 60)]),
+        ("tiny", "t", breast(58), {}, [(20, 60, 22, 62), *2 * [(10, 40, 30, 60)]]),
         ("outside", "o", breast(59), {}, [(52, 60, 72, 80), (100, 5, 120, 15)]),
         ("bright", "b", bright, {"breast_density": "DENSITY C", "view_position": "CC"}, []),
         ("right", "r", breast(60), {"laterality": "R"}, []),
@@ -111,7 +111,7 @@ def test_the_page_escapes_everything_and_loads_nothing(cache):
 
 def test_the_page_counts(cache):
     words = " ".join(Page((cache.path / "qc" / "report.html").read_text()).words)
-    for expected in ("Images 14", "Boxes cut at the image's edge 1", "C 1 unknown 13", "training 13", "test 1"):
+    for expected in ("Images 14", "Boxes cut at the image's edge 1", "a finding, left out 1", "C 1 unknown 13", "training 13", "test 1"):
         assert expected in words
     assert "Finding BI-RADS (boxes) all 4 4" in words  # one of five boxes lies outside
 

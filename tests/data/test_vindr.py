@@ -1,6 +1,8 @@
 """The VinDr-Mammo tables, and plain files and folders, as records."""
 
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.dicom import Mammogram
 from gbci_fast.data.presentation import full_scale
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE, VinDr, find_inputs
-from gbci_fast.errors import GBCIError
+from gbci_fast.errors import GBCIError, InputWarning
 
 BREAST = {
     "study_id": "s1",
@@ -317,6 +319,50 @@ def test_folder_that_is_no_data_set(tmp_path):
     assert failure(tmp_path) == f"{tmp_path / BREAST_TABLE} does not exist; a VinDr-Mammo folder has it"
 
 
+REPEATS = {
+    "the row": {},
+    "numbers written otherwise": {"xmin": "10.0", "ymax": "40.00", "finding_birads": "4"},
+    "other columns": {"breast_density": "DENSITY D", "series_id": "e9"},
+    "beyond the edge": {"xmin": "10", "xmax": "30"},
+}
+
+
+@pytest.mark.parametrize("row", REPEATS.values(), ids=REPEATS)
+def test_a_row_that_repeats_a_finding_is_one_lesion_and_said(make_root, row):
+    root = make_root(findings=[{}, {"xmin": "11"}, row, {}])
+    with pytest.warns(InputWarning, match=r"finding_annotations.csv, line 4 and 1 more rows: the same image, box, "):
+        data = VinDr(root)
+    assert data.repeated == 2
+    assert [finding.box[0] for finding in data.images[0].findings] == [10, 11]
+
+
+def test_boxes_that_are_equal_once_they_are_cut_are_one_lesion(make_root):
+    root = make_root(findings=[{"xmax": "90"}, {"xmax": "80"}])
+    with pytest.warns(InputWarning, match=r"line 3: the same image, box"):
+        data = VinDr(root)
+    assert (data.repeated, data.clamped, len(data.images[0].findings)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"finding_categories": "['Asymmetry']"}, {"finding_birads": "BI-RADS 5"}, {"image_id": "i2"}, {"ymin": "21"}],
+)
+def test_rows_that_differ_are_two_lesions(make_root, recwarn, row):
+    data = VinDr(make_root(breast=[{}, {"image_id": "i2"}], findings=[{}, row]))
+    assert (data.repeated, sum(len(image.findings) for image in data.images)) == (0, 2)
+    assert not recwarn.list
+
+
+def test_a_root_whose_tables_are_links_to_nothing_is_no_plain_folder(make_root, make_dicom, ramp):
+    root = make_root(findings=[{}])
+    make_dicom(ramp, name="a_LCC.dcm")
+    for table in (FINDING_TABLE, BREAST_TABLE):
+        (root / table).unlink()
+        (root / table).symlink_to(root / "absent.csv")
+        with pytest.raises(GBCIError, match=rf"{table} does not exist"):
+            find_inputs(root)
+
+
 # Inputs -------------------------------------------------------------------------------------------------------------
 
 
@@ -391,6 +437,53 @@ def test_a_name_that_is_no_text_is_one_sentence(tmp_path, make_dicom, ramp):
     sentence = r"M\\udcfcller_LCC.dcm' has a name that is not plain text \(UTF-8\); rename it"
     with pytest.raises(GBCIError, match=sentence):
         find_inputs(tmp_path)
+
+
+def test_what_cannot_be_looked_at_stops_or_becomes_a_record_with_its_fault(tmp_path, make_dicom, ramp):
+    make_dicom(ramp, name="a.dcm")
+    make_dicom(ramp, name="b.dcm").rename(os.fsdecode(os.fsencode(tmp_path) + b"/z\xfcrich.dcm"))
+    (tmp_path / "study").symlink_to(tmp_path / "unmounted")
+    (tmp_path / ".lock").symlink_to("nobody")  # hidden files are no inputs
+    os.mkfifo(tmp_path / "c.dcm")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(GBCIError, match=r"c.dcm is no regular file \(2 more cannot be looked at either\)"):
+        find_inputs(tmp_path)
+    records = find_inputs(tmp_path, skip_bad=True)
+    assert [(record.image_id, record.fault) for record in records] == [
+        ("a", None),
+        ("c", "is no regular file"),
+        ("study", "is a link that leads nowhere"),
+        (r"z\udcfcrich", "has a name that is not plain text (UTF-8); rename it"),
+    ]
+    for record in records[1:]:
+        with pytest.raises(GBCIError, match=re.escape(record.fault)):
+            record.read()
+        assert record.fault in record.file_fault()
+
+
+def test_an_unreadable_file_may_be_an_image(tmp_path, make_dicom, ramp, monkeypatch):
+    """It is no reason to leave it out in silence that its first bytes cannot be read."""
+    make_dicom(ramp, name="a.dcm")
+    (tmp_path / "no_suffix").write_bytes(b"secret")
+    (tmp_path / "notes.txt").write_text("not an image")
+    opened = Path.open
+
+    def refuse(path, *args, **kwargs):
+        if path.name == "no_suffix":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert [record.image_id for record in find_inputs(tmp_path)] == ["a", "no_suffix"]
+    with pytest.raises(GBCIError, match=r"no_suffix.*Permission denied"):
+        find_inputs(tmp_path)[1].read()
+
+
+def test_an_input_that_is_a_loop_of_links_is_one_sentence(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(GBCIError, match=r"/a cannot be read: Too many levels of symbolic links; expected a DICOM"):
+        find_inputs(tmp_path / "a")
 
 
 def test_input_that_holds_nothing(tmp_path):
