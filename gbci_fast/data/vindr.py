@@ -299,7 +299,7 @@ def find_inputs(path: str | Path, *, skip_bad: bool = False) -> list[ImageRecord
         fault = fault_of(path)
         raise GBCIError(f"{_sentence(path, fault)}; expected a DICOM or PNG file or a folder of them")
     # Ids and tables are text.
-    found = [entry if _is_text(entry.path) else replace(entry, fault=_NO_TEXT) for entry in found]
+    found = [entry if is_text(entry.path) else replace(entry, fault=_NO_TEXT) for entry in found]
     faults = [entry for entry in found if entry.fault is not None]
     if faults and not skip_bad:
         more = f" ({len(faults) - 1} more cannot be looked at either)" if len(faults) > 1 else ""
@@ -316,13 +316,13 @@ def _may_be_image(entry: Found) -> bool:
     return not entry.path.name.startswith(".") and (entry.mode == 0 or entry.path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _is_text(path: Path) -> bool:
-    """Whether its name is UTF-8; Python takes other bytes for lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in str(path))
+def is_text(text: str | Path) -> bool:
+    """Whether a name or an argument is UTF-8; Python takes other bytes for lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in str(text))
 
 
 def _sentence(path: Path, fault: str) -> str:
-    return f"{path if _is_text(path) else repr(str(path))} {fault}"
+    return f"{path if is_text(path) else repr(str(path))} {fault}"
 
 
 def _file_records(found: Sequence[Found], root: Path) -> Iterator[ImageRecord]:

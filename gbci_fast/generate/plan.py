@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gbci_fast.data.attributes import NO_FINDING, Attributes
-from gbci_fast.data.vindr import Finding, ImageRecord
+from gbci_fast.data.vindr import Finding, ImageRecord, is_text
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.balance import Balance
 from gbci_fast.generate.masks import AutomaticMask, BoxMask, FileMask, Mask
@@ -127,7 +127,12 @@ def make_item(
     They follow from the job's seed and the item alone, not from what else is in the plan: pieces of a plan make the
     images of the whole. Items that differ in template, description, mask or seed have different image_ids, so that jobs
     can be merged. The variants of a study's images share a synthetic study.
+
+    Raises:
+        GBCIError: the report is not plain text.
     """
+    if not is_text(report or ""):
+        raise GBCIError(f"report is {report!r}; expected plain text (UTF-8)")
     seed = int(_digest("noise", job_seed, index), 16) >> 65 if seed is None else seed
     painted = json.dumps([attributes.to_mapping(), report or "", mask.identity()[1:], seed])
     return PlanItem(

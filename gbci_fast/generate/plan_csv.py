@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gbci_fast.data.attributes import NO_FINDING, Attributes
-from gbci_fast.data.vindr import BOX_COLUMNS, ImageRecord, read_table
+from gbci_fast.data.vindr import BOX_COLUMNS, ImageRecord, is_text, read_table
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import atomically
 from gbci_fast.generate.masks import AutomaticMask, BoxMask, EllipseMask, FileMask, Mask
@@ -107,7 +107,7 @@ def write_plan(plan: Sequence[PlanItem], path: Path) -> None:
     of the plan.
 
     Raises:
-        GBCIError: the file exists.
+        GBCIError: the file exists, or a mask file's name is not plain text.
     """
     if path.exists():
         raise GBCIError(f"{path} exists, and may have been edited; choose another name or remove it")
@@ -267,7 +267,11 @@ def _mask_cells(mask: Mask, folder: Path) -> dict[str, Any]:
         case AutomaticMask():
             return {"mask": "auto"}
         case FileMask():
-            return {"mask": os.path.relpath(mask.path, folder)}
+            if not is_text(path := os.path.relpath(mask.path, folder)):
+                raise GBCIError(
+                    f"{path!r} has a name that is not plain text (UTF-8), so no plan can name it; rename it"
+                )
+            return {"mask": path}
         case BoxMask():
             return dict(zip(BOX_COLUMNS, map(_short, mask.box), strict=True))
         case EllipseMask():

@@ -111,7 +111,14 @@ def test_the_page_escapes_everything_and_loads_nothing(cache):
 
 def test_the_page_counts(cache):
     words = " ".join(Page((cache.path / "qc" / "report.html").read_text()).words)
-    for expected in ("Images 14", "Boxes cut at the image's edge 1", "a finding, left out 1", "C 1 unknown 13", "training 13", "test 1"):
+    for expected in (
+        "Images 14",
+        "Boxes cut at the image's edge 1",
+        "a finding, left out 1",
+        "C 1 unknown 13",
+        "training 13",
+        "test 1",
+    ):
         assert expected in words
     assert "Finding BI-RADS (boxes) all 4 4" in words  # one of five boxes lies outside
 

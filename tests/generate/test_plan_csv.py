@@ -1,6 +1,7 @@
 """Plan files: a written plan reads back as itself; every kind of mask; what is refused, with file and line."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pandas as pd
@@ -271,6 +272,18 @@ def test_no_plan_and_one_too_many(tmp_path, records):
     with pytest.raises(GBCIError, match=r"plan\.csv exists, and may have been edited; choose another name"):
         write_plan(make_plan(records, variants=1, seed=0), tmp_path / "plan.csv")
     assert (tmp_path / "plan.csv").read_text() == "edited"
+
+
+def test_names_and_reports_that_are_no_text(tmp_path, records):
+    """Before anything is sampled: no table could hold them."""
+    name = tmp_path / os.fsdecode(b"m\xfcsk.png")
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(name)
+    plan = make_plan(records, variants=1, seed=0, mask=str(name))
+    with pytest.raises(GBCIError, match=r"m\\udcfcsk.png' has a name that is not plain text \(UTF-8\), so no plan"):
+        write_plan(plan, tmp_path / "plan.csv")
+    assert not (tmp_path / "plan.csv").exists()
+    with pytest.raises(GBCIError, match=r"report is 'r\\udcfcnd'; expected plain text \(UTF-8\)"):
+        make_plan(records, variants=1, seed=0, report=os.fsdecode(b"r\xfcnd"))
 
 
 @pytest.mark.parametrize(
