@@ -4,7 +4,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -136,18 +136,14 @@ def read_mammogram(path: str | Path) -> Mammogram:
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether a file's name or content is that of a DICOM or PNG image; a DICOMDIR is an index, not an image.
-
-    A file that cannot be opened may be one: whoever reads it says why not.
-    """
+    """Whether a file's name or content is that of a DICOM or PNG image; a DICOMDIR is an index, not an image."""
     if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not path.is_file():
         return False
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return True
-    try:
+    with suppress(OSError):
         return _magic(path) is not None
-    except OSError:
-        return True
+    return False
 
 
 def _checked_magic(path: Path) -> str:

@@ -309,11 +309,22 @@ def find_inputs(path: str | Path, *, skip_bad: bool = False) -> list[ImageRecord
 
 def _may_be_image(entry: Found) -> bool:
     """Whether a file looks like an image, or cannot be looked at and might be one, or a folder of them."""
+    hidden = entry.path.name.startswith(".")
     if entry.fault is None:
-        return looks_like_image(entry.path)
+        return looks_like_image(entry.path) or not (hidden or _opens(entry.path))
     if stat.S_ISDIR(entry.mode):
         return True
-    return not entry.path.name.startswith(".") and (entry.mode == 0 or entry.path.suffix.lower() in IMAGE_SUFFIXES)
+    return not hidden and (entry.mode == 0 or entry.path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _opens(path: Path) -> bool:
+    """Whether a file can be read; why not, is said by whoever reads it."""
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError:
+        return False
+    return True
 
 
 def is_text(text: str | Path) -> bool:
