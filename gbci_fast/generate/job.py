@@ -295,11 +295,12 @@ class _Job:
 
     def _of_changed_templates(self) -> set[int]:
         """Finished batches with a template that is another file now."""
+        paths = {item.index: item.template.path for item in self._plan}
         digests: dict[Path, str | None] = {}
         changed = set()
         for number in self._finished():
             for row in self.folder.entry(number)["rows"]:
-                path = self._plan[row["index"]].template.path
+                path = paths[row["index"]]
                 if path not in digests:
                     digests[path] = sha256_of(path) if path.is_file() else None  # gone: nothing better can be made
                 if digests[path] not in (None, row["template_sha256"]):

@@ -100,6 +100,7 @@ def test_pieces_of_a_plan_make_the_images_of_the_whole(pipe, make_job, phantom, 
         plan = read_plan(tmp_path / f"{number}.csv", records, phantom, seed=0)
         assert [item.index for item in plan] == piece
         run_job(pipe, plan, tmp_path / str(number), settings)
+        run_job(pipe, plan, tmp_path / str(number), settings, resume=True)  # nothing is left to do
         made = pd.read_parquet(tmp_path / str(number) / "manifest.parquet").set_index("index")
         pd.testing.assert_frame_equal(made[columns], whole.loc[piece, columns])
         assert [dcmread(tmp_path / str(number) / name).InstanceNumber for name in made.dicom_file] == [
