@@ -142,7 +142,7 @@ def test_resume_refuses_a_changed_plan(pipe, make_job, phantom, tmp_path):
     run("1,20,80,40,100")
     run("1,20,80,40,100", resume=True)
     for row, changed in (("2,20,80,40,100", "descriptions"), ("1,20,80,41,100", "masks")):
-        with pytest.raises(GBCIError, match=f"holds another job: {changed} differ"):
+        with pytest.raises(GBCIError, match=f"holds another job: other {changed};"):
             run(row, resume=True)
 
 
