@@ -1,14 +1,14 @@
 """Any stock `UNet2DConditionModel`, faster, behind the same forward.
 
-A `FastUNet` is a copy that shares the weights and whose stock forward still runs; in it, block by block, the types of
+A `FastUNet` is a copy whose stock forward still runs; in it, block by block, the types of
 `BLOCKS` call the fused blocks of `gbci_fast.runtimes.blocks`. So whatever a UNet can be asked for means the same here,
 and what the fused blocks do not reproduce is computed by the stock block, and said by `describe`.
 """
 
 import copy
 import functools
+import inspect
 import logging
-import operator
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.resnet import ResnetBlock2D
@@ -33,7 +31,9 @@ from diffusers.models.unets.unet_2d_blocks import (
 )
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from gbci_fast.runtimes.adapters import adapter_notes, is_adapter, merged
 from gbci_fast.runtimes.blocks import (
     Context,
     Resnet,
@@ -44,8 +44,10 @@ from gbci_fast.runtimes.blocks import (
     unsupported,
 )
 from gbci_fast.runtimes.compile import compiled
+from gbci_fast.watch import Watch
 
 logger = logging.getLogger(__name__)
+_SIGNATURE = inspect.signature(UNet2DConditionModel.forward)
 _REFRESHING = threading.Lock()
 
 
@@ -96,6 +98,7 @@ class FastBlock(nn.Module):
     stock: type[nn.Module]
     fused: Any
     declined: dict[str, None]
+    _unwatched = ("declined",)
 
     def declines(self, reason: str | None) -> bool:
         """Whether a call goes to the stock forward; a `reason` for it is reported once per UNet."""
@@ -182,11 +185,11 @@ def to_stock(part: nn.Module) -> None:
             part.__class__ = part.stock
 
 
-def to_fast(part: nn.Module, declined: dict[str, None]) -> None:
-    """The fused block of a stock one that `unsupported` has nothing against."""
+def to_fast(part: nn.Module, plain: nn.Module, declined: dict[str, None]) -> None:
+    """The fused block of a stock one; `plain` is the same without adapters, which `unsupported` has nothing against."""
     kind, fused = BLOCKS[type(part)]
     vars(part).pop("forward", None)  # the stock one, which hooks put back
-    part.fused, part.declined = fused(part), declined
+    part.fused, part.declined = fused(plain), declined
     if kind is FastTransformer:
         part.contexts = LastValue(functools.partial(_contexts, part.fused))
     part.__class__ = kind
@@ -204,6 +207,10 @@ def _project(unet: UNet2DConditionModel, tokens: Tensor) -> Tensor:
     return unet.encoder_hid_proj(tokens)
 
 
+def _cast(unet: "FastUNet", tensor: Tensor) -> Tensor:
+    return tensor.to(unet.compute_dtype) if tensor.is_floating_point() else tensor
+
+
 # Blocks whose own forward adds nothing to that of their parts but concatenations.
 _CONTAINERS = (
     nn.ModuleList, DownBlock2D, CrossAttnDownBlock2D, UNetMidBlock2D, UNetMidBlock2DCrossAttn, CrossAttnUpBlock2D,
@@ -218,72 +225,47 @@ def _unknown(unet: UNet2DConditionModel) -> Iterator[str]:
         name, part = parts.pop(0)
         if type(part) in _CONTAINERS:
             parts += [(f"{name}.{child_name}", child) for child_name, child in part.named_children()]
+        elif is_adapter(part):
+            yield f"{name} has an adapter"
         elif not isinstance(part, tuple(BLOCKS)):
             yield f"{name} is a {type(part).__name__}"
 
 
-class _Watch:
-    """Notices that what blocks were examined for, or derived from, is no longer so."""
+@dataclass
+class _Derived:
+    """What `FastUNet.refresh` examined last; copies of it are empty, as they belong to another UNet."""
 
-    def __init__(self, unet: nn.Module, parts: list[nn.Module]):
-        modules = list(unet.modules())
-        self.unet, self.parts = unet, [vars(part) for part in parts]
-        self.owners = [owner for module in modules for owner in (module._parameters, module._modules) if owner]
-        self.hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
-        self.names = [vars(module) for module in modules]
-        self.attention = [vars(module) for module in modules if isinstance(module, Attention)]
-        self.chunked = [vars(module) for module in modules if isinstance(module, BasicTransformerBlock)]
-        self.weights = [weight for weight in unet.parameters() if not weight.is_inference()]
-        self.owned_before = self.owned()  # the objects themselves, so that no other takes their identity
-        self.before = self.state()
+    watch: Watch | None = None
+    scale: float = 1.0
 
-    def owned(self) -> list[Any]:
-        values = [value for owner in self.owners for value in owner.values()]
-        return values + [names.get("forward") for names in self.names]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Derived, ()
 
-    def state(self) -> tuple[Any, ...]:
-        return (
-            self.unet.training,
-            [id(part.get("fused")) for part in self.parts],
-            [weight._version for weight in self.weights],
-            sum(map(len, self.hooks)),
-            [type(names.get("processor")) for names in self.attention],
-            [names["_chunk_size"] for names in self.chunked],
-        )
-
-    def changed(self) -> bool:
-        owned = self.owned()
-        same = len(owned) == len(self.owned_before) and all(map(operator.is_, owned, self.owned_before))
-        return not same or self.state() != self.before
-
-
-@dataclass(frozen=True)
-class _Original:
-    """Keeps the eager UNet out of the copy's modules, and out of its copies."""
-
-    unet: UNet2DConditionModel
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Original":
-        return self
+    def outdated(self, scale: float) -> bool:
+        return self.watch is None or scale != self.scale or self.watch.changed()
 
 
 class FastUNet(UNet2DConditionModel):
     """A `UNet2DConditionModel` with the same forward, config and state dict; `gbci_fast.accelerate` makes it.
 
     Attributes:
-        eager: the UNet it was made from, which stays as it is. Where dtype, layout and device are the same, both use
-            the same memory for their weights.
         plan: how it runs.
         stock_reasons: what keeps its stock forward, and why.
 
+    It shares nothing with the UNet that it was made from. It is called in the dtype that this one had (`dtype`), until
+    it is cast itself: arguments are cast to the dtype that it computes in (`compute_dtype`), and the output has the
+    dtype of `sample`.
+
     Keys and values of the context are computed again when `encoder_hidden_states` is another tensor, or was written to.
-    What is derived from weights is derived again when those were moved, exchanged or written to (other than through
-    ``.data``, which leaves no trace: call `refresh` then). It is for inference: with gradients enabled all is stock.
-    Threads may call it at once, each with its own context, as long as nothing of it changes meanwhile.
+    What is derived from weights, processors and adapters is derived again when those were moved, exchanged, set or
+    written to (on a GPU other than through ``.data``, which leaves no trace: call `refresh` then). Adapters of PEFT
+    become part of the fused blocks' weights. It is for inference: with gradients enabled all is stock. Threads may call
+    it at once, each with its own context, as long as nothing of it changes meanwhile.
     """
 
     plan: Any
     stock_reasons: list[str]
+    _unwatched = ("_declined",)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> UNet2DConditionModel:
@@ -293,23 +275,28 @@ class FastUNet(UNet2DConditionModel):
     @classmethod
     def of(cls, unet: UNet2DConditionModel, plan: Any, device: torch.device, layout: torch.memory_format) -> "FastUNet":
         """The copy that runs as planned. See `gbci_fast.accelerate`."""
-        shared = [part for part in (*unet.parameters(), *unet.buffers()) if type(part) in (nn.Parameter, Tensor)]
-        memo = {
-            id(part): nn.Parameter(part.detach(), part.requires_grad) if type(part) is nn.Parameter else part.detach()
-            for part in shared
-        }
-        twin = nn.Module.to(copy.deepcopy(unet, memo), device, plan.dtype, memory_format=layout)
+        twin = nn.Module.to(copy.deepcopy(unet), device, plan.dtype, memory_format=layout)
         twin.__class__ = cls
         vars(twin).pop("forward", None)  # the stock one, which hooks put back
-        twin.plan, twin._original, twin._declined = plan, _Original(unet), {}
+        twin.plan, twin._declined, twin._called_in, twin._derived = plan, {}, unet.dtype, _Derived()
         twin._projected = LastValue(functools.partial(_project, twin))
+        twin._context = LastValue(functools.partial(_cast, twin))
         twin.refresh()
         return twin
 
     @property
-    def eager(self) -> UNet2DConditionModel:
-        """The UNet that it was made from."""
-        return self._original.unet
+    def dtype(self) -> torch.dtype:
+        """Of the arguments and the output, as a pipeline sees it."""
+        return self._called_in
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.conv_in.weight.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+        self._called_in = fn(torch.empty(0, dtype=self._called_in)).dtype  # where it is cast, it is called in that
+        return super()._apply(fn, *args, **kwargs)
 
     @property
     def num_fused(self) -> int:
@@ -318,10 +305,23 @@ class FastUNet(UNet2DConditionModel):
 
     @functools.wraps(UNet2DConditionModel.forward)
     def forward(self, sample: Tensor, timestep: Tensor | float, *args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling() and self._watch.changed():
+        scale = (kwargs.get("cross_attention_kwargs") or {}).get("scale", 1.0)  # of adapters
+        if not torch.compiler.is_compiling() and self._derived.outdated(scale):
             with _REFRESHING:  # several threads may come first
-                if self._watch.changed():
-                    self.refresh()
+                if self._derived.outdated(scale):
+                    self.refresh(scale)
+        given = sample.dtype
+        if given == self.compute_dtype or torch.is_autocast_enabled(sample.device.type):
+            return self._run(sample, timestep, *args, **kwargs)
+        arguments = _SIGNATURE.bind(self, sample, timestep, *args, **kwargs).arguments
+        del arguments["self"]
+        output = self._run(**{name: self._in_compute_dtype(name, value) for name, value in arguments.items()})
+        if isinstance(output, tuple):
+            return (output[0].to(given), *output[1:])
+        output.sample = output.sample.to(given)
+        return output
+
+    def _run(self, sample: Tensor, timestep: Tensor | float, *args: Any, **kwargs: Any) -> Any:
         if self._compiled is None:
             return super().forward(sample, timestep, *args, **kwargs)
         if not isinstance(timestep, Tensor):  # a number would be a constant of the graph
@@ -329,9 +329,23 @@ class FastUNet(UNet2DConditionModel):
             timestep = torch.tensor(timestep, dtype=dtype, device=sample.device)
         return self._compiled(self, sample, timestep, *args, **kwargs)
 
+    def _in_compute_dtype(self, name: str, value: Any) -> Any:
+        """An argument of `forward` as its weights want it; what goes through sinusoids first is cast behind them."""
+        if name == "timestep" or (name == "class_labels" and self.config.class_embed_type == "timestep"):
+            return value
+        if name == "encoder_hidden_states" and isinstance(value, Tensor):
+            return self._context(value)  # the same tensor as long as it is given the same
+        if name == "added_cond_kwargs" and value is not None:
+            return {key: part if key == "time_ids" else self._in_compute_dtype(key, part) for key, part in value.items()}
+        return tree_map_only(Tensor, functools.partial(_cast, self), value)
+
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Examines all blocks again, and derives again what comes from their weights."""
+    def refresh(self, scale: float = 1.0) -> None:
+        """Examines all blocks again, and derives again what comes from their weights.
+
+        Args:
+            scale: of adapters, as in ``cross_attention_kwargs={"scale": ...}`` of the calls that follow.
+        """
         parts, reasons = [], []
         for name, part in self.named_modules():
             to_stock(part)
@@ -339,29 +353,31 @@ class FastUNet(UNet2DConditionModel):
                 parts.append((name, part))
         if self.plan.runtime != "eager":
             for name, part in parts:
-                against = ["it has hooks"] if isinstance(part, FastBlock) else unsupported(part)
+                plain = merged(part, scale)
+                against = ["it has hooks"] if isinstance(part, FastBlock) else unsupported(plain)
                 if against:
                     reasons.append(f"{name}: {'; '.join(against)}")
                 else:
-                    to_fast(part, self._declined)
+                    to_fast(part, plain, self._declined)
             reasons += _unknown(self)
         self.stock_reasons = reasons
         self._compiled = None
         if self.plan.runtime == "compile":
             self._compiled = compiled(UNet2DConditionModel.forward, self.device, fullgraph=not reasons)
-        self._projected.last = None
-        self._watch = _Watch(self, [part for _, part in parts])
+        self._projected.last = self._context.last = None
+        self._derived.watch, self._derived.scale = Watch(self), scale
 
     def describe(self) -> str:
         """What runs here, and what does not and why."""
-        lines = [str(replace(self.plan, dtype=self.dtype))]
+        lines = [str(replace(self.plan, dtype=self.compute_dtype))]
         for kind in BLOCKS:
             parts = [part for part in self.modules() if isinstance(part, kind)]
             lines.append(f"{sum(map(_is_fused, parts))} of {len(parts)} {kind.__name__} fused")
         if self._compiled is not None:
             lines.append("keys and values of the context are computed in every call, within the graph")
         if self.device.type == "cuda":
-            lines += cross_attention_notes(self, self.dtype)
+            lines += cross_attention_notes(self, self.compute_dtype)
+        lines += adapter_notes(self)
         return "\n".join([*lines, *(f"stock {reason}" for reason in self.stock_reasons), *self._declined])
 
     def process_encoder_hidden_states(self, encoder_hidden_states: Any, added_cond_kwargs: Any) -> Any:

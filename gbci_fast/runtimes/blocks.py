@@ -35,6 +35,7 @@ from gbci_fast.ops.cross_attention import why_not as cross_attention_refuses
 from gbci_fast.ops.geglu import geglu
 from gbci_fast.ops.group_norm_film_silu import group_norm_film_silu
 from gbci_fast.ops.layer_norm_film import layer_norm_film
+from gbci_fast.runtimes.adapters import is_adapter
 from gbci_fast.runtimes.convolution import filtered
 
 
@@ -232,7 +233,10 @@ def has_other_forward(module: nn.Module) -> bool:
 def unsupported(part: nn.Module) -> list[str]:
     """What in a module tree the blocks above would not reproduce; empty if they reproduce all of it."""
     reasons = []
+    adapters = [f"{name}." for name, module in part.named_modules() if is_adapter(module)]
     for name, module in part.named_modules():
+        if name.startswith(tuple(adapters)):
+            continue  # its layer's reason is enough
         if module._forward_hooks or module._forward_pre_hooks or has_other_forward(module):
             reasons.append(f"{name or 'it'} has hooks")
         if isinstance(module, nn.Dropout) and module.training and module.p > 0:
@@ -241,7 +245,9 @@ def unsupported(part: nn.Module) -> list[str]:
             reasons.append(f"{name} has FreeU factors")
         expected = _EXPECTED.get(type(module))
         if expected is None:
-            if type(module) not in _PLAIN and not isinstance(module, UNet2DConditionModel):
+            if is_adapter(module):
+                reasons.append(f"{name or 'it'} has an adapter that is not merged")
+            elif type(module) not in _PLAIN and not isinstance(module, UNet2DConditionModel):
                 reasons.append(f"{name} is a {type(module).__name__}")
             continue
         if isinstance(module, Attention) and type(module.processor) not in _PROCESSORS:

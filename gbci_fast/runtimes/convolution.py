@@ -2,6 +2,7 @@
 
 import copy
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +16,26 @@ class FilteredConv2d(nn.Conv2d):
     """A 3 x 3 convolution that shares the parameters of another.
 
     Of anything but float32 on the CPU, under autograd and in a compiled graph it is an `nn.Conv2d` like any other. It
-    follows its weight wherever that goes, but for what is written to its `data`.
+    follows its weight wherever that goes; of what is written to its `data` it looks at four values.
     """
+
+    _unwatched = ("_filtered",)
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None, device="meta")
         self.weight, self.bias = conv.weight, conv.bias
         self.train(conv.training)
-        self._filtered: tuple[tuple[int, int], Tensor] | None = None
+        self._filtered: tuple[tuple[Any, ...], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, K, H, W]."""
         here = x.dtype == torch.float32 and x.device.type == "cpu"
         if not here or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(x)
-        key = self.weight.data_ptr(), self.weight._version
+        weight = self.weight.detach()
+        key = weight.data_ptr(), weight._version, weight[:: (len(weight) + 3) // 4, 0, 1, 1].tolist()
         if self._filtered is None or self._filtered[0] != key:
-            self._filtered = key, conv3x3_weight(self.weight.detach().contiguous())
+            self._filtered = key, conv3x3_weight(weight.contiguous())
         return conv3x3(x.contiguous(), self._filtered[1], self.bias, self.out_channels)
 
 
