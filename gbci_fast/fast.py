@@ -16,7 +16,7 @@ import functools
 import inspect
 import operator
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,6 +40,7 @@ from gbci_fast.noise import seed_tensor
 from gbci_fast.ops._triton import triton
 from gbci_fast.ops.blend_step import blend_step  # noqa: F401  registers the operator that is asked for below
 from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline, Trajectory
+from gbci_fast.runtimes.adapters import adapter_notes, merged
 from gbci_fast.runtimes.autoencoder import with_fused_norms
 from gbci_fast.runtimes.blocks import cross_attention_notes, has_other_forward, why_not
 from gbci_fast.runtimes.compile import CompiledDenoiser, need_compiler
@@ -49,6 +50,7 @@ from gbci_fast.runtimes.fused import FusedDenoiser
 from gbci_fast.runtimes.graph import BUCKETS, TOKENS, CudaRecorder, LoopGraphs, Recorder
 from gbci_fast.runtimes.tensorrt import EngineAutoencoder, TensorRTDenoiser, tensorrt_note, why_not_tensorrt
 from gbci_fast.sampling import KnownRegion, adds_noise, on_host, sample_ddim, sampler_for, tables
+from gbci_fast.watch import Watch, same_weights, still
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 AUTO = ("fused", "eager")
@@ -89,10 +91,10 @@ class FastPipeline(GBCIPipeline):
         eager: the pipeline it was made from.
         plan: how it runs.
 
-    Where dtype, layout and device are as they were, its modules share the parameters of `eager`'s; else all are copies,
-    and `to` copies what is shared. A UNet that was moved, exchanged or hooked (as offloading does) since the last call
-    is looked at again, and the plan may change; weights, processors and the like that change after the first call are
-    not seen: accelerate again. Calls from several threads take turns.
+    Its modules are copies of `eager`'s: what is done to one pipeline does not reach the other. What changes in its own
+    modules counts from the next step on, as in any pipeline: a UNet of which weights, parts, processors, hooks (as of
+    offloading) or adapters changed since the last call is looked at again, and the plan may change. Calls from several
+    threads take turns.
 
     With a `few_step` component, calls that it covers go to the student, with its own scheduler; a callback gets the
     student's pipeline.
@@ -101,9 +103,12 @@ class FastPipeline(GBCIPipeline):
     eager: GBCIPipeline
     plan: Plan
     _lock: threading.RLock
-    _planned_for: Any = None
+    _sources: tuple[
+        Watch, ...
+    ] = ()  # as they were accelerated: the student is made of the eager UNet until one changes
+    _planned_for: Watch | None = None
     _built: tuple[Denoiser, LoopGraphs | None] | None = None
-    _student: tuple[Hashable, "FastPipeline"] | None = None
+    _student: tuple[list[Watch], "FastPipeline"] | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "FastPipeline":
         """With a lock of its own, also as a copy."""
@@ -113,7 +118,15 @@ class FastPipeline(GBCIPipeline):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to one pipeline alone, and is made anew."""
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_built", "_student")}
+        anew = ("_lock", "_sources", "_planned_for", "_built", "_student")
+        state = {name: value for name, value in vars(self).items() if name not in anew}
+        return state | {"_as_accelerated": self._is_as_accelerated()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        as_accelerated = state.pop("_as_accelerated")
+        vars(self).update(state)
+        if as_accelerated:
+            self._watch_sources()
 
     @functools.wraps(GBCIPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -128,14 +141,6 @@ class FastPipeline(GBCIPipeline):
                 return FastPipeline.__call__(*call.args, **call.kwargs)
             sampler_for(self.scheduler)  # it may have been exchanged
             return super().__call__(*args, **kwargs)
-
-    def to(self, *args: Any, **kwargs: Any) -> "FastPipeline":
-        """As of any pipeline; `eager` stays where it is."""
-        for name in ("vae", "unet", "conditioner", "few_step"):
-            part = getattr(self, name)
-            if part is not None and next(part.parameters()) is next(getattr(self.eager, name).parameters()):
-                setattr(self, name, copy.deepcopy(part))
-        return super().to(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> NoReturn:
@@ -162,7 +167,16 @@ class FastPipeline(GBCIPipeline):
         return self.scheduler
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Saves the eager pipeline, with this one's scheduler: how it runs is no part of a checkpoint."""
+        """Saves the eager pipeline, with this one's scheduler: how it runs is no part of a checkpoint.
+
+        Raises:
+            GBCIError: a module has other weights than the eager pipeline's.
+        """
+        for name in ("vae", "unet", "conditioner", "few_step"):
+            ours, theirs = getattr(self, name), getattr(self.eager, name)
+            if ours is not None and not same_weights(ours, theirs):
+                change = f"the {name} has other weights than that of the eager pipeline, which is what would be saved"
+                raise GBCIError(f"{change}; change the eager pipeline and save that")
         eager = GBCIPipeline(**{**self.eager.components, "scheduler": self.scheduler})
         eager.save_pretrained(save_directory, **kwargs)
 
@@ -235,10 +249,13 @@ class FastPipeline(GBCIPipeline):
             known = KnownRegion(latents=run.image_latents, noise=run.noise, weight=weight)
 
         def after(step: int, latents: Tensor) -> Tensor | None:
+            nonlocal denoiser, state
             on_step()
             if run.callback is None:
                 return None
             changed = run.call_back(self, step, latents.clone())  # a callback may keep what it gets
+            if (now := self._denoiser_here()[0]) is not denoiser:  # it may have changed the UNet
+                denoiser, state = now, now.prepare(run.conditioning, null, constant, run.timesteps)
             if known is not None:
                 known.latents, known.noise = run.image_latents, run.noise
             return changed
@@ -278,26 +295,37 @@ class FastPipeline(GBCIPipeline):
         return graphs((*baked, run.conditioning.padded), loop, batched, shared)
 
     def _student_here(self) -> "FastPipeline":
-        """Made when it is first needed, and again when the UNet was moved; VAE and conditioner are this pipeline's."""
-        key = _identity(self.unet)
-        if self._student is None or self._student[0] != key:
-            pipe, device = self.eager.few_step_pipeline(), self._execution_device
-            student = accelerate(pipe, self.plan.asked, self.plan.tier, self.unet.dtype, device)
-            student.vae, student.conditioner = self.vae, self.conditioner
-            self._student = key, student
-        return self._student[1]
+        """Made when it is first needed, and again when the UNet changed; VAE and conditioner are this pipeline's."""
+        parts = [self.unet, self.few_step]
+        if self._student is None or not still(self._student[0], parts):
+            pipe, device = self.eager, self._execution_device
+            if not self._is_as_accelerated():
+                pipe = GBCIPipeline(**{**self.components, "scheduler": self.eager.scheduler})
+            student = accelerate(pipe.few_step_pipeline(), self.plan.asked, self.plan.tier, self.unet.dtype, device)
+            self._student = [Watch(part, values=True) for part in parts], student
+        student = self._student[1]
+        student.vae, student.conditioner = self.vae, self.conditioner
+        return student
+
+    def _watch_sources(self) -> None:
+        parts = (self.eager.unet, self.eager.few_step, self.unet, self.few_step)
+        self._sources = tuple(Watch(part, values=True) for part in parts if part is not None)
+
+    def _is_as_accelerated(self) -> bool:
+        parts = (self.eager.unet, self.eager.few_step, self.unet, self.few_step)
+        return bool(self._sources) and still(self._sources, [part for part in parts if part is not None])
 
     def _denoiser_here(self) -> tuple[Denoiser, LoopGraphs | None]:
-        """Built when they are first needed, and again when the UNet was moved, exchanged or hooked."""
-        key = _identity(self.unet)
-        if self._planned_for != key:
+        """Built when they are first needed, and again when the UNet was changed, moved, exchanged or hooked."""
+        if self._planned_for is None or not still([self._planned_for], [self.unet]):
             plan = _plan(self, self.plan.asked, self.plan.tier, self.unet.dtype, self._execution_device)
             self.plan = _with_student(plan, self.few_step)
-            self._planned_for, self._built = key, None
+            self._planned_for, self._built = Watch(self.unet, values=True), None
         if self._built is None:
-            recorder = _recorder(self.plan.runtime, self.unet)
+            unet = merged(self.unet)
+            recorder = _recorder(self.plan.runtime, unet)
             graphs = None if recorder is None else LoopGraphs(recorder)
-            self._built = _BUILDERS[self.plan.runtime](self.unet), graphs
+            self._built = _BUILDERS[self.plan.runtime](unet), graphs
         return self._built
 
 
@@ -338,26 +366,22 @@ def accelerate(
         raise GBCIError(f"pipe is a {type(pipe).__name__}; expected a GBCIPipeline or a UNet2DConditionModel")
     sampler_for(pipe.scheduler)
     device = _device(pipe.device if device is None else device)
-    change = pipe.few_step if few_step and tier == "approximate" else None
-    if change is not None and change.device != device:
-        change = copy.deepcopy(change).to(device)
+    change = copy.deepcopy(pipe.few_step).to(device) if few_step and pipe.few_step and tier == "approximate" else None
     plan = _with_student(_plan(pipe, runtime, tier, dtype, device), change)
-    layout = _layout(device, plan.dtype)
-    parts = {"vae": pipe.vae, "unet": pipe.unet, "conditioner": pipe.conditioner}
     dtypes = {"vae": plan.dtype, "unet": plan.dtype, "conditioner": pipe.conditioner.dtype}
-    as_they_are = all(part.dtype == dtypes[name] and part.device == device for name, part in parts.items())
-    if not (as_they_are and layout == torch.contiguous_format):
-        # Not by diffusers' own `to`, which logs a warning when it casts.
-        parts = {
-            name: nn.Module.to(copy.deepcopy(part), device, dtypes[name], memory_format=layout)
-            for name, part in parts.items()
-        }
+    # Not by diffusers' own `to`, which logs a warning when it casts.
+    parts: dict[str, Any] = {
+        name: nn.Module.to(copy.deepcopy(getattr(pipe, name)), device, part, memory_format=_layout(device, plan.dtype))
+        for name, part in dtypes.items()
+    }
     if device.type == "cpu" and plan.dtype == torch.float32:
         parts["vae"] = with_filtered_convolutions(parts["vae"])
     of = EngineAutoencoder.of if plan.runtime == "tensorrt" else with_fused_norms
     parts["vae"] = of(parts["vae"])
     fast = FastPipeline(**parts, scheduler=copy.deepcopy(pipe.scheduler), few_step=change)
-    fast.eager, fast.plan, fast._planned_for = pipe, plan, _identity(fast.unet)
+    fast.eager, fast.plan, fast._planned_for = pipe, plan, Watch(fast.unet, values=True)
+    if change is not None:
+        fast._watch_sources()
     fast.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return fast
 
@@ -409,7 +433,8 @@ def _plan(pipe: GBCIPipeline, runtime: str, tier: str, dtype: torch.dtype | None
             if operator.attrgetter(name)(torch.backends).allow_tf32:
                 raise GBCIError(f"tier 'exact' needs float32; set torch.backends.{name}.allow_tf32 = False")
     dtype, notes = _dtype(pipe.unet.dtype, tier, dtype, device)
-    asked, reasons = runtime, why_not(pipe.unet)
+    notes += adapter_notes(pipe.unet)
+    asked, reasons = runtime, why_not(merged(pipe.unet))
     if runtime == "auto":
         for runtime in AUTO:
             refusals = _refusals(runtime, reasons, tier, device)
@@ -468,9 +493,3 @@ def _recorder(runtime: str, unet: UNet2DConditionModel) -> Recorder | None:
     """What records whole loops. The stock UNet asks for values of its inputs, which cannot be recorded."""
     recordable = unet.device.type == "cuda" and runtime != "eager" and not why_not(unet)
     return CudaRecorder(unet.device) if recordable else None
-
-
-def _identity(unet: nn.Module) -> Hashable:
-    """What a denoiser was built for; with the weights' addresses, since moving them away and back leaves all else."""
-    addresses = tuple(parameter.data_ptr() for parameter in unet.parameters())
-    return id(unet), unet.device, unet.dtype, id(getattr(unet, "_hf_hook", None)), addresses

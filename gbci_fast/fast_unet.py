@@ -336,7 +336,9 @@ class FastUNet(UNet2DConditionModel):
         if name == "encoder_hidden_states" and isinstance(value, Tensor):
             return self._context(value)  # the same tensor as long as it is given the same
         if name == "added_cond_kwargs" and value is not None:
-            return {key: part if key == "time_ids" else self._in_compute_dtype(key, part) for key, part in value.items()}
+            return {
+                key: part if key == "time_ids" else self._in_compute_dtype(key, part) for key, part in value.items()
+            }
         return tree_map_only(Tensor, functools.partial(_cast, self), value)
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import operator
 from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -95,3 +96,17 @@ def _samples(tensors: list[Tensor], values: bool) -> list[list[Tensor]]:
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def still(watches: Sequence[Watch], parts: Sequence[nn.Module]) -> bool:
+    """Whether these are the modules that are watched, as they were."""
+    same = len(watches) == len(parts) and all(watch.module is part for watch, part in zip(watches, parts, strict=True))
+    return same and not any(watch.changed() for watch in watches)
+
+
+def same_weights(ours: nn.Module, theirs: nn.Module) -> bool:
+    """Whether one has the other's weights, as far as its dtype can hold them."""
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name].cpu(), theirs[name].cpu().to(ours[name].dtype)) for name in ours
+    )

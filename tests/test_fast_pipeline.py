@@ -40,7 +40,6 @@ def alike(ours, reference):
 
 def test_moving_it_moves_nothing_that_is_shared(pipe):
     fast = accelerate(pipe, tier="exact")
-    assert fast.unet is pipe.unet
     assert fast.to("meta") is fast
     assert {part.device.type for part in (fast.unet, fast.vae, fast.conditioner)} == {"meta"}
     assert {part.device.type for part in (pipe.unet, pipe.vae, pipe.conditioner)} == {"cpu"}

@@ -260,6 +260,19 @@ def unsupported(part: nn.Module) -> list[str]:
     return reasons
 
 
+def foreign(part: nn.Module) -> list[str]:
+    """What in a module tree of stock parts, an autoencoder's say, is not as diffusers makes it; empty if nothing is."""
+    reasons = []
+    for name, module in part.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or has_other_forward(module):
+            reasons.append(f"{name or 'it'} has hooks")
+        if type(module).__module__.split(".")[0] not in ("torch", "diffusers", "gbci_fast"):
+            reasons.append(f"{name} is a {type(module).__name__}")
+        if isinstance(module, Attention) and type(module.processor) not in _PROCESSORS:
+            reasons.append(f"{name}.processor is a {type(module.processor).__name__}")
+    return reasons
+
+
 def cross_attention_notes(part: nn.Module, dtype: torch.dtype) -> list[str]:
     """Which cross-attention layers run on CUDA without their kernel, and why; empty if none does."""
     layers = [block.attn2 for block in part.modules() if isinstance(block, BasicTransformerBlock)]

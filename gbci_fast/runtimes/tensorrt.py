@@ -6,6 +6,7 @@ its own, built when it is first met and then kept (`gbci_fast.engines.cache`).
 """
 
 import copy
+import logging
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -22,9 +23,12 @@ from gbci_fast.engines.flavor import FLAVORS, pick_flavor
 from gbci_fast.engines.run import ALIGNMENT
 from gbci_fast.engines.store import Engines, decoder_recipe, digest, unet_recipe
 from gbci_fast.errors import GBCIError
+from gbci_fast.runtimes.blocks import foreign
 from gbci_fast.runtimes.fused import FusedDenoiser, _rows
 from gbci_fast.runtimes.graph import BUCKETS, TOKENS, bucket
+from gbci_fast.watch import Watch
 
+logger = logging.getLogger(__name__)
 DECODED = 16
 """Images that a decoder decodes at a time: with more it is not faster, but takes more memory."""
 
@@ -94,11 +98,14 @@ class TensorRTDenoiser:
 class EngineAutoencoder(AutoencoderKL):
     """An `AutoencoderKL` whose decoder is an engine, and whose encoder and weights are those of another.
 
-    With tiling enabled it decodes as any other.
+    With tiling enabled it decodes as any other, and so it does with parts that an engine of a stock decoder lacks.
     """
 
     engines: Engines
     weights: str | None
+    _watch: Watch | None
+    _foreign: list[str]
+    _unwatched = ("weights", "_watch", "_foreign")
 
     @classmethod
     def of(cls, vae: AutoencoderKL, engines: Engines | None = None) -> "EngineAutoencoder":
@@ -107,12 +114,12 @@ class EngineAutoencoder(AutoencoderKL):
         twin = copy.deepcopy(vae, {id(tensor): tensor for tensor in shared})
         twin.__class__ = cls
         twin.engines = engines or Engines(pick_flavor("auto", vae.device), EngineCache())
-        twin.weights = None
+        twin.weights = twin._watch = None
         return twin
 
     def _decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """[B, 4, h, w] -> [B, 1, H, W]."""
-        if self.use_tiling:
+        if self.use_tiling or self._foreign_here():
             return super()._decode(z, return_dict=return_dict)
         image = torch.cat([self._decode_bucket(part) for part in z.split(DECODED)])
         return DecoderOutput(sample=image) if return_dict else (image,)
@@ -123,10 +130,19 @@ class EngineAutoencoder(AutoencoderKL):
         engine = self.engines(shape, lambda: decoder_recipe(self, *shape, self.weights), z.device)
         return engine({"latents": _aligned(_filled(z.contiguous(), shape[0]))})["image"][: len(z)]
 
-    def _apply(self, *args: Any, **kwargs: Any) -> "EngineAutoencoder":
-        self.weights = None  # moved, or of another dtype
-        self.engines.clear()
-        return super()._apply(*args, **kwargs)
+    def _foreign_here(self) -> list[str]:
+        """What keeps the decoder from being an engine. Engines of what it no longer is are forgotten."""
+        if self._watch is None or self._watch.changed():
+            self.weights = None
+            self.engines.clear()
+            self._watch, self._foreign = Watch(self, values=True), foreign(self.decoder)
+            for reason in self._foreign:
+                logger.warning("the autoencoder decodes without an engine: %s", reason)
+        return self._foreign
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which is looked at anew."""
+        return vars(self) | {"weights": None, "_watch": None}
 
 
 def _bucket(batch: int) -> int:
