@@ -26,6 +26,7 @@ from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
 from gbci_fast.images import ImageInput, from_tensor, to_tensor
+from gbci_fast.lora import UNetLoRALoader
 from gbci_fast.masks import composite, feather_latent_mask, latent_mask
 from gbci_fast.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox_normal
 
@@ -42,7 +43,7 @@ class GBCIPipelineOutput(BaseOutput):
     images: Any
 
 
-class GBCIPipeline(DiffusionPipeline):
+class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
     """Paints lesions into mammograms by latent diffusion.
 
     Args:
@@ -52,6 +53,8 @@ class GBCIPipeline(DiffusionPipeline):
         conditioner: tokens and FiLM vector of the masked image, the attributes and the report.
         few_step: a change of the UNet's weights for sampling in a few steps, which this pipeline carries and does not
             use: see `few_step_pipeline`, and tier "approximate" of `gbci_fast.accelerate`.
+
+    LoRA adapters of the UNet are loaded, set, fused and unloaded as in diffusers: see `gbci_fast.lora`.
     """
 
     model_cpu_offload_seq = "conditioner->unet->vae"

@@ -1,0 +1,131 @@
+"""LoRA adapters of a pipeline's UNet, by the calls that diffusers' pipelines have for them."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.utils import USE_PEFT_BACKEND, convert_unet_state_dict_to_peft
+from torch import Tensor
+
+from gbci_fast.errors import GBCIError
+
+SUFFIX = ".safetensors"
+
+
+class UNetLoRALoader(LoraBaseMixin):
+    """`load_lora_weights` for a pipeline with a `unet` and no text encoder.
+
+    As in diffusers: `set_adapters`, `enable_lora`, `disable_lora`, `delete_adapters`, `get_active_adapters`,
+    `get_list_adapters`, `fuse_lora`, `unfuse_lora`, `unload_lora_weights`.
+    """
+
+    _lora_loadable_modules = ("unet",)
+    unet_name = "unet"
+    unet: UNet2DConditionModel
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path | dict[str, Tensor],
+        adapter_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Adds an adapter to the UNet and makes it the active one.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a ``.safetensors`` file, a folder with one, the name of a repository,
+                or the tensors; in the format of diffusers, PEFT or kohya.
+            adapter_name: to call it by; by default "default_0", "default_1" and so on.
+            kwargs: `weight_name`, `subfolder`, `revision`, `cache_dir`, `token` and the like, as of diffusers.
+
+        Raises:
+            GBCIError: PEFT or transformers are not installed; the file is no safetensors file, or not readable; it
+                changes layers that this UNet lacks or has in another shape, or a text encoder; the name is taken.
+        """
+        if not USE_PEFT_BACKEND:
+            raise GBCIError("load_lora_weights needs peft and transformers: pip install 'gbci_fast[lora]'")
+        given = pretrained_model_name_or_path_or_dict
+        source = "the LoRA" if isinstance(given, dict) else str(given)
+        tensors, alphas, metadata = _read(given, source, kwargs)
+        _check(self.unet, tensors, source)
+        if adapter_name in getattr(self.unet, "peft_config", {}):
+            raise GBCIError(f"adapter_name is {adapter_name!r}, which the UNet already has; expected another name")
+        try:
+            self.unet.load_lora_adapter(
+                tensors,
+                prefix="unet",
+                network_alphas=alphas,
+                adapter_name=adapter_name,
+                metadata=metadata,
+                _pipeline=self,
+            )
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise GBCIError(f"{source} cannot be loaded: {error}") from error
+        self.unet.train(self.unet.training)  # new layers too, of which some drop out in training
+
+    def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
+        """Adds the adapters to the UNet's weights; see `LoraBaseMixin.fuse_lora` of diffusers for the options."""
+        super().fuse_lora(components or ["unet"], **kwargs)
+
+    def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
+        """Takes the adapters out of the UNet's weights again."""
+        super().unfuse_lora(components or ["unet"], **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Saves the pipeline.
+
+        Raises:
+            GBCIError: the UNet has adapters: its layers have other names then, and loading would not find them.
+        """
+        if names := ", ".join(getattr(self.unet, "peft_config", {})):
+            way = "fuse_lora() and unload_lora_weights() before, or unet.save_lora_adapter() for the adapter alone"
+            raise GBCIError(f"the UNet has adapters ({names}), which a checkpoint does not hold; expected {way}")
+        super().save_pretrained(save_directory, **kwargs)
+
+
+def _read(
+    given: str | Path | dict[str, Tensor], source: str, kwargs: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, float] | None, dict[str, Any] | None]:
+    """Tensors whose names begin with "unet.", alphas and metadata, if the file has any."""
+    if not isinstance(given, dict):
+        names = [kwargs.get("weight_name"), str(given) if Path(given).is_file() else None]
+        for name in filter(None, names):
+            if not name.endswith(SUFFIX):
+                raise GBCIError(f"{name} is no {SUFFIX} file; expected one, as other files can run code")
+    try:
+        tensors, alphas, metadata = StableDiffusionLoraLoaderMixin.lora_state_dict(
+            dict(given) if isinstance(given, dict) else str(given),
+            **{**kwargs, "use_safetensors": True, "return_lora_metadata": True},
+        )
+    except Exception as error:  # of the hub, of safetensors, of a format that is unknown
+        raise GBCIError(f"{source} cannot be read as a LoRA: {error}") from error
+    if not any(name.startswith(("unet.", "text_encoder")) for name in tensors):
+        tensors = {f"unet.{name}": tensor for name, tensor in tensors.items()}  # as `unet.save_lora_adapter` writes it
+        metadata = None if metadata is None else {f"unet.{name}": value for name, value in metadata.items()}
+    return tensors, alphas, metadata
+
+
+def _check(unet: UNet2DConditionModel, tensors: dict[str, Tensor], source: str) -> None:
+    """Raises GBCIError: the tensors are not those of an adapter for this UNet."""
+    if not tensors:
+        raise GBCIError(f"{source} has no tensors; expected those of a LoRA")
+    for name in tensors:
+        if not name.startswith("unet."):
+            raise GBCIError(f"{source} changes {name}; expected changes of the UNet alone, as there is no text encoder")
+    for name, tensor in convert_unet_state_dict_to_peft(
+        {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
+    ).items():
+        layer, _, part = name.partition(".lora_")
+        if not part:
+            continue  # of another kind of adapter, which its loader checks
+        try:
+            weight = unet.get_submodule(layer).weight
+        except AttributeError:
+            raise GBCIError(f"{source} changes {layer}, which this UNet lacks") from None
+        axis = {"A.weight": 1, "B.weight": 0}.get(part)
+        if axis is not None and tensor.shape[axis] != weight.shape[axis]:
+            shapes = f"of shape {list(tensor.shape)}, but the layer has {list(weight.shape)}"
+            raise GBCIError(f"{source} has {name} {shapes}; expected {weight.shape[axis]} on axis {axis}")
+        if not tensor.isfinite().all():
+            raise GBCIError(f"{source} has {name} with values that are not finite; expected finite ones")
