@@ -178,6 +178,37 @@ def test_the_decoder_is_that_of_an_autoencoder_in_every_other_way(pipe, fake):
         assert relative(ours.decode(latents).sample, reference) < 1e-4
 
 
+def test_engines_of_other_weights_are_not_used(pipe, image, mask, fake):
+    pipe = copy.deepcopy(pipe)
+    fast = accelerate(pipe, runtime="tensorrt", dtype=torch.float32)
+    before = sample(fast, image, mask, output_type="pt")
+    for change in ("unet", "vae"):
+        for made in (pipe, fast):
+            with torch.no_grad():
+                for name, weight in getattr(made, change).named_parameters():
+                    if "conv" in name:
+                        weight.mul_(1.5)
+        ours, reference = (sample(made, image, mask, output_type="pt") for made in (fast, pipe))
+        assert relative(ours, reference) < 1e-4
+        assert relative(ours, before) > 1e-3
+        before = ours
+
+
+def test_a_decoder_with_a_hook_decodes_without_an_engine(pipe, fake, caplog):
+    stock = copy.deepcopy(pipe.vae)
+    ours = EngineAutoencoder.of(copy.deepcopy(stock))
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = ours.decode(latents).sample
+        hooks = [vae.decoder.conv_out.register_forward_hook(lambda *given: -given[-1]) for vae in (stock, ours)]
+        assert relative(ours.decode(latents).sample, stock.decode(latents).sample) < 1e-5
+        assert relative(ours.decode(latents).sample, -before) < 1e-4
+        for hook in hooks:
+            hook.remove()
+        assert relative(ours.decode(latents).sample, before) < 1e-5
+    assert "the autoencoder decodes without an engine: conv_out has hooks" in caplog.text
+
+
 def test_engines_are_copied_without_what_they_have_loaded(fake, tmp_path):
     engines = Engines(FLAVORS["fake"], EngineCache(tmp_path))
     engines._loaded["shape", torch.device("cpu")] = object()
