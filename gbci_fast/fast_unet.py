@@ -47,7 +47,7 @@ from gbci_fast.runtimes.compile import compiled
 from gbci_fast.watch import Watch
 
 logger = logging.getLogger(__name__)
-_SIGNATURE = inspect.signature(UNet2DConditionModel.forward)
+_ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[3:]  # behind self, sample, timestep
 _REFRESHING = threading.Lock()
 
 
@@ -313,9 +313,9 @@ class FastUNet(UNet2DConditionModel):
         given = sample.dtype
         if given == self.compute_dtype or torch.is_autocast_enabled(sample.device.type):
             return self._run(sample, timestep, *args, **kwargs)
-        arguments = _SIGNATURE.bind(self, sample, timestep, *args, **kwargs).arguments
-        del arguments["self"]
-        output = self._run(**{name: self._in_compute_dtype(name, value) for name, value in arguments.items()})
+        args = [self._in_compute_dtype(name, value) for name, value in zip(_ARGUMENTS, args, strict=False)]
+        kwargs = {name: self._in_compute_dtype(name, value) for name, value in kwargs.items()}
+        output = self._run(sample.to(self.compute_dtype), timestep, *args, **kwargs)
         if isinstance(output, tuple):
             return (output[0].to(given), *output[1:])
         output.sample = output.sample.to(given)
@@ -331,7 +331,7 @@ class FastUNet(UNet2DConditionModel):
 
     def _in_compute_dtype(self, name: str, value: Any) -> Any:
         """An argument of `forward` as its weights want it; what goes through sinusoids first is cast behind them."""
-        if name == "timestep" or (name == "class_labels" and self.config.class_embed_type == "timestep"):
+        if name == "class_labels" and self.config.class_embed_type == "timestep":
             return value
         if name == "encoder_hidden_states" and isinstance(value, Tensor):
             return self._context(value)  # the same tensor as long as it is given the same

@@ -1,5 +1,6 @@
 """LoRA adapters of a pipeline's UNet, by the calls that diffusers' pipelines have for them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,19 @@ class UNetLoRALoader(LoraBaseMixin):
             raise GBCIError(f"{source} cannot be loaded: {error}") from error
         self.unet.train(self.unet.training)  # new layers too, of which some drop out in training
 
-    def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
-        """Adds the adapters to the UNet's weights; see `LoraBaseMixin.fuse_lora` of diffusers for the options."""
-        super().fuse_lora(components or ["unet"], **kwargs)
+    def fuse_lora(
+        self,
+        components: Sequence[str] = ("unet",),
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> None:
+        """Adds the adapters to the UNet's weights: all active ones, or those that are named, times a scale."""
+        super().fuse_lora(list(components), lora_scale, safe_fusing, adapter_names)
 
-    def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
+    def unfuse_lora(self, components: Sequence[str] = ("unet",)) -> None:
         """Takes the adapters out of the UNet's weights again."""
-        super().unfuse_lora(components or ["unet"], **kwargs)
+        super().unfuse_lora(list(components))
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Saves the pipeline.
