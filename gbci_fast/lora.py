@@ -120,19 +120,29 @@ def _check(unet: UNet2DConditionModel, tensors: dict[str, Tensor], source: str) 
     for name in tensors:
         if not name.startswith("unet."):
             raise GBCIError(f"{source} changes {name}; expected changes of the UNet alone, as there is no text encoder")
-    for name, tensor in convert_unet_state_dict_to_peft(
-        {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
-    ).items():
-        layer, _, part = name.partition(".lora_")
-        if not part:
-            continue  # of another kind of adapter, which its loader checks
+    if any(".lokr_" in name for name in tensors):
+        return  # another kind, which its own loader checks
+    tensors = {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
+    if not all(".lora_A." in name or ".lora_B." in name for name in tensors):
+        tensors = convert_unet_state_dict_to_peft(tensors)
+    for name, tensor in tensors.items():
+        layer, _, part = name.rpartition(".lora_")
+        if not layer:
+            raise GBCIError(f"{source} has {name}; expected tensors of a LoRA, such as conv_in.lora_A.weight")
         try:
             weight = unet.get_submodule(layer).weight
         except AttributeError:
             raise GBCIError(f"{source} changes {layer}, which this UNet lacks") from None
-        axis = {"A.weight": 1, "B.weight": 0}.get(part)
-        if axis is not None and tensor.shape[axis] != weight.shape[axis]:
-            shapes = f"of shape {list(tensor.shape)}, but the layer has {list(weight.shape)}"
-            raise GBCIError(f"{source} has {name} {shapes}; expected {weight.shape[axis]} on axis {axis}")
         if not tensor.isfinite().all():
             raise GBCIError(f"{source} has {name} with values that are not finite; expected finite ones")
+        if part in ("A.weight", "B.weight"):
+            down, up = (tensors.get(f"{layer}.lora_{letter}.weight") for letter in "AB")
+            if down is None or up is None or not _fit(down, up, weight):
+                shapes = [None if factor is None else list(factor.shape) for factor in (down, up)]
+                raise GBCIError(f"{source} changes {layer} by {shapes}; it is {list(weight.shape)} in this UNet")
+
+
+def _fit(down: Tensor, up: Tensor, weight: Tensor) -> bool:
+    """Whether [rank, columns, ...] and [rows, rank, ...] are factors of a layer's weight."""
+    ranks = down.ndim == up.ndim == weight.ndim and len(down) == up.shape[1] > 0
+    return ranks and (len(up), down.shape[1:]) == (len(weight), weight.shape[1:])

@@ -177,8 +177,10 @@ def test_what_is_no_lora_of_this_unet_is_one_sentence(pipe, tmp_path, monkeypatc
         (tmp_path / "cut.safetensors", "cut.safetensors cannot be read as a LoRA"),
         (tmp_path / "empty.safetensors", "empty.safetensors has no tensors"),
         (tmp_path / "none.safetensors", "none.safetensors cannot be read as a LoRA"),
+        ({"x": torch.zeros(2)}, "the LoRA has x; expected tensors of a LoRA, such as conv_in.lora_A.weight"),
+        ({"unet.conv_in.lora_A.weight": torch.zeros(2, 9, 3, 3)}, "changes conv_in by [[2, 9, 3, 3], None]; it is"),
         ({"unet.conv_up.lora_A.weight": torch.zeros(2, 9, 3, 3)}, "the LoRA changes conv_up, which this UNet lacks"),
-        (tensors | {name: torch.zeros(7, 2, 1, 1)}, f"of shape [7, 2, 1, 1], but the layer has [{width}, 9, 3, 3]"),
+        (tensors | {name: torch.zeros(7, 2, 1, 1)}, f"by [[2, 9, 3, 3], [7, 2, 1, 1]]; it is [{width}, 9, 3, 3]"),
         (tensors | {name: tensors[name] * torch.nan}, "conv_in.lora_B.weight with values that are not finite"),
         (tensors | {"text_encoder.a.lora_A.weight": torch.zeros(2, 2)}, "as there is no text encoder"),
     ):
@@ -286,6 +288,46 @@ def test_the_scale_of_a_call_is_the_adapters(unet):
     assert [same for _, same in seen[2:5]] == [False, True, True]  # merged once for all steps of a call
     assert relative(seen[1][0], seen[0][0]) > 0.05
     assert not fast._declined
+
+
+KINDS = {
+    "LoRA with biases": peft.LoraConfig(r=2, lora_bias=True, target_modules=["to_out.0", "conv1", "proj_in"]),
+    "DoRA": peft.LoraConfig(r=2, use_dora=True, target_modules=["to_q", "to_out.0", "conv1"]),
+    "LoKr": peft.LoKrConfig(r=2, target_modules=["to_q", "to_out.0", "conv1"]),
+    "IA3": peft.IA3Config(target_modules=["to_k", "to_v", "conv1"], feedforward_modules=["conv1"]),
+}
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_other_kinds_of_adapters_are_merged_too(unet, config):
+    before = run(unet)
+    unet.add_adapter(copy.deepcopy(config))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if any(kind in name for kind in ("lora_", "lokr_", "ia3_")):
+                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+    fast = accelerate(unet, tier="exact")
+    assert relative(run(fast), run(unet)) < 1e-5
+    assert relative(run(fast), before) > 1e-2
+    assert not fast.stock_reasons
+
+
+def test_a_lora_in_kohya_s_format(pipe):
+    ours, kohya, alpha = {}, {}, 0.5
+    for name, tensor in change(pipe.unet, 3).items():
+        layer, _, part = name.removeprefix("unet.").partition(".lora_")
+        if "attn" in layer:
+            scaled = tensor * (alpha / 2) if part.startswith("B") else tensor
+            ours[name] = scaled
+            key = f"lora_unet_{layer.replace('.', '_')}"
+            kohya[f"{key}.lora_{'down' if part.startswith('A') else 'up'}.weight"] = tensor
+            kohya[f"{key}.alpha"] = torch.tensor(alpha)
+    twin, before = copy.deepcopy(pipe), sample(pipe)
+    pipe.load_lora_weights(kohya)
+    twin.load_lora_weights(ours)
+    assert relative(sample(pipe), sample(twin)) < 1e-5
+    assert relative(sample(pipe), before) > 1e-2
 
 
 def test_an_adapter_that_drops_out_keeps_its_block_stock(unet):

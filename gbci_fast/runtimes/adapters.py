@@ -60,7 +60,8 @@ def _plain(layer: Any, scale: float) -> nn.Module:
             if twin.merged:
                 twin.unmerge()
         elif not twin.merged:
-            twin.scale_layer(scale)
+            if scale != 1:
+                twin.scale_layer(scale)
             twin.merge()
     except (AttributeError, NotImplementedError, RuntimeError, ValueError):
         return layer  # of a kind that is no weight
