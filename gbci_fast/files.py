@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from gbci_fast.data.walk import walk_files
 from gbci_fast.errors import GBCIError
 
 LOCK_FILE = ".lock"
@@ -147,10 +148,12 @@ def sha256_of(path: Path) -> str:
 def hash_weights(folder: Path) -> str:
     """SHA-256 over the names and bytes of every safetensors and JSON file below `folder`, in sorted order.
 
+    Links are followed.
+
     The JSON files are the configs: another schedule or scaling is another model.
     """
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json")):
+    for path in (found.path for found in walk_files(folder) if found.path.suffix in (".safetensors", ".json")):
         digest.update(f"{path.relative_to(folder).as_posix()}\n{sha256_of(path)}\n".encode())
     return digest.hexdigest()
 

@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 
 from gbci_fast.data.attributes import NO_FINDING, Attributes, is_unknown
-from gbci_fast.data.bounds import bounded_lines
+from gbci_fast.data.bounds import bounded_lines, check_regular
 from gbci_fast.data.dicom import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
 from gbci_fast.data.views import laterality_in_text, view_in_text, without_view
 from gbci_fast.data.walk import Found, fault_of, walk_files
@@ -367,6 +367,7 @@ def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dic
     The standard library's reader, because pandas takes rows that are too short or too long without a word.
     """
     try:
+        check_regular(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(bounded_lines(file), strict=True)
             lines = [(reader.line_num, [text.strip() for text in fields]) for fields in reader]

@@ -499,3 +499,12 @@ def test_data_set_without_its_image_table(make_root):
     (root / BREAST_TABLE).unlink()
     with pytest.raises(GBCIError, match=r"breast-level_annotations.csv does not exist"):
         find_inputs(root)
+
+
+@pytest.mark.parametrize("name", [BREAST_TABLE, FINDING_TABLE])
+def test_a_table_that_is_a_pipe_is_not_waited_for(make_root, name):
+    root = make_root([BREAST], [FINDING])
+    (root / name).unlink()
+    os.mkfifo(root / name)
+    with pytest.raises(GBCIError, match=rf"{name} cannot be read as a table: a pipe, a socket or a device"):
+        VinDr(root)
