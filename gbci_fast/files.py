@@ -1,5 +1,6 @@
 """Files that appear whole or not at all and survive a power cut, folders that one process writes to, and digests."""
 
+import errno
 import hashlib
 import os
 import re
@@ -81,7 +82,10 @@ def make_folder(path: Path) -> None:
     if path.is_dir():
         return
     make_folder(path.parent)
-    path.mkdir(exist_ok=True)
+    try:
+        path.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
     sync(path.parent)
 
 
