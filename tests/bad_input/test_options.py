@@ -138,7 +138,7 @@ FAILURES = {
     "priors {root} --output {root}": "is a folder; expected the name of a JSON file",
     "priors {root} --split validation": "split is 'validation'; expected one of training, test",
     "priors {root} --fallback {tmp}": "does not exist; a VinDr-Mammo folder has it",
-    "priors {root} --output {text}/x.json": "File exists",
+    "priors {root} --output {text}/x.json": "Not a directory",
     "train vae --data {root} --output {text}": "text.dcm is a file; expected a folder to write to",
 }
 # Refused while the arguments are parsed.
