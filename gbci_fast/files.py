@@ -95,9 +95,12 @@ def naming_file(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        first = error
+        while first.errno is None and isinstance(first.__cause__, OSError):  # pydicom packs it into another
+            first = first.__cause__
+        if first.errno is None or error.filename is not None:
+            raise
+        raise OSError(first.errno, first.strerror, str(path)) from error
 
 
 def is_temporary(name: str) -> bool:

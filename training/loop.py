@@ -5,6 +5,7 @@ optimizer and the step number, and then continues bit for bit on the same machin
 kernels repeat themselves).
 """
 
+import io
 import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -298,7 +299,9 @@ def _save_state(job: JobFolder, module: nn.Module, ema: EMA, optimizer: torch.op
     }
 
     def write(temporary: Path) -> None:
-        torch.save(state, temporary)
+        content = io.BytesIO()  # of a file that it writes itself, torch does not say why that fails
+        torch.save(state, content)
+        temporary.write_bytes(content.getbuffer())
         job.note(step, None, [replace(Kept.of(job.path, temporary), path=STATE_FILE)])
 
     atomically(job.path / STATE_FILE, write)
