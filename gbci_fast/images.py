@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gbci_fast.data.mask_files import above_half
 from gbci_fast.errors import GBCIError
 
 ImageInput = Image.Image | np.ndarray | Tensor | Sequence[Image.Image | np.ndarray | Tensor]
@@ -38,6 +39,23 @@ def to_tensor(images: ImageInput, name: str) -> tuple[Tensor, int]:
     return torch.cat(tensors), max(depths)
 
 
+def to_mask(masks: ImageInput, name: str) -> Tensor:
+    """Reads one mask or several of one size: 1 where to synthesize, float32 [B, 1, H, W] of zeros and ones.
+
+    Floats above 0.5 are drawn. Of integers, whatever their type, those above half of the mask's largest value are, as
+    in mask files: so 0 and 1, 0 and 255, and 16 bits mean the same.
+
+    Args:
+        masks: as of `to_tensor`, and integers of any type.
+        name: what the mask is called in error messages.
+
+    Raises:
+        GBCIError: as of `to_tensor`; negative integers, or a map of labels.
+    """
+    items = list(masks) if isinstance(masks, Sequence) else [masks]
+    return (to_tensor([_drawn(item, name) for item in items], name)[0] > 0.5).float()
+
+
 def from_tensor(images: Tensor, output_type: str, depth: int) -> Tensor | np.ndarray | list[Image.Image]:
     """float [B, 1, H, W] in [0, 1] to "pt" (as it is), "np" (float32 [B, H, W, 1]) or "pil" (gray, native depth).
 
@@ -55,6 +73,21 @@ def from_tensor(images: Tensor, output_type: str, depth: int) -> Tensor | np.nda
         )
     quantized = np.round(array[:, 0] * depth).astype(np.uint8 if depth == 255 else np.uint16)
     return [Image.fromarray(image) for image in quantized]
+
+
+def _drawn(mask: Image.Image | np.ndarray | Tensor, name: str) -> Image.Image | np.ndarray | Tensor:
+    """A mask of integers as truth values; any other as it is, for `to_tensor` to judge."""
+    if isinstance(mask, Tensor):
+        whole = not (mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool)
+        return torch.from_numpy(_drawn(mask.cpu().numpy(), name)).to(mask.device) if whole else mask
+    if isinstance(mask, Image.Image) and mask.mode in _GRAY_MODES:
+        mask = np.array(mask)
+    if not isinstance(mask, np.ndarray) or not np.issubdtype(mask.dtype, np.integer) or mask.size == 0:
+        return mask
+    if mask.min() < 0:
+        raise GBCIError(f"{name} has values from {mask.min()}; expected none below 0")
+    each = mask if mask.ndim == 4 else mask[None]
+    return np.stack([above_half(one, name) for one in each]).reshape(mask.shape)
 
 
 def _one_to_tensor(image: Image.Image | np.ndarray | Tensor, name: str) -> tuple[Tensor, int]:

@@ -25,7 +25,7 @@ from gbci_fast.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
-from gbci_fast.images import ImageInput, from_tensor, to_tensor
+from gbci_fast.images import ImageInput, from_tensor, to_mask, to_tensor
 from gbci_fast.lora import UNetLoRALoader
 from gbci_fast.masks import composite, feather_latent_mask, latent_mask
 from gbci_fast.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox_normal
@@ -155,7 +155,8 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
 
         Args:
             image: gray PIL (8 or 16 bit), array or tensor in [0, 1], H x W divisible by the model's stride.
-            mask_image: the same H x W; above 0.5 = synthesize.
+            mask_image: the same H x W; 1 = synthesize. Floats above 0.5 are drawn, and integers of any type above half
+                of the mask's largest value, so that 0 and 1, 0 and 255, and 16 bits mean the same.
             attributes: `Attributes`, or mappings with their field names; absent fields are unknown.
             report: free text, or None.
             height, width: resize image and mask to this first.
@@ -184,9 +185,7 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         pixels, depth = to_tensor(image, "image")
-        mask, _ = to_tensor(mask_image, "mask_image")
-        pixels, mask = _resized(pixels, mask, height, width)
-        mask = (mask > 0.5).to(pixels.dtype)
+        pixels, mask = _resized(pixels, to_mask(mask_image, "mask_image"), height, width)
         self._check_sizes(pixels, mask)
         _check_values(
             strength=(strength, 0 < strength <= 1, "more than 0 and at most 1"),

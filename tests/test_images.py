@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.images import from_tensor, to_tensor
+from gbci_fast.images import from_tensor, to_mask, to_tensor
 
 EIGHT = np.arange(256, dtype=np.uint8).reshape(16, 16)
 SIXTEEN = np.arange(65536, dtype=np.uint16).reshape(256, 256)
@@ -53,6 +53,69 @@ def test_sixteen_bit_and_float_forms(image):
 @pytest.mark.parametrize("image", [Image.fromarray(EIGHT > 99), EIGHT > 99, torch.from_numpy(EIGHT > 99)])
 def test_bilevel_forms(image):
     assert torch.equal(to_tensor(image, "mask")[0][0, 0], torch.from_numpy(EIGHT > 99).float())
+
+
+DRAWN = EIGHT > 99
+INTEGERS = {name: np.dtype(name) for name in ("uint8", "int8", "uint16", "int16", ">u2", "int32", "int64", "uint64")}
+
+
+def forms_of_mask(levels):
+    """A mask of these two values, as every integer type that holds them, by name."""
+    low, high = levels
+    values = np.where(DRAWN, high, low)
+    for name, dtype in INTEGERS.items():
+        if high <= np.iinfo(dtype).max:
+            typed = values.astype(dtype)
+            yield f"array {name}", typed
+            yield f"batch {name}", typed[None, ..., None]
+            if dtype.isnative:
+                yield f"tensor {name}", torch.from_numpy(typed)
+                yield f"tensor batch {name}", torch.from_numpy(typed)[None, None]
+    if high <= 255:
+        yield "pil L", Image.fromarray(values.astype(np.uint8))
+    yield "pil I;16", Image.fromarray(values.astype(np.uint16))
+    yield "pil I", Image.fromarray(values.astype(np.int32))
+
+
+@pytest.mark.parametrize("levels", [(0, 1), (0, 255), (0, 100), (20, 220), (0, 2**15), (0, 2**16 - 1)])
+def test_a_mask_of_integers_means_the_same_in_any_type_and_depth(levels):
+    want = torch.from_numpy(DRAWN).float()[None, None]
+    forms = dict(forms_of_mask(levels))
+    assert len(forms) > 10
+    assert [name for name, form in forms.items() if not torch.equal(to_mask(form, "mask"), want)] == []
+
+
+def test_integer_masks_of_a_batch_are_judged_one_by_one():
+    faint, nothing = DRAWN.astype(np.uint8), np.zeros((16, 16), np.uint8)
+    want = torch.from_numpy(np.stack([DRAWN, DRAWN, np.zeros_like(DRAWN)])).float()[:, None]
+    three = np.stack([faint, faint * 255, nothing])
+    assert torch.equal(to_mask(three[..., None], "mask"), want)
+    assert torch.equal(to_mask(torch.from_numpy(three)[:, None], "mask"), want)
+    assert torch.equal(to_mask(list(three), "mask"), want)
+
+
+def test_float_and_bilevel_masks():
+    for given in (DRAWN, Image.fromarray(DRAWN), torch.from_numpy(DRAWN), DRAWN * 0.6, torch.from_numpy(DRAWN * 0.6)):
+        assert torch.equal(to_mask(given, "mask")[0, 0], torch.from_numpy(DRAWN).float())
+    assert not to_mask(DRAWN * 0.4, "mask").any()
+
+
+@pytest.mark.parametrize(
+    ("mask", "sentence"),
+    [
+        (EIGHT % 3, "mask has the values 0, 1, 2; expected two values, or gray up to 16 or more"),
+        (torch.from_numpy(EIGHT % 3), "mask has the values 0, 1, 2; expected two values, or gray up to 16 or more"),
+        (-(EIGHT % 2).astype(np.int8), "mask has values from -1; expected none below 0"),
+        (np.zeros((0, 4), np.uint8), "mask has shape [1, 1, 0, 4]; expected at least one pixel"),
+        (np.full((4, 4), 255.0), "mask has values from 255 to 255; expected [0, 1]"),
+        (Image.new("RGB", (4, 4)), "mask has PIL mode 'RGB'; expected a gray image (L or I;16)"),
+        (torch.zeros(3, 4, 4, dtype=torch.long), "mask has shape [1, 3, 4, 4]; expected one channel, [B, 1, H, W]"),
+    ],
+)
+def test_mask_refused(mask, sentence):
+    with pytest.raises(GBCIError) as raised:
+        to_mask(mask, "mask")
+    assert str(raised.value) == sentence
 
 
 def test_every_stored_value_comes_back():

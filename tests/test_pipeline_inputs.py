@@ -115,6 +115,13 @@ def test_a_gray_mask_is_a_hard_mask(pipe, gray, mask):
     assert torch.equal(paint(pipe, gray, mask * np.uint8(200) + np.uint8(20), output_type="pt"), hard)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+def test_a_mask_of_zeros_and_ones_is_painted(pipe, gray, mask, dtype):
+    hard = paint(pipe, gray, mask, output_type="pt")
+    for form in (mask.astype(dtype), torch.from_numpy(mask.astype(dtype)), list(mask.astype(dtype)[None])):
+        assert torch.equal(paint(pipe, gray, form, output_type="pt"), hard)
+
+
 def test_descriptions_come_as_mappings_or_attributes(pipe, gray, mask):
     mapping = {"finding_categories": ["Mass"], "breast_birads": "BI-RADS 4"}
     described = Attributes(finding_categories=("Mass",), breast_birads=4)

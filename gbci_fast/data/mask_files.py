@@ -11,6 +11,7 @@ from gbci_fast.data.bounds import MAX_DEFLATE, BoundedFile
 from gbci_fast.errors import GBCIError
 
 FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG")
+LABELS = 16  # a mask whose largest value is below this has too few grays for soft edges
 MAX_PIXELS = 150_000_000  # as of a mammogram
 
 # What Pillow logs of damaged files it raises as well; without a handler Python would print it.
@@ -23,7 +24,7 @@ def read_mask(path: Path) -> np.ndarray:
     0 and 1, 0 and 255, 16 bits and anti-aliased edges all mean the same. A palette of grays is applied.
 
     Raises:
-        GBCIError: absent, not an image, in color, or of a size that a file of its length cannot hold.
+        GBCIError: absent, not an image, in color, a map of labels, or of a size that a file of its length cannot hold.
     """
     try:
         with (
@@ -50,4 +51,19 @@ def read_mask(path: Path) -> np.ndarray:
         raise GBCIError(f"{path} is a color image; expected a gray mask")
     if not np.isfinite(values).all():
         raise GBCIError(f"{path} holds NaN or infinity; expected a gray mask")
-    return values > max(0, values.max() / 2)
+    return above_half(values, path)
+
+
+def above_half(values: np.ndarray, name: object) -> np.ndarray:
+    """Where one mask's `values`, on any scale, are above half of its largest and above 0; bool of the same shape.
+
+    Raises:
+        GBCIError: three small numbers or more: labels, of which it is not known which to draw.
+    """
+    largest = values.max()
+    if 1 < largest < LABELS:
+        levels = np.unique(values)
+        if 2 < len(levels) <= LABELS:
+            shown = ", ".join(f"{level:g}" for level in levels)
+            raise GBCIError(f"{name} has the values {shown}; expected two values, or gray up to {LABELS} or more")
+    return values > max(0, largest / 2)

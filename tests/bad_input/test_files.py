@@ -165,6 +165,10 @@ MASKS = {
     "nothing": (lambda path: Image.new("L", (160, 192)).save(path), "is all zero; expected at least one pixel"),
     "size": (lambda path: Image.new("L", (192, 160), 255).save(path), "is 192x160 but the image is 160x192"),
     "bomb": (lambda path: _write(path, _gray_png(20_000, 6_000)), "claims 20000 x 6000 pixels, too many"),
+    "labels": (
+        lambda path: Image.fromarray(np.arange(192 * 160, dtype=np.uint8).reshape(192, 160) % 3).save(path),
+        "has the values 0, 1, 2; expected two values, or gray up to 16 or more",
+    ),
     "122 samples per pixel": (lambda path: _tiff_of_samples(path, 122), "cannot be read as a mask image"),
     "folder": (lambda path: path.mkdir(), "cannot be read as a mask image: Is a directory"),
     "beside": (lambda path: _drawn(path, np.s_[0:2, 158:160]), "the mask lies outside the breast; expected it to"),
