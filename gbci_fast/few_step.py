@@ -10,6 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.schedulers import check_scheduler
 
 
 class FewStepLoRA(ModelMixin, ConfigMixin):
@@ -75,7 +76,12 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
 
 
 def few_step_scheduler(like: SchedulerMixin) -> DDIMScheduler:
-    """DDIM from the noisiest timestep to clean latents, on the noise schedule of `like`."""
+    """DDIM from the noisiest timestep to clean latents, on the noise schedule of `like`.
+
+    Raises:
+        GBCIError: `like` is for models of another kind, whose noise schedule DDIM does not have.
+    """
+    check_scheduler(like)
     return DDIMScheduler.from_config(
         like.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False, thresholding=False
     )

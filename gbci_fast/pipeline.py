@@ -29,6 +29,8 @@ from gbci_fast.images import ImageInput, from_tensor, to_mask, to_tensor
 from gbci_fast.lora import UNetLoRALoader
 from gbci_fast.masks import composite, feather_latent_mask, latent_mask
 from gbci_fast.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox_normal
+from gbci_fast.schedulers import check_scheduler, set_timesteps
+from gbci_fast.turns import in_turn
 
 PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "default"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -55,6 +57,8 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
             use: see `few_step_pipeline`, and tier "approximate" of `gbci_fast.accelerate`.
 
     LoRA adapters of the UNet are loaded, set, fused and unloaded as in diffusers: see `gbci_fast.lora`.
+
+    Calls from several threads take turns, those of pipelines that share a scheduler, too.
     """
 
     model_cpu_offload_seq = "conditioner->unet->vae"
@@ -123,6 +127,7 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
         """Set ``pipe._interrupt = True`` in a callback to skip the remaining steps."""
         return self._interrupt
 
+    @in_turn
     @torch.no_grad()
     def __call__(
         self,
@@ -179,9 +184,10 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
             callback_on_step_end_tensor_inputs: names out of ``_callback_tensor_inputs``.
 
         Raises:
-            GBCIError: an argument out of range; the sentence names it.
+            GBCIError: an argument out of range, or a scheduler that inpainting cannot drive; the sentence names it.
         """
         check_argument_types(locals())
+        check_scheduler(self.scheduler)
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         pixels, depth = to_tensor(image, "image")
@@ -361,16 +367,7 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
 
     def _timesteps(self, num_inference_steps: int, strength: float, device: torch.device) -> Tensor:
         """The last `strength` share of the scheduler's timesteps."""
-        try:
-            self.scheduler.set_timesteps(num_inference_steps, device=device)
-        except ValueError as error:  # more steps than the scheduler was made for
-            name = type(self.scheduler).__name__
-            raise GBCIError(f"num_inference_steps {num_inference_steps} does not suit {name}: {error}") from error
-        if self.scheduler.timesteps[-1] < 0:  # trailing spacing, by a rounding error; -1 would be read as the noisiest
-            name, last = type(self.scheduler).__name__, self.scheduler.timesteps[-1].item()
-            raise GBCIError(
-                f"num_inference_steps {num_inference_steps} takes {name} to timestep {last:g}; expected another number"
-            )
+        set_timesteps(self.scheduler, num_inference_steps, device)
         start = num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)
         timesteps = self.scheduler.timesteps[start * self.scheduler.order :]
         if len(timesteps) == 0:

@@ -1,8 +1,10 @@
 """The eager pipeline: sampling, noise, conditioning, callbacks, storage. Its inputs are in test_pipeline_inputs.py."""
 
+import functools
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -32,6 +34,7 @@ from gbci_fast.training.vae import build_vae
 # diffusers' own, of its schedulers under NumPy 2 and of the older spelling of `dtype`
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning"),
 ]
 SCHEDULERS = {
@@ -243,6 +246,127 @@ def test_schedulers_that_only_take_generators(pipe, image, mask):
     )
     draws = [sample(pipe, image[:1], mask[:1], seed=None, generator=torch.Generator().manual_seed(2)) for _ in range(2)]
     assert torch.equal(*draws)
+
+
+def every_scheduler():
+    """Name and class of all that diffusers has and that can be made of nothing but a noise schedule."""
+    import diffusers
+
+    for name in sorted(name for name in dir(diffusers) if name.endswith("Scheduler")):
+        kind = getattr(diffusers, name)
+        if isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin):
+            yield name, kind
+
+
+@pytest.mark.parametrize(("name", "kind"), every_scheduler())
+def test_any_scheduler_of_diffusers_is_driven_or_refused_in_one_sentence(pipe, image, mask, name, kind):
+    try:
+        made = kind.from_config(pipe.scheduler.config)
+    except (TypeError, ValueError):  # one that wants to be told more
+        made = kind() if name == "UnCLIPScheduler" else None
+    if made is None:
+        pytest.skip("cannot be made of a noise schedule alone")
+    pipe.scheduler = made
+    options = {"seed": None, "generator": torch.Generator().manual_seed(0), "num_inference_steps": 4}
+    result, said = None, None
+    try:
+        result = sample(pipe, image[:1], mask[:1], **options)
+    except GBCIError as error:
+        said = str(error)
+    if result is None:
+        assert said.startswith(f"scheduler is a {name}, which inpainting cannot drive: ")
+        assert name not in {kind.__name__ for kind in SCHEDULERS.values()}
+        return
+    assert result.isfinite().all()
+    untouched = mask[:1] == 0
+    assert torch.equal(result[untouched], image[:1][untouched])
+    assert (result - image[:1])[~untouched].abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "IPNDMScheduler", "DDIMInverseScheduler"])
+def test_schedulers_of_other_models_are_refused(pipe, image, mask, name):
+    import diffusers
+
+    pipe.scheduler = getattr(diffusers, name)()
+    with pytest.raises(
+        GBCIError, match=f"^scheduler is a {name}, which inpainting cannot drive: it has no .*add_noise"
+    ):
+        sample(pipe, image, mask)
+
+
+def alone_and_together(calls):
+    """The results of these functions one after the other, and as one thread each, started at once."""
+    alone, together = [call() for call in calls], [None] * len(calls)
+    started = threading.Barrier(len(calls))
+
+    def work(i):
+        started.wait()
+        together[i] = calls[i]()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return alone, together
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_threads_get_the_images_that_they_would_get_alone(pipe, image, mask, scheduler):
+    use(pipe, scheduler)
+    calls = [
+        functools.partial(
+            sample,
+            pipe,
+            image[i : i + 1],
+            mask[i : i + 1],
+            seed=i,
+            num_inference_steps=3 + 2 * i,
+            guidance_scale=1.0 + i,
+        )
+        for i in range(4)
+    ]
+    alone, together = alone_and_together(calls)
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_threads_of_pipelines_that_share_a_scheduler(pipe, image, mask):
+    use(pipe, UniPCMultistepScheduler)
+    pipes = [pipe, GBCIPipeline.from_pipe(pipe)]
+    for one in pipes:
+        one.set_progress_bar_config(disable=True)
+    assert pipes[1].scheduler is pipe.scheduler
+    calls = [functools.partial(sample, one, image, mask, num_inference_steps=3 + i) for i, one in enumerate(pipes)]
+    alone, together = alone_and_together(calls)
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_a_callback_sees_its_own_call_while_another_thread_waits(pipe, image, mask):
+    def call(steps, scale):
+        seen = []
+
+        def note(pipe, step, timestep, tensors):
+            seen.append((pipe.num_timesteps, pipe.guidance_scale, len(pipe.scheduler.timesteps)))
+            pipe._interrupt = steps == 5 and step == 1
+            return {}
+
+        sample(pipe, image[:1], mask[:1], num_inference_steps=steps, guidance_scale=scale, callback_on_step_end=note)
+        return seen
+
+    alone, together = alone_and_together([lambda: call(5, 3.0), lambda: call(4, 1.0)])
+    assert alone == together == [[(5, 3.0, 5)] * 2, [(4, 1.0, 4)] * 4]
+
+
+def test_a_callback_may_call_its_own_pipeline(pipe, image, mask):
+    inner = []
+
+    def paint(pipe, step, timestep, tensors):
+        if step == 2:  # the last: what the inner call leaves in the scheduler is not needed any more
+            inner.append(sample(pipe, image[:1], mask[:1], seed=7))
+        return {}
+
+    sample(pipe, image[:1], mask[:1], callback_on_step_end=paint)
+    assert torch.equal(inner[0], sample(pipe, image[:1], mask[:1], seed=7))
 
 
 def test_one_seed_counts_up(pipe, image, mask):
