@@ -33,11 +33,8 @@ def load_pipeline(
     """
     checkpoint_folder(folder)
     logging.disable_progress_bar()
-    try:
-        with _errors_are_raised():
-            pipe = GBCIPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise GBCIError(f"{folder} cannot be loaded as a pipeline: {' '.join(str(error).split())}") from error
+    with _errors_are_raised():
+        pipe = GBCIPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

@@ -1,7 +1,9 @@
 """The few-step student that a checkpoint may carry: a low-rank change of its UNet with guidance inside."""
 
 import copy
+import math
 from collections.abc import Mapping
+from numbers import Integral, Real
 
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin, UNet2DConditionModel
@@ -20,12 +22,26 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
         layers: name of each changed layer -> (rows, rank, columns); a layer's weight gains ``up @ down`` in its shape.
         guidance_scale: of the guided teacher, which the student repeats without guidance.
         steps: that the student takes from noise to clean latents.
+
+    Raises:
+        GBCIError: a guidance scale that is no number, or a number of steps or a size that is no whole one above 0.
     """
 
     @register_to_config
     def __init__(self, layers: Mapping[str, tuple[int, int, int]], guidance_scale: float, steps: int):
         super().__init__()
-        for name, (rows, rank, columns) in layers.items():
+        if (
+            isinstance(guidance_scale, bool)
+            or not isinstance(guidance_scale, Real)
+            or not math.isfinite(guidance_scale)
+        ):
+            raise GBCIError(f"guidance_scale of the few-step weights is {guidance_scale!r}; expected a number")
+        if not _is_count(steps):
+            raise GBCIError(f"steps of the few-step weights is {steps!r}; expected a whole number from 1")
+        for name, sizes in layers.items():
+            if len(sizes) != 3 or not all(map(_is_count, sizes)):
+                raise GBCIError(f"the few-step weights change {name} as {sizes!r}; expected three sizes")
+            rows, rank, columns = sizes
             place: nn.Module = self
             for part in name.split("."):
                 if not hasattr(place, part):
@@ -73,6 +89,10 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
         """Whether a call is the student's: the steps it was trained for, or fewer (measured in docs/training.md)."""
         few = num_inference_steps <= self.config.steps
         return few and guidance_scale == self.config.guidance_scale and eta == 0
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
 def few_step_scheduler(like: SchedulerMixin) -> DDIMScheduler:

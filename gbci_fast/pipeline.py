@@ -29,6 +29,7 @@ from gbci_fast.images import ImageInput, from_tensor, to_mask, to_tensor
 from gbci_fast.lora import UNetLoRALoader
 from gbci_fast.masks import composite, feather_latent_mask, latent_mask
 from gbci_fast.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox_normal
+from gbci_fast.pipeline_folder import load_checked
 from gbci_fast.schedulers import check_scheduler, set_timesteps
 from gbci_fast.turns import in_turn
 
@@ -80,15 +81,17 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> "GBCIPipeline":
-        """Loads a pipeline folder; without a path, the checkpoint that ships with the package."""
-        pipe = super().from_pretrained(pretrained_model_name_or_path or PACKAGED_WEIGHTS, **kwargs)
-        # Weights mapped from a file lie at any address, and matrix products round differently where that is odd: copies
-        # are aligned, so that the same weights give the same bits however they were stored.
-        for part in pipe.components.values():
-            if isinstance(part, torch.nn.Module):
-                for parameter in part.parameters():
-                    parameter.data = parameter.data.clone()
-        return pipe
+        """Loads a pipeline folder; without a path, the checkpoint that ships with the package.
+
+        Args:
+            pretrained_model_name_or_path: of ``save_pretrained``, or a repository on the Hugging Face Hub.
+            kwargs: as of any diffusers pipeline, without `custom_pipeline`.
+
+        Raises:
+            GBCIError: the folder names classes other than those of `gbci_fast.pipeline_folder`, before any is imported;
+                or it is damaged.
+        """
+        return load_checked(cls, pretrained_model_name_or_path or PACKAGED_WEIGHTS, super().from_pretrained, kwargs)
 
     def few_step_pipeline(self) -> "GBCIPipeline":
         """The student as a pipeline of its own, for ``few_step.config.steps`` steps, and with ``guidance_scale=1``.
@@ -106,6 +109,12 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
         )
         student.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         return student
+
+    @property
+    def stride(self) -> int:
+        """Pixels by which the sides of an image must be divisible."""
+        stride = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        return math.lcm(stride, self.conditioner.config.patch_size)
 
     @property
     def guidance_scale(self) -> float:
@@ -417,8 +426,7 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
     def _check_sizes(self, pixels: Tensor, mask: Tensor) -> None:
         if pixels.shape[-2:] != mask.shape[-2:]:
             raise GBCIError(f"mask_image is {_size(mask)} but image is {_size(pixels)}; expected the same size")
-        stride = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        stride = math.lcm(stride, self.conditioner.config.patch_size)
+        stride = self.stride
         if pixels.shape[-1] % stride or pixels.shape[-2] % stride:
             raise GBCIError(f"image is {_size(pixels)}; expected sides divisible by {stride}")
 

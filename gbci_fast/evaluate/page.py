@@ -9,20 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.report import read_report
+from gbci_fast.evaluate.report import ABOUT_TARGETS, place, read_report
 from gbci_fast.files import atomically
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; } th, td { padding: .25em .8em; border-bottom: 1px solid #ddd; }
 th { text-align: left; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.met { color: #176f2c; } .missed { color: #b3261e; font-weight: 600; } .open { color: #777; }
+.inside { color: #176f2c; } .outside { font-weight: 600; } .open { color: #777; }
 img { max-width: 100%; } pre { overflow-x: auto; background: #f6f6f6; padding: 1em; font-size: 12px; }
 """
-LEAD = (
-    "Measured by <code>gbci-fast evaluate</code>. For research data sets, not for diagnosis. "
-    "A target that is missed or cannot be judged is listed like any other."
-)
+LEAD = "Measured by <code>gbci-fast evaluate</code>. For research data sets, not for diagnosis."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +38,20 @@ def write_page(path: Path, sections: Sequence[Section]) -> None:
     """
     loaded = [(section, read_report(section.report)) for section in sections]
     rows = "".join(_target_row(report["evaluation"], one) for _, report in loaded for one in report.get("targets", ()))
-    head = "<tr><th>evaluation</th><th>target</th><th>measured</th><th>bound</th><th></th><th>note</th></tr>"
+    head = "<tr><th>evaluation</th><th>figure</th><th>measured</th><th>bound</th><th></th><th>note</th></tr>"
     body = "".join(_section_html(section, report) for section, report in loaded)
     html = (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>gbci_fast: evaluation</title>'
         f"<style>{STYLE}</style></head><body><h1>How good the lesions are</h1><p>{LEAD}</p>"
-        f"<h2>Targets</h2><table>{head}{rows}</table>{body}</body></html>\n"
+        f"<h2>Beside the packaged model's targets</h2><p>{ABOUT_TARGETS}</p>"
+        f"<table>{head}{rows}</table>{body}</body></html>\n"
     )
     atomically(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
 
 
 def _target_row(evaluation: str, one: dict[str, Any]) -> str:
-    kind, word = {True: ("met", "met"), False: ("missed", "missed"), None: ("open", "not judged")}[one["met"]]
+    word = place(one)
+    kind = "open" if one["met"] is None else word
     value = "" if one["value"] is None else f"{one['value']:.4g}"
     bound = f"{'≥' if one['at_least'] else '≤'} {one['bound']:.4g}"
     numbers = "".join(f'<td class="number">{escape(text)}</td>' for text in (value, bound))

@@ -9,10 +9,11 @@ from PIL import Image
 from gbci_fast.cli import build_parser
 from gbci_fast.cli.evaluate import KINDS
 from gbci_fast.cli.evaluate.all import arguments_of
+from gbci_fast.cli.evaluate.options import print_targets
 from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.page import Section, write_page
-from gbci_fast.evaluate.report import target
+from gbci_fast.evaluate.report import ABOUT_TARGETS, target
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae
@@ -52,14 +53,15 @@ def evaluate_all(world, output, *more):
 
 
 class TestPage:
-    def test_every_target_is_listed_with_its_verdict(self, section, tmp_path):
+    def test_every_target_is_listed_beside_its_bound(self, section, tmp_path):
         write_page(tmp_path / "index.html", [section])
         html = (tmp_path / "index.html").read_text()
         rows = [row for row in html.split("<tr>") if "made up" in row]
-        verdicts = ('class="missed"', 'class="met"', 'class="open"')
+        verdicts = ('class="outside"', 'class="inside"', 'class="open"')
         assert [[word in row for word in verdicts] for row in rows] == [[i == j for i in range(3)] for j in range(3)]
         assert "a &lt; b" in html
         assert "no such lesions" in html
+        assert ABOUT_TARGETS in html
 
     def test_the_page_is_one_file_and_leaves_long_lists_out(self, section, tmp_path):
         write_page(tmp_path / "index.html", [section])
@@ -73,6 +75,32 @@ class TestPage:
         with pytest.raises(GBCIError, match="names no evaluation; expected a report of"):
             write_page(tmp_path / "index.html", [section])
         assert not (tmp_path / "index.html").exists()
+
+    def test_any_damaged_report_is_one_sentence(self, section, tmp_path):
+        whole = section.report.read_text()
+        good = json.loads(whole)
+        damaged = ["", "[" * 100_000, whole[: len(whole) // 2], "null", "NaN", json.dumps(good | {"evaluation": 7})]
+        damaged += [json.dumps(good | {"targets": targets}) for targets in (None, 7, "x", [None], [[]], [{}], {"a": 1})]
+        for key in good["targets"][0]:
+            for value in ([], {}, "x" if key not in ("name", "note") else 7):
+                damaged.append(json.dumps(good | {"targets": [good["targets"][0] | {key: value}]}))
+            damaged.append(json.dumps(good | {"targets": [{k: v for k, v in good["targets"][0].items() if k != key}]}))
+        for text in damaged:
+            section.report.write_text(text)
+            with pytest.raises(GBCIError, match=r"report\.json"):
+                write_page(tmp_path / "index.html", [section])
+
+
+def test_targets_are_printed_as_what_they_are_about(section, capsys):
+    print_targets(json.loads(section.report.read_text()))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed == (
+        f"{ABOUT_TARGETS} a < b: 1 (bound >= 2: outside) ratio: 1 (bound <= 2: inside) "
+        "unknown: - (bound >= 0.5: not judged) no such lesions"
+    )
+    assert "packaged model" in ABOUT_TARGETS
+    print_targets({"targets": []})
+    assert capsys.readouterr().out == ""
 
 
 class TestCommand:

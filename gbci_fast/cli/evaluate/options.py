@@ -85,13 +85,16 @@ def open_pipeline(args: argparse.Namespace) -> "tuple[GBCIPipeline, str]":
 
 
 def print_targets(report: Mapping[str, Any]) -> None:
-    """Every target of a report: value, bound, verdict, note; in lines of 80."""
+    """What a report's targets are about, then each: value, bound, on which side, note; in lines of 80."""
+    from gbci_fast.evaluate.report import ABOUT_TARGETS, place
+
+    if report["targets"]:
+        print(textwrap.fill(ABOUT_TARGETS, 80))
     for target in report["targets"]:
         value = "-" if target["value"] is None else f"{target['value']:.3g}"
         sign = ">=" if target["at_least"] else "<="
-        met = {True: "met", False: "NOT met", None: "not judged"}[target["met"]]
-        line = f"{target['name']}: {value} ({sign} {target['bound']:.3g}: {met}) {target['note']}"
-        print(textwrap.fill(line, 80, subsequent_indent="  "))
+        line = f"{target['name']}: {value} (bound {sign} {target['bound']:.3g}: {place(target)}) {target['note']}"
+        print(textwrap.fill(line.strip(), 80, subsequent_indent="  "))
 
 
 @contextmanager
