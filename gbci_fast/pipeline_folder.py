@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import torch
 from diffusers import SchedulerMixin
+from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME, _add_variant
 from safetensors import safe_open
 
 from gbci_fast.errors import GBCIError
@@ -233,8 +234,8 @@ def _is_like(value: object, default: object) -> bool:
 
 def _check_tensors(folder: Path, name: str, known: set[str], variant: str | None) -> None:
     """The safetensors files of a component hold tensors of `known` names; it may have files of other formats only."""
-    whole = f"diffusion_pytorch_model.{variant}.safetensors" if variant else "diffusion_pytorch_model.safetensors"
-    index = folder / name / f"{whole}.index.json"
+    whole = _add_variant(SAFETENSORS_WEIGHTS_NAME, variant)
+    index = folder / name / _add_variant(SAFE_WEIGHTS_INDEX_NAME, variant)
     files = [whole] if (folder / name / whole).is_file() else []
     if index.is_file():
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
