@@ -37,6 +37,10 @@ def write_page(path: Path, sections: Sequence[Section]) -> None:
         GBCIError: a report or a figure cannot be read.
     """
     loaded = [(section, read_report(section.report)) for section in sections]
+    for section, report in loaded:
+        targets = report.get("targets", [])
+        if not isinstance(targets, list) or not all(map(_is_target, targets)):
+            raise GBCIError(f"{section.report} has damaged targets; expected a report of `gbci-fast evaluate`")
     rows = "".join(_target_row(report["evaluation"], one) for _, report in loaded for one in report.get("targets", ()))
     head = "<tr><th>evaluation</th><th>figure</th><th>measured</th><th>bound</th><th></th><th>note</th></tr>"
     body = "".join(_section_html(section, report) for section, report in loaded)
@@ -47,6 +51,15 @@ def write_page(path: Path, sections: Sequence[Section]) -> None:
         f"<table>{head}{rows}</table>{body}</body></html>\n"
     )
     atomically(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+
+
+def _is_target(found: object) -> bool:
+    """Whether `found` has the keys and types of `target`."""
+    if not isinstance(found, dict):
+        return False
+    types: dict[str, Any] = {"name": str, "value": int | float | None, "bound": int | float, "note": str}
+    types |= {"at_least": bool, "met": bool | None}
+    return types.keys() <= found.keys() and all(isinstance(found[key], kind) for key, kind in types.items())
 
 
 def _target_row(evaluation: str, one: dict[str, Any]) -> str:
