@@ -20,6 +20,7 @@ SMOKE = (
     "tests/test_pipeline.py",
     "tests/test_fast_pipeline.py",
     "tests/test_export.py",
+    "tests/test_lora.py",
     "tests/bad_input/test_weights.py",
     "tests/data/test_dicom.py",
     "tests/data/test_dicom_writer.py",
