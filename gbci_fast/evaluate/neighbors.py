@@ -9,6 +9,7 @@ nothing of copies at another scale, or turned.
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
