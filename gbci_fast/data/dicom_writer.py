@@ -3,14 +3,16 @@
 import copy
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     UID,
@@ -36,28 +38,48 @@ _VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-late
 _ALONG_ROWS = {"L": "A", "R": "P"}
 _DOWN_COLUMNS = {("CC", "L"): "R", ("CC", "R"): "L", ("MLO", "L"): "FR", ("MLO", "R"): "FL"}
 # What gives the stored values of a source their meaning: modality, padding, VOI and calibrated size.
-_MODALITY = ("RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence")
-_VOI = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence")
-_KEPT = (
-    *_MODALITY,
-    *_VOI,
+_VOI = ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence")
+_NUMBERS = (
+    "RescaleIntercept",
+    "RescaleSlope",
+    "WindowCenter",
+    "WindowWidth",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
     "PixelSpacing",
-    "PixelSpacingCalibrationType",
-    "PixelSpacingCalibrationDescription",
-    "BurnedInAnnotation",
-    "BreastImplantPresent",
-    "PartialView",
-    "PartialViewDescription",
-    # Once lossy, always lossy: a lossless copy of a lossy image still says so.
-    "LossyImageCompression",
     "LossyImageCompressionRatio",
-    "LossyImageCompressionMethod",
-    "PixelIntensityRelationship",
     "PixelIntensityRelationshipSign",
     "EstimatedRadiographicMagnificationFactor",
 )
+# Of words those that the standard defines; free text may name somebody, and is not copied.
+_YES_NO = ("YES", "NO")
+_MODALITY_UNITS = ("OD", "HU", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT")
+_WORDS = {
+    "RescaleType": _MODALITY_UNITS,
+    "VOILUTFunction": ("LINEAR", "LINEAR_EXACT", "SIGMOID"),
+    "PixelSpacingCalibrationType": ("GEOMETRY", "FIDUCIAL"),
+    "BurnedInAnnotation": _YES_NO,
+    "BreastImplantPresent": _YES_NO,
+    "PartialView": _YES_NO,
+    "PixelIntensityRelationship": ("LIN", "LOG"),
+    # Once lossy, always lossy: a lossless copy of a lossy image still says so.
+    "LossyImageCompression": ("00", "01"),
+    "LossyImageCompressionMethod": (
+        "ISO_10918_1",
+        "ISO_14495_1",
+        "ISO_15444_1",
+        "ISO_15444_15",
+        "ISO_18181_1",
+        "ISO_13818_2",
+        "ISO_14496_10",
+        "ISO_23008_2",
+    ),
+}
+_TABLES = ("ModalityLUTSequence", "VOILUTSequence")
+# PS3.15 E.1 and the options of CID 7050 that may hold.
+_PROFILE = ("113100", "Basic Application Confidentiality Profile")
+_MODIFIED_DATES = ("113107", "Retain Longitudinal Temporal Information Modified Dates Option")
+_CHARACTERISTICS = ("113108", "Retain Patient Characteristics Option")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +98,8 @@ class MammogramHeader:
     and said so in DerivationDescription. ``chest_wall`` is the side of the image, "L" or "R", on which it lies, where
     that is not ``laterality``. ``patient_age`` is in years. ``derivation`` is the text of DerivationDescription.
     ``from_scratch``: rendered without a source image, and so without annotation, implant or partial view.
+    ``deidentified``: whether what identifies the source's patient was left out; ``None`` where nobody was imaged.
+    ``dates``: whether date and time are the source's ("UNMODIFIED"), shifted ("MODIFIED") or invented ("REMOVED").
     """
 
     view_position: str
@@ -93,6 +117,8 @@ class MammogramHeader:
     chest_wall: str | None = None
     patient_age: float | None = None
     from_scratch: bool = False
+    deidentified: bool | None = None
+    dates: str | None = None
     series_number: int = 1
     instance_number: int = 1
 
@@ -135,7 +161,8 @@ def mammogram_dataset(
         header: identity, geometry and provenance.
         like: header of the source image; its photometric interpretation, bit depth, modality transform, VOI, padding,
             calibrated spacing, magnification, view modifiers, and what it says of annotations, implants and lossy
-            compression are kept, and nothing else: no patient data. Without it: MONOCHROME2, all bits of the dtype.
+            compression are kept as numbers and defined terms, and nothing else: no patient data, no free text, and
+            of LUTs their descriptors and data alone. Without it: MONOCHROME2, all bits of the dtype.
             (The standard allows unsigned pixels and an identity rescale only. Other sources are kept as they are,
             because changing them would change every stored value.) BurnedInAnnotation must be stated: where the
             source does not, nobody has looked, and it is YES.
@@ -286,13 +313,53 @@ def _set_pixels(dataset: Dataset, stored: np.ndarray, like: Dataset | None) -> N
     dataset.add_new("PixelData", "OB" if bits == 8 else "OW", pixels + b"\0" * (len(pixels) % 2))
 
 
-def _swap_tables(dataset: Dataset) -> None:
-    """LUTs of a big-endian file to little endian: those in words (OW) lie in memory as they did in the file."""
-    for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
-        for item in dataset.get(keyword) or ():
-            data, size = item.get("LUTData"), int(item.LUTDescriptor[0]) & 0xFFFF or 0x10000
-            if isinstance(data, bytes) and len(data) >= 2 * size:  # of bytes there is no order
-                item.LUTData = np.frombuffer(data[: 2 * size], ">u2").astype("<u2").tobytes()
+def stated(dataset: Dataset | None, keyword: str) -> list[str]:
+    """What a header says of `keyword` in terms that the standard defines (`_WORDS`); other text counts as nothing."""
+    value = dataset.get(keyword) if dataset is not None else None
+    words = value if isinstance(value, list | MultiValue) else [value or ""]
+    return [word for each in words if (word := str(each).strip().upper()) in _WORDS[keyword]]
+
+
+def _copy_meaning(dataset: Dataset, like: Dataset, unless: Collection[str]) -> None:
+    """Numbers, defined terms and LUTs of `like`, element by element."""
+    for keyword in (*_NUMBERS, *_WORDS, *_TABLES):
+        if keyword in unless or keyword not in like or like[keyword].is_empty:
+            continue
+        if keyword in _TABLES:
+            big_endian = like.original_encoding[1] is False
+            tables = [_copied_table(item, keyword, big_endian=big_endian) for item in like[keyword].value]
+            dataset[keyword] = DataElement(like[keyword].tag, "SQ", Sequence(tables))
+        elif keyword in _NUMBERS and _is_number(like[keyword].value):
+            dataset[keyword] = copy.deepcopy(like[keyword])
+        elif keyword in _WORDS and (words := stated(like, keyword)):
+            setattr(dataset, keyword, words if len(words) > 1 else words[0])
+    if "PixelSpacingCalibrationType" in dataset:
+        dataset.PixelSpacingCalibrationDescription = "as stated by the source image"
+
+
+def _copied_table(item: Dataset, keyword: str, *, big_endian: bool) -> Dataset:
+    """A LUT without what else its item holds, in little endian: words (OW) lie in memory as they did in the file."""
+    table = Dataset()
+    table["LUTDescriptor"] = copy.deepcopy(item["LUTDescriptor"])
+    table["LUTData"] = copy.deepcopy(item["LUTData"])
+    size, data = int(item.LUTDescriptor[0]) & 0xFFFF or 0x10000, item.LUTData
+    if isinstance(data, bytes):
+        words = len(data) >= 2 * size  # of bytes there is no order
+        data = data[: 2 * size] if words else data[: size + size % 2]
+        table.LUTData = np.frombuffer(data, ">u2").astype("<u2").tobytes() if words and big_endian else data
+    if keyword == "ModalityLUTSequence":
+        unit = str(item.get("ModalityLUTType") or "").strip().upper()
+        table.ModalityLUTType = unit if unit in _MODALITY_UNITS else "US"  # unspecified
+    return table
+
+
+def _is_number(value: object) -> bool:
+    try:
+        for part in value if isinstance(value, list | MultiValue) else [value]:
+            float(part)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _set_display(
@@ -302,11 +369,8 @@ def _set_display(
     lut: tuple[int, np.ndarray] | None,
 ) -> None:
     """Modality LUT, VOI LUT and Presentation LUT Shape: how stored values become brightness."""
-    for keyword in _KEPT if like is not None else ():
-        if keyword in like and not like[keyword].is_empty and not (lut is not None and keyword in _VOI):
-            dataset[keyword] = copy.deepcopy(like[keyword])
-    if like is not None and like.original_encoding[1] is False:
-        _swap_tables(dataset)
+    if like is not None:
+        _copy_meaning(dataset, like, unless=() if lut is None else _VOI)
     if "ModalityLUTSequence" not in dataset:
         for keyword, identity in (("RescaleIntercept", 0), ("RescaleSlope", 1), ("RescaleType", "US")):
             dataset.setdefault(keyword, identity)
@@ -317,8 +381,7 @@ def _set_display(
         dataset.WindowCenter, dataset.WindowWidth = _decimals((center, width))
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
     dataset.PresentationLUTShape = "INVERSE" if inverted else "IDENTITY"
-    if dataset.get("PixelIntensityRelationship") not in ("LIN", "LOG"):
-        dataset.PixelIntensityRelationship = "LOG"
+    dataset.setdefault("PixelIntensityRelationship", "LOG")
     # Bright is dense: in MONOCHROME2 a higher value is less X-ray at the detector, in MONOCHROME1 more.
     if dataset.get("PixelIntensityRelationshipSign") not in (1, -1):
         dataset.PixelIntensityRelationshipSign = 1 if inverted else -1
@@ -330,6 +393,21 @@ def _set_assurances(dataset: Dataset, header: MammogramHeader) -> None:
     dataset.setdefault("BurnedInAnnotation", "NO" if header.from_scratch else "YES")
     if header.from_scratch:
         dataset.BreastImplantPresent = dataset.PartialView = "NO"
+    if header.dates is not None:
+        dataset.LongitudinalTemporalInformationModified = header.dates
+    if header.deidentified is not None:
+        _set_deidentification(dataset, header)
+
+
+def _set_deidentification(dataset: Dataset, header: MammogramHeader) -> None:
+    """Says what was done, after PS3.15 E.1; text in the pixels that nobody has ruled out may still name the patient."""
+    removed = header.deidentified and dataset.BurnedInAnnotation == "NO"
+    dataset.PatientIdentityRemoved = "YES" if removed else "NO"
+    if removed:
+        dataset.DeidentificationMethod = "header rebuilt after the PS3.15 Basic Profile"
+        done = (_PROFILE, *([_MODIFIED_DATES] if header.dates == "MODIFIED" else []),
+                *([_CHARACTERISTICS] if header.patient_age is not None else []))  # fmt: skip
+        dataset.DeidentificationMethodCodeSequence = Sequence(_code(code, "DCM", meaning)[0] for code, meaning in done)
 
 
 def _lut_sequence(first: int, table: np.ndarray) -> Sequence:

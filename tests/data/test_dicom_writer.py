@@ -190,6 +190,82 @@ def test_meaning_of_stored_values_is_kept_and_identity_is_not():
     assert "InstitutionName" not in dataset
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
+def test_no_text_of_the_source_is_written(tmp_path):
+    """LUTs keep descriptor and data, and attributes the terms that the standard defines: other text may name somebody."""
+
+    def spoiled(values: np.ndarray, bits: int) -> Dataset:
+        item, deep = Dataset(), Dataset()
+        item.LUTDescriptor = [len(values), 0, bits]
+        item.LUTData = values.tobytes() + (b"DOE^JANE" if bits == 12 else b"")  # behind the last entry
+        item.LUTExplanation = item.ModalityLUTType = "DOE^JANE"
+        item.PatientName, item.PatientID = "DOE^JANE", "DOE^JANE"
+        item.private_block(0x0029, "DOE^JANE", create=True).add_new(1, "LO", "DOE^JANE")
+        deep.CodeMeaning = "DOE^JANE"
+        item.PurposeOfReferenceCodeSequence = [deep]
+        return item
+
+    table = np.arange(4096, dtype=np.uint16)
+    like = source_header(
+        ModalityLUTSequence=[spoiled(table, 12)],
+        VOILUTSequence=[spoiled(table[::-1], 12), spoiled(np.arange(255, dtype=np.uint8), 8)],
+        PixelSpacing=[0.09, 0.09],
+        LossyImageCompressionMethod=["ISO_15444_1", "DOE^JANE"],
+        **dict.fromkeys(
+            ("WindowCenterWidthExplanation", "PartialViewDescription", "PixelSpacingCalibrationDescription",
+             "RescaleType", "VOILUTFunction", "BurnedInAnnotation", "BreastImplantPresent", "PartialView",
+             "LossyImageCompression", "PixelIntensityRelationship", "PixelSpacingCalibrationType"), "DOE^JANE"
+        ),
+    )  # fmt: skip
+    like.add_new("LossyImageCompressionRatio", "LO", "DOE^JANE")  # of another type than the standard's
+    write_dicom(mammogram_dataset(pixels(), header(), like=like), tmp_path / "image.dicom")
+    assert b"DOE" not in (tmp_path / "image.dicom").read_bytes()
+    written = dcmread(tmp_path / "image.dicom")
+    (modality,) = written.ModalityLUTSequence
+    assert {element.keyword for element in modality} == {"LUTDescriptor", "LUTData", "ModalityLUTType"}
+    assert (modality.ModalityLUTType, modality.LUTData) == ("US", table.tobytes())
+    first, second = written.VOILUTSequence
+    assert {element.keyword for element in [*first, *second]} == {"LUTDescriptor", "LUTData"}
+    assert first.LUTData == table[::-1].tobytes()
+    assert second.LUTData[:255] == bytes(range(255))
+    assert (written.BurnedInAnnotation, written.LossyImageCompressionMethod) == ("YES", "ISO_15444_1")
+
+
+@needs_dciodvfy
+def test_a_calibrated_spacing_stays_valid_without_the_words_of_the_source(tmp_path):
+    like = source_header(
+        PixelSpacing=[0.09, 0.09],
+        PixelSpacingCalibrationType="GEOMETRY",
+        PixelSpacingCalibrationDescription="by DOE^JANE",
+        BurnedInAnnotation="NO",
+    )
+    dataset = mammogram_dataset(pixels(), header(deidentified=True, dates="MODIFIED"), like=like)
+    assert dataset.PixelSpacingCalibrationType == "GEOMETRY"
+    assert "DOE" not in str(dataset)
+    write_dicom(dataset, tmp_path / "image.dicom")
+    assert [line for line in dciodvfy_errors(tmp_path / "image.dicom") if "(0x0008,0x001c)" not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("burned_in", "changes", "expected"),
+    [
+        ("NO", {"deidentified": True, "dates": "MODIFIED"}, ("YES", ["113100", "113107", "113108"])),
+        ("NO", {"deidentified": True, "dates": "REMOVED", "patient_age": None}, ("YES", ["113100"])),
+        ("YES", {"deidentified": True}, ("NO", [])),
+        (None, {"deidentified": True}, ("NO", [])),  # nobody has looked
+        ("NO", {"deidentified": False}, ("NO", [])),
+        ("NO", {}, (None, [])),  # nobody was imaged
+    ],
+)
+def test_an_identity_counts_as_removed_only_where_no_text_is_in_the_pixels(burned_in, changes, expected):
+    like = source_header() if burned_in is None else source_header(BurnedInAnnotation=burned_in)
+    dataset = mammogram_dataset(pixels(), header(**changes), like=like)
+    codes = [item.CodeValue for item in dataset.get("DeidentificationMethodCodeSequence", [])]
+    assert (dataset.get("PatientIdentityRemoved"), codes) == expected
+    assert ("DeidentificationMethod" in dataset) == (expected[0] == "YES")
+    assert dataset.get("LongitudinalTemporalInformationModified") == changes.get("dates")
+
+
 def test_nothing_is_assured_that_nobody_looked_at():
     silent = mammogram_dataset(pixels(), header(), like=source_header())
     assert (silent.BurnedInAnnotation, silent.LossyImageCompression) == ("YES", "00")
