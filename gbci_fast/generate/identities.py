@@ -14,10 +14,9 @@ from gbci_fast.data.deidentify import Deidentifier, KeptIdentifiers
 from gbci_fast.data.dicom import IMAGE_SUFFIXES, Mammogram
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically
 from gbci_fast.generate.plan import PlanItem
+from gbci_fast.job_folder import JOB_FILE
 
-JOB_FILE = "job.json"
 KEY = "identity_key"  # of `JOB_FILE`
 HEAD = 2**16  # bytes of an input that count for the key
 SHORTEST_KEY = 16  # bytes
@@ -136,16 +135,6 @@ def names_below(paths: Iterable[Path]) -> dict[Path, str]:
     absolute = {path: path.absolute() for path in paths}
     common = os.path.commonpath([path.parent for path in absolute.values()]) if absolute else ""
     return {path: full.relative_to(common).as_posix() for path, full in absolute.items()}
-
-
-def write_private(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, which nobody but its owner can read."""
-
-    def write(temporary: Path) -> None:
-        temporary.touch(mode=0o600)
-        temporary.write_text(text, encoding="utf-8")
-
-    atomically(path, write)
 
 
 def _key_of_file(path: Path) -> bytes:

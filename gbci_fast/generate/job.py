@@ -6,9 +6,8 @@ panels. The tables are compiled from them after the last batch, or when the job 
 
 import hashlib
 import json
-import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,9 @@ from gbci_fast.fast import FastPipeline
 from gbci_fast.files import sha256_of
 from gbci_fast.generate.checks import check_inputs
 from gbci_fast.generate.copies import REJECTED, CopyError, CopyGate
+from gbci_fast.generate.identities import Identities, job_identities
 from gbci_fast.generate.manifest import SKIPPED, TABLES, manifest_row, read_reasons, write_skipped, write_tables
+from gbci_fast.generate.masks import FileMask
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.preview import PREVIEW, preview_panels, write_preview
 from gbci_fast.generate.settings import JobSettings
@@ -60,6 +61,7 @@ def run_job(
     output: Path,
     settings: JobSettings,
     *,
+    identities: Identities | None = None,
     resume: bool = False,
     skip_bad: bool = False,
     check: str = "digests",
@@ -81,6 +83,8 @@ def run_job(
     bytes as without a gate.
 
     Args:
+        identities: how inputs are named, see `job_identities`; None = by pseudonyms under a key that follows from the
+            seed and the plan's inputs (so parts of a plan want that of the whole).
         resume: keep the finished batches of an interrupted run of the same job, but for those whose files are not as
             they were written, or whose template is another file now. A finished job that is whole is left as it is.
         skip_bad: list items that cannot be made in `SKIPPED` (file, reason) instead of stopping.
@@ -101,7 +105,8 @@ def run_job(
         "scheduler": type(pipe.scheduler_for(**call) if fast else pipe.scheduler).__name__,
         "few_step": fast and pipe.uses_few_step(**call),
     }
-    job = _Job(plan, output, settings, sampled_by=sampled_by, skip_bad=skip_bad)
+    identities = identities or job_identities(output, settings.seed, {item.template.path for item in plan})
+    job = _Job(plan, output, settings, identities, sampled_by=sampled_by, skip_bad=skip_bad)
     if job.is_complete(resume=resume, check=check):
         on_batch(len(plan))
         return job.result()
@@ -125,23 +130,25 @@ class _Job:
         plan: Sequence[PlanItem],
         output: Path,
         settings: JobSettings,
+        identities: Identities,
         *,
         sampled_by: Mapping[str, Any],
         skip_bad: bool,
     ):
         self.output = output
-        self._plan = plan
+        self._plan = plan = [identities.item(item) for item in plan]
         self._settings = settings
         self._skip_bad = skip_bad
         self._faults: dict[int, GBCIError] = {}
         self._damaged: set[Key] = set()
         self._columns = {"gbci_fast": __version__, **sampled_by, **settings.columns()}
-        self.folder = JobFolder(output, self._columns | _identify(plan))
+        identity = self._columns | _identify(plan) | identities.identity()
+        self.folder = JobFolder(output, identity, private={"templates": identities.templates(plan)})
         self._batches = [plan[i : i + settings.batch_size] for i in range(0, len(plan), settings.batch_size)]
         self._slots = dict(zip((item.index for item in plan), _preview_slots(len(plan)), strict=True))
         self._shown: dict[int, Path] = {}
-        self._writer = ImageWriter(output, settings)
-        self._names = _short_names({item.template.path for item in plan})
+        self._writer = ImageWriter(output, settings, identities)
+        self._names = identities.listing(item.template for item in plan)
 
     def is_complete(self, *, resume: bool, check: str) -> bool:
         """Whether this job is already finished in the folder, and whole; changes nothing.
@@ -187,7 +194,8 @@ class _Job:
                 on_batch(count)
         if not self._done("rows"):
             first = self._done("skipped")[0]
-            raise _all_skipped(len(self._plan), f"{first['file']}: {first['reason']}")
+            (path,) = (item.template.path for item in self._plan if item.index == first["index"])
+            raise _all_skipped(len(self._plan), f"{path}: {first['reason']}")
 
     def compile(self) -> None:
         """Tables and preview of the finished batches."""
@@ -260,6 +268,10 @@ class _Job:
         self._writer.remove(item)
         name = self._names[item.template.path]
         reason = str(error).replace(one_line(str(item.template.path)), name).removeprefix(f"{name}: ")
+        if isinstance(item.mask, FileMask):
+            path = one_line(str(item.mask.path))
+            for mask in (f"the mask file {path}", path):
+                reason = reason.replace(mask, "the mask file")
         return {"index": item.index, "file": name, "reason": reason}
 
     def _shard(self, number: int) -> tuple[Path, int]:
@@ -373,13 +385,6 @@ def _preview_slots(total: int) -> list[int]:
     rows = min(PREVIEW_ROWS, total)
     starts = [row * total // rows for row in range(rows)]
     return [bisect_right(starts, index) - 1 for index in range(total)]
-
-
-def _short_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """Paths below the folder that all have in common: no table says where a user keeps things."""
-    absolute = {path: path.absolute() for path in paths}
-    common = os.path.commonpath([path.parent for path in absolute.values()]) if absolute else ""
-    return {path: full.relative_to(common).as_posix() for path, full in absolute.items()}
 
 
 def _all_skipped(total: int, first: object) -> GBCIError:

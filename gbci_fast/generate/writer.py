@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from gbci_fast.data.vindr import TEMPLATE
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import atomically, sha256_of
 from gbci_fast.generate.engine import Extent, Synthesis
+from gbci_fast.generate.identities import Identities
 from gbci_fast.generate.manifest import SYNTHETIC, finding_kind
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.settings import JobSettings
@@ -37,11 +38,16 @@ class Written:
 
 
 class ImageWriter:
-    """Writes images in the formats of a job; several threads may."""
+    """Writes images in the formats of a job; several threads may.
 
-    def __init__(self, output: Path, settings: JobSettings):
+    Args:
+        identities: what is said of the inputs.
+    """
+
+    def __init__(self, output: Path, settings: JobSettings, identities: Identities):
         self._output = output
         self._settings = settings
+        self._identities = identities
 
     def write(self, image: Synthesis) -> Written:
         """Writes the files of one image.
@@ -50,6 +56,7 @@ class ImageWriter:
             GBCIError: the image cannot be a DICOM: its view or side is unknown; or a sample of a shard: it has too many
                 findings.
         """
+        image = replace(image, attributes=self._identities.attributes(image.attributes))
         item, formats = image.item, self._settings.formats
         files, sample = {}, {}
         kept = [i for i, finding in enumerate(image.template.record.findings) if not _covered(finding.box, image.mask)]
@@ -60,6 +67,7 @@ class ImageWriter:
             dicom.write_synthesis(
                 image,
                 self._output / files["dicom"],
+                identities=self._identities,
                 job_seed=self._settings.seed,
                 weights_hash=self._settings.weights_hash,
                 compression=self._settings.compression,
@@ -76,7 +84,7 @@ class ImageWriter:
             for number, _, extent in lesions:
                 files[finding_kind(number)] = file = Path("finding_masks") / f"{stem}-{number}.png"
                 write_bytes(_encode_mask(extent.on(image.mask.shape)), self._output / file)
-        row = _row(image, kept) | {
+        row = _row(image, kept, self._identities, formats) | {
             "finding_masks": [{"finding": number, "source": source} for number, source, _ in lesions],
             "files": {kind: path.as_posix() for kind, path in files.items()},
             "sha256": {kind: sha256_of(self._output / path) for kind, path in files.items()},
@@ -132,9 +140,10 @@ def _encode_findings(image: Synthesis, lesions: Sequence[tuple[int, str, Extent]
     return png.encode_png(planes)
 
 
-def _row(image: Synthesis, kept: Sequence[int]) -> dict[str, Any]:
+def _row(image: Synthesis, kept: Sequence[int], identities: Identities, formats: Sequence[str]) -> dict[str, Any]:
     item, template = image.item, image.template
-    record = template.record
+    record, origin = template.record, identities.origin(template.record, template.mammogram)
+    unsure = "dicom" in formats and identities.names.removes and dicom.not_looked_at(template.mammogram.dataset)
     return {
         "image_id": item.image_id,
         "study_id": item.study_id,
@@ -153,16 +162,16 @@ def _row(image: Synthesis, kept: Sequence[int]) -> dict[str, Any]:
         "split": record.split or "training",
         "spacing_mm": template.spacing[0],
         "spacing_assumed": template.mammogram.spacing is None,
-        "template_patient_id": record.patient_in(template.mammogram),
-        "template_study_id": record.study_id,
-        "template_image_id": record.image_id,
-        "template_file": record.path.name,
+        "template_patient_id": origin.patient_id,
+        "template_study_id": origin.study_id,
+        "template_image_id": origin.image_id,
+        "template_file": origin.file,
         "template_sha256": template.sha256,
-        "template_notes": "; ".join(template.notes),
+        "template_notes": "; ".join([*template.notes, *([dicom.NOT_LOOKED_AT] if unsure else [])]),
         "template_findings": [
             {
                 "box": list(finding.box),
-                "attributes": finding.attributes.to_mapping(),
+                "attributes": identities.attributes(finding.attributes).to_mapping(),
                 "report": finding.report(record) or "",
                 "pathology": finding.extra.get("pathology", ""),
                 "source": TEMPLATE,

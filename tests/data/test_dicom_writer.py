@@ -192,7 +192,7 @@ def test_meaning_of_stored_values_is_kept_and_identity_is_not():
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
 def test_no_text_of_the_source_is_written(tmp_path):
-    """LUTs keep descriptor and data, and attributes the terms that the standard defines: other text may name somebody."""
+    """LUTs keep descriptor and data, attributes the terms that the standard defines: other text may name somebody."""
 
     def spoiled(values: np.ndarray, bits: int) -> Dataset:
         item, deep = Dataset(), Dataset()

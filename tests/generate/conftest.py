@@ -12,6 +12,7 @@ from pydicom import Dataset
 from gbci_fast.data.dicom_writer import MammogramHeader, mammogram_dataset, uid_from_seed, write_dicom
 from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.vindr import find_inputs
+from gbci_fast.generate.identities import job_identities
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings
@@ -36,7 +37,10 @@ def pipe(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_job(pipe):
-    """`make_job(records or INPUT, output, mask=..., overrides=..., ...)`: a plan and its run; returns the plan."""
+    """`make_job(records or INPUT, output, mask=..., overrides=..., ...)`: a plan and its run; returns the plan.
+
+    Its items have the ids under which they were published.
+    """
     eager = pipe
 
     def make(
@@ -50,6 +54,7 @@ def make_job(pipe):
         workers=0,
         check="digests",
         settings=None,
+        identities=None,
         seed=0,
         **planned,
     ):
@@ -57,9 +62,10 @@ def make_job(pipe):
         plan = make_plan(records, **{"variants": 1, "seed": seed, **planned})
         settings = {"batch_size": 2, "sampler": QUICK, "weights_hash": "ab" * 32, **(settings or {})}
         settings = JobSettings(seed=seed, **settings)
+        identities = identities or job_identities(output, seed, {item.template.path for item in plan})
         options = {"resume": resume, "check": check, "skip_bad": skip_bad, "workers": workers, "on_batch": on_batch}
-        run_job(pipe, plan, output, settings, **options)
-        return plan
+        run_job(pipe, plan, output, settings, identities=identities, **options)
+        return [identities.item(item) for item in plan]
 
     make.sampler, make.pipe = QUICK, eager
     return make

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gbci_fast.data.deidentify import Deidentifier, KeptIdentifiers
 from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import VinDr, find_inputs
 from gbci_fast.errors import GBCIError
@@ -20,6 +21,7 @@ from gbci_fast.fast import accelerate
 from gbci_fast.few_step import FewStepLoRA
 from gbci_fast.files import sha256_of
 from gbci_fast.generate import job, sinks
+from gbci_fast.generate.identities import Identities, job_identities
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings
 from gbci_fast.pipeline import GBCIPipeline
@@ -329,7 +331,9 @@ def test_a_damaged_image_among_good_ones_stops_the_job_until_it_is_repaired(make
     folder = spoiled(without_breast)
     with pytest.raises(GBCIError, match=r"c_LCC.dcm: no breast found"):
         make_job(folder, tmp_path / "data")
-    assert_valid_part(tmp_path / "data", make_plan(find_inputs(folder), variants=1, seed=0), 2)
+    identities = job_identities(tmp_path / "data", 0, [])
+    plan = [identities.item(item) for item in make_plan(find_inputs(folder), variants=1, seed=0)]
+    assert_valid_part(tmp_path / "data", plan, 2)
     shutil.copy(templates / "full_LCC.dcm", folder / "c_LCC.dcm")
     make_job(folder, tmp_path / "data", resume=True)
     assert len(manifest_of(tmp_path / "data")) == 4
@@ -357,7 +361,8 @@ def test_bad_inputs_are_skipped_and_listed(make_job, templates, spoiled, tree, t
     assert VinDr(output).missing() == []
     skipped = pd.read_csv(output / "skipped.csv")
     assert skipped.columns.tolist() == ["file", "reason"]
-    assert skipped.file.tolist() == ["c_LCC.dcm"]
+    templates = json.loads((output / "job.json").read_text())["templates"]
+    assert [templates[Path(name).stem] for name in skipped.file] == ["c_LCC.dcm"]
     assert skipped.reason[0].startswith("damaged or not decodable" if damage is cut_short else "no breast found")
     assert Image.open(output / "preview.png").size == (8 * 224, 224 * 6 + 18)
     assert not (output / ".progress").exists()
@@ -370,10 +375,10 @@ def test_bad_inputs_are_skipped_and_listed(make_job, templates, spoiled, tree, t
 
 
 def test_a_hole_in_a_batch_changes_no_other_image_beyond_rounding(make_job, templates, spoiled, tmp_path):
-    folder = spoiled(without_breast)
-    make_job(folder, tmp_path / "holes", skip_bad=True)
+    folder, names = spoiled(without_breast), Identities(Deidentifier(bytes(16)))
+    make_job(folder, tmp_path / "holes", skip_bad=True, identities=names)
     shutil.copy(templates / "full_LCC.dcm", folder / "c_LCC.dcm")
-    make_job(folder, tmp_path / "whole")
+    make_job(folder, tmp_path / "whole", identities=names)
     holes, whole = (
         manifest_of(tmp_path / "holes").set_index("index"),
         manifest_of(tmp_path / "whole").set_index("index"),
@@ -445,7 +450,7 @@ def test_template_ids_name_no_file(make_job, templates, tmp_path):
     shutil.copy(templates / "full_LCC.dcm", tmp_path / "input" / "..evil_LCC.dcm")
     (record,) = find_inputs(tmp_path / "input" / "..evil_LCC.dcm")
     record = replace(record, image_id="../../evil", study_id="../up")
-    make_job([record], tmp_path / "deep" / "data")
+    make_job([record], tmp_path / "deep" / "data", identities=Identities(KeptIdentifiers()))
     assert manifest_of(tmp_path / "deep" / "data").template_image_id.tolist() == ["../../evil"]
     made = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*")}
     assert made == {"input", "deep"}

@@ -6,8 +6,10 @@ import pydicom
 from PIL import Image
 from pydicom.uid import DigitalMammographyXRayImageStorageForProcessing
 
+from gbci_fast.data.deidentify import KeptIdentifiers
 from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import find_inputs
+from gbci_fast.generate.identities import Identities
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings
@@ -30,7 +32,7 @@ def test_notes_of_the_inputs(pipe, make_job, breast, write_template, tmp_path):
     raw.save_as(folder / "raw.dcm")
     plan = make_plan(find_inputs(folder), variants=1, seed=0)
     settings = JobSettings(seed=0, batch_size=2, sampler=make_job.sampler, formats=("dicom",), weights_hash="ab" * 32)
-    result = run_job(pipe, plan, tmp_path / "out", settings)
+    result = run_job(pipe, plan, tmp_path / "out", settings, identities=Identities(KeptIdentifiers()))
     high = "pixels are 2 times as high as wide"
     side = "stated to be a left breast, but the chest wall lies on the right"
     histogram = "For Processing, not for reading: displayed by its own histogram"

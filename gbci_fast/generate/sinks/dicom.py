@@ -1,6 +1,7 @@
 """Digital Mammography For Presentation, on the matrix and in the stored values of the template."""
 
 import hashlib
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -10,24 +11,33 @@ from pydicom.uid import SecondaryCaptureImageStorage
 
 from gbci_fast import __version__
 from gbci_fast.data.attributes import NO_FINDING
+from gbci_fast.data.deidentify import KeptIdentifiers
 from gbci_fast.data.dicom_writer import (
     MammogramHeader,
     SourceImage,
     mammogram_dataset,
+    stated,
     uid_from_seed,
     write_dicom,
 )
 from gbci_fast.generate.checks import check_view
 from gbci_fast.generate.engine import Synthesis
+from gbci_fast.generate.identities import Identities
 
-_EPOCH = datetime(2000, 1, 1)  # dates are invented: a day and second after this, by the job's seed and the study
+# Where the template states no date, one is invented: a day and second after this, by the job's seed and the study.
+_EPOCH = datetime(2000, 1, 1)
+NOT_LOOKED_AT = "nobody has ruled out text in the pixels: PatientIdentityRemoved is NO"
 
 
-def write_synthesis(synthesis: Synthesis, path: Path, *, job_seed: int, weights_hash: str, compression: str) -> None:
+def write_synthesis(
+    synthesis: Synthesis, path: Path, *, identities: Identities, job_seed: int, weights_hash: str, compression: str
+) -> None:
     """Writes the synthesis with SyntheticData = YES and its provenance.
 
-    UIDs, dates and times are functions of the job's seed, the plan item, the template's patient and study and, of the
-    image's, its pixels: the same job writes the same bytes, and images that differ have different UIDs.
+    UIDs, dates and times are functions of the job's seed, the plan item, the template's patient and study (as
+    `identities` name them) and, of the image's, its pixels: the same job writes the same bytes, and images that differ
+    have different UIDs. Variants are patients of their own; of one variant, the studies of a patient are one patient's,
+    and as far apart as the template's.
 
     Raises:
         GBCIError: the template's view or side is unknown.
@@ -35,7 +45,7 @@ def write_synthesis(synthesis: Synthesis, path: Path, *, job_seed: int, weights_
     mammogram = synthesis.template.mammogram
     dataset = mammogram_dataset(
         synthesis.stored,
-        _header(synthesis, job_seed, weights_hash),
+        _header(synthesis, identities, job_seed, weights_hash),
         like=mammogram.dataset,
         window=mammogram.presentation.window,
         lut=mammogram.presentation.lut,
@@ -43,16 +53,23 @@ def write_synthesis(synthesis: Synthesis, path: Path, *, job_seed: int, weights_
     write_dicom(dataset, path, compression=compression)
 
 
-def _header(synthesis: Synthesis, job_seed: int, weights_hash: str) -> MammogramHeader:
+def not_looked_at(dataset: Dataset | None) -> bool:
+    """Whether the template's header (``None`` for PNG) leaves open that its pixels show text."""
+    return stated(dataset, "BurnedInAnnotation") != ["NO"]
+
+
+def _header(synthesis: Synthesis, identities: Identities, job_seed: int, weights_hash: str) -> MammogramHeader:
     item, attributes, mammogram = synthesis.item, synthesis.attributes, synthesis.template.mammogram
     check_view(item.template.path, attributes.view_position, attributes.laterality, mammogram.other_view)
     categories = attributes.finding_categories
     findings = "of unspecified category" if categories is None else ", ".join(categories) or NO_FINDING
     # Where the input's folders do not tell patients and studies apart, its headers do.
-    patient = item.template.patient_in(mammogram)
-    source = mammogram.dataset
-    study = (item.study_id, patient, "" if source is None else source.get("StudyInstanceUID", ""))
-    number = int(hashlib.sha256("\x1f".join(map(str, study)).encode()).hexdigest()[:8], 16)
+    patient = identities.origin(item.template, mammogram).patient_id
+    source, names = mammogram.dataset, identities.names
+    study = (item.study_id, patient, names.uid(_text(source, "StudyInstanceUID")))
+    number = int(_digest(*study)[:8], 16)
+    invented = _EPOCH + timedelta(days=number % 7300, seconds=number % 86400)
+    when = _study_datetime(source)
     pixels = hashlib.sha256(np.ascontiguousarray(synthesis.stored)).hexdigest()
     return MammogramHeader(
         view_position=attributes.view_position,
@@ -60,24 +77,47 @@ def _header(synthesis: Synthesis, job_seed: int, weights_hash: str) -> Mammogram
         study_uid=uid_from_seed("study", job_seed, *study),
         series_uid=uid_from_seed("series", job_seed, *study, attributes.laterality, attributes.view_position),
         instance_uid=uid_from_seed("instance", job_seed, *study, item.image_id, pixels),
-        study_datetime=_EPOCH + timedelta(days=number % 7300, seconds=number % 86400),
-        patient_id=f"SYN-{hashlib.sha256(f'{item.study_id}{patient}'.encode()).hexdigest()[:12]}",
+        study_datetime=invented if when is None else when + names.shift(patient),
+        patient_id=f"SYN-{_digest('patient', job_seed, item.variant, patient)[:12]}",
         software_version=__version__,
         derivation=f"Synthetic lesion ({findings}) by latent diffusion (weights {weights_hash[:12]}, "
         f"seed {item.seed}); research data, not for diagnosis.",
-        source=_source(source),
+        source=_source(source, names),
         spacing=mammogram.spacing,
         chest_wall="R" if synthesis.template.frame.flip else "L",
         patient_age=attributes.age,
+        deidentified=names.removes,
+        dates="REMOVED" if when is None else "MODIFIED" if names.removes else "UNMODIFIED",
         instance_number=1 + item.index,
     )
 
 
-def _source(dataset: Dataset | None) -> SourceImage | None:
+def _study_datetime(dataset: Dataset | None) -> datetime | None:
+    """StudyDate, at StudyTime where it is legal; ``None`` where the date is not."""
+    day = re.fullmatch(r"(\d{4})\.?(\d\d)\.?(\d\d)", _text(dataset, "StudyDate"))
+    time = re.match(r"([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d)?", _text(dataset, "StudyTime"))
+    if day is None or int(day[1]) < 1900:
+        return None
+    try:
+        return datetime(*map(int, day.groups()), *(int(part or 0) for part in (time.groups() if time else ())))
+    except ValueError:  # no such day
+        return None
+
+
+def _text(dataset: Dataset | None, keyword: str) -> str:
+    return "" if dataset is None else str(dataset.get(keyword) or "").strip()
+
+
+def _digest(*parts: object) -> str:
+    """SHA-256 over the parts, hexadecimal."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
+
+
+def _source(dataset: Dataset | None, names: KeptIdentifiers) -> SourceImage | None:
     """The template as a DICOM object; a PNG, or a file that states no identity, is none."""
     if dataset is None or not dataset.get("SOPInstanceUID"):
         return None
     return SourceImage(
         sop_class_uid=dataset.get("SOPClassUID") or SecondaryCaptureImageStorage,
-        sop_instance_uid=dataset.SOPInstanceUID,
+        sop_instance_uid=names.uid(dataset.SOPInstanceUID),
     )
