@@ -12,6 +12,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.job_folder import CHECKS
 
 if TYPE_CHECKING:
+    from gbci_fast.data.vindr import ImageRecord
     from gbci_fast.generate.plan import PlanItem
     from gbci_fast.generate.priors import Priors
 
@@ -129,6 +130,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="write no lesion that is nearly a training lesion, and list it in skipped.csv; INDEX is written by "
         "gbci-fast evaluate memorisation --index and holds pixels of the training data",
     )
+    identity = parser.add_mutually_exclusive_group()
+    identity.add_argument(
+        "--keep-identifiers",
+        action="store_true",
+        help="write names of files and folders, UIDs, ages and dates as they are in INPUT, instead of pseudonyms",
+    )
+    identity.add_argument(
+        "--identity-key",
+        type=Path,
+        metavar="FILE",
+        help="secret file of at least 16 bytes: jobs with the same one give a patient the same pseudonym (default: a "
+        "key that follows from --seed and the content of INPUT)",
+    )
     parser.set_defaults(run=run, refuse=parser.error)
 
 
@@ -150,10 +164,12 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
+    from gbci_fast.data.vindr import find_inputs
     from gbci_fast.devices import pick_device
     from gbci_fast.fast import accelerate
     from gbci_fast.files import hash_weights
     from gbci_fast.generate.copies import CopyGate
+    from gbci_fast.generate.identities import job_identities
     from gbci_fast.generate.job import run_job
     from gbci_fast.generate.manifest import SKIPPED
     from gbci_fast.generate.settings import JobSettings, SamplerSettings
@@ -163,7 +179,15 @@ def run(args: argparse.Namespace) -> None:
     output = Path(os.path.realpath(args.output))  # `Path.resolve` raises at a loop of links
     if Path(os.path.realpath(args.input)) in (output, *output.parents):
         raise GBCIError(f"{args.output} lies in {args.input}, where images are read from; choose a folder outside")
-    plan = _plan(args, priors)
+    records = find_inputs(args.input, skip_bad=args.skip_bad)
+    plan = _plan(args, records, priors)
+    identities = job_identities(
+        args.output,
+        args.seed,
+        [record.path for record in records],
+        keep=args.keep_identifiers,
+        key_file=args.identity_key,
+    )
     folder, device = checkpoint_folder(args.weights), pick_device(args.device)
     names = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
     if args.tier == "exact":
@@ -191,6 +215,7 @@ def run(args: argparse.Namespace) -> None:
             plan,
             args.output,
             settings,
+            identities=identities,
             resume=args.resume,
             check=args.check,
             skip_bad=args.skip_bad,
@@ -219,20 +244,20 @@ def _workers(asked: int | None, device: str) -> int:
 
 
 def _write_plan(args: argparse.Namespace, priors: "Priors") -> None:
+    from gbci_fast.data.vindr import find_inputs
     from gbci_fast.generate.plan_csv import write_plan
 
-    plan = _plan(args, priors)
+    plan = _plan(args, find_inputs(args.input, skip_bad=args.skip_bad), priors)
     write_plan(plan, args.write_plan)
     print(f"{len(plan)} synthetic images planned in {args.write_plan}; edit it and run it with --plan")
 
 
-def _plan(args: argparse.Namespace, priors: "Priors") -> "list[PlanItem]":
+def _plan(args: argparse.Namespace, records: "list[ImageRecord]", priors: "Priors") -> "list[PlanItem]":
     """The rows of --plan, or the inputs' variants."""
-    from gbci_fast.data.vindr import find_inputs
     from gbci_fast.generate.plan import make_plan
     from gbci_fast.generate.plan_csv import read_plan
 
-    records, overrides = find_inputs(args.input, skip_bad=args.skip_bad), _pairs(args.overrides)
+    overrides = _pairs(args.overrides)
     if args.plan is None:
         plan = make_plan(
             records,

@@ -104,7 +104,7 @@ class ImageRecord:
     def patient_in(self, mammogram: Mammogram) -> str:
         """`patient`; of a plain file, whose folder may hold many, a digest of the PatientID in its header, if any.
 
-        The digest is no protection against guessing: who must not be found is to be de-identified before.
+        The digest is no protection against guessing; what `generate` publishes is a keyed one (`Identities`).
         """
         named = without_view(mammogram.patient_id or "")
         if self.listed or not named:

@@ -305,6 +305,28 @@ def test_skip_bad(weights, half_bad, tmp_path, capfd):
     assert not (tmp_path / "none").exists()
 
 
+def test_identities(weights, image, tmp_path, capfd):
+    """By default pseudonyms of a plain file's name; one key file, one pseudonym; or the names as they are."""
+    (tmp_path / "key").write_bytes(bytes(16))
+    named = tmp_path / "in" / "doe_jane.dicom"
+    named.parent.mkdir()
+    named.write_bytes(image.read_bytes())
+    key, found = ("--identity-key", tmp_path / "key"), {}
+    for name, options in (("a", ()), ("b", key), ("c", (*key, "--seed", 1)), ("d", ("--keep-identifiers",))):
+        assert generate(named, "--output", tmp_path / name, "--weights", weights, *QUICK, *options) == 0
+        (found[name],) = pd.read_parquet(tmp_path / name / "manifest.parquet").template_image_id
+    assert found["b"] == found["c"] != found["a"]
+    assert all(re.fullmatch("[0-9a-f]{16}", found[name]) for name in "abc")
+    assert found["d"] == "doe_jane"
+    capfd.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        generate(named, "--output", tmp_path / "e", *key, "--keep-identifiers")
+    assert "argument --keep-identifiers: not allowed with argument --identity-key" in capfd.readouterr().err
+    assert generate(named, "--output", tmp_path / "e", "--identity-key", tmp_path / "none") == 1
+    assert f"{tmp_path / 'none'} is not a file; expected one of at least 16 bytes" in capfd.readouterr().err
+    assert not (tmp_path / "e").exists()
+
+
 def test_terminated_politely(weights, image, tmp_path, capfd, monkeypatch):
     def terminate(synthesis):
         signal.raise_signal(signal.SIGTERM)

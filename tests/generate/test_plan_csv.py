@@ -12,6 +12,7 @@ from pydicom import dcmread
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
+from gbci_fast.generate.identities import job_identities
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.masks import BoxMask, EllipseMask, FileMask
 from gbci_fast.generate.plan import make_plan
@@ -95,12 +96,13 @@ def test_pieces_of_a_plan_make_the_images_of_the_whole(pipe, make_job, phantom, 
     whole = pd.read_parquet(finished / "manifest.parquet").set_index("index")
     settings = JobSettings(seed=0, batch_size=2, sampler=make_job.sampler, weights_hash="ab" * 32)
     columns = ["image_id", "study_id", "seed", "variant", "dicom_sha256", "png_sha256", "mask_sha256"]
+    names = job_identities(tmp_path / "none", 0, {record.path for record in records})  # of INPUT, not of the piece
     for number, piece in enumerate(cut):
         (tmp_path / f"{number}.csv").write_text("\n".join([header, *(rows[i] for i in piece)]) + "\n")
         plan = read_plan(tmp_path / f"{number}.csv", records, phantom, seed=0)
         assert [item.index for item in plan] == piece
-        run_job(pipe, plan, tmp_path / str(number), settings)
-        run_job(pipe, plan, tmp_path / str(number), settings, resume=True)  # nothing is left to do
+        run_job(pipe, plan, tmp_path / str(number), settings, identities=names)
+        run_job(pipe, plan, tmp_path / str(number), settings, identities=names, resume=True)  # nothing is left to do
         made = pd.read_parquet(tmp_path / str(number) / "manifest.parquet").set_index("index")
         pd.testing.assert_frame_equal(made[columns], whole.loc[piece, columns])
         assert [dcmread(tmp_path / str(number) / name).InstanceNumber for name in made.dicom_file] == [

@@ -41,6 +41,10 @@ another lesion in it, every other pixel has the same stored value and the same d
 - **View**: a header that states another view than CC and MLO is not overruled by a file's name or a table. Such an
   image has no DICOM copy, unless `--set view_position` says what it is.
 - A LUT of fewer entries than its descriptor states is refused; its entries are bytes only where it says 8 bits.
+- Of a header only numbers and defined terms are written that say what stored values mean, how large they are, and
+  whether the image is lossy, partial, of an implant or annotated; of a LUT, its descriptor and data. Patient, private
+  elements and free text (LUTExplanation, WindowCenterWidthExplanation, PartialViewDescription, …) never are.
+  [data.md](data.md#de-identification) says what becomes of names, UIDs, dates and ages.
 - BurnedInAnnotation must be stated in a mammogram For Presentation: where the source does not state it, nobody has
   looked, and copies say YES.
 - A PNG seldom states its bit depth: white is the largest value of the fewest bits (8 at least) that hold its largest
