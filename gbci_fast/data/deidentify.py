@@ -69,4 +69,4 @@ class Deidentifier(KeptIdentifiers):
         return -timedelta(seconds=1 + number % int(LONGEST_SHIFT.total_seconds()))
 
     def _digest(self, kind: str, text: str) -> bytes:
-        return hmac.digest(self.key, f"{kind}\x1f{text}".encode(errors="surrogateescape"), "sha256")
+        return hmac.digest(self.key, f"{kind}\x1f{text}".encode(errors="surrogatepass"), "sha256")

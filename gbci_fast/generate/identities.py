@@ -126,7 +126,7 @@ def derive_key(seed: int, inputs: Iterable[Path]) -> bytes:
                 size = path.stat().st_size
                 with path.open("rb") as file:
                     content = file.read(HEAD)
-        digest.update(hashlib.sha256(os.fsencode(name) + f"\0{size}\0".encode() + content).digest())
+        digest.update(hashlib.sha256(f"{name}\0{size}\0".encode(errors="surrogatepass") + content).digest())
     return digest.digest()
 
 

@@ -175,7 +175,7 @@ def test_what_cannot_be_read_is_an_error_or_listed(weights, image, tmp_path, cap
     shutil.copy(image, folder / "a_LCC.dcm")
     (folder / "study").symlink_to(tmp_path / "unmounted")
     (folder / os.fsdecode(b"M\xfcller_LCC.dcm")).hardlink_to(folder / "a_LCC.dcm")
-    options = (folder, "--output", output, "--weights", weights, *QUICK, "--variants", "1", "--format", "png")
+    options = (folder, "--output", output, "--weights", weights, *QUICK, "--format", "png", "--keep-identifiers")
     assert generate(*options) == 1
     (sentence,) = capfd.readouterr().err.splitlines()
     assert "has a name that is not plain text (UTF-8); rename it (1 more cannot be looked at either)" in sentence
