@@ -11,7 +11,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from gbci_fast.data.walk import walk_files
 from gbci_fast.errors import GBCIError
 
 LOCK_FILE = ".lock"
@@ -48,17 +47,18 @@ def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
 
     When it returns, its files are on the disk.
     """
-    temporary = _temporary(path)
+    temporary, aside = _temporary(path), _temporary(path.with_name(f"{path.name}.old"))
     with naming_file(path):
         try:
             write(temporary)
             sync_tree(temporary)
             if path.exists():  # a folder cannot take another's place in one step
-                shutil.rmtree(path)
+                path.replace(aside)
             temporary.replace(path)
             sync(path.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for folder in (temporary, aside):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
@@ -146,6 +146,11 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def real_path(path: Path) -> Path:
+    """The path without links and dots; of a loop of links, as far as it can be followed (`Path.resolve` raises)."""
+    return Path(os.path.realpath(path))
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
@@ -160,9 +165,17 @@ def hash_weights(folder: Path) -> str:
     The JSON files are the configs: another schedule or scaling is another model.
     """
     digest = hashlib.sha256()
-    for path in (found.path for found in walk_files(folder) if found.path.suffix in (".safetensors", ".json")):
+    for path in sorted(path for path in _files_below(folder) if path.suffix in (".safetensors", ".json")):
         digest.update(f"{path.relative_to(folder).as_posix()}\n{sha256_of(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Every name of a file, through links; those that lead back up are not followed."""
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [name for name in folders if not f"{real}/".startswith(f"{os.path.realpath(Path(parent, name))}/")]
+        yield from (Path(parent, name) for name in names)
 
 
 def _temporary(path: Path) -> Path:

@@ -22,7 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import LOCK_FILE, atomically, is_empty, locked, make_folder, naming_file, remove_temporaries, sync
+from gbci_fast.files import (
+    LOCK_FILE,
+    atomically,
+    is_empty,
+    is_temporary,
+    locked,
+    make_folder,
+    naming_file,
+    remove_temporaries,
+    sync,
+)
 
 JOB_FILE = "job.json"
 PROGRESS_FOLDER = ".progress"
@@ -61,7 +71,7 @@ class Kept:
             size = path.stat().st_size
             sound = size == self.size if self.start is None else size >= start + self.size
             return sound and (check == "sizes" or _sha256(path, start, start + self.size) == self.sha256)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return False
 
 
@@ -123,6 +133,8 @@ class JobFolder:
                 f"{self.path} is not empty; pass --resume to continue the job there, or choose another folder"
             )
         try:
+            if not self.file.is_file():
+                raise FileNotFoundError("no such file")
             self.stored = dict(json.loads(self.file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise GBCIError(f"{self.file} cannot be read, so {self.path} holds no job to resume: {error}") from error
@@ -132,6 +144,11 @@ class JobFolder:
             raise GBCIError(
                 f"{self.path} holds another job: {told}; resume with the same arguments, or choose another folder"
                 f"{hint(changed)}"
+            )
+        if not (self.progress.exists() or self.finished or self._shared) and self._others():
+            raise GBCIError(
+                f"{self.path} has neither {PROGRESS_FOLDER} nor {FINISHED_FOLDER}, the notes of its job, and cannot be "
+                "resumed without; put them back, or choose another folder"
             )
         self._journal = _Journal((self.path / FINISHED_FOLDER if self.finished else self.progress) / JOURNAL)
         return True
@@ -227,9 +244,13 @@ class JobFolder:
 
     def _take_back(self) -> None:
         shutil.rmtree(self.progress, ignore_errors=True)
-        others = {path.name for path in self.path.iterdir()} - {LOCK_FILE, self.file.name}
-        if self._shared or not others:
+        if self._shared or not self._others():
             self.file.unlink(missing_ok=True)
+
+    def _others(self) -> set[str]:
+        """Names of what is not the job's own account of itself."""
+        own = {LOCK_FILE, self.file.name, PROGRESS_FOLDER}
+        return {path.name for path in self.path.iterdir() if path.name not in own and not is_temporary(path.name)}
 
     def _write_identity(self) -> None:
         self.stored = self._identity | self._private

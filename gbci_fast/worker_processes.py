@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import forkserver, get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any
@@ -37,6 +37,7 @@ def worker_pool(
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([module])
+    resource_tracker.ensure_running()  # which the next call would do first, and that unblocks the signals
     with _blocked():  # a process blocks what the one that started it does: nothing reaches a worker before it starts
         forkserver.ensure_running()
     return ProcessPoolExecutor(workers, context, initializer=initializer, initargs=tuple(initargs))

@@ -1,6 +1,7 @@
 """Whole files, whole folders, and what is named where the disk is full."""
 
 import os
+import shutil
 
 import pytest
 
@@ -79,5 +80,11 @@ def test_the_digest_of_weights_sees_through_links(tmp_path):
         (tmp_path / "linked" / name).symlink_to(tmp_path / "plain" / name)
     before = hash_weights(tmp_path / "plain")
     assert hash_weights(tmp_path / "linked") == before
+    # Two names of one file are two files, and a loop ends.
+    (tmp_path / "plain" / "vae").mkdir()
+    (tmp_path / "plain" / "vae" / "config.json").symlink_to(tmp_path / "plain" / "unet" / "config.json")
+    (tmp_path / "plain" / "vae" / "up").symlink_to(tmp_path / "plain")
+    assert hash_weights(tmp_path / "plain") != before
+    shutil.rmtree(tmp_path / "plain" / "vae")
     (tmp_path / "plain" / "unet" / "model.safetensors").write_text("other")
     assert hash_weights(tmp_path / "linked") == hash_weights(tmp_path / "plain") != before

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -203,6 +204,35 @@ def test_one_process_at_a_time(path):
         with holder, pytest.raises(GBCIError, match="job is in use by another run"):
             reopened(path).claimed(resume=True).__enter__()
     assert not (path / ".lock").exists()
+
+
+def test_without_notes_nothing_is_resumed(path):
+    job = make(path, 1)
+    with job.claimed(resume=True):
+        job.finish()
+    shutil.rmtree(path / ".finished")
+    with pytest.raises(GBCIError, match=r"has neither \.progress nor \.finished, the notes of its job"):
+        begin(path).begun(resume=True)
+
+
+def test_an_identity_that_is_a_pipe_is_not_waited_for(path):
+    make(path, 1)
+    (path / "job.json").unlink()
+    os.mkfifo(path / "job.json")
+    with pytest.raises(GBCIError, match=r"job\.json cannot be read"):
+        begin(path).begun(resume=True)
+
+
+def test_a_file_that_cannot_be_read_now_is_not_taken_for_lost(path, monkeypatch):
+    make(path, 1)
+
+    def refused(self, *args, **options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    job = reopened(path)
+    monkeypatch.setattr("pathlib.Path.stat", refused)
+    with pytest.raises(PermissionError):
+        job.is_damaged(1)
 
 
 @pytest.mark.parametrize("names", [False, True])

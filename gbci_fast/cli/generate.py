@@ -228,6 +228,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"sampled with {how}")
     for note in notes:
         print(f"note: {note}")
+    if result.mended:
+        print(f"made {result.mended} again that were lost, damaged, or of another template")
     if result.skipped:
         copies = f" ({result.rejected} near copies of training lesions)" if result.rejected else ""
         print(f"skipped {result.skipped} of {len(plan)}{copies}, see {args.output / SKIPPED}")

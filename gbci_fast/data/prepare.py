@@ -41,7 +41,7 @@ from gbci_fast.data.prepare_image import PreparedImage, PrepareSettings, prepare
 from gbci_fast.data.qc import QC_FOLDER, write_qc
 from gbci_fast.data.vindr import ImageRecord, VinDr, find_inputs, is_data_set
 from gbci_fast.errors import GBCIError, one_line
-from gbci_fast.files import atomically, naming_file, sha256_of, sync, sync_tree
+from gbci_fast.files import atomically, locked, naming_file, sha256_of, sync, sync_tree
 from gbci_fast.job_folder import JOB_FILE, PROGRESS_FOLDER, JobFolder, Kept
 from gbci_fast.worker_processes import close_pool, how_it_ended, processes_of, worker_pool
 
@@ -162,6 +162,7 @@ class _Job:
             output,
             _identify(sources, settings, sheets),
             file=CACHE_FILE if complete else f"{PROGRESS_FOLDER}/{JOB_FILE}",
+            shared=complete,
         )
         self._arrays = {name: _Array(self.progress / name, kind, width) for name, kind, width in _arrays(settings.size)}
         self.done = self.views = self.masks = self.skipped = 0
@@ -177,7 +178,9 @@ class _Job:
         cache = Cache(self.output)
         if check == "digests":
             cache.verify()
-        shutil.rmtree(self.progress, ignore_errors=True)
+        if self.progress.exists():  # where the run that finished it was killed
+            with locked(self.output):
+                shutil.rmtree(self.progress, ignore_errors=True)
         return True
 
     @contextmanager
@@ -374,7 +377,7 @@ def _identify(sources: list[Source], settings: PrepareSettings, sheets: int) -> 
     for source in sources:
         for record in source.records:
             path = PurePosixPath(record.path.relative_to(source.root))
-            digest.update(repr(replace(record, path=path)).encode())
+            digest.update(repr(replace(record, path=path, fault=None)).encode())
     return {
         "format": FORMAT,
         "gbci_fast": __version__,

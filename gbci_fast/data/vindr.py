@@ -332,6 +332,11 @@ def is_text(text: str | Path) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in str(text))
 
 
+def _plain(name: str) -> str:
+    """A name as a table can hold it: what is not text is escaped."""
+    return name if is_text(name) else one_line(name)
+
+
 def _sentence(path: Path, fault: str) -> str:
     return f"{path if is_text(path) else repr(str(path))} {fault}"
 
@@ -340,12 +345,12 @@ def _file_records(found: Sequence[Found], root: Path) -> Iterator[ImageRecord]:
     taken: set[str] = set()
     names: dict[str, Iterator[str]] = {}  # of every stem, those not tried yet
     for entry in found:
-        file, stem = entry.path, one_line(entry.path.stem)
+        file, stem = entry.path, _plain(entry.path.stem)
         image_id = next(name for name in names.setdefault(stem, _numbered(stem)) if name not in taken)
         taken.add(image_id)
         attributes = Attributes(laterality=laterality_in_text(stem), view_position=view_in_text(stem))
         yield ImageRecord(
-            study_id="-".join(file.parent.relative_to(root).parts) or root.absolute().name,
+            study_id=_plain("-".join(file.parent.relative_to(root).parts) or root.absolute().name),
             image_id=image_id,
             path=file,
             laterality=attributes.laterality,

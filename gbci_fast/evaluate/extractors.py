@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Extractor, Radiomics
 from gbci_fast.evaluate.lesions import Crops
-from gbci_fast.files import hash_weights
+from gbci_fast.files import hash_weights, real_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +63,7 @@ class ClassToken:
     """
 
     def __init__(self, folder: Path, batch_size: int = 32):
-        self.name, self.batch_size = folder.resolve().name, batch_size
+        self.name, self.batch_size = real_path(folder).name, batch_size
         self.preprocessing = _read_preprocessing(folder)
         self.model = _load(folder)
         self.digest = hash_weights(folder)

@@ -17,6 +17,7 @@ from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.metrics import grow, ring_mean
 from gbci_fast.evaluate.paired import AIR_MARGIN, MASK_GROWTH, image_seed
+from gbci_fast.files import real_path
 
 CROP_SIZE = 64
 CONTEXT = 1.5  # side of a crop in sides of the mask's box
@@ -150,7 +151,7 @@ def read_lesions(
     Raises:
         GBCIError: no such image with a finding, an image that cannot be read, or no lesion with anything around it.
     """
-    names = {root: root.resolve().name for root in roots}
+    names = {root: real_path(root).name for root in roots}
     if len(set(names.values())) < len(names):
         names = {root: str(root) for root in names}
     records = [

@@ -37,7 +37,7 @@ from gbci_fast.evaluate.metrics import (
     ring_mean,
 )
 from gbci_fast.evaluate.report import target, versions
-from gbci_fast.files import hash_weights
+from gbci_fast.files import hash_weights, real_path
 from gbci_fast.pipeline import GBCIPipeline
 
 MASK_GROWTH = 3  # pixels around the lesion; training masks are grown by 1 to 5
@@ -208,7 +208,7 @@ def load_cases(
     Raises:
         GBCIError: no image with a finding in that split, or an image that cannot be read.
     """
-    names = {root: root.resolve().name for root in roots}
+    names = {root: real_path(root).name for root in roots}
     if len(set(names.values())) < len(names):
         names = {root: str(root) for root in names}
     records = [(root, record) for root in names for record in VinDr(root).of_split(settings.split) if record.findings]

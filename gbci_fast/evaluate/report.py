@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically
+from gbci_fast.files import atomically, real_path
 
 ABOUT_TARGETS = (
     "Each bound is a target of the packaged model on the test images of CBIS-DDSM and CDD-CESM. For another model, "
@@ -35,7 +35,7 @@ def figure_path(output: Path, figure: Path | None) -> Path:
         GBCIError: the two are one file, one is a folder, or a folder cannot be made.
     """
     figure = figure or output.with_suffix(".png")
-    if figure.resolve() == output.resolve():
+    if real_path(figure) == real_path(output):
         raise GBCIError(f"report and figure are both {output}; expected two files")
     for path in (output, figure):
         if path.is_dir():

@@ -152,8 +152,8 @@ def _key_of_file(path: Path) -> bytes:
 def _key_of_job(file: Path) -> bytes | None:
     """None where no job is there; whether that can be resumed is not asked here."""
     try:
-        return bytes.fromhex(json.loads(file.read_text(encoding="utf-8"))[KEY])
-    except (OSError, ValueError, TypeError, KeyError):
+        return bytes.fromhex(json.loads(file.read_text(encoding="utf-8"))[KEY]) if file.is_file() else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from gbci_fast import __version__
+from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError, one_line
 from gbci_fast.fast import FastPipeline
 from gbci_fast.files import sha256_of
@@ -37,6 +38,7 @@ from gbci_fast.job_folder import JobFolder, Kept, Key
 from gbci_fast.pipeline import GBCIPipeline
 
 PREVIEW_ROWS = 8
+TABLES_NOTE = "tables"
 COMPILED = (*TABLES, SKIPPED, PREVIEW)
 
 
@@ -44,13 +46,15 @@ COMPILED = (*TABLES, SKIPPED, PREVIEW)
 class JobResult:
     """What a job left: `images` made and `skipped` (items of its plan), and the `preview` of the former.
 
-    Of the skipped, `rejected` were near copies of training lesions. `noted` tells how many inputs that were used are
+    Of the images, `mended` were made again: those of an earlier run were lost, damaged, or of another template. Of the
+    skipped, `rejected` were near copies of training lesions. `noted` tells how many inputs that were used are
     unusual, by each of their notes (the manifest's template_notes).
     """
 
     preview: Path
     images: int
     skipped: int
+    mended: int
     rejected: int
     noted: dict[str, int]
 
@@ -141,6 +145,8 @@ class _Job:
         self._skip_bad = skip_bad
         self._faults: dict[int, GBCIError] = {}
         self._damaged: set[Key] = set()
+        self._forgotten: set[int] = set()
+        self._mended = 0
         self._columns = {"gbci_fast": __version__, **sampled_by, **settings.columns()}
         identity = self._columns | _identify(plan) | identities.identity()
         self.folder = JobFolder(output, identity, private={"templates": identities.templates(plan)})
@@ -178,8 +184,6 @@ class _Job:
 
     def run(self, synthesizer: Synthesizer, on_batch: Callable[[int], None]) -> None:
         """Every batch that is not finished, in order."""
-        self.folder.forget([key for key in self.folder if key in self._damaged])
-        self._damaged = set()
         self._remove_unfinished()  # where an earlier run was killed
         self._shown = self._panels(self._done("rows"))
         numbers = self._pending()
@@ -203,13 +207,18 @@ class _Job:
         write_tables(rows, self.output)
         if skipped:
             write_skipped([(item["file"], item["reason"]) for item in skipped], self.output)
-        shown = sorted(self._panels(rows).values())
-        write_preview([np.asarray(Image.open(file)) for file in shown], self.output / PREVIEW)
-        compiled = [self.output / name for name in COMPILED if name != SKIPPED or skipped]
-        self.folder.note("tables", None, [Kept.of(self.output, file) for file in compiled])
+        else:
+            (self.output / SKIPPED).unlink(missing_ok=True)
+        if shown := sorted(self._panels(rows).values()):
+            write_preview([np.asarray(Image.open(file)) for file in shown], self.output / PREVIEW)
+        compiled = [file for name in COMPILED if (file := self.output / name).exists()]
+        self.folder.note(TABLES_NOTE, None, [Kept.of(self.output, file) for file in compiled])
 
     def stop(self) -> None:
-        """Makes a valid data set of the finished batches; without any, takes back what this job made."""
+        """Makes a valid data set of the finished batches; without any, takes back what this job made.
+
+        Batches that lost something and were not made again yet stay as they are.
+        """
         self._remove_unfinished()
         if self._done("rows"):
             self.compile()
@@ -227,6 +236,7 @@ class _Job:
             preview=self.output / PREVIEW,
             images=len(table),
             skipped=len(self._plan) - len(table),
+            mended=self._mended,
             rejected=sum(reason.startswith(REJECTED) for reason in read_reasons(self.output)),
             noted=noted,
         )
@@ -235,6 +245,7 @@ class _Job:
         """Takes what was made of a batch into its shard and the preview, and marks it finished."""
         rows, skipped, kept = [], [], []
         shard, start = self._shard(number)
+        self._forget_behind(number)
         with ExitStack() as stack:
             opened = None
             for item in self._batches[number]:
@@ -260,6 +271,16 @@ class _Job:
         if end > start:
             kept.append(Kept.of(self.output, self.output / shard, span=(start, end)))
         self.folder.note(number, {"rows": rows, "skipped": skipped, "shard_end": end}, kept)
+        self._mended += len(rows) * (number in self._damaged)
+        self._damaged.discard(number)
+
+    def _forget_behind(self, number: int) -> None:
+        """Forgets the batches that share the shard of one that is made again: the shard is cut where that begins."""
+        if number in self._damaged and "webdataset" in self._settings.formats:
+            behind = range(number + 1, (number // self._batches_of_a_shard + 1) * self._batches_of_a_shard)
+            lost = [each for each in behind if each in self.folder]
+            self.folder.forget(lost)
+            self._forgotten.update(lost)
 
     def _skip(self, item: PlanItem, error: GBCIError) -> dict[str, Any]:
         """The record of an item that was not made; raises the error where that must not be."""
@@ -299,6 +320,8 @@ class _Job:
     def _find_damaged(self, check: str) -> set[Key]:
         """Notes of what is not there as it was written, or would be written otherwise now."""
         damaged = set(self.folder.damaged(check))
+        if TABLES_NOTE in self.folder and self.folder.is_damaged(TABLES_NOTE):  # they are read
+            damaged.add(TABLES_NOTE)
         if check == "digests":
             damaged |= self._of_changed_templates()
         if "webdataset" in self._settings.formats:
@@ -320,13 +343,14 @@ class _Job:
         return changed
 
     def _of_cut_shards(self, damaged: set[Key]) -> set[int]:
-        """Finished batches behind a damaged one in their shard; of a finished job, the last of a shard without end."""
+        """Finished batches behind a damaged one in their shard, and the last of a whole shard without its end."""
         lost, of_shard = set(), {}
         for number in self._finished():
             of_shard.setdefault(number // self._batches_of_a_shard, []).append(number)
         for shard, numbers in of_shard.items():
             end = self.folder.entry(numbers[-1])["shard_end"]
-            if end and self.folder.finished and not is_closed(self.output / shard_path(shard), end):
+            whole = self.folder.finished or shard < max(of_shard)  # to another, more may have been added by a kill
+            if end and whole and not is_closed(self.output / shard_path(shard), end):
                 lost.add(numbers[-1])
             first = min(damaged & set(numbers), default=None)
             lost |= {number for number in numbers if first is not None and number > first}
@@ -334,7 +358,8 @@ class _Job:
 
     def _panels(self, rows: Sequence[dict[str, Any]]) -> dict[int, Path]:
         """The preview's panels that finished batches have drawn, by slot: of its first image that was made."""
-        files = {self._slots[row["index"]]: self._panel_file(row["index"]) for row in reversed(rows)}
+        sound = [row for row in rows if row["batch"] not in self._damaged]
+        files = {self._slots[row["index"]]: self._panel_file(row["index"]) for row in reversed(sound)}
         return {slot: file for slot, file in files.items() if file.exists()}
 
     def _panel_file(self, index: int) -> Path:
@@ -346,7 +371,7 @@ class _Job:
         Of shards what is behind the last finished batch is cut.
         """
         last = max(self._finished(), default=-1)
-        for number in range(min(last + 2, len(self._batches))):
+        for number in sorted({*range(min(last + 2, len(self._batches))), *self._forgotten}):
             if number in self.folder:
                 continue
             for item in self._batches[number]:
@@ -365,8 +390,7 @@ def _identify(plan: Sequence[PlanItem]) -> dict[str, Any]:
         "descriptions": _sha256(
             [
                 [
-                    item.template.study_id,
-                    item.template.image_id,
+                    *_of_tables(item.template),
                     item.index,
                     item.variant,
                     item.seed,
@@ -378,6 +402,12 @@ def _identify(plan: Sequence[PlanItem]) -> dict[str, Any]:
             ]
         ),
     }
+
+
+def _of_tables(record: ImageRecord) -> list[Any]:
+    """What the tables of the input say of an image, and a job passes on."""
+    findings = [[*finding.box, finding.attributes.to_mapping(), finding.extra] for finding in record.findings]
+    return [record.study_id, record.image_id, record.split, record.extra, findings]
 
 
 def _preview_slots(total: int) -> list[int]:

@@ -15,7 +15,7 @@ from gbci_fast.generate.copies import CopyGate
 from gbci_fast.generate.engine import Synthesis
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.settings import SamplerSettings
-from gbci_fast.generate.workers import Lane, Request, dead_worker, start_workers
+from gbci_fast.generate.workers import Lane, Request, close_lanes, dead_worker, start_workers
 from gbci_fast.pipeline import GBCIPipeline
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Synthesizer:
                 except BaseException as error:
                     failure = error
                 if before is not None:
-                    yield before.results()
+                    yield before.results(failure)
                 if failure is not None:
                     raise failure
                 batch.finish(images)
@@ -100,10 +100,7 @@ class Synthesizer:
         except BrokenProcessPool as error:
             raise dead_worker(lanes) from error
         finally:
-            for lane in lanes:
-                lane.cancel()
-            for lane in lanes:
-                lane.close()  # afterwards nothing is written
+            close_lanes(lanes)  # afterwards nothing is written
 
     def _sample(self, items: Sequence[PlanItem], requests: Sequence[Request | GBCIError]) -> dict[int, np.ndarray]:
         """float32 [S, S] in [0, 1] by plan index, of the items that can be made."""
@@ -154,8 +151,14 @@ class _Batch:
         chosen = [{item.index: images[item.index] for item in part if item.index in images} for part in self._shares]
         self._finished = self._submit("finish", chosen)
 
-    def results(self) -> list[Made | GBCIError]:
-        """One per item, when all are there."""
+    def results(self, failure: BaseException | None = None) -> list[Made | GBCIError]:
+        """One per item, when all are there; raises an earlier `failure` where a worker is dead, too."""
+        try:
+            return self._results()
+        except BrokenProcessPool as error:
+            raise failure or error from None
+
+    def _results(self) -> list[Made | GBCIError]:
         made: dict[int, Made | GBCIError] = dict(self._errors)
         for lane, part, future in zip(self._lanes, self._shares, self._finished, strict=False):
             indices = [item.index for item in part if item.index not in self._errors]

@@ -4,6 +4,7 @@ A `Worker` does it for a share of every batch, in a thread or a process of its o
 processes: most of their time is Python's, and threads would take turns.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.generate.copies import CopyGate
 from gbci_fast.generate.engine import Extent, Synthesis, Template, described, draw_masks, naming, open_template, paste
 from gbci_fast.generate.plan import PlanItem
-from gbci_fast.worker_processes import close_pool, how_it_ended, processes_of, start_worker, worker_pool
+from gbci_fast.worker_processes import LIMIT, close_pool, how_it_ended, processes_of, start_worker, worker_pool
 
 T = TypeVar("T")
 
@@ -158,20 +159,26 @@ class Lane:
         for future in self._futures:
             future.cancel()
 
-    def close(self) -> None:
-        """Waits for the calls that are not cancelled; a process that takes too long is killed."""
+    def close(self, limit: float) -> None:
+        """Waits for the calls that are not cancelled; a process that takes more seconds is killed."""
         if isinstance(self._executor, ProcessPoolExecutor):
-            close_pool(self._executor)
+            close_pool(self._executor, limit)
         else:
             self._executor.shutdown(cancel_futures=True)
 
 
-def dead_worker(lanes: Sequence[Lane]) -> GBCIError:
-    """Closes lanes, one of whose processes ended by itself; what to say of it."""
+def close_lanes(lanes: Sequence[Lane]) -> None:
+    """Cancels what has not begun, and waits for the rest, `LIMIT` seconds for all of them."""
     for lane in lanes:
         lane.cancel()
+    end = time.monotonic() + LIMIT
     for lane in lanes:
-        lane.close()
+        lane.close(max(end - time.monotonic(), 0))
+
+
+def dead_worker(lanes: Sequence[Lane]) -> GBCIError:
+    """Closes lanes, one of whose processes ended by itself; what to say of it."""
+    close_lanes(lanes)
     ended = how_it_ended([process for lane in lanes for process in lane.processes])
     return GBCIError(f"a worker process {ended}; use fewer --workers, or a smaller --batch-size")
 

@@ -380,6 +380,20 @@ def test_a_damaged_file_may_be_repaired_before_a_resume(root, straight, copied, 
     assert digests(output) == digests(straight)
 
 
+def test_a_link_may_be_repaired_before_a_resume(tmp_path):
+    write_png(tmp_path / "in" / "a_LCC.png")
+    write_png(tmp_path / "kept.png")
+    (tmp_path / "in" / "b_LCC.png").symlink_to(tmp_path / "later.png")
+    with pytest.raises(GBCIError, match=r"b_LCC\.png is a link that leads nowhere"):
+        prepare([tmp_path / "in"], tmp_path / "cache", PrepareSettings(size=32), workers=1)
+    stop = Stop(1, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare([tmp_path / "in"], tmp_path / "cache", PrepareSettings(size=32), skip_bad=True, on_image=stop)
+    (tmp_path / "kept.png").rename(tmp_path / "later.png")
+    made = prepare([tmp_path / "in"], tmp_path / "cache", PrepareSettings(size=32), workers=1, resume=True)
+    assert (made.images, made.skipped) == (2, 0)
+
+
 def test_nothing_but_bad_files_leaves_nothing(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"no image")

@@ -1,17 +1,30 @@
 """What --resume does about a job that lost something: it ends in the bytes of a run that lost nothing."""
 
 import shutil
+from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from gbci_fast.data.deidentify import Deidentifier
+from gbci_fast.data.deidentify import Deidentifier, KeptIdentifiers
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.identities import Identities
 from gbci_fast.pipeline import GBCIPipeline
 
 SHARDS = {"formats": ("webdataset",), "shard_size": 4}
+
+
+KEPT = Identities(KeptIdentifiers())
+
+
+def images_of(output):
+    """Names of all files below ``images/`` and ``masks/``."""
+    return {
+        path.relative_to(output).as_posix()
+        for folder in ("images", "masks")
+        for path in (output / folder).rglob("*")
+        if path.is_file()
+    }
 
 
 def flip(path, where=0.5):
@@ -139,10 +152,86 @@ def test_a_stop_while_damage_is_mended_leaves_a_valid_set(make_job, phantom, fin
         patch.setattr(GBCIPipeline, "__call__", stop)
         with pytest.raises(KeyboardInterrupt):
             make_job(phantom, output, resume=True)
-    assert len(VinDr(output).images) == 2
+    assert len(VinDr(output).images) == 4
     assert VinDr(output).missing() == []
-    assert Image.open(output / "preview.png").size == (8 * 224, 224 * 2 + 18)
+    assert images_of(output) == images_of(finished)
     make_job(phantom, output, resume=True)
+    assert tree(output) == tree(finished)
+
+
+def test_a_stop_while_a_job_of_one_batch_is_mended_takes_nothing(make_job, phantom, tree, tmp_path, monkeypatch):
+    output, settings = tmp_path / "data", {"batch_size": 4}
+    make_job(phantom, output, settings=settings)
+    whole = tree(output)
+    lost = first(output, "images/*/*.png")
+    lost.unlink()
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GBCIPipeline, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make_job(phantom, output, resume=True, settings=settings)
+    gone = {lost.relative_to(output).as_posix()}
+    assert images_of(output) | gone == {name for name in whole if name.startswith(("images/", "masks/"))}
+    assert (output / "manifest.parquet").exists()
+    make_job(phantom, output, resume=True, settings=settings)
+    assert tree(output) == whole
+
+
+def test_without_its_notes_a_job_is_not_begun_again(make_job, phantom, finished, tree, tmp_path):
+    """As where hidden files were left behind by a copy."""
+    output = shutil.copytree(finished, tmp_path / "data")
+    shutil.rmtree(output / ".finished")
+    before = tree(output)
+    with pytest.raises(GBCIError, match=r"has neither \.progress nor \.finished, the notes of its job, and cannot be"):
+        make_job(phantom, output, resume=True)
+    assert tree(output) == before
+
+
+@pytest.mark.parametrize("damage", [lambda tar: tar[:-600], lambda tar: tar + b"garbage"], ids=["cut", "longer"])
+def test_a_whole_shard_of_an_unfinished_job_is_looked_at(make_job, phantom, tree, tmp_path, stop_after, damage):
+    settings = {**SHARDS, "shard_size": 2}
+    make_job(phantom, tmp_path / "whole", settings=settings, variants=2)
+    output = tmp_path / "data"
+    with pytest.raises(KeyboardInterrupt):
+        make_job(phantom, output, settings=settings, variants=2, on_batch=stop_after(4))
+    shard = output / "shards" / "000000.tar"
+    shard.write_bytes(damage(shard.read_bytes()))
+    make_job(phantom, output, settings=settings, variants=2, resume=True)
+    assert tree(output) == tree(tmp_path / "whole")
+
+
+def test_a_hole_that_was_filled_is_in_no_table(make_job, phantom, finished, tree, tmp_path):
+    root, output = Path(shutil.copytree(phantom, tmp_path / "root")), tmp_path / "data"
+    record = VinDr(root).images[0]
+    content = record.path.read_bytes()
+    record.path.write_bytes(content[:5000])
+    make_job(root, output, skip_bad=True, identities=KEPT)
+    assert (output / "skipped.csv").exists()
+    record.path.write_bytes(content)
+    shutil.rmtree(output / "images")
+    make_job(root, output, resume=True, skip_bad=True, identities=KEPT)
+    assert not (output / "skipped.csv").exists()
+    make_job(root, tmp_path / "fresh", identities=KEPT)
+    assert tree(output) == tree(tmp_path / "fresh")
+
+
+def test_other_tables_of_the_input_are_another_job(make_job, phantom, tmp_path, stop_after):
+    root = Path(shutil.copytree(phantom, tmp_path / "root"))
+    with pytest.raises(KeyboardInterrupt):
+        make_job(root, tmp_path / "data", on_batch=stop_after(2))
+    table = root / "finding_annotations.csv"
+    table.write_text(table.read_text().replace("benign", "malignant").replace("BI-RADS 3", "BI-RADS 5"))
+    with pytest.raises(GBCIError, match="holds another job: other descriptions"):
+        make_job(root, tmp_path / "data", resume=True)
+
+
+def test_sizes_are_not_enough_for_what_is_read(make_job, phantom, finished, tree, tmp_path):
+    output = shutil.copytree(finished, tmp_path / "data")
+    flip(output / "manifest.parquet")
+    make_job(phantom, output, resume=True, check="sizes")
     assert tree(output) == tree(finished)
 
 

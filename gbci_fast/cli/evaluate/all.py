@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gbci_fast.cli.evaluate.options import add_painting
 from gbci_fast.errors import GBCIError
+from gbci_fast.files import real_path
 
 PAGE, ARGUMENTS = "index.html", "arguments.json"
 EXAMPLE = """\
@@ -95,6 +96,6 @@ def _arguments(args: argparse.Namespace) -> dict[str, object]:
 
     names = [name for name in (*SHARED, *FAST) if name not in ("weights", "painted", "device")]
     digest = hash_weights(checkpoint_folder(args.weights))
-    return {"roots": [str(root.resolve()) for root in args.roots], "weights_sha256": digest} | {
+    return {"roots": [str(real_path(root)) for root in args.roots], "weights_sha256": digest} | {
         name: getattr(args, name) for name in names
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gbci_fast.cli.evaluate.options import add_files, add_painting, print_targets, refuse_painting, stage_progress
+from gbci_fast.files import real_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         report = evaluate_distribution(
             real, columns, extractors, settings, judged=next(iter(columns)), on_progress=on_progress
         )
-    report |= made | {"roots": [root.resolve().name for root in args.roots]}
+    report |= made | {"roots": [real_path(root).name for root in args.roots]}
     sets = {REAL: real, **columns}
     write_report(args.output, figure, report, lambda path: draw_figure(path, report, sets))
     for extractor in report["extractors"]:
@@ -141,7 +142,7 @@ def _reading(args: argparse.Namespace) -> "Make":
             made = read_lesions([args.synthetic], **options)
         crops = replace(crop_lesions(made), patients=join_patients(cases, made))
         shared = len(set(crops.patients) & {case.patient for case in cases})
-        return {"synthetic": crops}, {"synthetic": {"root": args.synthetic.resolve().name, "shared_patients": shared}}
+        return {"synthetic": crops}, {"synthetic": {"root": real_path(args.synthetic).name, "shared_patients": shared}}
 
     return make
 

@@ -13,6 +13,7 @@ from gbci_fast.cli.evaluate.options import (
     refuse_painting,
     stage_progress,
 )
+from gbci_fast.files import real_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         refuse_painting(args)
     figure = figure_path(args.output, args.figure)
     if args.index is not None:
-        if args.index.resolve() in (args.output.resolve(), figure.resolve()):
+        if real_path(args.index) in (real_path(args.output), real_path(figure)):
             raise GBCIError(f"the index would replace {args.index}, report or figure; choose another name")
         figure_path(args.index, args.index.with_suffix(".npz.png"))  # it, too, can be written
     settings = MemorisationSettings(quantile=args.quantile, seed=args.seed, limit=args.limit)
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         real = Lesions.of(real_cases)
         if opened is None:
             synthetic = read_synthetic(args.synthetic, args.limit, _named("synthetic", on_progress))
-            source = {"kind": "data set", "name": args.synthetic.resolve().name}
+            source = {"kind": "data set", "name": real_path(args.synthetic).name}
         else:
             synthetic, source = _repaint(args, opened, painting, real_cases, on_progress)
         training = Lesions.of(read_lesions(args.roots, split="training", on_progress=_named("training", on_progress)))

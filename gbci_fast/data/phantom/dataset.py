@@ -28,7 +28,7 @@ from gbci_fast.data.phantom.study import (
 )
 from gbci_fast.data.phantom.ultrasound_files import ULTRASOUND_COLUMNS, ultrasound_file, write_ultrasound
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import is_empty, remove_temporaries, sync, sync_tree
+from gbci_fast.files import is_empty, real_path, remove_temporaries, sync, sync_tree
 from gbci_fast.worker_processes import close_pool, how_it_ended, processes_of, worker_pool
 
 PATIENT_COLUMNS = ("source", "spacing_mm", "patient_id", "timepoint", "days", "age", "hazard", "twin")
@@ -137,7 +137,7 @@ def generate_phantom(
     )
     if output.exists() and not (output.is_dir() and is_empty(output)):
         raise GBCIError(f"output {output} already exists and is not empty; expected a new or an empty folder")
-    existed, folder = output.exists(), output.resolve()
+    existed, folder = output.exists(), real_path(output)
     # A folder that is there may be a mount point, or where somebody stands: it is filled, not replaced.
     name = f".{folder.name}.{os.getpid()}.tmp"
     if existed:
