@@ -376,7 +376,8 @@ class _Job:
                 continue
             for item in self._batches[number]:
                 self._writer.remove(item)
-            if number - 1 in self.folder or number % self._batches_of_a_shard == 0:
+            begun = number - 1 in self.folder and number - 1 not in self._damaged
+            if begun or number % self._batches_of_a_shard == 0:
                 shard, end = self._shard(number)
                 if (self.output / shard).exists():
                     close_shard(self.output / shard, end)

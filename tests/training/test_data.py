@@ -226,7 +226,7 @@ def load_large(monkeypatch, tmp_path):
     """Loads `large_record(box)` into 224 x 224 views."""
 
     class Full:
-        spacing, patient_id = (0.1, 0.1), None
+        spacing, patient_id, other_view = (0.1, 0.1), None, None
 
         def unit(self):
             return (np.hypot(*np.ogrid[-1000:1000, :1600]) < 900).astype(np.float32)
