@@ -25,6 +25,7 @@ from pydicom.valuerep import DSfloat
 
 from gbci_fast.data.acquisition import magnification
 from gbci_fast.data.complaints import CODEC_LOCK
+from gbci_fast.data.luts import lut_entries
 from gbci_fast.data.views import view_modifiers
 from gbci_fast.errors import GBCIError
 from gbci_fast.files import atomically
@@ -342,11 +343,12 @@ def _copied_table(item: Dataset, keyword: str, *, big_endian: bool) -> Dataset:
     table = Dataset()
     table["LUTDescriptor"] = copy.deepcopy(item["LUTDescriptor"])
     table["LUTData"] = copy.deepcopy(item["LUTData"])
-    size, data = int(item.LUTDescriptor[0]) & 0xFFFF or 0x10000, item.LUTData
-    if isinstance(data, bytes):
-        words = len(data) >= 2 * size  # of bytes there is no order
-        data = data[: 2 * size] if words else data[: size + size % 2]
-        table.LUTData = np.frombuffer(data, ">u2").astype("<u2").tobytes() if words and big_endian else data
+    if isinstance(item.LUTData, bytes):
+        entries = lut_entries(item, big_endian=big_endian)
+        if entries.itemsize == 1:  # of bytes there is no order
+            table.LUTData = entries.tobytes() + b"\0" * (entries.size % 2)
+        else:
+            table.LUTData = entries.astype("<u2").tobytes()
     if keyword == "ModalityLUTSequence":
         unit = str(item.get("ModalityLUTType") or "").strip().upper()
         table.ModalityLUTType = unit if unit in _MODALITY_UNITS else "US"  # unspecified

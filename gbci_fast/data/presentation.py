@@ -17,8 +17,8 @@ from pydicom.uid import (
 )
 from scipy.special import expit
 
-from gbci_fast.data.bounds import check_lut
 from gbci_fast.data.dicom_file import numbers
+from gbci_fast.data.luts import lut_bits, lut_entries
 from gbci_fast.errors import GBCIError
 
 # Without a VOI transformation: display from the first percentile of the breast to the second (percent).
@@ -181,7 +181,7 @@ def presentation_of(dataset: Dataset, stored: np.ndarray) -> Presentation:
         kind = "for processing"
     elif dataset.get("VOILUTSequence"):
         item = dataset.VOILUTSequence[0]
-        levels, kind = _lookup(dataset, item, values) / (2 ** _lut_bits(item) - 1), "lut"
+        levels, kind = _lookup(dataset, item, values) / (2 ** lut_bits(item) - 1), "lut"
     elif _first(dataset, "WindowCenter") is not None or _first(dataset, "WindowWidth") is not None:
         levels, kind = _window(dataset, values)
     else:
@@ -317,31 +317,13 @@ def _ramp(values: np.ndarray, bottom: float, top: float) -> np.ndarray:
 
 
 def _lookup(dataset: Dataset, item: Dataset, values: np.ndarray) -> np.ndarray:
-    """LUTData of a Modality or VOI LUT item (PS3.3 C.11.1.1.1, C.11.2.1.1) at ``values``, float64 [N] -> [N]."""
-    check_lut(item)
-    size, first = int(item.LUTDescriptor[0]) & 0xFFFF or 0x10000, int(item.LUTDescriptor[1])
+    """The entries of a Modality or VOI LUT item at ``values``, float64 [N] -> [N]."""
+    table = lut_entries(item, big_endian=dataset.original_encoding[1] is False)
+    first = int(item.LUTDescriptor[1])
     # Its sign is that of the LUT's input, which an implicit VR or PixelRepresentation cannot tell after a rescale.
     if first >= 0x8000 and values.min() < 0:
         first -= 0x10000
-    data = item.LUTData
-    if isinstance(data, bytes):
-        narrow = _lut_bits(item) == 8 and len(data) < 2 * size
-        order = ">" if dataset.original_encoding[1] is False else "<"
-        data = np.frombuffer(data[: len(data) // 2 * 2], "u1" if narrow else f"{order}u2")[:size]
-    table = np.atleast_1d(np.asarray(data, dtype=np.float64))
-    if len(table) != size or table.max() >= 2 ** _lut_bits(item):
-        raise GBCIError(
-            f"a LUT holds {len(table)} entries up to {table.max():.0f}; "
-            f"expected {size} of {_lut_bits(item)} bits, as its LUTDescriptor says"
-        )
-    return table[np.clip(np.rint(values) - first, 0, size - 1).astype(np.intp)]
-
-
-def _lut_bits(item: Dataset) -> int:
-    bits = int(item.LUTDescriptor[2])
-    if not 8 <= bits <= 16:
-        raise GBCIError(f"a LUTDescriptor asks for {bits} bits per entry; expected 8 to 16")
-    return bits
+    return table.astype(np.float64)[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.intp)]
 
 
 def _first(dataset: Dataset, keyword: str) -> float | None:

@@ -127,7 +127,7 @@ def test_preamble_without_a_data_set(tmp_path):
         ({"VOILUTSequence": words([4, 0, 16], 3)}, "a LUT holds 3 entries up to 512; expected 4 of 16 bits"),
         ({"VOILUTSequence": words([6, 0, 12], 3)}, "a LUT holds 3 entries up to 512; expected 6 of 12 bits"),
         ({"ModalityLUTSequence": words([6, 0, 16], 3)}, "a LUT holds 3 entries up to 512; expected 6 of 16 bits"),
-        ({"VOILUTSequence": words([9, 0, 8], 3)}, "a LUT holds 6 entries up to 2; expected 9 of 8 bits"),
+        ({"VOILUTSequence": words([9, 0, 8], 3)}, "a LUT holds 6 bytes; expected 9 entries of 8 bits in bytes"),
         ({"VOILUTSequence": lut([3, 0, 8], [1, 2, 300])}, "a LUT holds 3 entries up to 300; expected 3 of 8 bits"),
         (
             {"VOILUTSequence": lut([3, 0, 24], [1, 2, 3])},

@@ -231,6 +231,13 @@ def test_no_text_of_the_source_is_written(tmp_path):
     assert (written.BurnedInAnnotation, written.LossyImageCompressionMethod) == ("YES", "ISO_15444_1")
 
 
+def test_a_lut_that_is_cut_is_not_copied():
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [4096, 0, 8], (np.arange(4096) // 16).astype("<u2").tobytes()[:5000]
+    with pytest.raises(GBCIError, match="a LUT holds 5000 bytes; expected 4096 entries of 8 bits"):
+        mammogram_dataset(pixels(), header(), like=source_header(VOILUTSequence=[item]))
+
+
 @needs_dciodvfy
 def test_a_calibrated_spacing_stays_valid_without_the_words_of_the_source(tmp_path):
     like = source_header(

@@ -8,6 +8,7 @@ from pydicom import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from gbci_fast.data.dicom import read_mammogram
+from gbci_fast.data.luts import lut_entries
 from gbci_fast.data.presentation import Presentation, full_scale, presentation_of
 from gbci_fast.errors import GBCIError
 
@@ -108,6 +109,39 @@ def test_lut_data_as_bytes(bits, width, little_endian):
     stored = np.arange(256, dtype=np.uint16).reshape(16, 16)
     expected = data.astype(np.float64).reshape(16, 16) / (2**bits - 1)
     np.testing.assert_allclose(presentation_of(dataset, stored).to_unit(stored), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("little_endian", [True, False])
+@pytest.mark.parametrize(
+    ("length", "reason"),
+    [
+        (8190, "a LUT holds 8190 bytes; expected 4096 entries of 8 bits in bytes or words"),
+        (8000, "a LUT holds 8000 bytes; expected 4096 entries of 8 bits in bytes or words"),
+        (5000, "a LUT holds 5000 bytes; expected 4096 entries of 8 bits in bytes or words"),
+        (4096, "a LUT of 8 bits holds 2048 words; expected 4096 entries; cut short"),
+        (4000, "a LUT holds 4000 bytes; expected 4096 entries of 8 bits in bytes or words"),
+    ],
+)
+def test_words_of_8_bits_that_are_cut_are_no_bytes(length, reason, little_endian):
+    data = (np.arange(4096) // 16).astype("<u2" if little_endian else ">u2")
+    item = lut_item(data, bits=8)
+    item.add_new("LUTData", "OW", data.tobytes()[:length])
+    with pytest.raises(GBCIError, match=reason):
+        lut_entries(item, big_endian=not little_endian)
+    dataset = header(VOILUTSequence=[item])
+    dataset.set_original_encoding(is_implicit_vr=False, is_little_endian=little_endian)
+    with pytest.raises(GBCIError, match=reason):
+        presentation_of(dataset, EVERY_12_BIT)
+
+
+@pytest.mark.parametrize("size", [255, 256])
+def test_bytes_are_padded_to_an_even_length(size):
+    data = np.arange(size, dtype=np.uint8)
+    item = lut_item(data, bits=8)
+    item.add_new("LUTData", "OW", data.tobytes() + b"\0" * (size % 2))
+    entries = lut_entries(item, big_endian=True)
+    assert entries.dtype == np.uint8
+    np.testing.assert_array_equal(entries, data)
 
 
 def test_lut_of_65536_entries_and_a_negative_start_written_as_unsigned():

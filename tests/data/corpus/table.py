@@ -40,7 +40,8 @@ another lesion in it, every other pixel has the same stored value and the same d
   BREAST or a view CC or MLO) and ImageType (no part of a tomosynthesis). A Secondary Capture need not state either.
 - **View**: a header that states another view than CC and MLO is not overruled by a file's name or a table. Such an
   image has no DICOM copy, unless `--set view_position` says what it is.
-- A LUT of fewer entries than its descriptor states is refused; its entries are bytes only where it says 8 bits.
+- A LUT of fewer entries than its descriptor states is refused; its entries are bytes only where it says 8 bits
+  and there is one byte for each. Words of 8 bits that are cut short are refused, too.
 - Of a header only numbers and defined terms are written that say what stored values mean, how large they are, and
   whether the image is lossy, partial, of an implant or annotated; of a LUT, its descriptor and data. Patient, private
   elements and free text (LUTExplanation, WindowCenterWidthExplanation, PartialViewDescription, …) never are.
