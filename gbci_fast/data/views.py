@@ -7,8 +7,40 @@ from pydicom import Dataset
 
 from gbci_fast.data.attributes import VIEW_POSITIONS, is_unknown
 
-# PS3.16 CID 4014 "View for Mammography": SNOMED CT, and the retired SNOMED-RT codes of older files.
-VIEW_CODES = {"399162004": "CC", "399368009": "MLO", "R-10242": "CC", "R-10226": "MLO"}
+# PS3.16 CID 4014 "View for Mammography": ViewPosition, SNOMED CT, the retired SNOMED-RT code of older files, meanings.
+MAMMOGRAPHY_VIEWS = (
+    ("CC", "399162004", "R-10242", "cranio-caudal"),
+    ("MLO", "399368009", "R-10226", "medio-lateral oblique", "medial-lateral oblique"),
+    ("ML", "399260004", "R-10224", "medio-lateral", "medial-lateral"),
+    ("LM", "399352003", "R-10228", "latero-medial", "lateral-medial"),
+    ("LMO", "399099002", "R-10230", "latero-medial oblique", "lateral-medial oblique"),
+    ("FB", "399196006", "R-10244", "caudo-cranial", "from below"),
+    ("SIO", "399188001", "R-102D0", "superolateral to inferomedial oblique"),
+    ("ISO", "441555000", "R-40AAA", "inferomedial to superolateral oblique"),
+    ("XCC", "", "", "cranio-caudal exaggerated", "exaggerated cranio-caudal"),
+    ("XCCL", "399192008", "R-1024A", "cranio-caudal exaggerated laterally", "exaggerated cranio-caudal laterally"),
+    ("XCCM", "399101009", "R-1024B", "cranio-caudal exaggerated medially", "exaggerated cranio-caudal medially"),
+    ("SPECIMEN", "127457009", "G-8310", "tissue specimen from breast"),
+)
+# PS3.16 CID 4010 "DX View", of other parts of the body.
+BODY_VIEWS = (
+    ("AP", "399348003", "R-10206", "antero-posterior"),
+    ("PA", "272479007", "R-10214", "postero-anterior"),
+    ("LL", "399173006", "R-10236"),
+    ("RL", "399198007", "R-10232"),
+    ("LAO", "399135007", "R-10220", "left anterior oblique"),
+    ("RAO", "399356000", "R-40985", "right anterior oblique"),
+    ("LPO", "399006002", "R-10212", "left posterior oblique"),
+    ("RPO", "399038007", "R-10210", "right posterior oblique"),
+    *(("LLD",), ("RLD",), ("LLO",), ("RLO",)),
+)
+# Of either: a breast may be shown from the side, too.
+_OTHER_VIEWS = (("LAT", "399067008", "R-102CD", "lateral"), ("OBL", "399182000", "R-102C1", "oblique"))
+_NAMED_VIEWS = (*MAMMOGRAPHY_VIEWS, *BODY_VIEWS, *_OTHER_VIEWS)
+VIEW_CODES = {code: name for name, *rest in _NAMED_VIEWS for code in rest[:2] if code}
+UNKNOWN_TERM = "(not a known term)"
+# What says nothing of the view, besides `attributes.UNKNOWN_TEXT`.
+_NO_VIEW = ("U", "UNK", "N/A", "NA", "OTHER", "UNDEFINED", "UNSPECIFIED", "NOT SPECIFIED", "NOT AVAILABLE", "-", "?")
 # PS3.16 CID 4015 "View Modifier for Mammography": SNOMED CT, retired SNOMED-RT, meaning.
 VIEW_MODIFIERS = (
     ("399163009", "R-102D6", "Magnification"),
@@ -38,6 +70,9 @@ _SIDE_TOKENS = (
     re.compile(rf"(?<![A-Z0-9]){_VIEW}[^A-Z0-9]*({_SIDE})(?![A-Z0-9])"),
     re.compile(r"(?<![A-Z0-9])(LEFT|RIGHT)(?![A-Z0-9])"),
 )
+# A name or meaning as the whole text, of which letters alone count.
+_WHOLE_NAMES = {re.sub(r"[^A-Z]", "", text.upper()): name for name, *rest in _NAMED_VIEWS for text in (name, *rest[2:])}
+_WHOLE_NAME = re.compile(rf"{_SIDE}?({'|'.join(sorted(_WHOLE_NAMES, key=len, reverse=True))}){_SIDE}?")
 _VIEW_OR_SIDE = re.compile(
     rf"(?<![A-Z0-9])(?:{_SIDE}?[^A-Z0-9]*{_VIEW}|{_VIEW}[^A-Z0-9]*{_SIDE}|LEFT|RIGHT)(?![A-Z0-9])"
 )
@@ -69,20 +104,39 @@ def view_position(dataset: Dataset, file_stem: str) -> str | None:
 
 
 def other_view(dataset: Dataset) -> str | None:
-    """The view that a header states, such as "ML", where it is neither CC nor MLO: no name and no table replaces it."""
+    """The view that a header states where it is neither CC nor MLO, such as "ML", or `UNKNOWN_TERM`.
+
+    No name and no table replaces it.
+    """
     stated = stated_view(dataset)
     return None if stated in VIEW_POSITIONS else stated
 
 
 def stated_view(dataset: Dataset) -> str | None:
-    """The view in ViewPosition, or else in ViewCodeSequence; the latter's meaning where it is not known."""
+    """The view in ViewPosition, or else in ViewCodeSequence, as the standard's term; ``None`` where none is stated.
+
+    A code that is not in the table counts by its meaning, and not at all where that is no view's name. Any other
+    ViewPosition is `UNKNOWN_TERM`: it is not repeated, because it may hold any text.
+    """
     position = str(dataset.get("ViewPosition") or "").strip().upper()
-    if not is_unknown(position):
-        return view_in_text(position) or position
+    stated = not is_unknown(position) and position not in _NO_VIEW
+    if stated and (name := named_view(position)):
+        return name
     if codes := dataset.get("ViewCodeSequence"):
-        code = str(codes[0].get("CodeValue", "")).strip()
-        return VIEW_CODES.get(code) or str(codes[0].get("CodeMeaning") or code).strip() or None
-    return None
+        code, meaning = (str(codes[0].get(keyword) or "").strip() for keyword in ("CodeValue", "CodeMeaning"))
+        if name := VIEW_CODES.get(code) or named_view(meaning):
+            return name
+    return UNKNOWN_TERM if stated else None
+
+
+def named_view(text: str) -> str | None:
+    """The term of the view that a text names, with a side or without, such as "XCCL" for RXCCL.
+
+    "cranio-caudal" and the other names of the standard count where they are the whole text; in a longer text CC or
+    MLO alone.
+    """
+    whole = _WHOLE_NAME.fullmatch(re.sub(r"[^A-Z]", "", text.upper()))
+    return _WHOLE_NAMES[whole[1]] if whole else view_in_text(text)
 
 
 def laterality(dataset: Dataset, file_stem: str) -> str | None:

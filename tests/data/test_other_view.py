@@ -30,8 +30,21 @@ STATED = [
     ({"ViewPosition": "ML"}, None, "ML"),
     ({"ViewPosition": "XCCL"}, None, "XCCL"),
     ({"ViewPosition": "ML", "ViewCodeSequence": code("399368009")}, None, "ML"),
-    ({"ViewCodeSequence": code("399260004", "medio-lateral")}, None, "medio-lateral"),
-    ({"ViewCodeSequence": code("R-10224", "")}, None, "R-10224"),
+    ({"ViewPosition": "RXCCL"}, None, "XCCL"),
+    ({"ViewPosition": "L LM"}, None, "LM"),
+    ({"ViewCodeSequence": code("399260004", "medio-lateral")}, None, "ML"),
+    ({"ViewCodeSequence": code("R-10224", "")}, None, "ML"),
+    ({"ViewCodeSequence": code("V-7", "latero-medial")}, None, "LM"),
+    # A code of their own whose meaning is a view's name; one without says nothing.
+    ({"ViewCodeSequence": code("V-1", "cranio-caudal")}, "CC", None),
+    ({"ViewCodeSequence": code("V-1", "cc")}, "CC", None),
+    ({"ViewCodeSequence": code("V-2", "Medio-Lateral Oblique Left")}, "MLO", None),
+    ({"ViewCodeSequence": code("V-3", "Jane Doe")}, "MLO", None),
+    *(({"ViewPosition": text}, "MLO", None) for text in ("UNK", "N/A", "U", "OTHER", "not specified")),
+    ({"ViewPosition": "UNK", "ViewCodeSequence": code("R-10242")}, "CC", None),
+    # Any other text is a view, too, but is not repeated.
+    ({"ViewPosition": "Jane Doe"}, None, "(not a known term)"),
+    ({"ViewPosition": "Jane Doe", "ViewCodeSequence": code("R-10242")}, "CC", None),
     ({"ViewPosition": "CC"}, "CC", None),
     ({"ViewPosition": "RCC"}, "CC", None),
     ({"ViewPosition": "unknown"}, "MLO", None),  # which states nothing
