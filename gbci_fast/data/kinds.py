@@ -19,7 +19,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from gbci_fast.data.views import stated_view
+from gbci_fast.data.views import BODY_VIEWS, MAMMOGRAPHY_VIEWS, UNKNOWN_TERM, stated_view
 from gbci_fast.errors import GBCIError
 
 MAMMOGRAPHY = (
@@ -42,8 +42,25 @@ RADIOGRAPHY = ("CR", "DX", "RG")
 # What a Secondary Capture may say, or a header that was emptied.
 UNSPECIFIC = ("", "OT", "SC")
 BREAST = ("BREAST", "MAM")  # how vendors write it: BREAST, LEFT BREAST, MAMMO, MAMMA, MAMA
-# ImageType of images that were computed from a tomosynthesis and look like a mammogram.
-SYNTHETIC_2D = "GENERATED_2D"
+# The breast, right, left and both, in AnatomicRegionSequence: SNOMED CT, and the retired SNOMED-RT codes.
+BREAST_CODES = ("76752008", "73056007", "80248007", "63762007", "T-04000", "T-04020", "T-04030", "T-04080")
+BREAST_VIEWS = tuple(view[0] for view in MAMMOGRAPHY_VIEWS)
+OTHER_VIEWS = tuple(view[0] for view in BODY_VIEWS)
+# ImageType of parts of a tomosynthesis, and of images that look like a mammogram and are not a plain one.
+TOMOSYNTHESIS = ("TOMO", "TOMO_PROJ", "TOMOSYNTHESIS")
+SYNTHETIC_2D = ("GENERATED_2D", "TOMO_2D")
+TYPE_NOTES = {
+    **dict.fromkeys(SYNTHETIC_2D, "computed from a tomosynthesis"),
+    "POST_CONTRAST": "taken after a contrast agent",
+    "SUBTRACTION": "a subtraction of images",
+}
+# Terms that sentences and notes repeat (PS3.3 C.7.3.1.1.1, PS3.16 annex L); other text may hold anything.
+MODALITIES = ("MG", *RADIOGRAPHY, "BI", "BMD", "CT", "DR", "DS", "ES", "GM", "IO", "IVUS", "KO", "MR", "NM", "OCT",
+              "OT", "PR", "PT", "PX", "REG", "RF", "RTDOSE", "RTIMAGE", "RTPLAN", "RTSTRUCT", "SC", "SEG", "SM", "SR",
+              "US", "XA", "XC")  # fmt: skip
+BODY_PARTS = ("ABDOMEN", "ANKLE", "ARM", "AXILLA", "CHEST", "CLAVICLE", "CSPINE", "ELBOW", "EXTREMITY", "FEMUR",
+              "FINGER", "FOOT", "HAND", "HEAD", "HIP", "HUMERUS", "JAW", "KNEE", "LEG", "LSPINE", "NECK", "PELVIS",
+              "RIB", "SHOULDER", "SKULL", "SPECIMEN", "SPINE", "STERNUM", "TSPINE", "WRIST")  # fmt: skip
 
 
 def check_kind(dataset: Dataset) -> None:
@@ -61,32 +78,59 @@ def check_kind(dataset: Dataset) -> None:
     if name and sop_class not in CLASSES:
         raise GBCIError(f"an object of another kind ({name}); expected a mammogram (2D)")
     types = _texts(dataset, "ImageType")
-    if SYNTHETIC_2D not in types and (tomo := [part for part in types if part.startswith("TOMO")]):
-        raise GBCIError(f"a part of a tomosynthesis (ImageType {tomo[0]}); expected a mammogram (2D)")
+    tomosynthesis = [part for part in types if part in TOMOSYNTHESIS]
+    if tomosynthesis and not any(part in SYNTHETIC_2D for part in types):
+        raise GBCIError(f"a part of a tomosynthesis (ImageType {tomosynthesis[0]}); expected a mammogram (2D)")
+    if sop_class not in MAMMOGRAPHY:
+        _check_radiograph(dataset)
+
+
+def _check_radiograph(dataset: Dataset) -> None:
+    """Of a class that is not a mammogram's: whether Modality, body part or view says that it is of a breast."""
     modality, body = _text(dataset, "Modality"), _text(dataset, "BodyPartExamined")
+    shown = _term(modality, MODALITIES)
     if modality not in ("MG", *RADIOGRAPHY, *UNSPECIFIC):
-        raise GBCIError(f"Modality is {modality}; expected a mammogram (MG, or CR or DX of a breast)")
-    if _is_mammography(dataset) or _is_breast(body):
+        raise GBCIError(f"Modality is {shown}; expected a mammogram (MG, or CR or DX of a breast)")
+    if modality == "MG" or _states_breast(dataset):
         return
     if body:
-        raise GBCIError(f"Modality is {modality or 'not stated'} and BodyPartExamined {body}; expected a breast")
-    if modality in RADIOGRAPHY and stated_view(dataset) not in ("CC", "MLO"):
-        raise GBCIError(f"Modality is {modality} and neither BodyPartExamined nor a view says that it is of a breast")
+        raise GBCIError(f"Modality is {shown} and BodyPartExamined {_term(body, BODY_PARTS)}; expected a breast")
+    if dataset.get("AnatomicRegionSequence"):
+        raise GBCIError(f"Modality is {shown} and AnatomicRegionSequence names another part; expected a breast")
+    view = stated_view(dataset)
+    if modality in RADIOGRAPHY and view not in BREAST_VIEWS:
+        raise GBCIError(f"Modality is {shown} and neither a body part nor a view says that it is of a breast")
+    if view in OTHER_VIEWS:
+        raise GBCIError(f"Modality is {shown} and the view {view}; expected a breast")
 
 
 def kind_notes(dataset: Dataset) -> Iterator[str]:
     """What is unusual about the kind of an image that `check_kind` lets pass."""
-    body = _text(dataset, "BodyPartExamined")
+    modality, body = _text(dataset, "Modality"), _text(dataset, "BodyPartExamined")
+    if dataset.get("SOPClassUID") in MAMMOGRAPHY and modality not in ("MG", ""):
+        yield f"Modality is {_term(modality, MODALITIES)}, though its SOP class is that of a mammogram"
     if _is_mammography(dataset) and body and not _is_breast(body):
-        yield f"BodyPartExamined is {body}"
-    if not _is_mammography(dataset) and not body:
+        yield f"BodyPartExamined is {_term(body, BODY_PARTS)}"
+    if not _is_mammography(dataset) and not _states_breast(dataset):
         yield "neither Modality MG nor a body part is stated: taken as a mammogram"
-    if SYNTHETIC_2D in _texts(dataset, "ImageType"):
-        yield "computed from a tomosynthesis"
+    yield from dict.fromkeys(TYPE_NOTES[part] for part in _texts(dataset, "ImageType") if part in TYPE_NOTES)
 
 
 def _is_mammography(dataset: Dataset) -> bool:
     return _text(dataset, "Modality") == "MG" or dataset.get("SOPClassUID") in MAMMOGRAPHY
+
+
+def _states_breast(dataset: Dataset) -> bool:
+    """Whether BodyPartExamined, or where there is none AnatomicRegionSequence, is a breast."""
+    if body := _text(dataset, "BodyPartExamined"):
+        return _is_breast(body)
+    regions = dataset.get("AnatomicRegionSequence") or ()
+    return any(_text(item, "CodeValue") in BREAST_CODES or "BREAST" in _text(item, "CodeMeaning") for item in regions)
+
+
+def _term(text: str, known: tuple[str, ...]) -> str:
+    """How a sentence or note shows a header's text: as it stands only where it is a known term."""
+    return text if text in known else UNKNOWN_TERM if text else "not stated"
 
 
 def _is_breast(body: str) -> bool:

@@ -27,6 +27,12 @@ CR, DX, SC = ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresenta
 UNSTATED = "neither Modality MG nor a body part is stated: taken as a mammogram"
 
 
+def region(code, meaning):
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code, "SCT", meaning
+    return [item]
+
+
 def sentence(path):
     """The reason why `path` is refused, the same before and after its pixels are read."""
     with pytest.raises(GBCIError) as header:
@@ -55,16 +61,31 @@ def sentence(path):
         ),
         (
             {"SOPClassUID": CR, "Modality": "CR", "ViewPosition": "AP"},
-            "Modality is CR and neither BodyPartExamined nor a view says that it is of a breast",
+            "Modality is CR and neither a body part nor a view says that it is of a breast",
         ),
         (
             {"SOPClassUID": DX, "Modality": "DX"},
-            "Modality is DX and neither BodyPartExamined nor a view says that it is of a breast",
+            "Modality is DX and neither a body part nor a view says that it is of a breast",
         ),
         (
             {"ImageType": ["ORIGINAL", "PRIMARY", "TOMO_PROJ", "LEFT"]},
             "a part of a tomosynthesis (ImageType TOMO_PROJ); expected a mammogram (2D)",
         ),
+        (
+            {"SOPClassUID": SC, "Modality": "OT", "ViewPosition": "AP"},
+            "Modality is OT and the view AP; expected a breast",
+        ),
+        (
+            {"SOPClassUID": DX, "Modality": "DX", "AnatomicRegionSequence": region("51185008", "Chest")},
+            "Modality is DX and AnatomicRegionSequence names another part; expected a breast",
+        ),
+        # Header text that is no term of the standard is not repeated.
+        (
+            {"SOPClassUID": CR, "Modality": "CR", "BodyPartExamined": "JANE DOE 1950"},
+            "Modality is CR and BodyPartExamined (not a known term); expected a breast",
+        ),
+        ({"SOPClassUID": SC, "Modality": "JANE DOE"}, "Modality is (not a known term); expected a mammogram"),
+        ({"ImageType": "DERIVED\\PRIMARY\\TOMO"}, "a part of a tomosynthesis (ImageType TOMO)"),
         ({"ImageType": "DERIVED\\PRIMARY\\TOMOSYNTHESIS"}, "a part of a tomosynthesis (ImageType TOMOSYNTHESIS)"),
     ],
     ids=str,
@@ -87,7 +108,21 @@ def test_other_kinds(make_dicom, ramp, tags, reason):
         ({"SOPClassUID": SC, "Modality": None}, (UNSTATED,)),
         ({"SOPClassUID": BreastProjectionXRayImageStorageForPresentation, "Modality": None}, ()),
         ({"BodyPartExamined": "SPECIMEN"}, ("BodyPartExamined is SPECIMEN",)),
+        ({"BodyPartExamined": "DOE^JANE 1950"}, ("BodyPartExamined is (not a known term)",)),
+        ({"Modality": "DR"}, ("Modality is DR, though its SOP class is that of a mammogram",)),
+        ({"Modality": "DOE"}, ("Modality is (not a known term), though its SOP class is that of a mammogram",)),
+        ({"SOPClassUID": DX, "Modality": "DX", "AnatomicRegionSequence": region("76752008", "Breast")}, ()),
+        ({"SOPClassUID": DX, "Modality": "DX", "AnatomicRegionSequence": region("T-04000", "")}, ()),
+        ({"SOPClassUID": SC, "Modality": "OT", "AnatomicRegionSequence": region("B-1", "Left breast")}, ()),
+        ({"SOPClassUID": CR, "Modality": "CR", "ViewPosition": "ML"}, (UNSTATED,)),
+        ({"SOPClassUID": DX, "Modality": "DX", "ViewPosition": "XCCL"}, (UNSTATED,)),
+        ({"SOPClassUID": SC, "Modality": "OT", "ViewPosition": "LM"}, (UNSTATED,)),
         ({"ImageType": ["DERIVED", "PRIMARY", "TOMO", "GENERATED_2D"]}, ("computed from a tomosynthesis",)),
+        ({"ImageType": ["DERIVED", "PRIMARY", "TOMO_2D", "LEFT"]}, ("computed from a tomosynthesis",)),
+        (
+            {"ImageType": ["DERIVED", "PRIMARY", "POST_CONTRAST", "SUBTRACTION"]},
+            ("taken after a contrast agent", "a subtraction of images"),
+        ),
     ],
     ids=str,
 )

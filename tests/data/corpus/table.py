@@ -36,10 +36,14 @@ another lesion in it, every other pixel has the same stored value and the same d
   needs it, and a note says so. Signs that differ, several frames under NumberOfFrames 1, and cut frames are refused.
 - **Lossy** images stay marked as lossy: by their transfer syntax, and by the coding of the frame (the 9-7 transform or
   several quality layers of JPEG 2000, NEAR of JPEG-LS, JPEG but the lossless process), whatever the header says.
-- **Kind of image**: X-ray projections of a breast, by SOP class, Modality (MG, or CR, DX, RG with BodyPartExamined
-  BREAST or a view CC or MLO) and ImageType (no part of a tomosynthesis). A Secondary Capture need not state either.
+- **Kind of image**: X-ray projections of a breast, by SOP class (a mammography class, whatever Modality says), or by
+  Modality (MG, or CR, DX, RG with BodyPartExamined or AnatomicRegionSequence breast, or a view of PS3.16 CID 4014), and
+  by ImageType (no part of a tomosynthesis; GENERATED_2D and TOMO_2D are read). A Secondary Capture need not state body
+  part or view, but must not state another one.
 - **View**: a header that states another view than CC and MLO is not overruled by a file's name or a table. Such an
-  image has no DICOM copy, unless `--set view_position` says what it is.
+  image has no DICOM copy, unless `--set view_position` says what it is. A code that is not in CID 4014 counts by its
+  meaning ("cranio-caudal"); without one, and with words such as UNK, N/A or OTHER, no view is stated.
+- Modality, body part and view are repeated in notes and sentences only where they are terms of the standard.
 - A LUT of fewer entries than its descriptor states is refused; its entries are bytes only where it says 8 bits
   and there is one byte for each. Words of 8 bits that are cut short are refused, too.
 - Of a header only numbers and defined terms are written that say what stored values mean, how large they are, and
