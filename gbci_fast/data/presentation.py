@@ -242,10 +242,9 @@ def _processed(
 
 def _padding(dataset: Dataset, bits: int, signed: bool) -> tuple[int, int] | None:
     """PixelPaddingValue to PixelPaddingRangeLimit, in either order, inclusive (PS3.3 C.7.5.1.1.2)."""
-    value = dataset.get("PixelPaddingValue")
+    value, other = (_only(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if value is None:
         return None
-    other = dataset.get("PixelPaddingRangeLimit")
     ends = sorted(_as_stored(end, signed) for end in (value, value if other is None else other))
     lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     # Values that BitsStored cannot hold mark no pixel.
@@ -254,9 +253,17 @@ def _padding(dataset: Dataset, bits: int, signed: bool) -> tuple[int, int] | Non
     return max(ends[0], lowest), min(ends[1], highest)
 
 
+def _only(dataset: Dataset, keyword: str) -> int | None:
+    """The integer that an attribute holds, ``None`` where absent or blank."""
+    values = numbers(dataset, keyword)
+    if len(values) > 1 or not all(map(float.is_integer, values)):
+        raise GBCIError(f"{keyword} holds {values}; expected one integer")
+    return int(values[0]) if values else None
+
+
 def _as_stored(value: int, signed: bool) -> int:
     """Padding values are US or SS as PixelRepresentation says, but often written with the other sign."""
-    value = int(value) & 0xFFFF
+    value &= 0xFFFF
     return value - 0x10000 if signed and value >= 0x8000 else value
 
 

@@ -193,6 +193,14 @@ def test_padding_that_the_stored_bits_cannot_hold_marks_no_pixel():
     assert presentation_of(dataset, EVERY_12_BIT).padding is None
 
 
+@pytest.mark.parametrize("keyword", ["PixelPaddingValue", "PixelPaddingRangeLimit"])
+def test_several_padding_values_are_refused(keyword):
+    dataset = header(WindowCenter=2048, WindowWidth=4096, PixelPaddingValue=0)
+    dataset.add_new(keyword, "US", [0, 4095])
+    with pytest.raises(GBCIError, match=rf"{keyword} holds \[0.0, 4095.0\]; expected one integer"):
+        presentation_of(dataset, EVERY_12_BIT)
+
+
 # Percentiles --------------------------------------------------------------------------------------------------------
 
 
