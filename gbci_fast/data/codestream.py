@@ -21,6 +21,7 @@ class Codestream:
     Attributes:
         precision: bits per sample.
         lossy: its coding loses information, or cannot be told from one that does.
+        layered: it has several quality layers, of which the last may not be complete.
         method: as LossyImageCompressionMethod names the coding (PS3.3 C.7.6.1.1.5.1).
         signed: whether its samples are signed; ``None`` where the format does not say (JPEG, JPEG-LS).
         syntaxes: the transfer syntaxes that it may stand in, by which its decoder is chosen; none for any.
@@ -29,6 +30,7 @@ class Codestream:
     precision: int
     lossy: bool
     method: str
+    layered: bool = False
     signed: bool | None = None
     syntaxes: tuple[UID, ...] = ()
 

@@ -1,12 +1,14 @@
-"""A look at a JPEG 2000 or HTJ2K codestream's main header before it is decoded."""
+"""A look at a JPEG 2000 or HTJ2K codestream before it is decoded: its main header, and whether it is whole."""
 
 import struct
+from collections import Counter
 
 from gbci_fast.data.codestream import Codestream
 from gbci_fast.errors import GBCIError
 
 _START = b"\xff\x4f\xff\x51"  # start of codestream, SIZ; some files wrap the codestream in JP2 boxes
 _END = b"\xff\xd9"
+_START_OF_TILE_PART, _TILE_PART_HEADER = b"\xff\x90", 12  # bytes
 _CAPABILITIES, _CODING, _COMPONENT_CODING, _TILE_PART = 0xFF50, 0xFF52, 0xFF53, 0xFF90
 _IRREVERSIBLE = 0  # the 9-7 transform (ISO/IEC 15444-1 A.6.1)
 
@@ -14,8 +16,8 @@ _IRREVERSIBLE = 0  # the 9-7 transform (ISO/IEC 15444-1 A.6.1)
 def read_jpeg2000(frame: bytes, *, rows: int, columns: int, bits: int) -> Codestream:
     """Reads SIZ, CAP, COD and COC (ISO/IEC 15444-1 A.5 and A.6).
 
-    The 9-7 transform is lossy. So may several quality layers be: each but the last is a coarser image, and nothing
-    says whether the last one is complete.
+    The 9-7 transform is lossy. Several quality layers may be: each but the last is a coarser image, and nothing says
+    whether the last one is complete.
 
     Raises:
         GBCIError: no codestream, or not one of one component of that size with at most ``bits`` bits.
@@ -26,7 +28,7 @@ def read_jpeg2000(frame: bytes, *, rows: int, columns: int, bits: int) -> Codest
     try:
         right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
         components, depth = struct.unpack_from(">HB", frame, start + 40)
-        capabilities, layers, transforms = _coding(frame, start + 2)
+        capabilities, layers, transforms, _ = _coding(frame, start + 2)
     except (struct.error, IndexError):
         raise GBCIError("damaged JPEG 2000 data: cut short in its header") from None
     precision, signed = (depth & 0x7F) + 1, bool(depth & 0x80)
@@ -38,18 +40,46 @@ def read_jpeg2000(frame: bytes, *, rows: int, columns: int, bits: int) -> Codest
     return Codestream(
         precision=precision,
         signed=signed,
-        lossy=_IRREVERSIBLE in transforms or layers > 1,
+        lossy=_IRREVERSIBLE in transforms,
+        layered=layers > 1,
         method="ISO_15444_15" if capabilities else "ISO_15444_1",
     )
 
 
-def is_cut(frame: bytes) -> bool:
-    """Whether a codestream has no end; its coded data cannot hold that marker."""
-    return _END not in frame[frame.find(_START) :]
+def check_tiles(frame: bytes) -> None:
+    """Walks the tile-parts (ISO/IEC 15444-1 A.4.2) of a codestream that `read_jpeg2000` lets pass, up to its end.
+
+    Raises:
+        GBCIError: it has no end there, or a tile or a part of one is absent.
+    """
+    start = frame.find(_START)
+    try:
+        right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", frame, start + 8)
+        tiles = -((left - right) // width) * -((top - bottom) // height)
+        *_, position = _coding(frame, start + 2)
+        found, stated = Counter(), {}
+        while frame[position : position + 2] == _START_OF_TILE_PART:
+            tile, length, _, parts = struct.unpack_from(">HIBB", frame, position + 4)
+            found[tile] += 1
+            stated[tile] = max(parts, stated.get(tile, 0))  # 0 where it is left open
+            # The last tile-part may leave its length open.
+            position = position + length if length else frame.rfind(_END, position)
+            if 0 < length < _TILE_PART_HEADER:
+                break
+    except (struct.error, ZeroDivisionError):
+        position = len(frame)
+    if frame[position : position + 2] != _END:
+        raise GBCIError("damaged or not decodable (its JPEG 2000 codestream has no end); cut short")
+    if len(found) != tiles or max(found) >= tiles:
+        raise GBCIError(
+            f"damaged or not decodable (its JPEG 2000 codestream holds {len(found)} of {tiles} tiles); cut short"
+        )
+    if any(found[tile] < parts for tile, parts in stated.items()):
+        raise GBCIError("damaged or not decodable (its JPEG 2000 codestream lacks a part of a tile); cut short")
 
 
-def _coding(frame: bytes, position: int) -> tuple[bool, int, set[int]]:
-    """Whether CAP is there, the number of layers, and the transforms."""
+def _coding(frame: bytes, position: int) -> tuple[bool, int, set[int], int]:
+    """Whether CAP is there, the number of layers, the transforms, and where the first tile-part begins."""
     capabilities, layers, transforms = False, 1, set()
     while (marker := struct.unpack_from(">H", frame, position)[0]) != _TILE_PART:
         if marker == _CAPABILITIES:
@@ -60,4 +90,4 @@ def _coding(frame: bytes, position: int) -> tuple[bool, int, set[int]]:
         elif marker == _COMPONENT_CODING:
             transforms.add(frame[position + 10])
         position += 2 + struct.unpack_from(">H", frame, position + 2)[0]
-    return capabilities, layers, transforms
+    return capabilities, layers, transforms, position

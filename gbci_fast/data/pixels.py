@@ -17,7 +17,6 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
-    RLELossless,
 )
 
 from gbci_fast.data.bounds import check_frame, check_native, check_short_values
@@ -25,7 +24,7 @@ from gbci_fast.data.codestream import Codestream, only_frame
 from gbci_fast.data.complaints import no_complaints
 from gbci_fast.data.dicom_file import numbers
 from gbci_fast.data.jpeg import read_jpeg
-from gbci_fast.data.jpeg2000 import is_cut, read_jpeg2000
+from gbci_fast.data.jpeg2000 import check_tiles, read_jpeg2000
 from gbci_fast.data.kinds import check_kind
 from gbci_fast.errors import GBCIError
 
@@ -95,16 +94,18 @@ def decode(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
         cells = _cells(dataset, _decoder(syntax))
         return _used_bits(cells, dataset)
     frame = only_frame(dataset, syntax)
-    check_frame(frame, syntax, dataset.Rows, dataset.Columns, dataset.BitsAllocated)
     codestream = _codestream(frame, syntax, dataset)
+    coding = syntax if codestream is None or syntax in (codestream.syntaxes or [syntax]) else codestream.syntaxes[0]
+    check_frame(frame, coding, dataset.Rows, dataset.Columns, dataset.BitsAllocated)
     if codestream is None:
-        with _said_cut(syntax, frame):
-            return _used_bits(_cells(dataset, _decoder(syntax)), dataset)
+        with _said_damaged(coding):
+            return _used_bits(_cells(dataset, _decoder(coding)), dataset)
     _check_high_bit(dataset, syntax)
-    if codestream.syntaxes and syntax not in codestream.syntaxes:
-        dataset.file_meta.TransferSyntaxUID = codestream.syntaxes[0]
-    with _said_cut(syntax, frame):
-        cells = _cells(dataset, _decoder(dataset.file_meta.TransferSyntaxUID), codestream.precision)
+    if coding in JPEG2000TransferSyntaxes:
+        check_tiles(frame)
+    dataset.file_meta.TransferSyntaxUID = coding
+    with _said_damaged(coding):
+        cells = _cells(dataset, _decoder(coding), codestream.precision)
     lossy_note = _state_lossy(dataset, syntax, codestream, len(frame))
     stored, depth_note = _by_frame(cells, codestream, dataset)
     return stored, [note for note in (depth_note, lossy_note) if note]
@@ -120,6 +121,8 @@ def _codestream(frame: bytes, syntax: UID, dataset: Dataset) -> Codestream | Non
     codestream = read_jpeg(frame, **expected)
     if JPEGBaseline8Bit in codestream.syntaxes and codestream.precision > 8:
         raise GBCIError(f"lossy JPEG of {codestream.precision} bits cannot be decoded; expected {READABLE}")
+    if JPEGBaseline8Bit in codestream.syntaxes and dataset.BitsAllocated != 8:
+        raise GBCIError(f"lossy JPEG of 8 bits, and BitsAllocated is {dataset.BitsAllocated}; expected 8")
     return codestream
 
 
@@ -140,17 +143,15 @@ def _cells(dataset: Dataset, decoder: Decoder, bits: int | None = None) -> np.nd
 
 
 @contextmanager
-def _said_cut(syntax: UID, frame: bytes) -> Iterator[None]:
-    """Says of a frame that cannot be decoded whether it is cut short."""
+def _said_damaged(coding: UID) -> Iterator[None]:
+    """Says that a frame cannot be decoded, in place of what a decoder says of itself."""
     try:
         yield
-    except Exception as error:
-        if syntax in JPEG2000TransferSyntaxes and is_cut(frame):
-            raise GBCIError("damaged or not decodable (its JPEG 2000 codestream has no end); cut short") from error
-        if syntax == RLELossless and not isinstance(error, GBCIError):
-            reason = " ".join(str(error).split())
-            raise GBCIError(f"damaged or not decodable ({reason}); perhaps cut short") from error
+    except (GBCIError, MemoryError):
         raise
+    except Exception as error:
+        reason = f"damaged or not decodable (no image can be made of its frame, {coding.name}); perhaps cut short"
+        raise GBCIError(reason) from error
 
 
 def _check_native(dataset: Dataset) -> None:
@@ -246,10 +247,15 @@ def _check_high_bit(dataset: Dataset, syntax: UID) -> None:
 
 
 def _state_lossy(dataset: Dataset, syntax: UID, codestream: Codestream, length: int) -> str | None:
-    """Once lossy, always lossy: `dataset` outlives the frame. A note where the header denies it."""
+    """Once lossy, always lossy: `dataset` outlives the frame. A note where the header denies it.
+
+    Several quality layers of a reversible coding are complete under a lossless syntax, as far as anybody knows.
+    """
     stated = str(dataset.get("LossyImageCompression") or "").strip()
-    denied = codestream.lossy and stated != "01" and (stated == "00" or syntax not in LOSSY_SYNTAXES)
-    if stated != "01" and (codestream.lossy or (syntax in LOSSY_SYNTAXES and stated != "00")):
+    perhaps = codestream.lossy or codestream.layered
+    lossy = codestream.lossy or (codestream.layered and syntax in LOSSY_SYNTAXES)
+    denied = perhaps and stated != "01" and (stated == "00" or syntax not in LOSSY_SYNTAXES)
+    if stated != "01" and (lossy or (syntax in LOSSY_SYNTAXES and stated != "00")):
         dataset.LossyImageCompression = "01"
         dataset.LossyImageCompressionMethod = codestream.method
         native = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8

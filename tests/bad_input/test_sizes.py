@@ -129,7 +129,7 @@ SIZES = {
     "items without a length": (many_items(b"\x08\x00\x15\x11", closed=False), "more than 15000 elements and items"),
     "native": (native, "PixelData holds 61440 of 288000000 bytes"),
     "rle": (encoded(RLELossless), "cannot hold them"),
-    "jpeg 2000": (encoded(JPEG2000Lossless), "cannot hold them"),
+    "jpeg 2000": (encoded(JPEG2000Lossless), "its frame has 1 components, rows and columns [192, 160]"),
     "jpeg 2000 codestream": (jpeg2000_of_its_own, "cannot hold them"),
     "deflated": (deflated, "its deflated data set grows beyond"),
     "false length": (false_length, "PixelData holds"),

@@ -34,8 +34,11 @@ another lesion in it, every other pixel has the same stored value and the same d
 - **Spacing** is that in the breast: ImagerPixelSpacing / EstimatedRadiographicMagnificationFactor.
 - **The frame decides** where an encoded frame and the header disagree: its precision becomes BitsStored where a pixel
   needs it, and a note says so. Signs that differ, several frames under NumberOfFrames 1, and cut frames are refused.
-- **Lossy** images stay marked as lossy: by their transfer syntax, and by the coding of the frame (the 9-7 transform or
-  several quality layers of JPEG 2000, NEAR of JPEG-LS, JPEG but the lossless process), whatever the header says.
+- **Cut frames** that somebody closed again are refused where the coding tells: tiles of JPEG 2000 that are absent, and
+  restarts of lossy JPEG. Damage inside a closed lossy JPEG scan without restart intervals is not seen.
+- **Lossy** images stay marked as lossy: by their transfer syntax, and by the coding of the frame (the 9-7 transform of
+  JPEG 2000, NEAR of JPEG-LS, JPEG but the lossless process), whatever the header says. Several quality layers of the
+  5-3 transform may have lost some: under a lossless syntax that is a note, and what the header says stays.
 - **Kind of image**: X-ray projections of a breast, by SOP class (a mammography class, whatever Modality says), or by
   Modality (MG, or CR, DX, RG with BodyPartExamined or AnatomicRegionSequence breast, or a view of PS3.16 CID 4014), and
   by ImageType (no part of a tomosynthesis; GENERATED_2D and TOMO_2D are read). A Secondary Capture need not state body

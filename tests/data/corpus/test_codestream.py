@@ -1,6 +1,7 @@
 """Where an encoded frame and its header disagree, the frame decides and a note says so, or the file is refused."""
 
 import io
+import struct
 
 import numpy as np
 import pydicom
@@ -21,7 +22,6 @@ from pydicom.uid import (
 )
 
 from gbci_fast.data.dicom import read_mammogram
-from gbci_fast.data.jpeg2000 import read_jpeg2000
 from gbci_fast.errors import GBCIError
 
 from . import frames
@@ -29,6 +29,7 @@ from .files import RAMP, make
 
 DEEP = np.random.default_rng(0).integers(0, 2**14, (48, 40)).astype(np.uint16)
 FLAT = DEEP >> 2  # 12 bits
+SHALLOW = (DEEP >> 6).astype(np.uint8)
 SYNTAXES = [JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless]
 
 
@@ -167,7 +168,7 @@ def test_what_is_said_to_be_lossy_is_no_contradiction(tmp_path):
 
 
 def test_a_baseline_frame_under_lossless_jpeg(make_dicom, relabel):
-    stored, file = (FLAT >> 4).astype(np.uint8), io.BytesIO()
+    stored, file = SHALLOW, io.BytesIO()
     Image.fromarray(stored).save(file, format="JPEG", quality=90)
     path = relabel(
         make_dicom(stored, syntax=JPEGLosslessSV1), data=encapsulate([file.getvalue()]), LossyImageCompression="00"
@@ -193,13 +194,128 @@ def test_a_point_transform_is_lossy(make_dicom, relabel):
     assert header.LossyImageCompression == "01"
 
 
-def test_several_quality_layers_may_be_lossy():
-    """A codestream of two layers: COD's number of layers patched, which the main header alone tells."""
-    frame = bytearray(frames.JPEG_2000)
-    expected = {"rows": RAMP.shape[0], "columns": RAMP.shape[1], "bits": 16}
-    assert not read_jpeg2000(bytes(frame), **expected).lossy
-    frame[frame.index(b"\xff\x52") + 7] = 2
-    assert read_jpeg2000(bytes(frame), **expected).lossy
+@pytest.mark.parametrize("stated", [None, "00"])
+def test_several_quality_layers_are_lossless_under_a_lossless_syntax(make_dicom, relabel, stated):
+    """The last of three layers makes the 5-3 transform exact; whether it is there, the codestream does not say."""
+    frame = jpeg2000(FLAT, quality_mode="rates", quality_layers=[20, 5, 1])
+    tags = {} if stated is None else {"LossyImageCompression": stated}
+    path = relabel(make_dicom(FLAT, syntax=JPEG2000Lossless), data=encapsulate([frame]), **tags)
+    mammogram = read_mammogram(path)
+    np.testing.assert_array_equal(mammogram.stored, FLAT)
+    assert mammogram.dataset.get("LossyImageCompression") == stated
+    assert mammogram.notes == ("its frame may be lossy (ISO_15444_1), though its header says lossless",)
+
+
+@pytest.mark.parametrize("stated", [None, "00"])
+def test_several_quality_layers_are_lossy_under_the_lossy_syntax(make_dicom, relabel, stated):
+    frame = jpeg2000(FLAT, quality_mode="rates", quality_layers=[20, 5, 1])
+    tags = {} if stated is None else {"LossyImageCompression": stated}
+    path = relabel(make_dicom(FLAT, syntax=JPEG2000Lossless), data=encapsulate([frame]), syntax=JPEG2000, **tags)
+    assert read_mammogram(path).dataset.LossyImageCompression == "01"
+
+
+# Whole frames -------------------------------------------------------------------------------------------------------
+
+
+def jpeg2000(stored, **options):
+    file = io.BytesIO()
+    Image.fromarray(stored).save(file, format="JPEG2000", no_jp2=True, **options)
+    return file.getvalue()
+
+
+def tile_parts(frame):
+    """Where each tile-part of a codestream begins, and where the last one ends."""
+    positions = [frame.index(b"\xff\x90\x00\x0a")]
+    while frame[positions[-1] : positions[-1] + 2] == b"\xff\x90":
+        positions.append(positions[-1] + struct.unpack_from(">I", frame, positions[-1] + 6)[0])
+    return positions
+
+
+def test_a_codestream_of_nine_tiles(make_dicom, relabel):
+    frame = jpeg2000(SHALLOW, tile_size=(16, 16))
+    path = relabel(make_dicom(SHALLOW, syntax=JPEG2000Lossless), data=encapsulate([frame]))
+    assert len(tile_parts(frame)) == 10  # 3 x 3 tiles of 48 x 40 pixels
+    np.testing.assert_array_equal(read_mammogram(path).stored, SHALLOW)
+
+
+@pytest.mark.parametrize("kept", [1, 5, 8])
+def test_a_tiled_codestream_that_is_cut_and_closed(make_dicom, relabel, kept):
+    frame = jpeg2000(SHALLOW, tile_size=(16, 16))
+    cut = frame[: tile_parts(frame)[kept]] + b"\xff\xd9"
+    path = relabel(make_dicom(SHALLOW, syntax=JPEG2000Lossless), data=encapsulate([cut]))
+    with pytest.raises(GBCIError, match=f"its JPEG 2000 codestream holds {kept} of 9 tiles\\); cut short"):
+        read_mammogram(path)
+
+
+@pytest.mark.parametrize("tiles", [{}, {"tile_size": (16, 16)}], ids=str)
+def test_a_codestream_that_is_cut_inside_a_tile_and_closed(make_dicom, relabel, tiles):
+    frame = jpeg2000(SHALLOW, **tiles)
+    cut = frame[: len(frame) * 2 // 3] + b"\xff\xd9"
+    path = relabel(make_dicom(SHALLOW, syntax=JPEG2000Lossless), data=encapsulate([cut]))
+    with pytest.raises(GBCIError, match=r"its JPEG 2000 codestream has no end\); cut short"):
+        read_mammogram(path)
+
+
+def test_a_tile_part_that_is_absent(make_dicom, relabel):
+    frame = bytearray(jpeg2000(DEEP))
+    frame[tile_parts(frame)[0] + 11] = 2  # how many parts the tile has
+    path = relabel(make_dicom(DEEP, syntax=JPEG2000Lossless), data=encapsulate([bytes(frame)]))
+    with pytest.raises(GBCIError, match=r"its JPEG 2000 codestream lacks a part of a tile\); cut short"):
+        read_mammogram(path)
+
+
+def test_a_last_tile_part_of_open_length(make_dicom, relabel):
+    frame = bytearray(jpeg2000(DEEP))
+    frame[tile_parts(frame)[0] + 6 : tile_parts(frame)[0] + 10] = bytes(4)
+    path = relabel(make_dicom(DEEP, syntax=JPEG2000Lossless), data=encapsulate([bytes(frame)]))
+    np.testing.assert_array_equal(read_mammogram(path).stored, DEEP)
+
+
+def test_a_lossy_scan_with_restarts_that_is_cut_and_closed(make_dicom, relabel):
+    stored, file = SHALLOW, io.BytesIO()
+    Image.fromarray(stored).save(file, format="JPEG", restart_marker_blocks=2)  # of 6 x 5 blocks
+    frame = file.getvalue()
+    path = make_dicom(stored)
+    whole = relabel(path, data=encapsulate([frame]), syntax=JPEGBaseline8Bit)
+    np.testing.assert_array_equal(read_mammogram(whole).stored, np.asarray(Image.open(file)))
+    cut = frame[: frame.rindex(b"\xff\xd3")] + b"\xff\xd9"
+    swapped = frame.replace(b"\xff\xd1", b"\xff\xd2", 1)
+    for damaged, restarts in ((cut, 11), (swapped, 14)):
+        damaged = relabel(path, data=encapsulate([damaged]), syntax=JPEGBaseline8Bit)
+        with pytest.raises(GBCIError, match=f"its scan restarts {restarts} times, or out of order; expected 14"):
+            read_mammogram(damaged)
+
+
+def test_a_decoder_s_own_words_are_not_repeated(make_dicom, relabel):
+    for syntax in (JPEGLSLossless, RLELossless):
+        path = make_dicom(FLAT, syntax=syntax, BitsStored=12)
+        frame = frame_of(path)
+        cut = frame[: len(frame) // 4] + (b"" if syntax == RLELossless else b"\xff\xd9")
+        with pytest.raises(GBCIError) as caught:
+            read_mammogram(relabel(path, data=encapsulate([cut])))
+        assert str(caught.value).endswith(
+            f": damaged or not decodable (no image can be made of its frame, {syntax.name}); perhaps cut short"
+        )
+
+
+def test_lossy_jpeg_in_cells_of_16_bits(make_dicom, relabel):
+    stored, file = SHALLOW, io.BytesIO()
+    Image.fromarray(stored).save(file, format="JPEG")
+    path = relabel(
+        make_dicom(stored.astype(np.uint16), BitsStored=8), data=encapsulate([file.getvalue()]), syntax=JPEGBaseline8Bit
+    )
+    with pytest.raises(GBCIError, match="lossy JPEG of 8 bits, and BitsAllocated is 16; expected 8"):
+        read_mammogram(path)
+
+
+def test_a_frame_s_own_coding_limits_its_size(make_dicom, relabel):
+    """A lossy frame of one byte for over 40 pixels, under the syntax of lossless JPEG, which has 16 at most."""
+    stored, file = np.zeros((1500, 1400), np.uint8), io.BytesIO()
+    stored[:, :700] = np.arange(1500, dtype=np.uint8)[:, None] // 8
+    Image.fromarray(stored).save(file, format="JPEG")
+    assert stored.size > 40 * len(file.getvalue())
+    path = relabel(make_dicom(stored), data=encapsulate([file.getvalue()]), syntax=JPEGLosslessSV1)
+    np.testing.assert_array_equal(read_mammogram(path).stored, np.asarray(Image.open(file)))
 
 
 # Number of frames ---------------------------------------------------------------------------------------------------
