@@ -8,7 +8,7 @@ from gbci_fast.errors import GBCIError
 
 _START = b"\xff\x4f\xff\x51"  # start of codestream, SIZ; some files wrap the codestream in JP2 boxes
 _END = b"\xff\xd9"
-_START_OF_TILE_PART, _TILE_PART_HEADER = b"\xff\x90", 12  # bytes
+_START_OF_TILE_PART = b"\xff\x90"
 _CAPABILITIES, _CODING, _COMPONENT_CODING, _TILE_PART = 0xFF50, 0xFF52, 0xFF53, 0xFF90
 _IRREVERSIBLE = 0  # the 9-7 transform (ISO/IEC 15444-1 A.6.1)
 
@@ -64,13 +64,11 @@ def check_tiles(frame: bytes) -> None:
             stated[tile] = max(parts, stated.get(tile, 0))  # 0 where it is left open
             # The last tile-part may leave its length open.
             position = position + length if length else frame.rfind(_END, position)
-            if 0 < length < _TILE_PART_HEADER:
-                break
     except (struct.error, ZeroDivisionError):
         position = len(frame)
     if frame[position : position + 2] != _END:
         raise GBCIError("damaged or not decodable (its JPEG 2000 codestream has no end); cut short")
-    if len(found) != tiles or max(found) >= tiles:
+    if len(found) != tiles or max(found, default=0) >= tiles:
         raise GBCIError(
             f"damaged or not decodable (its JPEG 2000 codestream holds {len(found)} of {tiles} tiles); cut short"
         )
