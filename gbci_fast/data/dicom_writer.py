@@ -163,7 +163,7 @@ def mammogram_dataset(
         like: header of the source image; its photometric interpretation, bit depth, modality transform, VOI, padding,
             calibrated spacing, magnification, view modifiers, and what it says of annotations, implants and lossy
             compression are kept as numbers and defined terms, and nothing else: no patient data, no free text, and
-            of LUTs their descriptors and data alone. Without it: MONOCHROME2, all bits of the dtype.
+            of the first Modality and VOI LUT descriptor and data alone. Without it: MONOCHROME2, all bits of the dtype.
             (The standard allows unsigned pixels and an identity rescale only. Other sources are kept as they are,
             because changing them would change every stored value.) BurnedInAnnotation must be stated: where the
             source does not, nobody has looked, and it is YES.
@@ -322,14 +322,14 @@ def stated(dataset: Dataset | None, keyword: str) -> list[str]:
 
 
 def _copy_meaning(dataset: Dataset, like: Dataset, unless: Collection[str]) -> None:
-    """Numbers, defined terms and LUTs of `like`, element by element."""
+    """Numbers, defined terms and the LUT in use of `like`, element by element."""
     for keyword in (*_NUMBERS, *_WORDS, *_TABLES):
         if keyword in unless or keyword not in like or like[keyword].is_empty:
             continue
         if keyword in _TABLES:
             big_endian = like.original_encoding[1] is False
-            tables = [_copied_table(item, keyword, big_endian=big_endian) for item in like[keyword].value]
-            dataset[keyword] = DataElement(like[keyword].tag, "SQ", Sequence(tables))
+            table = _copied_table(like[keyword].value[0], keyword, big_endian=big_endian)  # what `presentation_of` reads
+            dataset[keyword] = DataElement(like[keyword].tag, "SQ", Sequence([table]))
         elif keyword in _NUMBERS and _is_number(like[keyword].value):
             dataset[keyword] = copy.deepcopy(like[keyword])
         elif keyword in _WORDS and (words := stated(like, keyword)):

@@ -208,7 +208,7 @@ def test_no_text_of_the_source_is_written(tmp_path):
     table = np.arange(4096, dtype=np.uint16)
     like = source_header(
         ModalityLUTSequence=[spoiled(table, 12)],
-        VOILUTSequence=[spoiled(table[::-1], 12), spoiled(np.arange(255, dtype=np.uint8), 8)],
+        VOILUTSequence=[spoiled(np.arange(255, dtype=np.uint8), 8), spoiled(table, 12)],
         PixelSpacing=[0.09, 0.09],
         LossyImageCompressionMethod=["ISO_15444_1", "DOE^JANE"],
         **dict.fromkeys(
@@ -224,10 +224,9 @@ def test_no_text_of_the_source_is_written(tmp_path):
     (modality,) = written.ModalityLUTSequence
     assert {element.keyword for element in modality} == {"LUTDescriptor", "LUTData", "ModalityLUTType"}
     assert (modality.ModalityLUTType, modality.LUTData) == ("US", table.tobytes())
-    first, second = written.VOILUTSequence
-    assert {element.keyword for element in [*first, *second]} == {"LUTDescriptor", "LUTData"}
-    assert first.LUTData == table[::-1].tobytes()
-    assert second.LUTData[:255] == bytes(range(255))
+    (voi,) = written.VOILUTSequence
+    assert {element.keyword for element in voi} == {"LUTDescriptor", "LUTData"}
+    assert voi.LUTData[:255] == bytes(range(255))
     assert (written.BurnedInAnnotation, written.LossyImageCompressionMethod) == ("YES", "ISO_15444_1")
 
 
@@ -236,6 +235,17 @@ def test_a_lut_that_is_cut_is_not_copied():
     item.LUTDescriptor, item.LUTData = [4096, 0, 8], (np.arange(4096) // 16).astype("<u2").tobytes()[:5000]
     with pytest.raises(GBCIError, match="a LUT holds 5000 bytes; expected 4096 entries of 8 bits"):
         mammogram_dataset(pixels(), header(), like=source_header(VOILUTSequence=[item]))
+
+
+@pytest.mark.parametrize("keyword", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_of_several_luts_the_one_in_use_is_copied(keyword):
+    """Nobody has looked at the others: they may lack what a LUT has to have."""
+    first, second = Dataset(), Dataset()
+    first.LUTDescriptor = second.LUTDescriptor = [4096, 0, 16]
+    first.LUTData = np.arange(4096, dtype=np.uint16).tobytes()  # the second has none
+    written = mammogram_dataset(pixels(), header(), like=source_header(**{keyword: [first, second]}))
+    (item,) = written[keyword].value
+    assert item.LUTData == first.LUTData
 
 
 @needs_dciodvfy
