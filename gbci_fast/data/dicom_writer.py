@@ -328,7 +328,8 @@ def _copy_meaning(dataset: Dataset, like: Dataset, unless: Collection[str]) -> N
             continue
         if keyword in _TABLES:
             big_endian = like.original_encoding[1] is False
-            table = _copied_table(like[keyword].value[0], keyword, big_endian=big_endian)  # what `presentation_of` reads
+            in_use = like[keyword].value[0]
+            table = _copied_table(in_use, keyword, big_endian=big_endian)
             dataset[keyword] = DataElement(like[keyword].tag, "SQ", Sequence([table]))
         elif keyword in _NUMBERS and _is_number(like[keyword].value):
             dataset[keyword] = copy.deepcopy(like[keyword])

@@ -100,15 +100,15 @@ def lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> lis
 def known_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> list[np.ndarray | None]:
     """One bool [H, W] per finding: its pixel mask inside its box; None where there is none.
 
-    The k-th finding's own mask is ``finding_masks/<study_id>/<image_id>-<k>.png`` (k from 1);
+    A finding's own mask is ``finding_masks/<study_id>/<image_id>-<k>.png``, k being its ``number``;
     ``masks/<study_id>/<image_id>.png`` is that of all other findings of the image, but not of those whose source is
     `TEMPLATE`: `generate` lists them beside what it painted, and ``masks/`` is where it painted.
     """
     name = f"{record.study_id}/{record.image_id}"
     drawn = _mask_of_shape(root / "masks" / f"{name}.png", shape)
     masks: list[np.ndarray | None] = []
-    for number, finding in enumerate(record.findings, 1):
-        own = _mask_of_shape(root / "finding_masks" / f"{name}-{number}.png", shape)
+    for finding in record.findings:
+        own = _mask_of_shape(root / "finding_masks" / f"{name}-{finding.number}.png", shape)
         shared = None if finding.extra.get("source") == TEMPLATE else drawn
         pixels = shared if own is None else own
         boxed = np.zeros(shape, bool)

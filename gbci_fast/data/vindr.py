@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -55,12 +56,14 @@ class Finding:
     """One annotated box; ``attributes`` are the image's with the finding's categories and BI-RADS added.
 
     ``box`` is (xmin, ymin, xmax, ymax) in native pixels, half-open and inside the image; ``extra`` holds the
-    row's other columns where they are not blank.
+    row's other columns where they are not blank; ``number`` is the row's place among the image's rows with a box, from
+    1. Rows that are left out as repeated count, so that it names the file of the finding's own mask.
     """
 
     box: Box
     attributes: Attributes
     extra: dict[str, str] = field(default_factory=dict)
+    number: int = 1
 
     def report(self, image: "ImageRecord") -> str | None:
         """Its own, or that of its image."""
@@ -218,6 +221,7 @@ class VinDr:
 
     def _add_findings(self, images: dict[str, ImageRecord]) -> dict[str, ImageRecord]:
         findings: dict[str, list[Finding]] = {}
+        boxes: Counter[str] = Counter()  # rows with a box, by image
         stated: set[tuple[str, Box, Attributes]] = set()
         first_repeated = ""
         for where, row in read_table(self.root / FINDING_TABLE, FINDING_COLUMNS):
@@ -235,7 +239,8 @@ class VinDr:
             if healthy or box is not None:
                 findings.setdefault(image.image_id, [])
             if box is not None:
-                finding = self._finding(where, row, image, box, known)
+                boxes[image.image_id] += 1
+                finding = self._finding(where, row, image, box, known, boxes[image.image_id])
                 lesion = (image.image_id, finding.box, finding.attributes)  # the row's other columns may differ
                 if lesion in stated:
                     self.repeated += 1
@@ -254,13 +259,16 @@ class VinDr:
             )
         return {image_id: _with_findings(image, findings.get(image_id)) for image_id, image in images.items()}
 
-    def _finding(self, where: str, row: dict[str, str], image: ImageRecord, box: Box, known: Attributes) -> Finding:
+    def _finding(
+        self, where: str, row: dict[str, str], image: ImageRecord, box: Box, known: Attributes, number: int
+    ) -> Finding:
         return Finding(
             box=_clamp(where, box, image),
             attributes=replace(
                 image.attributes, finding_categories=known.finding_categories, finding_birads=known.finding_birads
             ),
             extra=_extra(row, (*IMAGE_COLUMNS, *FINDING_COLUMNS, AGE_COLUMN)),
+            number=number,
         )
 
 

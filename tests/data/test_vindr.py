@@ -10,6 +10,7 @@ from PIL import Image
 
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.dicom import Mammogram
+from gbci_fast.data.fields import lesion_truth
 from gbci_fast.data.presentation import full_scale
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE, VinDr, find_inputs
 from gbci_fast.errors import GBCIError, InputWarning
@@ -341,6 +342,21 @@ def test_boxes_that_are_equal_once_they_are_cut_are_one_lesion(make_root):
     with pytest.warns(InputWarning, match=r"line 3: the same image, box"):
         data = VinDr(root)
     assert (data.repeated, data.clamped, len(data.images[0].findings)) == (1, 1, 1)
+
+
+def test_a_row_that_is_left_out_keeps_its_mask(make_root):
+    """The files are numbered by the rows with a box of their image: 2 belongs to the row that repeats the first."""
+    rows = [{}, {"image_id": "i2"}, {}, HEALTHY | {"image_id": "i2"}, {"xmin": "11"}, {"image_id": "i2", "xmin": "12"}]
+    root = make_root(breast=[{}, {"image_id": "i2"}], findings=rows)
+    (root / "finding_masks" / "s1").mkdir(parents=True)
+    for number, column in ((1, 15), (2, 16), (3, 17)):
+        mask = np.zeros((100, 80), np.uint8)
+        mask[30, column] = 255
+        Image.fromarray(mask).save(root / "finding_masks" / "s1" / f"i1-{number}.png")
+    with pytest.warns(InputWarning, match="line 4: the same image, box"):
+        first, second = VinDr(root).images
+    assert [np.argwhere(mask).tolist() for mask in lesion_truth(first, root, (100, 80))] == [[[30, 15]], [[30, 17]]]
+    assert [finding.number for finding in second.findings] == [1, 2]
 
 
 @pytest.mark.parametrize(
