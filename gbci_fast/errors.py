@@ -1,17 +1,35 @@
 """The one exception that reaches a user as a sentence instead of a traceback, and notes on inputs."""
 
+import re
+
 LONGEST = 1000  # characters
+# A sentence quotes a file behind "is" or "are", in parentheses or in quotation marks. Always our own: numbers, sizes,
+# and what is spelled out here.
+_VALUES = re.compile(
+    r"""(?: (?<=\bis\ ) (?! (?:CC|MLO|unknown)\ and\ side\ | a\ link\ that\ leads\ nowhere | all\ zero )
+            (?! [\d.x-]+ (?:;\ expected|$) )
+          | (?<=\bare\ )
+          | \( (?! [\d., -]+ \) )
+          | (?<!\w) ['"] )
+        (?: .* (?=;\ expected) | .* )""",
+    re.VERBOSE,
+)
 
 
 class GBCIError(ValueError):
     """Bad input or a failed run: one sentence naming the file, the value and what was expected.
 
-    Values out of damaged files are quoted in it: whatever does not print is escaped, and the middle of a sentence that
-    grew too long is left out.
+    Texts out of files stand in it where `without_values` looks for them. Whatever does not print is escaped, and the
+    middle of a sentence that grew too long is left out.
     """
 
     def __init__(self, sentence: str):
         super().__init__(one_line(sentence))
+
+
+def without_values(sentence: str) -> str:
+    """A sentence of a `GBCIError` that names nobody: "..." for its values, from the first to what was expected."""
+    return _VALUES.sub("...", sentence, count=1)
 
 
 class InputWarning(UserWarning):

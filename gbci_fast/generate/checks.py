@@ -40,7 +40,7 @@ def check_view(path: Path, view_position: str | None, laterality: str | None, ot
     """
     if view_position is None and other_view is not None:
         raise GBCIError(
-            f"{path}: its header states the view {other_view}, whatever names and tables say; DICOM copies are CC or "
+            f"{path}: its header states the view {other_view!r}, whatever names and tables say; DICOM copies are CC or "
             "MLO: pass --set view_position=MLO if that is right for every input, leave such inputs out with "
             "--skip-bad, or take --format png"
         )

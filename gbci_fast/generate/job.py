@@ -6,6 +6,8 @@ panels. The tables are compiled from them after the last batch, or when the job 
 
 import hashlib
 import json
+import os
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -19,7 +21,7 @@ from PIL import Image
 
 from gbci_fast import __version__
 from gbci_fast.data.vindr import ImageRecord
-from gbci_fast.errors import GBCIError, one_line
+from gbci_fast.errors import GBCIError, InputWarning, one_line, without_values
 from gbci_fast.fast import FastPipeline
 from gbci_fast.files import sha256_of
 from gbci_fast.generate.checks import check_inputs
@@ -155,6 +157,7 @@ class _Job:
         self._shown: dict[int, Path] = {}
         self._writer = ImageWriter(output, settings, identities)
         self._names = identities.listing(item.template for item in plan)
+        self._removes = identities.names.removes
 
     def is_complete(self, *, resume: bool, check: str) -> bool:
         """Whether this job is already finished in the folder, and whole; changes nothing.
@@ -283,7 +286,11 @@ class _Job:
             self._forgotten.update(lost)
 
     def _skip(self, item: PlanItem, error: GBCIError) -> dict[str, Any]:
-        """The record of an item that was not made; raises the error where that must not be."""
+        """The record of an item that was not made; raises the error where that must not be.
+
+        It tells no path of the machine, and unless identifiers are kept, nothing that the header states: an
+        `InputWarning` says what is left out.
+        """
         if not self._skip_bad and not isinstance(error, CopyError):
             raise error
         self._writer.remove(item)
@@ -293,6 +300,12 @@ class _Job:
             path = one_line(str(item.mask.path))
             for mask in (f"the mask file {path}", path):
                 reason = reason.replace(mask, "the mask file")
+        if item.template.listed:  # of its own masks
+            reason = reason.replace(one_line(f"{item.template.root}{os.sep}"), "")
+        if self._removes and not isinstance(error, CopyError):
+            said, reason = reason, without_values(reason)
+            if reason != said:
+                warnings.warn(f"{error}: skipped", InputWarning, stacklevel=2)
         return {"index": item.index, "file": name, "reason": reason}
 
     def _shard(self, number: int) -> tuple[Path, int]:

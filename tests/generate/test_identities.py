@@ -13,10 +13,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 from pydicom import dcmread
+from pydicom.uid import DigitalXRayImageStorageForPresentation, SecondaryCaptureImageStorage
 
 from gbci_fast.data.deidentify import Deidentifier, KeptIdentifiers
+from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import VinDr, find_inputs
-from gbci_fast.errors import GBCIError
+from gbci_fast.errors import GBCIError, InputWarning, without_values
 from gbci_fast.generate.identities import Identities, derive_key, job_identities
 from gbci_fast.generate.sinks.dicom import NOT_LOOKED_AT
 
@@ -280,6 +282,118 @@ def test_a_mask_file_is_not_named_either(make_job, templates, tmp_path):
     (row,) = pd.read_csv(tmp_path / "data" / "skipped.csv").itertuples()
     assert row.reason.startswith("the mask file is ")
     assert "roe" not in row.reason
+
+
+STATED = {
+    "a number": ("WindowCenter", "LO", "Jane Doe", "WindowCenter is ...; expected numbers with a decimal point"),
+    "an apostrophe": ("WindowCenter", "LO", "O'Doe \"J", "WindowCenter is ...; expected numbers with a decimal point"),
+    "a term": ("VOILUTFunction", "LO", "Jane Doe", "VOILUTFunction is ...; expected LINEAR, LINEAR_EXACT or SIGMOID"),
+    "a view": ("ViewPosition", "LO", "Jane Doe", "its header states the view ..."),
+    "a number without quotation marks": (
+        "BitsAllocated",
+        "LO",
+        "Jane Doe",
+        "BitsAllocated, BitsStored and HighBit are ...",
+    ),
+    "a decoder's words": ("Rows", "LO", "Jane Doe", "damaged or not decodable ..."),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize(("keyword", "representation", "value", "reason"), STATED.values(), ids=STATED)
+def test_a_reason_tells_nothing_that_a_header_states(
+    make_job, templates, tmp_path, keyword, representation, value, reason
+):
+    bad = patient_file(templates / "full_LCC.dcm", tmp_path / "in" / "bad_LCC.dcm", SOPInstanceUID="1.2.3")
+    dataset = dcmread(bad)
+    dataset.WindowCenter = dataset.WindowWidth = 30000
+    dataset.add_new(keyword, representation, value)
+    dataset.save_as(bad)
+    patient_file(templates / "full_LCC.dcm", tmp_path / "in" / "good_LCC.dcm")
+    with pytest.warns(InputWarning, match="bad_LCC.dcm: .*: skipped") as notes:
+        make_job(tmp_path / "in", tmp_path / "data", settings=DICOM, skip_bad=True)
+    assert len(notes) == 1
+    (row,) = pd.read_csv(tmp_path / "data" / "skipped.csv").itertuples()
+    assert row.reason.startswith(reason)
+    assert "doe" not in published(tmp_path / "data")
+    make_job(tmp_path / "in", tmp_path / "kept", settings=DICOM, skip_bad=True, identities=KEPT)
+    (row,) = pd.read_csv(tmp_path / "kept" / "skipped.csv").itertuples()
+    assert "..." not in row.reason
+
+
+KEYWORDS = (
+    "BitsAllocated", "BitsStored", "BodyPartExamined", "Columns", "EstimatedRadiographicMagnificationFactor", "HighBit",
+    "ImageType", "ImagerPixelSpacing", "Modality", "ModalityLUTSequence", "NumberOfFrames", "PatientAge",
+    "PhotometricInterpretation", "PixelAspectRatio", "PixelPaddingRangeLimit", "PixelPaddingValue",
+    "PixelRepresentation", "PixelSpacing", "RescaleIntercept", "RescaleSlope", "Rows", "SOPClassUID",
+    "SamplesPerPixel", "SharedFunctionalGroupsSequence", "SpecificCharacterSet", "VOILUTFunction", "VOILUTSequence",
+    "ViewCodeSequence", "WindowCenter", "WindowWidth",
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize("modality", ["MG", "CR"])
+def test_whatever_a_header_states_no_reason_tells_it(templates, tmp_path, modality):
+    reasons = []
+    for keyword in KEYWORDS:
+        dataset = dcmread(templates / "windowed_LCC.dcm")
+        dataset.Modality, dataset.ViewPosition = modality, ""
+        dataset.add_new(keyword, "LO", "TOMO Jane Doe")
+        dataset.save_as(tmp_path / "a.dcm", enforce_file_format=False)
+        try:
+            read_mammogram(tmp_path / "a.dcm")
+        except GBCIError as error:
+            reasons.append(without_values(str(error)))
+    assert len(reasons) > len(KEYWORDS) / 2
+    assert [reason for reason in reasons if "doe" in reason.lower()] == []
+
+
+@pytest.mark.parametrize(
+    ("stated", "written"),
+    [
+        ("1.2.826.0.1.3680043.4711", SecondaryCaptureImageStorage),  # nobody's, but for whoever made it up
+        (DigitalXRayImageStorageForPresentation, DigitalXRayImageStorageForPresentation),
+    ],
+)
+def test_a_class_that_the_standard_does_not_know_is_not_copied(make_job, templates, tmp_path, stated, written):
+    path = patient_file(templates / "full_LCC.dcm", tmp_path / "in" / "x_LCC.dcm", SOPClassUID=stated)
+    make_job(path, tmp_path / "data", settings=DICOM)
+    (header,) = headers_of(tmp_path / "data")
+    assert header.SourceImageSequence[0].ReferencedSOPClassUID == written
+    assert "3680043.4711" not in published(tmp_path / "data")
+
+
+@pytest.mark.parametrize("folder", ["masks", "finding_masks"])
+@pytest.mark.parametrize("identities", [None, KEPT], ids=["removed", "kept"])
+def test_a_reason_tells_no_path_of_the_machine(make_job, phantom, tmp_path, folder, identities):
+    root = shutil.copytree(phantom, tmp_path / "roe" / "root")
+    record = next(record for record in VinDr(root).images if record.findings)
+    (first,) = (root / folder / record.study_id).glob(f"{record.image_id}*.png")
+    Image.new("L", (3, 2), 255).save(first)
+    make_job(root, tmp_path / "data", skip_bad=True, identities=identities, settings={"formats": ("png",)})
+    (row,) = pd.read_csv(tmp_path / "data" / "skipped.csv").itertuples()
+    assert row.reason == f"{first.relative_to(root)} is 3x2; expected the image's 160x192"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "published"),
+    [
+        ("the image's view is 'Jane'; expected Doe'; expected CC", "the image's view is ...; expected CC"),
+        ("Modality is JANE; DOE (1950) and 5; expected MG (or CR)", "Modality is ...; expected MG (or CR)"),
+        ("A of 'Jane [...] Doe; or", "A of ..."),
+        ("damaged or not decodable (Jane) (Doe); cut short", "damaged or not decodable ..."),
+        ("Bits are 8 and Jane; expected 8", "Bits are ...; expected 8"),
+        ("masks/s/i.png is 3x2; expected the image's 160x192", "masks/s/i.png is 3x2; expected the image's 160x192"),
+        ("the box (1.0, 2.5, 3, 4) lies outside the image", "the box (1.0, 2.5, 3, 4) lies outside the image"),
+        ("view is CC and side unknown; DICOM needs both", "view is CC and side unknown; DICOM needs both"),
+        ("a.dcm is a link that leads nowhere", "a.dcm is a link that leads nowhere"),
+        ("this is ^Jane", "this is ..."),
+        ("this is 5; Jane; expected 6", "this is ...; expected 6"),
+        ("the image has 3 rows; expected 4", "the image has 3 rows; expected 4"),
+    ],
+)
+def test_without_values(sentence, published):
+    assert without_values(sentence) == published
 
 
 def test_pseudonyms():

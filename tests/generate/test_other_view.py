@@ -25,9 +25,9 @@ def lateral(breast, write_template, tmp_path):
 def test_it_is_refused_before_anything_is_sampled(lateral, make_job, tmp_path):
     plan = make_plan(find_inputs(lateral), variants=1, seed=0)
     (fault,) = check_inputs(plan, ("dicom",)).values()
-    assert str(fault).startswith(f"{lateral}: its header states the view ML, whatever names and tables say")
+    assert str(fault).startswith(f"{lateral}: its header states the view 'ML', whatever names and tables say")
     assert check_inputs(plan, ("png",)) == {}
-    with pytest.raises(GBCIError, match="its header states the view ML"):
+    with pytest.raises(GBCIError, match="its header states the view 'ML'"):
         make_job(lateral, tmp_path / "out", settings={"formats": ("dicom",)})
     assert not (tmp_path / "out" / "images").exists()
 

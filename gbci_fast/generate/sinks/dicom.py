@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.uid import UID, SecondaryCaptureImageStorage
 
 from gbci_fast import __version__
 from gbci_fast.data.attributes import NO_FINDING
@@ -114,10 +114,14 @@ def _digest(*parts: object) -> str:
 
 
 def _source(dataset: Dataset | None, names: KeptIdentifiers) -> SourceImage | None:
-    """The template as a DICOM object; a PNG, or a file that states no identity, is none."""
+    """The template as a DICOM object; a PNG, or a file that states no identity, is none.
+
+    Its class is written where the standard knows it; another text may name somebody.
+    """
     if dataset is None or not dataset.get("SOPInstanceUID"):
         return None
+    sop_class = UID(_text(dataset, "SOPClassUID"))
     return SourceImage(
-        sop_class_uid=dataset.get("SOPClassUID") or SecondaryCaptureImageStorage,
+        sop_class_uid=sop_class if sop_class.type == "SOP Class" else SecondaryCaptureImageStorage,
         sop_instance_uid=names.uid(dataset.SOPInstanceUID),
     )
