@@ -100,11 +100,26 @@ def test_float_and_bilevel_masks():
     assert not to_mask(DRAWN * 0.4, "mask").any()
 
 
+def test_soft_edges_of_integer_masks():
+    """More grays than a map of labels is likely to have: nine of 8 bits, and seventeen where they are small."""
+    for soft in (EIGHT % 9 * 31, EIGHT % 17):
+        assert torch.equal(to_mask(soft, "mask")[0, 0], torch.from_numpy(soft > soft.max() / 2).float())
+
+
 @pytest.mark.parametrize(
     ("mask", "sentence"),
     [
-        (EIGHT % 3, "mask has the values 0, 1, 2; expected two values, or gray up to 16 or more"),
-        (torch.from_numpy(EIGHT % 3), "mask has the values 0, 1, 2; expected two values, or gray up to 16 or more"),
+        (EIGHT % 3, "mask has the values 0, 1, 2; expected two values, or the many grays of soft edges"),
+        (
+            torch.from_numpy(EIGHT % 3),
+            "mask has the values 0, 1, 2; expected two values, or the many grays of soft edges",
+        ),
+        (EIGHT % 3 * 10, "mask has the values 0, 10, 20; expected two values, or the many grays of soft edges"),
+        (
+            EIGHT.astype(np.int32) % 8 * 9000,
+            "mask has the values 0, 9000, 18000, 27000, 36000, 45000, 54000, 63000; expected two values, or the many "
+            "grays of soft edges",
+        ),
         (-(EIGHT % 2).astype(np.int8), "mask has values from -1; expected none below 0"),
         (np.zeros((0, 4), np.uint8), "mask has shape [1, 1, 0, 4]; expected at least one pixel"),
         (np.full((4, 4), 255.0), "mask has values from 255 to 255; expected [0, 1]"),

@@ -11,7 +11,8 @@ from gbci_fast.data.bounds import MAX_DEFLATE, BoundedFile
 from gbci_fast.errors import GBCIError
 
 FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG")
-LABELS = 16  # a mask whose largest value is below this has too few grays for soft edges
+# Soft edges have more grays than `FEW`, and where the largest value is below `SMALL`, more than that.
+FEW, SMALL = 8, 16
 MAX_PIXELS = 150_000_000  # as of a mammogram
 
 # What Pillow logs of damaged files it raises as well; without a handler Python would print it.
@@ -58,12 +59,21 @@ def above_half(values: np.ndarray, name: object) -> np.ndarray:
     """Where one mask's `values`, on any scale, are above half of its largest and above 0; bool of the same shape.
 
     Raises:
-        GBCIError: three small numbers or more: labels, of which it is not known which to draw.
+        GBCIError: three whole numbers or a few more: labels, of which it is not known which to draw.
     """
     largest = values.max()
-    if 1 < largest < LABELS:
-        levels = np.unique(values)
-        if 2 < len(levels) <= LABELS:
-            shown = ", ".join(f"{level:g}" for level in levels)
-            raise GBCIError(f"{name} has the values {shown}; expected two values, or gray up to {LABELS} or more")
+    most = SMALL if largest < SMALL else FEW
+    levels = _levels(values, most)
+    if 2 < len(levels) <= most and all(level == round(level) for level in levels):
+        shown = ", ".join(f"{level:g}" for level in levels)
+        raise GBCIError(f"{name} has the values {shown}; expected two values, or the many grays of soft edges")
     return values > max(0, largest / 2)
+
+
+def _levels(values: np.ndarray, most: int) -> list[float]:
+    """The values in rising order; where there are more than `most`, some of them, more than `most`."""
+    levels, rest = [], values.ravel()
+    while rest.size and len(levels) <= most:
+        levels.append(rest[0].item())
+        rest = rest[rest != rest[0]]
+    return sorted(levels)

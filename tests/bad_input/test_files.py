@@ -167,7 +167,11 @@ MASKS = {
     "bomb": (lambda path: _write(path, _gray_png(20_000, 6_000)), "claims 20000 x 6000 pixels, too many"),
     "labels": (
         lambda path: Image.fromarray(np.arange(192 * 160, dtype=np.uint8).reshape(192, 160) % 3).save(path),
-        "has the values 0, 1, 2; expected two values, or gray up to 16 or more",
+        "has the values 0, 1, 2; expected two values, or the many grays of soft edges",
+    ),
+    "large labels": (
+        lambda path: Image.fromarray(np.arange(192 * 160, dtype=np.uint16).reshape(192, 160) % 3 * 1000).save(path),
+        "has the values 0, 1000, 2000; expected two values, or the many grays of soft edges",
     ),
     "122 samples per pixel": (lambda path: _tiff_of_samples(path, 122), "cannot be read as a mask image"),
     "folder": (lambda path: path.mkdir(), "cannot be read as a mask image: Is a directory"),

@@ -187,9 +187,10 @@ def test_a_palette_is_applied(tmp_path):
 @pytest.mark.parametrize(
     ("values", "selected"),
     [
-        (np.array([[0, 127, 128, 255]], np.uint8), [0, 0, 1, 1]),
+        (np.array([[0, 1, 40, 80, 120, 127, 128, 254, 255]], np.uint8), [0, 0, 0, 0, 0, 0, 1, 1, 1]),
         (np.array([[0, 0, 1, 1]], np.uint8), [0, 0, 1, 1]),
-        (np.array([[0, 30000, 65535]], np.uint16), [0, 0, 1]),
+        (np.array([[0, 30000]], np.uint16), [0, 1]),
+        (np.array([[*range(0, 32768, 4096), 65535]], np.uint16), [0] * 8 + [1]),
         (np.array([[False, True]]), [0, 1]),
     ],
 )
