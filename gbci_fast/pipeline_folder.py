@@ -33,7 +33,7 @@ CLASSES = {
 OPTIONAL = ("few_step",)
 SCHEDULER = "scheduler"
 CODE = ("auto_map", "custom_pipeline", "custom_pipelines", "quantization_config")  # keys that name code to import
-LARGEST = 2**16  # a size in a config; the model is made before its weights are seen to be of other sizes
+LARGEST = 2**16  # a size in a config; the part is made before anything else shows that it is damaged
 FLOATS = ("F64", "F32", "F16", "BF16")
 TRIAL_STEPS = 4  # every scheduler can do with these
 
@@ -107,7 +107,7 @@ def check_folder(folder: Path, given: Collection[str] = ()) -> None:
             raise refusal(folder, f"{INDEX} names no {name}")
         config = Path(name, "scheduler_config.json" if name == SCHEDULER else "config.json")
         values = _read_json(folder, config)
-        _check_keys(folder, config, values)
+        _check_keys(folder, config, values, sizes=int if name == SCHEDULER else (int, float))
         kind = values.get("_class_name", index[name][1])
         if name != SCHEDULER and kind != index[name][1]:
             raise refusal(folder, f"{config} is of a {kind!r}; expected {index[name][1]!r}")
@@ -169,11 +169,14 @@ def _read_json(folder: Path, name: Path) -> dict[str, Any]:
     return values
 
 
-def _check_keys(folder: Path, name: object, values: Mapping[str, Any]) -> None:
+def _check_keys(
+    folder: Path, name: object, values: Mapping[str, Any], sizes: type | tuple[type, ...] = (int, float)
+) -> None:
+    """No key names code, and no value of the types `sizes` is too large: a scheduler has infinite ones of its own."""
     for key, value in _entries(values):
         if key in CODE:
             raise refusal(folder, f"{name} has {key!r}, which names code to import")
-        if isinstance(value, int | float) and not abs(value) <= LARGEST:
+        if isinstance(value, sizes) and not abs(value) <= LARGEST:
             raise refusal(folder, f"{name} has {key} {value}; expected at most {LARGEST}")
 
 

@@ -259,7 +259,7 @@ def every_scheduler():
 
 
 @pytest.mark.parametrize(("name", "kind"), every_scheduler())
-def test_any_scheduler_of_diffusers_is_driven_or_refused_in_one_sentence(pipe, image, mask, name, kind):
+def test_any_scheduler_of_diffusers_is_driven_and_stored_or_refused(pipe, image, mask, name, kind, tmp_path):
     try:
         made = kind.from_config(pipe.scheduler.config)
     except (TypeError, ValueError):  # one that wants to be told more
@@ -267,10 +267,14 @@ def test_any_scheduler_of_diffusers_is_driven_or_refused_in_one_sentence(pipe, i
     if made is None:
         pytest.skip("cannot be made of a noise schedule alone")
     pipe.scheduler = made
-    options = {"seed": None, "generator": torch.Generator().manual_seed(0), "num_inference_steps": 4}
+
+    def paint(pipe):
+        options = {"seed": None, "generator": torch.Generator().manual_seed(0), "num_inference_steps": 4}
+        return sample(pipe, image[:1], mask[:1], **options)
+
     result, said = None, None
     try:
-        result = sample(pipe, image[:1], mask[:1], **options)
+        result = paint(pipe)
     except GBCIError as error:
         said = str(error)
     if result is None:
@@ -281,6 +285,11 @@ def test_any_scheduler_of_diffusers_is_driven_or_refused_in_one_sentence(pipe, i
     untouched = mask[:1] == 0
     assert torch.equal(result[untouched], image[:1][untouched])
     assert (result - image[:1])[~untouched].abs().mean() > 1e-3
+    pipe.save_pretrained(tmp_path)
+    loaded = GBCIPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded.scheduler) is kind
+    assert torch.equal(paint(loaded), result)
 
 
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "IPNDMScheduler", "DDIMInverseScheduler"])

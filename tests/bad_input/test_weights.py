@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -133,6 +134,35 @@ def test_a_config_without_a_value_or_with_one_of_another_type(folder, expected, 
         said, images = sentence_or_images(folder)
         assert said is not None or np.isfinite(images).all(), (key, wrong)
         assert said is not None or wrong != 10**9 or key.startswith("_"), key
+
+
+def with_scheduler(folder, kind, **values):
+    """Exchanges the folder's scheduler for one of diffusers with these values."""
+    getattr(diffusers, kind)(**values).save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", kind]}))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -math.inf}),
+        ("EulerDiscreteScheduler", {"sigma_max": 1e5}),
+        ("DDIMScheduler", {"clip_sample": True, "clip_sample_range": 1e6}),
+    ],
+)
+def test_large_values_of_a_scheduler_that_are_no_sizes(folder, kind, values):
+    with_scheduler(folder, kind, **values)
+    config = GBCIPipeline.from_pretrained(folder).scheduler.config
+    assert {name: config[name] for name in values} == values
+
+
+def test_a_size_of_a_scheduler_is_limited(folder):
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": 10**9}))
+    with pytest.raises(GBCIError, match=r"scheduler_config\.json has num_train_timesteps 1000000000; expected at most"):
+        GBCIPipeline.from_pretrained(folder)
 
 
 def changed(tensors, name, change):
