@@ -1,5 +1,6 @@
 """LoRA adapters of a pipeline's UNet, by the calls that diffusers' pipelines have for them."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from diffusers.utils import USE_PEFT_BACKEND, convert_unet_state_dict_to_peft
 from torch import Tensor
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.runtimes.adapters import is_adapter
 
 SUFFIX = ".safetensors"
 
@@ -50,8 +52,10 @@ class UNetLoRALoader(LoraBaseMixin):
         source = "the LoRA" if isinstance(given, dict) else str(given)
         tensors, alphas, metadata = _read(given, source, kwargs)
         _check(self.unet, tensors, source)
-        if adapter_name in getattr(self.unet, "peft_config", {}):
+        before = set(getattr(self.unet, "peft_config", {}))
+        if adapter_name in before:
             raise GBCIError(f"adapter_name is {adapter_name!r}, which the UNet already has; expected another name")
+        active = {part: list(part.active_adapters) for part in self.unet.modules() if is_adapter(part)}
         try:
             self.unet.load_lora_adapter(
                 tensors,
@@ -61,8 +65,10 @@ class UNetLoRALoader(LoraBaseMixin):
                 metadata=metadata,
                 _pipeline=self,
             )
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise GBCIError(f"{source} cannot be loaded: {error}") from error
+            _check_scales(self.unet)
+        except Exception as error:  # of PEFT, which takes patterns, ranks and alphas from the file as they are
+            _take_back(self.unet, before, active)
+            raise GBCIError(f"{source} cannot be loaded: {' '.join(str(error).split())}") from error
         self.unet.train(self.unet.training)  # new layers too, of which some drop out in training
 
     def fuse_lora(
@@ -83,12 +89,45 @@ class UNetLoRALoader(LoraBaseMixin):
         """Saves the pipeline.
 
         Raises:
-            GBCIError: the UNet has adapters: its layers have other names then, and loading would not find them.
+            GBCIError: the UNet has adapters, or layers made for some that were deleted since: its layers have other
+                names then, and loading would not find them.
         """
         if names := ", ".join(getattr(self.unet, "peft_config", {})):
             way = "fuse_lora() and unload_lora_weights() before, or unet.save_lora_adapter() for the adapter alone"
             raise GBCIError(f"the UNet has adapters ({names}), which a checkpoint does not hold; expected {way}")
+        if any(map(is_adapter, self.unet.modules())):
+            reason = "the UNet's layers are still those of adapters that were deleted"
+            raise GBCIError(f"{reason}, which a checkpoint does not hold; expected unload_lora_weights() before")
         super().save_pretrained(save_directory, **kwargs)
+
+
+def _check_scales(unet: UNet2DConditionModel) -> None:
+    """Raises GBCIError: an adapter's alpha is no finite number."""
+    for layer, part in unet.named_modules():
+        if is_adapter(part):
+            for name, scale in getattr(part, "scaling", {}).items():
+                if not math.isfinite(scale):
+                    raise GBCIError(f"{layer} has the scale {scale} for adapter {name}; expected a finite one")
+
+
+def _take_back(unet: UNet2DConditionModel, before: set[str], active: dict[Any, list[str]]) -> None:
+    """Undoes a load that failed at any point.
+
+    Args:
+        unet: perhaps with some of the new adapter's layers.
+        before: the adapters that it had.
+        active: those in use, of each layer with adapters.
+    """
+    if not active:
+        unet.unload_lora()
+        return
+    for part in filter(is_adapter, unet.modules()):
+        held = (*part.adapter_layer_names, *part.other_param_names)
+        for name in {name for attribute in held for name in getattr(part, attribute)} - before:
+            part.delete_adapter(name)
+        part.set_adapter(active.get(part, []))
+    for name in set(getattr(unet, "peft_config", {})) - before:
+        del unet.peft_config[name]
 
 
 def _read(

@@ -1,6 +1,8 @@
 """LoRA adapters of the UNet: loaded as in diffusers, seen by what accelerate made, and no one else's."""
 
 import copy
+import json
+import math
 import re
 
 import pytest
@@ -196,6 +198,60 @@ def test_what_is_no_lora_of_this_unet_is_one_sentence(pipe, tmp_path, monkeypatc
     monkeypatch.setattr(lora, "USE_PEFT_BACKEND", False)
     with pytest.raises(GBCIError, match=re.escape("needs peft and transformers: pip install 'gbci_fast[lora]'")):
         pipe.load_lora_weights(tensors)
+
+
+DAMAGED = {
+    "a pattern that is none": ({"r": 2, "rank_pattern": {"(": 3}}, ""),
+    "a rank per layer that is another": ({"r": 2, "rank_pattern": {"conv_in": 3}}, ""),
+    "an alpha that is no number": ({"r": 2, "lora_alpha": math.nan}, "has the scale nan for adapter"),
+    "an alpha of one layer that is infinite": ({"r": 2, "alpha_pattern": {"conv_in": math.inf}}, "conv_in has the"),
+    "a rank that is no number": ({"r": "two"}, ""),
+}
+
+
+@pytest.mark.parametrize("before", ["nothing", "an adapter", "two of which one is active", "a deleted one"])
+@pytest.mark.parametrize(("config", "said"), DAMAGED.values(), ids=DAMAGED)
+def test_a_load_that_fails_leaves_the_unet_as_it_was(pipe, tmp_path, before, config, said):
+    if before != "nothing":
+        pipe.load_lora_weights(change(pipe.unet, 3), adapter_name="first")
+    if before == "two of which one is active":
+        pipe.load_lora_weights(change(plain_unet(pipe), 4), adapter_name="second")
+        pipe.set_adapters("second", 0.5)
+    if before == "a deleted one":
+        pipe.delete_adapters("first")
+    tensors, path = change(plain_unet(pipe), 5), tmp_path / "lora.safetensors"
+    modules = {"target_modules": sorted({name.removeprefix("unet.").split(".lora_")[0] for name in tensors})}
+    metadata = {f"unet.{key}": value for key, value in (modules | config).items()}
+    save_file(tensors, path, {"format": "pt", "lora_adapter_metadata": json.dumps(metadata)})
+    image, names = sample(pipe), [(name, type(part)) for name, part in pipe.unet.named_modules()]
+    adapters = getattr(pipe.unet, "peft_config", {}).copy()
+    with pytest.raises(GBCIError, match="^" + re.escape(f"{path} cannot be loaded: ") + ".*" + said):
+        pipe.load_lora_weights(path)
+    assert torch.equal(sample(pipe), image)
+    assert getattr(pipe.unet, "peft_config", {}) == adapters
+    if before == "nothing":
+        assert [(name, type(part)) for name, part in pipe.unet.named_modules()] == names
+        pipe.save_pretrained(tmp_path / "whole")
+        assert torch.equal(
+            GBCIPipeline.from_pretrained(tmp_path / "whole").unet.conv_in.weight, pipe.unet.conv_in.weight
+        )
+    pipe.load_lora_weights(change(plain_unet(pipe), 5))  # what is right loads as ever
+    assert relative(sample(pipe), image) > 1e-3
+
+
+def test_layers_of_deleted_adapters_are_not_saved_either(pipe, tmp_path):
+    before = sample(pipe)
+    pipe.load_lora_weights(change(pipe.unet, 3), adapter_name="first")
+    pipe.delete_adapters("first")
+    for made in (pipe, accelerate(pipe)):
+        with pytest.raises(GBCIError, match=re.escape("expected unload_lora_weights() before")):
+            made.save_pretrained(tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    pipe.unload_lora_weights()
+    pipe.save_pretrained(tmp_path / "yes")
+    again = GBCIPipeline.from_pretrained(tmp_path / "yes")
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(sample(again), before)
 
 
 def test_a_checkpoint_is_not_saved_with_adapters(pipe, tmp_path):
