@@ -64,7 +64,7 @@ def load_checked(
         folder = Path(source)
         if not folder.is_dir() and isinstance(source, str) and REPOSITORY.fullmatch(source):
             folder = Path(kind.download(source, **options))
-        check_folder(folder, given)
+        check_folder(folder, given, kind.__name__)
         pipe = load(folder, **options)
     except GBCIError:
         raise
@@ -80,12 +80,13 @@ def load_checked(
     return pipe
 
 
-def check_folder(folder: Path, given: Collection[str] = ()) -> None:
+def check_folder(folder: Path, given: Collection[str] = (), kind: str = PIPELINE) -> None:
     """Looks at index and configs, and imports nothing that they name.
 
     Args:
         folder: of ``save_pretrained``.
         given: components that are not to be loaded from it.
+        kind: the pipeline's class, whose name it may have instead of `PIPELINE`.
 
     Raises:
         GBCIError: the index names another pipeline, another component, or a class that is not this package's own or
@@ -94,7 +95,7 @@ def check_folder(folder: Path, given: Collection[str] = ()) -> None:
     if not folder.is_dir():
         raise refusal(folder, "it is not a folder")
     index = _read_json(folder, Path(INDEX))
-    if index.get("_class_name") != PIPELINE:
+    if index.get("_class_name") not in (PIPELINE, kind):
         raise refusal(folder, f"{INDEX} names the pipeline {index.get('_class_name')!r}; expected {PIPELINE!r}")
     _check_keys(folder, INDEX, index)
     for name, value in index.items():
@@ -108,9 +109,9 @@ def check_folder(folder: Path, given: Collection[str] = ()) -> None:
         config = Path(name, "scheduler_config.json" if name == SCHEDULER else "config.json")
         values = _read_json(folder, config)
         _check_keys(folder, config, values, sizes=int if name == SCHEDULER else (int, float))
-        kind = values.get("_class_name", index[name][1])
-        if name != SCHEDULER and kind != index[name][1]:
-            raise refusal(folder, f"{config} is of a {kind!r}; expected {index[name][1]!r}")
+        part = values.get("_class_name", index[name][1])
+        if name != SCHEDULER and part != index[name][1]:
+            raise refusal(folder, f"{config} is of a {part!r}; expected {index[name][1]!r}")
         _check_values(folder, config, values, _class_of(name, index[name][1]))
         for code in sorted((folder / name).glob("*.py")):
             raise refusal(folder, f"{code.relative_to(folder)} is code; expected weights and configs alone")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from gbci_fast.errors import GBCIError
+
 Call = TypeVar("Call", bound=Callable[..., Any])
 # Beside their owners, which are copied and pickled as locks cannot be.
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
@@ -16,11 +18,14 @@ def in_turn(call: Call) -> Call:
     """A pipeline's method that other threads wait for, be it of this pipeline or of another with its scheduler.
 
     A call sets the scheduler's timesteps, its step counter and its earlier model outputs, and the pipeline's guidance
-    scale, which callbacks read and change.
+    scale, which callbacks read and change. A component that is None raises GBCIError.
     """
 
     @functools.wraps(call)
     def wrapper(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        missing = [name for name, part in pipe.components.items() if part is None]
+        if missing := [name for name in missing if name not in pipe._optional_components]:
+            raise GBCIError(f"the pipeline's {missing[0]} is None; set {' and '.join(missing)} before it is called")
         with _lock_of(pipe), _lock_of(pipe.scheduler):
             return call(pipe, *args, **kwargs)
 

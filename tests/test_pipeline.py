@@ -552,6 +552,34 @@ def test_stored_pipeline_gives_the_same_bits(pipe, image, mask, tmp_path, monkey
         assert torch.equal(sample(loaded, image[:1], mask[:1], report="mass"), expected)
 
 
+def test_a_subclass_loads_its_own_folder_and_the_plain_one(pipe, image, mask, tmp_path):
+    class Sub(GBCIPipeline):
+        pass
+
+    expected = sample(pipe, image[:1], mask[:1])
+    pipe.save_pretrained(tmp_path / "plain")
+    Sub(**pipe.components).save_pretrained(tmp_path / "sub")
+    for folder in ("plain", "sub"):
+        loaded = Sub.from_pretrained(tmp_path / folder)
+        loaded.set_progress_bar_config(disable=True)
+        assert type(loaded) is Sub
+        assert torch.equal(sample(loaded, image[:1], mask[:1]), expected)
+    with pytest.raises(GBCIError, match=r"model_index\.json names the pipeline 'Sub'; expected 'GBCIPipeline'"):
+        GBCIPipeline.from_pretrained(tmp_path / "sub")
+
+
+@pytest.mark.parametrize("missing", ["scheduler", "unet", "conditioner"])
+def test_parts_that_were_given_as_none_are_set_before_a_call(pipe, image, mask, tmp_path, missing):
+    expected = sample(pipe, image[:1], mask[:1])
+    pipe.save_pretrained(tmp_path)
+    loaded = GBCIPipeline.from_pretrained(tmp_path, **{missing: None})
+    loaded.set_progress_bar_config(disable=True)
+    with pytest.raises(GBCIError, match=f"^the pipeline's {missing} is None; set {missing} before it is called$"):
+        sample(loaded, image[:1], mask[:1])
+    setattr(loaded, missing, pipe.components[missing])
+    assert torch.equal(sample(loaded, image[:1], mask[:1]), expected)
+
+
 @pytest.mark.parametrize("keyword", ["dtype", "torch_dtype"])
 def test_half_precision(pipe, image, mask, tmp_path, keyword):
     pipe.save_pretrained(tmp_path)
