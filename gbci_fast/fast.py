@@ -15,7 +15,6 @@ import copy
 import functools
 import inspect
 import operator
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +49,7 @@ from gbci_fast.runtimes.fused import FusedDenoiser
 from gbci_fast.runtimes.graph import BUCKETS, TOKENS, CudaRecorder, LoopGraphs, Recorder
 from gbci_fast.runtimes.tensorrt import EngineAutoencoder, TensorRTDenoiser, tensorrt_note, why_not_tensorrt
 from gbci_fast.sampling import KnownRegion, adds_noise, on_host, sample_ddim, sampler_for, tables
+from gbci_fast.turns import in_turn
 from gbci_fast.watch import Watch, same_weights, still
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -102,7 +102,6 @@ class FastPipeline(GBCIPipeline):
 
     eager: GBCIPipeline
     plan: Plan
-    _lock: threading.RLock
     _sources: tuple[
         Watch, ...
     ] = ()  # as they were accelerated: the student is made of the eager UNet until one changes
@@ -110,15 +109,9 @@ class FastPipeline(GBCIPipeline):
     _built: tuple[Denoiser, LoopGraphs | None] | None = None
     _student: tuple[list[Watch], "FastPipeline"] | None = None
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "FastPipeline":
-        """With a lock of its own, also as a copy."""
-        made = super().__new__(cls)
-        made._lock = threading.RLock()
-        return made
-
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to one pipeline alone, and is made anew."""
-        anew = ("_lock", "_sources", "_planned_for", "_built", "_student")
+        anew = ("_sources", "_planned_for", "_built", "_student")
         state = {name: value for name, value in vars(self).items() if name not in anew}
         return state | {"_as_accelerated": self._is_as_accelerated()}
 
@@ -128,19 +121,19 @@ class FastPipeline(GBCIPipeline):
         if as_accelerated:
             self._watch_sources()
 
+    @in_turn
     @functools.wraps(GBCIPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._lock:
-            call = _SIGNATURE.bind(self, *args, **kwargs)
-            call.apply_defaults()
-            check_argument_types(call.arguments)
-            if self.uses_few_step(*(call.arguments[name] for name in ("num_inference_steps", "guidance_scale", "eta"))):
-                student = self._student_here()
-                student.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
-                call.arguments |= {"self": student, "guidance_scale": 1.0}
-                return FastPipeline.__call__(*call.args, **call.kwargs)
-            sampler_for(self.scheduler)  # it may have been exchanged
-            return super().__call__(*args, **kwargs)
+        call = _SIGNATURE.bind(self, *args, **kwargs)
+        call.apply_defaults()
+        check_argument_types(call.arguments)
+        if self.uses_few_step(*(call.arguments[name] for name in ("num_inference_steps", "guidance_scale", "eta"))):
+            student = self._student_here()
+            student.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+            call.arguments |= {"self": student, "guidance_scale": 1.0}
+            return FastPipeline.__call__(*call.args, **call.kwargs)
+        sampler_for(self.scheduler)  # it may have been exchanged
+        return super().__call__(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> NoReturn:

@@ -59,7 +59,7 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
 
     LoRA adapters of the UNet are loaded, set, fused and unloaded as in diffusers: see `gbci_fast.lora`.
 
-    Calls from several threads take turns, those of pipelines that share a scheduler, too.
+    Calls from several threads take turns, also if they share a scheduler; a callback waits for no other thread's call.
     """
 
     model_cpu_offload_seq = "conditioner->unet->vae"

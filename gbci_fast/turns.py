@@ -1,6 +1,7 @@
 """Calls that change what they are made of: one thread at a time."""
 
 import functools
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,6 +13,15 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 # Beside their owners, which are copied and pickled as locks cannot be.
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
+
+
+def _renew_locks() -> None:
+    """In a forked process: the threads that held locks are not there to release them."""
+    global _LOCKS, _LOCKS_LOCK
+    _LOCKS, _LOCKS_LOCK = WeakKeyDictionary(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 def in_turn(call: Call) -> Call:

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gbci_fast import pipeline
 from gbci_fast.conditioning import ConditionEncoder
 from gbci_fast.errors import GBCIError
+from gbci_fast.fast import accelerate
 from gbci_fast.masks import feather_latent_mask, latent_mask
 from gbci_fast.noise import philox_normal
 from gbci_fast.pipeline import GBCIPipeline
@@ -376,6 +379,33 @@ def test_a_callback_may_call_its_own_pipeline(pipe, image, mask):
 
     sample(pipe, image[:1], mask[:1], callback_on_step_end=paint)
     assert torch.equal(inner[0], sample(pipe, image[:1], mask[:1], seed=7))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("made", [lambda pipe: pipe, accelerate], ids=["eager", "fast"])
+def test_a_process_that_is_forked_during_a_call_makes_its_own(pipe, image, mask, made):
+    pipe = made(pipe)
+    inside, forked = threading.Event(), threading.Event()
+
+    def wait(pipe, step, timestep, tensors):
+        inside.set()
+        assert forked.wait(60)
+        return {}
+
+    thread = threading.Thread(target=sample, args=(pipe, image[:1], mask[:1]), kwargs={"callback_on_step_end": wait})
+    thread.start()
+    assert inside.wait(60)
+    if not (child := os.fork()):
+        signal.alarm(20)  # ends a child that waits for the thread, which it does not have
+        try:
+            sample(pipe, image[:1], mask[:1], eta=7.0)
+        except GBCIError as error:
+            os._exit(0 if str(error) == "eta is 7.0; expected 0 to 1" else 2)
+        finally:
+            os._exit(1)
+    forked.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_one_seed_counts_up(pipe, image, mask):
