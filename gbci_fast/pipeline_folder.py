@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
+import huggingface_hub
 import torch
 from diffusers import SchedulerMixin
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME, _add_variant
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from gbci_fast.pipeline import GBCIPipeline
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+FILES = ["*.json", "*.safetensors"]  # of a repository
+HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # options that are about fetching it
 INDEX = "model_index.json"
 PIPELINE = "GBCIPipeline"
 # The modules' names are part of the format. A scheduler may be any of diffusers'.
@@ -35,7 +38,8 @@ SCHEDULER = "scheduler"
 CODE = ("auto_map", "custom_pipeline", "custom_pipelines", "quantization_config")  # keys that name code to import
 LARGEST = 2**16  # a size in a config; the part is made before anything else shows that it is damaged
 FLOATS = ("F64", "F32", "F16", "BF16")
-TRIAL_STEPS = 4  # every scheduler can do with these
+TRIAL_STEPS = 4  # every scheduler can do with these, unless it has not more: one then
+LIMITS = ("num_train_timesteps", "original_inference_steps")  # of a scheduler's steps
 
 
 def refusal(folder: str | Path, reason: object) -> GBCIError:
@@ -63,7 +67,9 @@ def load_checked(
     try:
         folder = Path(source)
         if not folder.is_dir() and isinstance(source, str) and REPOSITORY.fullmatch(source):
-            folder = Path(kind.download(source, **options))
+            # Not by diffusers' own `download`, which imports what an index names before it can be looked at.
+            hub = {name: options[name] for name in HUB if name in options}
+            folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=FILES, **hub))
         check_folder(folder, given, kind.__name__)
         pipe = load(folder, **options)
     except GBCIError:
@@ -154,7 +160,9 @@ def _trial(pipe: "GBCIPipeline") -> torch.Tensor:
     mask[..., : side // 2] = 1
     generator = torch.Generator().manual_seed(0)
     report = None if pipe.conditioner.config.report_width is not None else "mass"
-    options = {"num_inference_steps": TRIAL_STEPS, "generator": generator, "report": report, "output_type": "pt"}
+    limits = [trial.scheduler.config.get(name) for name in LIMITS]
+    steps = TRIAL_STEPS if all(limit is None or limit > TRIAL_STEPS for limit in limits) else 1
+    options = {"num_inference_steps": steps, "generator": generator, "report": report, "output_type": "pt"}
     return trial(torch.full_like(mask, 0.5), mask, paste_back=False, **options).images
 
 

@@ -5,8 +5,10 @@ import itertools
 import json
 import math
 import shutil
+from fnmatch import fnmatch
 
 import diffusers
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -158,6 +160,23 @@ def test_large_values_of_a_scheduler_that_are_no_sizes(folder, kind, values):
     assert {name: config[name] for name in values} == values
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "most"),
+    [
+        ("LCMScheduler", {"original_inference_steps": 3}, 3),
+        ("DDIMScheduler", {"num_train_timesteps": 3}, 3),
+        ("DDIMScheduler", {"num_train_timesteps": 4, "steps_offset": 1}, 3),
+    ],
+)
+def test_schedulers_of_few_steps(folder, kind, values, most):
+    with_scheduler(folder, kind, **values)
+    pipe = GBCIPipeline.from_pretrained(folder)
+    image, mask = torch.full((1, 1, 64, 64), 0.5), torch.ones(1, 1, 64, 64)
+    assert pipe(image, mask, num_inference_steps=1, output_type="pt", **DESCRIBED).images.isfinite().all()
+    with pytest.raises(GBCIError, match="num_inference_steps"):
+        pipe(image, mask, num_inference_steps=most + 2, **DESCRIBED)
+
+
 def test_a_size_of_a_scheduler_is_limited(folder):
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": 10**9}))
@@ -300,12 +319,53 @@ def test_no_folder(tmp_path):
         GBCIPipeline.from_pretrained(tmp_path / "none")
 
 
-def test_a_repository_is_fetched_and_then_looked_at(folder, whole, monkeypatch):
-    monkeypatch.setattr(GBCIPipeline, "download", lambda name, **options: str({"some/model": whole}[name]))
-    assert GBCIPipeline.from_pretrained("some/model").few_step is not None
-    (folder / "unet" / "evil.py").write_text(CODE)
-    monkeypatch.setattr(GBCIPipeline, "download", lambda name, **options: str(folder))
-    with pytest.raises(GBCIError, match="is code"):
+@pytest.fixture
+def hub(whole, tmp_path, monkeypatch):
+    """A Hub with one repository, a copy of the folder; and what was asked of it."""
+    repository, fetched, asked = shutil.copytree(whole, tmp_path / "hub"), tmp_path / "fetched", []
+
+    def fetch(name, allow_patterns, **options):
+        assert name == "some/model"
+        asked.append(options)
+        for path in repository.rglob("*"):
+            if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                (fetched / path.relative_to(repository)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, fetched / path.relative_to(repository))
+        return str(fetched)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(GBCIPipeline, "download", None)
+    return repository, fetched, asked
+
+
+def test_a_repository_is_fetched_and_loaded_without_its_code(hub, expected):
+    repository, fetched, asked = hub
+    (repository / "unet" / "evil.py").write_text(CODE)
+    options = {"revision": "v1", "token": "secret", "cache_dir": "cache", "local_files_only": True}
+    pipe = GBCIPipeline.from_pretrained("some/model", torch_dtype=torch.float32, **options)
+    assert pipe.few_step is not None
+    assert asked == [options]
+    assert {path.suffix for path in fetched.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    assert np.array_equal(images_of(fetched), expected)
+
+
+@pytest.mark.parametrize("name", [["some_community", "Evil"], ["pipeline", "Evil"]])
+def test_a_repository_s_pipeline_of_its_own_is_not_looked_for(hub, name):
+    repository, _, asked = hub
+    (repository / "pipeline.py").write_text(CODE)
+    index = json.loads((repository / "model_index.json").read_text())
+    (repository / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
+    with pytest.raises(GBCIError, match=r"model_index\.json names the pipeline \["):
+        GBCIPipeline.from_pretrained("some/model")
+    assert asked == [{}]
+
+
+def test_a_repository_that_is_not_there(monkeypatch):
+    def fetch(*_, **__):
+        raise OSError("no such repository")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(GBCIError, match=r"^some/model cannot be loaded as a pipeline: no such repository$"):
         GBCIPipeline.from_pretrained("some/model")
 
 
