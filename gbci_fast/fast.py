@@ -285,7 +285,9 @@ class FastPipeline(GBCIPipeline):
             return self._loop(same, denoiser, nothing, scheduler, drawn, lambda: None)
 
         baked = tables(scheduler), len(run.timesteps), self.guidance_scale, run.eta, run.known_region
-        return graphs((*baked, run.conditioning.padded), loop, batched, shared)
+        kind = self.unet.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return graphs((*baked, autocast, run.conditioning.padded), loop, batched, shared)
 
     def _student_here(self) -> "FastPipeline":
         """Made when it is first needed, and again when the UNet changed; VAE and conditioner are this pipeline's."""
@@ -315,10 +317,11 @@ class FastPipeline(GBCIPipeline):
             self.plan = _with_student(plan, self.few_step)
             self._planned_for, self._built = Watch(self.unet, values=True), None
         if self._built is None:
-            unet = merged(self.unet)
-            recorder = _recorder(self.plan.runtime, unet)
-            graphs = None if recorder is None else LoopGraphs(recorder)
-            self._built = _BUILDERS[self.plan.runtime](unet), graphs
+            with torch.autocast(self.unet.device.type, enabled=False):  # of the call: what is built outlives it
+                unet = merged(self.unet)
+                recorder = _recorder(self.plan.runtime, unet)
+                graphs = None if recorder is None else LoopGraphs(recorder)
+                self._built = _BUILDERS[self.plan.runtime](unet), graphs
         return self._built
 
 

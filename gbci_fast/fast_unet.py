@@ -355,12 +355,13 @@ class FastUNet(UNet2DConditionModel):
                 parts.append((name, part))
         if self.plan.runtime != "eager":
             for name, part in parts:
-                plain = merged(part, scale)
-                against = ["it has hooks"] if isinstance(part, FastBlock) else unsupported(plain)
-                if against:
-                    reasons.append(f"{name}: {'; '.join(against)}")
-                else:
-                    to_fast(part, plain, self._declined)
+                with torch.autocast(self.device.type, enabled=False):  # of the call: what is derived outlives it
+                    plain = merged(part, scale)
+                    against = ["it has hooks"] if isinstance(part, FastBlock) else unsupported(plain)
+                    if against:
+                        reasons.append(f"{name}: {'; '.join(against)}")
+                    else:
+                        to_fast(part, plain, self._declined)
             reasons += _unknown(self)
         self.stock_reasons = reasons
         self._compiled = None

@@ -77,7 +77,8 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
                     f"the few-step weights change {name} as {rows} x {columns}; it is {list(weight.shape)} in this UNet"
                 )
             change = self.get_submodule(name)
-            weight += (change.up.float() @ change.down.float()).view_as(weight).to(weight)
+            with torch.autocast(weight.device.type, enabled=False):  # of the call that it is made in
+                weight += (change.up.float() @ change.down.float()).view_as(weight).to(weight)
         return student
 
     def note(self) -> str:

@@ -227,6 +227,13 @@ def test_nothing_is_built_again_if_nothing_changes(pipe):
     assert fast._built is built
 
 
+def test_what_a_call_under_autocast_builds_is_in_full_precision(pipe):
+    fast = accelerate(pipe, tier="exact")
+    with torch.autocast("cpu", torch.bfloat16):
+        sample(fast)
+    assert far(sample(fast), sample(pipe)) < 1e-5
+
+
 @pytest.fixture
 def with_student(pipe):
     generator, tensors = torch.Generator().manual_seed(2), {}

@@ -256,6 +256,19 @@ def test_a_context_that_is_written_to_or_exchanged_is_seen():
         assert relative(run(fast, given), run(model, given)) < 1e-12
 
 
+def test_what_a_call_under_autocast_derives_is_in_full_precision():
+    model = unet().float()  # float64 is left as it is
+    fast, given = fast_of(model), inputs(model)
+    with torch.no_grad():
+        for made in (model, fast):
+            made.get_parameter("up_blocks.0.upsamplers.0.conv.weight").mul_(2)
+            made.get_parameter("mid_block.attentions.0.proj_in.weight").mul_(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        run(fast, given)
+    assert not stock(fast)
+    assert relative(run(fast, given), run(model, given)) < 1e-5
+
+
 def test_threads_with_a_context_each_do_not_mix_them():
     model = unet()
     fast = copy.deepcopy(fast_of(model))

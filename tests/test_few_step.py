@@ -108,6 +108,12 @@ class TestComponent:
         with pytest.raises(GBCIError, match=sentence):
             FewStepLoRA.of(tensors, guidance_scale=3.0, steps=4).apply_to(plain.unet)
 
+    def test_it_is_made_in_full_precision_under_autocast(self, plain, change):
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = change.apply_to(plain.unet).state_dict()
+        expected = change.apply_to(plain.unet).state_dict()
+        assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
 
 class TestAccelerated:
     @pytest.mark.parametrize("runtime", ["eager", "fused"])

@@ -271,6 +271,13 @@ def test_what_is_baked_in_is_recorded_anew(pipe, recorded, recorder, changes):
     assert torch.allclose(again, sample(pipe, **changes), rtol=0, atol=1e-5 * again.abs().max().item())
 
 
+def test_a_loop_under_autocast_is_another_recording(recorded, recorder):
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = sample(recorded)
+    assert not torch.equal(sample(recorded), rounded)
+    assert recorder.recorded == 2
+
+
 @pytest.mark.parametrize(
     "options",
     [{"callback_on_step_end": lambda *_: {}}, {"eta": 0.5, "generator": torch.Generator().manual_seed(0)}],
