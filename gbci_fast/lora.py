@@ -15,6 +15,10 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.runtimes.adapters import is_adapter
 
 SUFFIX = ".safetensors"
+OPTIONS = (
+    "weight_name", "subfolder", "revision", "cache_dir", "token", "force_download", "local_files_only", "proxies",
+    "unet_config", "use_safetensors",
+)  # fmt: skip
 
 
 class UNetLoRALoader(LoraBaseMixin):
@@ -40,14 +44,19 @@ class UNetLoRALoader(LoraBaseMixin):
             pretrained_model_name_or_path_or_dict: a ``.safetensors`` file, a folder with one, the name of a repository,
                 or the tensors; in the format of diffusers, PEFT or kohya.
             adapter_name: to call it by; by default "default_0", "default_1" and so on.
-            kwargs: `weight_name`, `subfolder`, `revision`, `cache_dir`, `token` and the like, as of diffusers.
+            kwargs: any of `OPTIONS`, as of diffusers; `use_safetensors` can only be true.
 
         Raises:
-            GBCIError: PEFT or transformers are not installed; the file is no safetensors file, or not readable; it
-                changes layers that this UNet lacks or has in another shape, or a text encoder; the name is taken.
+            GBCIError: PEFT or transformers are not installed; an option is unknown; the file is no safetensors file, or
+                not readable; it changes layers that this UNet lacks or has in another shape, or a text encoder; the
+                name is taken. The UNet is as it was then.
         """
         if not USE_PEFT_BACKEND:
             raise GBCIError("load_lora_weights needs peft and transformers: pip install 'gbci_fast[lora]'")
+        if unknown := [name for name in kwargs if name not in OPTIONS]:
+            raise GBCIError(f"load_lora_weights has no option {unknown[0]!r}; expected any of {', '.join(OPTIONS)}")
+        if kwargs.get("use_safetensors") is False:
+            raise GBCIError(f"use_safetensors is False; expected True, as files other than {SUFFIX} can run code")
         given = pretrained_model_name_or_path_or_dict
         source = "the LoRA" if isinstance(given, dict) else str(given)
         tensors, alphas, metadata = _read(given, source, kwargs)

@@ -124,6 +124,14 @@ def test_it_is_described_in_a_line(pipe):
     fast.disable_lora()
     sample(fast)
     assert fast.describe().endswith(f"adapters of {number} layers are disabled")
+    for name in ("lesions", "others"):  # disabled ones, and active ones
+        fast.delete_adapters(name)
+        sample(fast)
+        assert fast.describe() == "runtime fused, tier exact, float32"
+        fast.enable_lora()
+        fast.load_lora_weights(change(pipe.unet, 3), adapter_name="others")
+        sample(fast)
+        assert fast.describe().endswith(f"adapter others in {number} layers")
 
 
 def test_tolerance_keeps_its_bound_with_an_adapter(pipe):
@@ -192,7 +200,17 @@ def test_what_is_no_lora_of_this_unet_is_one_sentence(pipe, tmp_path, monkeypatc
         assert torch.equal(sample(pipe), before)
     with pytest.raises(GBCIError, match=r"lora\.bin is no \.safetensors file"):
         pipe.load_lora_weights(tmp_path, weight_name="lora.bin")
-    pipe.load_lora_weights(tensors, adapter_name="first")
+    for options, sentence in (
+        (
+            {"weight_nam": "lora.safetensors"},
+            "load_lora_weights has no option 'weight_nam'; expected any of weight_name, ",
+        ),
+        ({"hotswap": True}, "load_lora_weights has no option 'hotswap'; expected any of "),
+        ({"use_safetensors": False}, "use_safetensors is False; expected True"),
+    ):
+        with pytest.raises(GBCIError, match=re.escape(sentence)):
+            pipe.load_lora_weights(tensors, **options)
+    pipe.load_lora_weights(tensors, adapter_name="first", use_safetensors=True)
     with pytest.raises(GBCIError, match="adapter_name is 'first', which the UNet already has"):
         pipe.load_lora_weights(tensors, adapter_name="first")
     monkeypatch.setattr(lora, "USE_PEFT_BACKEND", False)

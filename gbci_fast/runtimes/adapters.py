@@ -68,9 +68,14 @@ def _plain(layer: Any, scale: float) -> nn.Module:
     return twin.get_base_layer()
 
 
+def _has_any(layer: Any) -> bool:
+    """Whether adapters are left in a layer that was made for some."""
+    return any(len(getattr(layer, names)) for names in layer.adapter_layer_names)
+
+
 def adapter_notes(module: nn.Module) -> list[str]:
     """Which adapters are part of a module, one sentence each; empty if none is."""
-    layers = [part for part in module.modules() if is_adapter(part)]
+    layers = [part for part in module.modules() if is_adapter(part) and _has_any(part)]
     active, fused = Counter(), Counter()
     for layer in layers:
         kinds = fused if layer.merged else active
