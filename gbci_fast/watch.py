@@ -20,7 +20,8 @@ class Watch:
     It sees parameters, buffers, parts, processors, hooks and other attributes that were put in, taken out or exchanged,
     weights that were moved or written to, and adapters that were set, scaled, disabled or merged. Writing to a tensor
     through ``.data`` leaves no trace but in the values, of which one per tensor is compared: on the CPU always, and on
-    a GPU if `values` asks for it, as that waits for the GPU.
+    a GPU if `values` asks for it, as that waits for the GPU. It does not see what changes within other objects: tensors
+    that are plain attributes and are written to, or the state of a processor.
 
     Args:
         module: to watch. Attributes that its parts' types name in ``_unwatched`` may change.
@@ -30,7 +31,7 @@ class Watch:
     def __init__(self, module: nn.Module, values: bool = False):
         parts = list(module.modules())
         self.module = module
-        self._owners = [owner for part in parts for owner in (part._parameters, part._buffers) if owner]
+        self._owners = [owner for part in parts for owner in (part._parameters, part._buffers)]
         self._owned = self._tensors()  # the tensors themselves, so that no other takes their identity
         self._plain = [part for part in self._owned if type(part) in (nn.Parameter, Tensor)]
         self._counted = [part for part in self._plain if not part.is_inference()]  # others do not count their changes

@@ -316,6 +316,8 @@ def test_a_watch_sees_what_it_says():
         lambda model: model[0].register_forward_pre_hook(lambda *_: None),
         lambda model: model.double(),
         lambda model: setattr(model[0], "extra", torch.zeros(2)),
+        lambda model: model[2].register_buffer("extra", torch.zeros(2)),
+        lambda model: model[2].register_parameter("extra", nn.Parameter(torch.zeros(2))),
     ):
         model = module()
         watch = Watch(model)
