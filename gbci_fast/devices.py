@@ -2,6 +2,7 @@
 
 import functools
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -41,3 +42,8 @@ def _is_intel() -> bool:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:  # not Linux
         return "GenuineIntel" in platform.processor()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """For what is derived during a call and outlives it. Offloaded modules are on "meta", which has no autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -30,7 +30,7 @@ from gbci_fast.choices import RUNTIMES, TIERS
 from gbci_fast.conditioning import Conditioning
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.denoiser import Denoiser
-from gbci_fast.devices import has_bfloat16_units
+from gbci_fast.devices import has_bfloat16_units, without_autocast
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast_unet import FastUNet
 from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
@@ -317,7 +317,7 @@ class FastPipeline(GBCIPipeline):
             self.plan = _with_student(plan, self.few_step)
             self._planned_for, self._built = Watch(self.unet, values=True), None
         if self._built is None:
-            with torch.autocast(self.unet.device.type, enabled=False):  # of the call: what is built outlives it
+            with without_autocast(self.unet.device):  # of the call: what is built outlives it
                 unet = merged(self.unet)
                 recorder = _recorder(self.plan.runtime, unet)
                 graphs = None if recorder is None else LoopGraphs(recorder)

@@ -33,6 +33,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from gbci_fast.devices import without_autocast
 from gbci_fast.runtimes.adapters import adapter_notes, is_adapter, merged
 from gbci_fast.runtimes.blocks import (
     Context,
@@ -355,7 +356,7 @@ class FastUNet(UNet2DConditionModel):
                 parts.append((name, part))
         if self.plan.runtime != "eager":
             for name, part in parts:
-                with torch.autocast(self.device.type, enabled=False):  # of the call: what is derived outlives it
+                with without_autocast(self.device):  # of the call: what is derived outlives it
                     plain = merged(part, scale)
                     against = ["it has hooks"] if isinstance(part, FastBlock) else unsupported(plain)
                     if against:

@@ -11,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from gbci_fast.devices import without_autocast
 from gbci_fast.errors import GBCIError
 from gbci_fast.schedulers import check_scheduler
 
@@ -77,7 +78,7 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
                     f"the few-step weights change {name} as {rows} x {columns}; it is {list(weight.shape)} in this UNet"
                 )
             change = self.get_submodule(name)
-            with torch.autocast(weight.device.type, enabled=False):  # of the call that it is made in
+            with without_autocast(weight.device):  # of the call that it is made in
                 weight += (change.up.float() @ change.down.float()).view_as(weight).to(weight)
         return student
 

@@ -1,6 +1,7 @@
 """LoRA adapters of a pipeline's UNet, by the calls that diffusers' pipelines have for them."""
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,21 @@ from diffusers import UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import USE_PEFT_BACKEND, convert_unet_state_dict_to_peft
-from torch import Tensor
+from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.runtimes.adapters import is_adapter
 
 SUFFIX = ".safetensors"
 OPTIONS = (
     "weight_name", "subfolder", "revision", "cache_dir", "token", "force_download", "local_files_only", "proxies",
     "unet_config", "use_safetensors",
 )  # fmt: skip
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """Whether a module is a stock layer with adapters beside it. Without PEFT loaded there is none."""
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    return tuners is not None and isinstance(module, tuners.BaseTunerLayer)
 
 
 class UNetLoRALoader(LoraBaseMixin):

@@ -5,20 +5,14 @@ that `merged` makes.
 """
 
 import copy
-import sys
 from collections import Counter
 from typing import Any
 
 import torch
 from torch import nn
 
+from gbci_fast.lora import is_adapter
 from gbci_fast.runtimes.convolution import shared_copy
-
-
-def is_adapter(module: nn.Module) -> bool:
-    """Whether a module is a stock layer with adapters beside it. Without PEFT loaded there is none."""
-    tuners = sys.modules.get("peft.tuners.tuners_utils")
-    return tuners is not None and isinstance(module, tuners.BaseTunerLayer)
 
 
 def adapter_state(layer: Any) -> tuple[Any, ...]:
