@@ -288,7 +288,6 @@ STATED = {
     "a number": ("WindowCenter", "LO", "Jane Doe", "WindowCenter is ...; expected numbers with a decimal point"),
     "an apostrophe": ("WindowCenter", "LO", "O'Doe \"J", "WindowCenter is ...; expected numbers with a decimal point"),
     "a term": ("VOILUTFunction", "LO", "Jane Doe", "VOILUTFunction is ...; expected LINEAR, LINEAR_EXACT or SIGMOID"),
-    "a view": ("ViewPosition", "LO", "Jane Doe", "its header states the view ..."),
     "a number without quotation marks": (
         "BitsAllocated",
         "LO",

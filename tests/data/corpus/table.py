@@ -50,8 +50,8 @@ another lesion in it, every other pixel has the same stored value and the same d
 - A LUT of fewer entries than its descriptor states is refused; its entries are bytes only where it says 8 bits
   and there is one byte for each. Words of 8 bits that are cut short are refused, too.
 - Of a header only numbers and defined terms are written that say what stored values mean, how large they are, and
-  whether the image is lossy, partial, of an implant or annotated; of a LUT, its descriptor and data. Patient, private
-  elements and free text (LUTExplanation, WindowCenterWidthExplanation, PartialViewDescription, …) never are.
+  whether the image is lossy, partial, of an implant or annotated; of the LUT in use, its descriptor and data. Patient,
+  private elements and free text (LUTExplanation, WindowCenterWidthExplanation, PartialViewDescription, …) never are.
   [data.md](data.md#de-identification) says what becomes of names, UIDs, dates and ages.
 - BurnedInAnnotation must be stated in a mammogram For Presentation: where the source does not state it, nobody has
   looked, and copies say YES.
