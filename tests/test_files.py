@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from gbci_fast.files import atomically, hash_weights, is_empty, remove_temporaries, replace_folder
+from gbci_fast.files import atomically, hash_weights, is_empty, remove_temporaries
 
 
 def fill(descriptor):
@@ -46,20 +46,6 @@ def test_a_power_cut_leaves_the_old_file_or_the_new_one(recorded_disk, tmp_path,
         found.append(file.read_text() if file.exists() else None)
     assert set(found) == {None, "old", "new"}
     assert found == sorted(found, key=[None, "old", "new"].index)
-
-
-def test_a_folder_is_replaced_whole(tmp_path):
-    def write(text):
-        def into(folder):
-            folder.mkdir()
-            (folder / "text").write_text(text)
-
-        return into
-
-    for text in ("one", "two"):
-        replace_folder(tmp_path / "weights", write(text))
-        assert (tmp_path / "weights" / "text").read_text() == text
-    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
 def test_names_of_users_are_no_temporaries(tmp_path):
