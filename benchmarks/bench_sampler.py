@@ -42,7 +42,7 @@ from gbci_fast.evaluate.parity import (
     worst,
 )
 from gbci_fast.fast import TIERS, FastPipeline, accelerate
-from gbci_fast.files import hash_weights
+from gbci_fast.jobs.files import hash_weights
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.runtimes.tensorrt import why_not_tensorrt
 

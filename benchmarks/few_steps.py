@@ -36,7 +36,7 @@ from gbci_fast.evaluate.painting import PaintSettings, paint, ring_mean_fill
 from gbci_fast.evaluate.report import versions
 from gbci_fast.evaluate.scorer import load_scorer
 from gbci_fast.fast import accelerate
-from gbci_fast.files import atomically, hash_weights
+from gbci_fast.jobs.files import atomically, hash_weights
 from gbci_fast.pipeline import GBCIPipeline
 
 REFERENCE, FILLING = "DDIM 50", "ring mean"

@@ -14,7 +14,7 @@ from typing import Any
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.report import read_report
-from gbci_fast.files import atomically
+from gbci_fast.jobs.files import atomically
 
 NAMING = ("images", "crops", "suspects", "skipped")
 LONGEST = 20  # list of numbers that stays

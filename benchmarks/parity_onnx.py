@@ -22,7 +22,7 @@ from gbci_fast.evaluate.paired import Case, PairedSettings, load_cases
 from gbci_fast.evaluate.parity import candidate_output, measure, reference_output, worst
 from gbci_fast.export import Bucket, export_decoder, export_unet
 from gbci_fast.fast import accelerate
-from gbci_fast.files import atomically, hash_weights
+from gbci_fast.jobs.files import atomically, hash_weights
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.runtimes.tensorrt import EngineAutoencoder, TensorRTDenoiser
 

@@ -37,7 +37,7 @@ from gbci_fast.evaluate.parity import (
     reference_output,
 )
 from gbci_fast.fast import TIERS, FastPipeline, accelerate
-from gbci_fast.files import atomically, hash_weights
+from gbci_fast.jobs.files import atomically, hash_weights
 from gbci_fast.pipeline import GBCIPipeline
 
 FEW_STEP = "few_step"

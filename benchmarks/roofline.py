@@ -29,7 +29,7 @@ from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.devices import pick_device
 from gbci_fast.evaluate.paired import PairedSettings, load_cases
 from gbci_fast.fast import accelerate
-from gbci_fast.files import atomically
+from gbci_fast.jobs.files import atomically
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.runtimes.fused import FusedDenoiser
 

@@ -25,7 +25,7 @@ from conftest import device_seconds
 from roofline import machine
 from torch import Tensor
 
-from gbci_fast.files import atomically
+from gbci_fast.jobs.files import atomically
 from gbci_fast.ops import attention, cross_attention, geglu, group_norm_film_silu, layer_norm_film
 from gbci_fast.ops._triton import INTERPRETED, architecture
 

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically
+from gbci_fast.jobs.files import atomically
 from gbci_fast.runtimes.blocks import Context
 from gbci_fast.runtimes.fused import FusedDenoiser
 

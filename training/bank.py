@@ -12,7 +12,7 @@ from torch import Tensor
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, to_unit
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically, locked
+from gbci_fast.jobs.files import atomically, locked
 from gbci_fast.masks import latent_mask
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.data import augment, draw_mask

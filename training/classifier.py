@@ -16,7 +16,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import CROP_SIZE, LesionCase, crop_lesions, read_lesions
 from gbci_fast.evaluate.painting import ring_mean_fill
 from gbci_fast.evaluate.scorer import CATEGORY, SIZE, LesionNet, Scorer, ScorerConfig, cut_windows, labels
-from gbci_fast.files import replace_folder
+from gbci_fast.jobs.files import replace_folder
 from gbci_fast.training.sheets import save_sheet
 
 PHANTOM = "phantom"  # in the column source

@@ -25,7 +25,7 @@ from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
 from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
-from gbci_fast.files import hash_weights, replace_folder
+from gbci_fast.jobs.files import hash_weights, replace_folder
 from gbci_fast.masks import feather_latent_mask
 from gbci_fast.noise import philox_normal
 from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline

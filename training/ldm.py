@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gbci_fast.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import replace_folder
+from gbci_fast.jobs.files import replace_folder
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.bank import LatentBank
 from gbci_fast.training.sheets import save_sheet

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically
-from gbci_fast.job_folder import JobFolder, Kept
+from gbci_fast.jobs.files import atomically
+from gbci_fast.jobs.folder import JobFolder, Kept
 from gbci_fast.training.curves import Curves
 from gbci_fast.training.ema import EMA
 from gbci_fast.training.progress import TrainingProgress

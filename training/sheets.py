@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gbci_fast.files import atomically
+from gbci_fast.jobs.files import atomically
 
 
 def save_sheet(path: Path, rows: Sequence[torch.Tensor]) -> None:

@@ -15,7 +15,7 @@ from gbci_fast.data.cache import CACHE_FILE
 from gbci_fast.data.preprocess import MODEL_SIZE
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import hash_weights, sha256_of
+from gbci_fast.jobs.files import hash_weights, sha256_of
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.bank import LatentBank, build_bank, kept_bank
 from gbci_fast.training.classifier import (

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from gbci_fast.data.fields import FieldOfView, to_unit
-from gbci_fast.files import replace_folder
+from gbci_fast.jobs.files import replace_folder
 from gbci_fast.training.sheets import save_sheet
 
 WIDEST = 4.0  # spread of the latents in the direction in which they spread most, over that in any other

@@ -165,7 +165,7 @@ def run_tensorrt(args: argparse.Namespace) -> None:
     from gbci_fast.engines.cache import EngineCache
     from gbci_fast.engines.flavor import GENERIC, pick_flavor
     from gbci_fast.engines.store import decoder_recipe, digest, obtain, unet_recipe
-    from gbci_fast.files import atomically
+    from gbci_fast.jobs.files import atomically
 
     console = Console(stderr=True, markup=False, highlight=False)
     device = torch.device("cuda") if torch.cuda.is_available() else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gbci_fast.choices import GUIDANCE_SCALE, RUNTIMES, SHARD_SIZE, TIERS
 from gbci_fast.cli.progress import image_progress
 from gbci_fast.errors import GBCIError
-from gbci_fast.job_folder import CHECKS
+from gbci_fast.jobs.folder import CHECKS
 
 if TYPE_CHECKING:
     from gbci_fast.data.vindr import ImageRecord
@@ -167,12 +167,12 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.data.vindr import find_inputs
     from gbci_fast.devices import pick_device
     from gbci_fast.fast import accelerate
-    from gbci_fast.files import hash_weights
     from gbci_fast.generate.copies import CopyGate
     from gbci_fast.generate.identities import job_identities
     from gbci_fast.generate.job import run_job
     from gbci_fast.generate.manifest import SKIPPED
     from gbci_fast.generate.settings import JobSettings, SamplerSettings
+    from gbci_fast.jobs.files import hash_weights
 
     priors = load_priors(args.priors)
     gate = None if args.reject_copies is None else CopyGate.load(args.reject_copies)

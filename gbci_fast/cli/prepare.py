@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gbci_fast.job_folder import CHECKS
+from gbci_fast.jobs.folder import CHECKS
 
 EXAMPLE = """\
 example:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from gbci_fast.job_folder import PROGRESS_FOLDER
+from gbci_fast.jobs.folder import PROGRESS_FOLDER
 
 LINES = 20  # in a log, for the whole job
 SILENCE = 60.0  # seconds without a line, at most, while images are done

@@ -25,8 +25,8 @@ from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, Lesion
 from gbci_fast.data.preprocess import Frame
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import sha256_of
-from gbci_fast.job_folder import PROGRESS_FOLDER
+from gbci_fast.jobs.files import sha256_of
+from gbci_fast.jobs.folder import PROGRESS_FOLDER
 
 FORMAT = 1
 CACHE_FILE = "cache.json"

@@ -28,7 +28,7 @@ from gbci_fast.data.complaints import CODEC_LOCK
 from gbci_fast.data.luts import lut_entries
 from gbci_fast.data.views import view_modifiers
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically
+from gbci_fast.jobs.files import atomically
 
 ASSUMED_SPACING = (0.05, 0.05)
 COMPRESSIONS = {"none": ExplicitVRLittleEndian, "rle": RLELossless, "jpeg2000": JPEG2000Lossless}

@@ -41,9 +41,9 @@ from gbci_fast.data.prepare_image import PreparedImage, PrepareSettings, prepare
 from gbci_fast.data.qc import QC_FOLDER, write_qc
 from gbci_fast.data.vindr import ImageRecord, VinDr, find_inputs, is_data_set
 from gbci_fast.errors import GBCIError, one_line
-from gbci_fast.files import atomically, locked, naming_file, sha256_of, sync, sync_tree
-from gbci_fast.job_folder import JOB_FILE, PROGRESS_FOLDER, JobFolder, Kept
-from gbci_fast.worker_processes import close_pool, how_it_ended, processes_of, worker_pool
+from gbci_fast.jobs.files import atomically, locked, naming_file, sha256_of, sync, sync_tree
+from gbci_fast.jobs.folder import JOB_FILE, PROGRESS_FOLDER, JobFolder, Kept
+from gbci_fast.jobs.processes import close_pool, how_it_ended, processes_of, worker_pool
 
 SKIPPED = "skipped.csv"
 # What moves up out of the progress folder at the end, in this order.

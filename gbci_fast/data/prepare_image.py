@@ -16,8 +16,8 @@ from gbci_fast.data.preprocess import MODEL_SIZE
 from gbci_fast.data.segmentation import chest_wall_side
 from gbci_fast.data.vindr import SPLITS, ImageRecord
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import sha256_of
-from gbci_fast.worker_processes import start_worker
+from gbci_fast.jobs.files import sha256_of
+from gbci_fast.jobs.processes import start_worker
 
 MIN_SIZE, MAX_SIZE = 16, 4096
 SATURATED = round(0.999 * 65535)  # resampling takes a little off a white area

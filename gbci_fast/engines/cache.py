@@ -19,7 +19,7 @@ from typing import Any
 
 from gbci_fast.engines.build import Built
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically
+from gbci_fast.jobs.files import atomically
 
 logger = logging.getLogger(__name__)
 FORMAT = b"gbci_fast engine 1\n"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Extractor, Radiomics
 from gbci_fast.evaluate.lesions import Crops
-from gbci_fast.files import hash_weights, real_path
+from gbci_fast.jobs.files import hash_weights, real_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,7 +17,7 @@ from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.metrics import grow, ring_mean
 from gbci_fast.evaluate.paired import AIR_MARGIN, MASK_GROWTH, image_seed
-from gbci_fast.files import real_path
+from gbci_fast.jobs.files import real_path
 
 CROP_SIZE = 64
 CONTEXT = 1.5  # side of a crop in sides of the mask's box

@@ -21,7 +21,7 @@ from scipy.ndimage import gaussian_filter
 from gbci_fast.data.bounds import MEBIBYTE, check_regular
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import CONTEXT, CROP_SIZE, SMALLEST_WINDOW, Crops
-from gbci_fast.files import atomically
+from gbci_fast.jobs.files import atomically
 
 RESOLUTION = 32  # of what is compared
 SHIFT = 2  # pixels at that resolution, four of a crop

@@ -10,7 +10,7 @@ from typing import Any
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.report import ABOUT_TARGETS, place, read_report
-from gbci_fast.files import atomically
+from gbci_fast.jobs.files import atomically
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }

@@ -13,8 +13,8 @@ from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress
-from gbci_fast.files import atomically
-from gbci_fast.job_folder import JobFolder, Kept
+from gbci_fast.jobs.files import atomically
+from gbci_fast.jobs.folder import JobFolder, Kept
 from gbci_fast.pipeline import GBCIPipeline
 
 

@@ -37,7 +37,7 @@ from gbci_fast.evaluate.metrics import (
     ring_mean,
 )
 from gbci_fast.evaluate.report import target, versions
-from gbci_fast.files import hash_weights, real_path
+from gbci_fast.jobs.files import hash_weights, real_path
 from gbci_fast.pipeline import GBCIPipeline
 
 MASK_GROWTH = 3  # pixels around the lesion; training masks are grown by 1 to 5

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically, real_path
+from gbci_fast.jobs.files import atomically, real_path
 
 ABOUT_TARGETS = (
     "Each bound is a target of the packaged model on the test images of CBIS-DDSM and CDD-CESM. For another model, "

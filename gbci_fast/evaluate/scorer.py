@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gbci_fast.data.attributes import FINDING_CATEGORIES, Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, LesionCase
-from gbci_fast.files import hash_weights
+from gbci_fast.jobs.files import hash_weights
 from gbci_fast.pipeline import PACKAGED_WEIGHTS
 
 PACKAGED_SCORER = PACKAGED_WEIGHTS.with_name("scorer")

@@ -39,7 +39,7 @@ from gbci_fast.evaluate.patches import (
     normal_patches,
 )
 from gbci_fast.evaluate.report import versions
-from gbci_fast.files import atomically
+from gbci_fast.jobs.files import atomically
 from gbci_fast.pipeline import GBCIPipeline
 
 ARMS = {

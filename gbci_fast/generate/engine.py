@@ -16,9 +16,9 @@ from gbci_fast.data.preprocess import Frame, whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask, pectoral_mask, placement_mask
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import sha256_of
 from gbci_fast.generate.masks import AutomaticMask, BoxMask, FileMask, automatic_mask
 from gbci_fast.generate.plan import PlanItem
+from gbci_fast.jobs.files import sha256_of
 
 ASSUMED_SPACING = (0.05, 0.05)  # mm, where the input states none
 # Of the model image's side. The training masks are lesions grown by 1 to 5 of 224 pixels.

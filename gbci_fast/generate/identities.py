@@ -15,7 +15,7 @@ from gbci_fast.data.dicom import IMAGE_SUFFIXES, Mammogram
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.plan import PlanItem
-from gbci_fast.job_folder import JOB_FILE
+from gbci_fast.jobs.folder import JOB_FILE
 
 KEY = "identity_key"  # of `JOB_FILE`
 HEAD = 2**16  # bytes of an input that count for the key

@@ -23,7 +23,6 @@ from gbci_fast import __version__
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError, InputWarning, one_line, without_values
 from gbci_fast.fast import FastPipeline
-from gbci_fast.files import sha256_of
 from gbci_fast.generate.checks import check_inputs
 from gbci_fast.generate.copies import REJECTED, CopyError, CopyGate
 from gbci_fast.generate.identities import Identities, job_identities
@@ -36,7 +35,8 @@ from gbci_fast.generate.sinks import png
 from gbci_fast.generate.sinks.webdataset import close_shard, is_closed, open_shard, shard_path
 from gbci_fast.generate.synthesizer import Made, Synthesizer
 from gbci_fast.generate.writer import ImageWriter, Written, write_bytes
-from gbci_fast.job_folder import JobFolder, Kept, Key
+from gbci_fast.jobs.files import sha256_of
+from gbci_fast.jobs.folder import JobFolder, Kept, Key
 from gbci_fast.pipeline import GBCIPipeline
 
 PREVIEW_ROWS = 8

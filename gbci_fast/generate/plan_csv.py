@@ -16,7 +16,6 @@ from typing import Any
 from gbci_fast.data.attributes import NO_FINDING, Attributes
 from gbci_fast.data.vindr import BOX_COLUMNS, ImageRecord, is_text, read_table
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically
 from gbci_fast.generate.masks import AutomaticMask, BoxMask, EllipseMask, FileMask, Mask
 from gbci_fast.generate.plan import (
     PlanItem,
@@ -27,6 +26,7 @@ from gbci_fast.generate.plan import (
     withheld,
 )
 from gbci_fast.generate.priors import Priors, load_priors
+from gbci_fast.jobs.files import atomically
 
 ATTRIBUTES = tuple(each.name for each in fields(Attributes))
 LARGEST_INDEX = 2**31 - 1  # DICOM's InstanceNumber, one more than the index, has 32 bits

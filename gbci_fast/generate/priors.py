@@ -19,7 +19,7 @@ from scipy.special import ndtr, ndtri
 
 from gbci_fast.data.attributes import FINDING_CATEGORIES, VIEW_POSITIONS
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import atomically
+from gbci_fast.jobs.files import atomically
 
 PACKAGED = Path(__file__).parent / "priors.json"
 FORMAT = "gbci_fast lesion priors 1"

@@ -9,7 +9,7 @@ from PIL import Image
 from gbci_fast.cli import main
 from gbci_fast.cli.progress import image_progress
 from gbci_fast.data.cache import Cache
-from gbci_fast.job_folder import PROGRESS_FOLDER
+from gbci_fast.jobs.folder import PROGRESS_FOLDER
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.prepare import prepare
 from gbci_fast.data.prepare_image import PrepareSettings
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import sha256_of
+from gbci_fast.jobs.files import sha256_of
 
 
 @pytest.fixture(scope="module")

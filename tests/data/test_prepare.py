@@ -26,8 +26,8 @@ from gbci_fast.data.prepare_image import PrepareSettings
 from gbci_fast.data.segmentation import pectoral_mask
 from gbci_fast.data.vindr import BREAST_TABLE, VinDr
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import locked
-from gbci_fast.job_folder import JOB_FILE, JOURNAL, PROGRESS_FOLDER
+from gbci_fast.jobs.files import locked
+from gbci_fast.jobs.folder import JOB_FILE, JOURNAL, PROGRESS_FOLDER
 
 SMALL = PrepareSettings(size=64)
 

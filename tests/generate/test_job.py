@@ -19,11 +19,11 @@ from gbci_fast.data.vindr import VinDr, find_inputs
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
 from gbci_fast.few_step import FewStepLoRA
-from gbci_fast.files import sha256_of
 from gbci_fast.generate import job, sinks
 from gbci_fast.generate.identities import Identities, job_identities
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings
+from gbci_fast.jobs.files import sha256_of
 from gbci_fast.pipeline import GBCIPipeline
 
 
@@ -343,7 +343,7 @@ def test_a_damaged_image_among_good_ones_stops_the_job_until_it_is_repaired(make
 def test_what_a_header_tells_is_found_before_anything_is_made(make_job, templates, tmp_path, skip_bad, monkeypatch):
     (tmp_path / "input").mkdir()
     (tmp_path / "input" / "c_LCC.dcm").write_bytes(cut_short((templates / "full_LCC.dcm").read_bytes()))
-    monkeypatch.setattr("gbci_fast.job_folder.atomically", None)  # nothing is written
+    monkeypatch.setattr("gbci_fast.jobs.folder.atomically", None)  # nothing is written
     with pytest.raises(GBCIError, match=r"c_LCC.dcm: damaged or not decodable \(PixelData holds"):
         make_job(tmp_path / "input", tmp_path / "data", skip_bad=skip_bad)
     assert not (tmp_path / "data").exists()

@@ -13,11 +13,11 @@ from PIL import Image
 
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import sha256_of
 from gbci_fast.generate.manifest import MANIFEST_SCHEMA
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.sinks import png
 from gbci_fast.generate.sinks.webdataset import close_shard, open_shard
+from gbci_fast.jobs.files import sha256_of
 
 SHARDS = {"formats": ("webdataset",), "shard_size": 2}
 

@@ -10,7 +10,7 @@ from gbci_fast.cli import main
 from gbci_fast.data.prepare import prepare
 from gbci_fast.data.prepare_image import PrepareSettings
 from gbci_fast.errors import GBCIError
-from gbci_fast.job_folder import PROGRESS_FOLDER
+from gbci_fast.jobs.folder import PROGRESS_FOLDER
 from gbci_fast.training.bank import build_bank
 from gbci_fast.training.data import load_images
 from gbci_fast.training.ldm import build_pipeline

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import replace_folder
+from gbci_fast.jobs.files import replace_folder
 from gbci_fast.training.loop import (
     STATE_FILE,
     LoopConfig,

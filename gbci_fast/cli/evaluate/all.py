@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gbci_fast.cli.evaluate.options import add_painting
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import real_path
+from gbci_fast.jobs.files import real_path
 
 PAGE, ARGUMENTS = "index.html", "arguments.json"
 EXAMPLE = """\
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     """Runs the kinds one after another, then writes the page."""
     from gbci_fast.cli.evaluate import KINDS
     from gbci_fast.evaluate.page import Section, write_page
-    from gbci_fast.job_folder import JobFolder, Kept
+    from gbci_fast.jobs.folder import JobFolder, Kept
 
     kinds = [name for name in KINDS if name != "all"]
     skipped = [name for name in args.skip.split(",") if name]
@@ -92,7 +92,7 @@ def arguments_of(kind: str, args: argparse.Namespace, report: Path) -> list[str]
 def _arguments(args: argparse.Namespace) -> dict[str, object]:
     """What decides the reports."""
     from gbci_fast.checkpoint import checkpoint_folder
-    from gbci_fast.files import hash_weights
+    from gbci_fast.jobs.files import hash_weights
 
     names = [name for name in (*SHARED, *FAST) if name not in ("weights", "painted", "device")]
     digest = hash_weights(checkpoint_folder(args.weights))

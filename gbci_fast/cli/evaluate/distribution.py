@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gbci_fast.cli.evaluate.options import add_files, add_painting, print_targets, refuse_painting, stage_progress
-from gbci_fast.files import real_path
+from gbci_fast.jobs.files import real_path
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,7 +13,7 @@ from gbci_fast.cli.evaluate.options import (
     refuse_painting,
     stage_progress,
 )
-from gbci_fast.files import real_path
+from gbci_fast.jobs.files import real_path
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -78,7 +78,7 @@ def open_pipeline(args: argparse.Namespace) -> "tuple[GBCIPipeline, str]":
     from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
     from gbci_fast.devices import pick_device
     from gbci_fast.fast import accelerate
-    from gbci_fast.files import hash_weights
+    from gbci_fast.jobs.files import hash_weights
 
     device, folder = pick_device(args.device), checkpoint_folder(args.weights)
     return accelerate(load_pipeline(folder), args.runtime, args.tier, device=device), hash_weights(folder)

@@ -28,8 +28,8 @@ from gbci_fast.data.phantom.study import (
 )
 from gbci_fast.data.phantom.ultrasound_files import ULTRASOUND_COLUMNS, ultrasound_file, write_ultrasound
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import is_empty, real_path, remove_temporaries, sync, sync_tree
-from gbci_fast.worker_processes import close_pool, how_it_ended, processes_of, worker_pool
+from gbci_fast.jobs.files import is_empty, real_path, remove_temporaries, sync, sync_tree
+from gbci_fast.jobs.processes import close_pool, how_it_ended, processes_of, worker_pool
 
 PATIENT_COLUMNS = ("source", "spacing_mm", "patient_id", "timepoint", "days", "age", "hazard", "twin")
 LESION_COLUMNS = ("report", "pathology", "volume_mm3", "doubling_days", "mask_file", "ultrasound")

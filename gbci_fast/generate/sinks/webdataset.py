@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import make_folder, naming_file, sync
+from gbci_fast.jobs.files import make_folder, naming_file, sync
 
 
 def shard_path(number: int) -> Path:

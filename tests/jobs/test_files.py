@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from gbci_fast.files import atomically, hash_weights, is_empty, remove_temporaries
+from gbci_fast.jobs.files import atomically, hash_weights, is_empty, remove_temporaries
 
 
 def fill(descriptor):

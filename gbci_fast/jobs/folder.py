@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import (
+from gbci_fast.jobs.files import (
     LOCK_FILE,
     atomically,
     is_empty,

@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.files import locked
-from gbci_fast.job_folder import JOURNAL, JobFolder, Kept
+from gbci_fast.jobs.files import locked
+from gbci_fast.jobs.folder import JOURNAL, JobFolder, Kept
 
 IDENTITY = {"seed": 1, "sizes": (2, 3), "digest": "ab" * 32}
 

@@ -7,7 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from gbci_fast.worker_processes import close_pool, how_it_ended, processes_of, worker_pool
+from gbci_fast.jobs.processes import close_pool, how_it_ended, processes_of, worker_pool
 
 
 @pytest.fixture

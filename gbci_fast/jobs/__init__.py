@@ -1,0 +1,1 @@
+"""What every long command is made of: durable files, folders that resume, worker processes."""
