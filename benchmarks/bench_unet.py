@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gbci_fast.attributes import Attributes
 from gbci_fast.conditioning import Conditioning
-from gbci_fast.data.attributes import Attributes
 from gbci_fast.denoiser import Denoiser
 from gbci_fast.devices import has_bfloat16_units
 from gbci_fast.evaluate.parity import EXACT_LATENTS, RMS_FACTOR

@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 __all__ = ["Attributes", "ConditionEncoder", "GBCIError", "GBCIPipeline", "accelerate"]
 
 _HOMES = {
-    "Attributes": "gbci_fast.data.attributes",
+    "Attributes": "gbci_fast.attributes",
     "ConditionEncoder": "gbci_fast.conditioning",
     "GBCIError": "gbci_fast.errors",
     "GBCIPipeline": "gbci_fast.pipeline",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.errors import GBCIError
 
 MAX_SIDE = 8192  # pixels that an image may be resized to

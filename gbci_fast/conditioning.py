@@ -14,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from gbci_fast.data.attributes import (
+from gbci_fast.attributes import (
     BIRADS,
     BREAST_DENSITIES,
     FINDING_CATEGORIES,

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from gbci_fast import windows
 from gbci_fast.arguments import check_argument_types
+from gbci_fast.attributes import Attributes
 from gbci_fast.choices import RUNTIMES, TIERS
 from gbci_fast.conditioning import Conditioning
-from gbci_fast.data.attributes import Attributes
 from gbci_fast.denoiser import Denoiser
 from gbci_fast.devices import has_bfloat16_units, without_autocast
 from gbci_fast.errors import GBCIError

@@ -20,9 +20,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from gbci_fast.arguments import broadcast, broadcast_size, check_argument_types, described
+from gbci_fast.attributes import Attributes
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.conditioning import ConditionEncoder, Conditioning
-from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
 from gbci_fast.images import ImageInput, from_tensor, to_mask, to_tensor

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from gbci_fast.attributes import FINDING_CATEGORIES, Attributes
 from gbci_fast.conditioning import CATEGORICAL, NUM_ATTRIBUTE_TOKENS, ConditionEncoder, Conditioning
-from gbci_fast.data.attributes import FINDING_CATEGORIES, Attributes
 from gbci_fast.errors import GBCIError
 
 KNOWN = Attributes(

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from gbci_fast.attributes import Attributes
 from gbci_fast.conditioning import ConditionEncoder
-from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline

@@ -12,8 +12,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from gbci_fast.attributes import Attributes
 from gbci_fast.conditioning import Conditioning
-from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.masks import feather_latent_mask, latent_mask
 from gbci_fast.noise import STREAM_SCHEDULER, philox_normal, seed_tensor

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, to_unit
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import atomically, locked

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gbci_fast.data.attributes import FINDING_CATEGORIES
+from gbci_fast.attributes import FINDING_CATEGORIES
 from gbci_fast.data.cache import is_cache
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError

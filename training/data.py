@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 from scipy import ndimage
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.data.cache import Cache, Selected, is_cache
 from gbci_fast.data.fields import FieldOfView
 from gbci_fast.data.framing import read_views

@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from gbci_fast.attributes import Attributes
 from gbci_fast.conditioning import ConditionEncoder, Conditioning
-from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import replace_folder
 from gbci_fast.pipeline import GBCIPipeline

@@ -95,7 +95,7 @@ def read_shapes(args: argparse.Namespace, pipe: "GBCIPipeline") -> "Bucket":
     """
     import torch
 
-    from gbci_fast.data.attributes import Attributes
+    from gbci_fast.attributes import Attributes
     from gbci_fast.export import Bucket
     from gbci_fast.runtimes.graph import TOKENS
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, Lesion
 from gbci_fast.data.preprocess import Frame
 from gbci_fast.errors import GBCIError

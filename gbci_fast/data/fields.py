@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.data.dicom import Mammogram
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.preprocess import Frame, box_ellipse

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 from pydicom import Dataset
 
-from gbci_fast.data.attributes import VIEW_POSITIONS, is_unknown
+from gbci_fast.attributes import VIEW_POSITIONS, is_unknown
 
 # PS3.16 CID 4014 "View for Mammography": ViewPosition, SNOMED CT, the retired SNOMED-RT code of older files, meanings.
 MAMMOGRAPHY_VIEWS = (

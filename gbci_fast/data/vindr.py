@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
-from gbci_fast.data.attributes import NO_FINDING, Attributes, is_unknown
+from gbci_fast.attributes import NO_FINDING, Attributes, is_unknown
 from gbci_fast.data.bounds import bounded_lines, check_regular
 from gbci_fast.data.dicom import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
 from gbci_fast.data.views import laterality_in_text, view_in_text, without_view

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from skimage.transform import resize
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, Lesion, to_unit
 from gbci_fast.data.framing import patient_fold, read_views
 from gbci_fast.data.mask_files import read_mask

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gbci_fast.attributes import Attributes
 from gbci_fast.choices import GUIDANCE_SCALE
-from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress
 from gbci_fast.jobs.files import atomically

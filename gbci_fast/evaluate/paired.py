@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gbci_fast.attributes import FINDING_CATEGORIES, Attributes
 from gbci_fast.checkpoint import load_pipeline
 from gbci_fast.choices import GUIDANCE_SCALE
-from gbci_fast.data.attributes import FINDING_CATEGORIES, Attributes
 from gbci_fast.data.fields import Lesion, to_unit
 from gbci_fast.data.framing import read_views
 from gbci_fast.data.vindr import ImageRecord, VinDr

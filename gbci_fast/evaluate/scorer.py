@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gbci_fast.data.attributes import FINDING_CATEGORIES, Attributes
+from gbci_fast.attributes import FINDING_CATEGORIES, Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, LesionCase
 from gbci_fast.jobs.files import hash_weights

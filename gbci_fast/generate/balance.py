@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gbci_fast.data.attributes import FINDING_CATEGORIES, NO_FINDING
+from gbci_fast.attributes import FINDING_CATEGORIES, NO_FINDING
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.priors import Priors
 

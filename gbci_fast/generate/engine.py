@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from gbci_fast.attributes import Attributes
 from gbci_fast.data.acquisition import side_contradiction
-from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.dicom import Mammogram
 from gbci_fast.data.fields import known_truth
 from gbci_fast.data.preprocess import Frame, whole_breast_frame

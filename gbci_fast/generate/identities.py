@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.data.deidentify import Deidentifier, KeptIdentifiers
 from gbci_fast.data.dicom import IMAGE_SUFFIXES, Mammogram
 from gbci_fast.data.vindr import ImageRecord

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gbci_fast.data.attributes import NO_FINDING
+from gbci_fast.attributes import NO_FINDING
 from gbci_fast.data.vindr import AGE_COLUMN, BOX_COLUMNS, BREAST_TABLE, FINDING_TABLE, IMAGE_COLUMNS
 from gbci_fast.errors import one_line
 from gbci_fast.jobs.files import atomically

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gbci_fast.data.attributes import NO_FINDING, Attributes
+from gbci_fast.attributes import NO_FINDING, Attributes
 from gbci_fast.data.vindr import Finding, ImageRecord, is_text
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.balance import Balance

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from gbci_fast.data.attributes import FINDING_CATEGORIES, VIEW_POSITIONS
+from gbci_fast.attributes import FINDING_CATEGORIES, VIEW_POSITIONS
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import atomically
 

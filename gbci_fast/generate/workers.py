@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.copies import CopyGate
 from gbci_fast.generate.engine import Extent, Synthesis, Template, described, draw_masks, naming, open_template, paste

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.data.dicom import Mammogram
 from gbci_fast.data.fields import lesion_truth
 from gbci_fast.data.presentation import full_scale

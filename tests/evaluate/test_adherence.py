@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from gbci_fast.attributes import Attributes
 from gbci_fast.cli.evaluate.adherence import build_table, parse_sweep
-from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.adherence import (
     AdherenceSettings,

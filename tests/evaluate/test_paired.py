@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from gbci_fast.attributes import Attributes
 from gbci_fast.cli import evaluate as command
-from gbci_fast.data.attributes import Attributes
 from gbci_fast.data.fields import Lesion
 from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.preprocess import whole_breast_frame

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, LesionCase
 from gbci_fast.evaluate.scorer import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gbci_fast.data.attributes import FINDING_CATEGORIES
+from gbci_fast.attributes import FINDING_CATEGORIES
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.plan import make_plan

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.data.fields import lesion_truth
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.preprocess import box_ellipse

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from gbci_fast.data.attributes import FINDING_CATEGORIES
+from gbci_fast.attributes import FINDING_CATEGORIES
 from gbci_fast.data.phantom import render_study
 from gbci_fast.data.preprocess import whole_breast_frame
 from gbci_fast.data.segmentation import placement_mask

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.data.vindr import Finding, ImageRecord
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.masks import FileMask

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.identities import job_identities

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.data.preprocess import box_ellipse
 from gbci_fast.data.vindr import find_inputs
 from gbci_fast.generate.engine import Extent, Synthesis, open_template, paste

@@ -9,8 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from gbci_fast.attributes import FINDING_CATEGORIES
 from gbci_fast.cli import main
-from gbci_fast.data.attributes import FINDING_CATEGORIES
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate import prior_fit
 from gbci_fast.generate.prior_fit import Observation, Sample, counted_categories, fit_priors

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from gbci_fast.attributes import Attributes
 from gbci_fast.cli import main
-from gbci_fast.data.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, crop_lesions
 from gbci_fast.evaluate.scorer import cut_windows, load_scorer

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbci_fast.data.attributes import Attributes
+from gbci_fast.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, Lesion, to_unit
 from gbci_fast.data.framing import patient_fold
 from gbci_fast.data.phantom import generate_phantom

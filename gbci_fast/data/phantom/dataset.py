@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gbci_fast.data.attributes import NO_FINDING
+from gbci_fast.attributes import NO_FINDING
 from gbci_fast.data.dicom_writer import mammogram_dataset, uid_from_seed, write_dicom
 from gbci_fast.data.phantom.population import Population
 from gbci_fast.data.phantom.preview import PREVIEW, write_preview

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gbci_fast.data.attributes import VIEW_POSITIONS
+from gbci_fast.attributes import VIEW_POSITIONS
 from gbci_fast.data.phantom import bodies
 from gbci_fast.data.phantom.bodies import Body
 from gbci_fast.data.phantom.placement import Place, Room

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gbci_fast.data.attributes import FINDING_CATEGORIES
+from gbci_fast.attributes import FINDING_CATEGORIES
 from gbci_fast.errors import GBCIError
 
 # Per density class: its share of women, fat fraction, compressed thickness in mm.

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from pydicom import dcmread
 from scipy import ndimage
 
-from gbci_fast.data.attributes import BREAST_DENSITIES, FINDING_CATEGORIES, NO_FINDING
+from gbci_fast.attributes import BREAST_DENSITIES, FINDING_CATEGORIES, NO_FINDING
 
 PREVIEW = "preview.png"
 _CELL = 300  # pixels

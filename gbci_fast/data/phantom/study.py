@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from gbci_fast.data.attributes import LATERALITIES, VIEW_POSITIONS
+from gbci_fast.attributes import LATERALITIES, VIEW_POSITIONS
 from gbci_fast.data.dicom_writer import MammogramHeader, uid_from_seed
 from gbci_fast.data.phantom.anatomy import BreastShape, Grid, draw_shape, map_anatomy
 from gbci_fast.data.phantom.findings import Finding, draw_findings

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from gbci_fast.data.attributes import FINDING_CATEGORIES
+from gbci_fast.attributes import FINDING_CATEGORIES
 from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.fields import lesion_truth
 from gbci_fast.data.phantom import Population, generate_phantom, render_study

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 from skimage.measure import regionprops
 
-from gbci_fast.data.attributes import FINDING_CATEGORIES
+from gbci_fast.attributes import FINDING_CATEGORIES
 from gbci_fast.data.phantom.anatomy import SKIN, map_anatomy
 from gbci_fast.data.phantom.bodies import VIEW_AXES, draw_mass
 from gbci_fast.data.phantom.findings import draw_findings

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gbci_fast.data.attributes import FINDING_CATEGORIES
+from gbci_fast.attributes import FINDING_CATEGORIES
 from gbci_fast.data.phantom.population import (
     AGE_SHARES,
     AGES,
