@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.runtimes.autoencoder import with_fused_norms
 from gbci_fast.runtimes.convolution import with_filtered_convolutions
 

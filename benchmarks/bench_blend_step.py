@@ -1,8 +1,9 @@
 """One step between two UNet calls: blend_step against the eager pipeline's, and against a copy of as many bytes.
 
-`eager` is what `gbci_fast.pipeline` does there with diffusers' scheduler, noise by torch.randn included. `ours` runs in
-place, as the samplers do; of its coefficients only which are 0 matters to the time. Bytes are what `ours` must move:
-each tensor that the coefficients ask for once in, each result once out; `memcpy` reads half as many and writes them.
+`eager` is what `gbci_fast.model.pipeline` does there with diffusers' scheduler, noise by torch.randn included. `ours`
+runs in place, as the samplers do; of its coefficients only which are 0 matters to the time. Bytes are what `ours` must
+move: each tensor that the coefficients ask for once in, each result once out; `memcpy` reads half as many and writes
+them.
 """
 
 from dataclasses import dataclass, field
@@ -19,9 +20,9 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from gbci_fast.noise import seed_tensor
+from gbci_fast.model.noise import seed_tensor
+from gbci_fast.model.pipeline import PACKAGED_WEIGHTS
 from gbci_fast.ops.blend_step import StepCoefficients, blend_step
-from gbci_fast.pipeline import PACKAGED_WEIGHTS
 
 BATCHES = [64, 256, 1024] if torch.cuda.is_available() else [64, 256]  # the last moves 256 MB and more
 GUIDANCE_SCALE = 3.0

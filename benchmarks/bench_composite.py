@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gbci_fast.masks import feather_pixels
+from gbci_fast.model.masks import feather_pixels
 from gbci_fast.ops.composite import WHITE, composite
 
 SIZE = 224

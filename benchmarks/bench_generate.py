@@ -24,7 +24,7 @@ from gbci_fast.fast import accelerate
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 
 STUDIES = 4  # of four views each
 STEPS = {"few_step": 4, "tolerance": 20, "host": 4}

@@ -1,10 +1,10 @@
-"""mask_to_latent against the functions of gbci_fast.masks and a bounding box in PyTorch; bytes are those of the mask
-read and of the two planes written."""
+"""mask_to_latent against the functions of gbci_fast.model.masks and a bounding box in PyTorch; bytes are those of the
+mask read and of the two planes written."""
 
 import pytest
 import torch
 
-from gbci_fast.masks import feather_latent_mask, latent_mask
+from gbci_fast.model.masks import feather_latent_mask, latent_mask
 from gbci_fast.ops.mask_to_latent import mask_to_latent
 
 SIZE, FACTOR = 224, 4

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from gbci_fast.noise import seed_tensor
+from gbci_fast.model.noise import seed_tensor
 from gbci_fast.ops.philox_normal import philox_normal, philox_normal_ref
 
 SHAPE = (4, 56, 56)  # one latent at 224x224

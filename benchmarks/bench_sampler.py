@@ -25,7 +25,6 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from gbci_fast.checkpoint import checkpoint_folder
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.fields import to_unit
 from gbci_fast.data.phantom import generate_phantom
@@ -43,7 +42,8 @@ from gbci_fast.evaluate.parity import (
 )
 from gbci_fast.fast import TIERS, FastPipeline, accelerate
 from gbci_fast.jobs.files import hash_weights
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.checkpoint import checkpoint_folder
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.runtimes.tensorrt import why_not_tensorrt
 
 BATCHES, STEPS = (1, 8, 64, 256), (4, 20, 50)

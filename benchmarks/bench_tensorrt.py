@@ -13,7 +13,7 @@ from gbci_fast.engines.build import Built, build
 from gbci_fast.engines.flavor import FLAVORS
 from gbci_fast.errors import GBCIError
 from gbci_fast.export import Bucket, export_decoder, export_unet
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 
 CELLS, TOKENS = 56, 224  # of the latents' side; of a context without a report, padded
 CAPABILITIES = ("8.0", "8.6")

@@ -9,8 +9,8 @@ import torch
 
 from gbci_fast import windows
 from gbci_fast.fast import accelerate
-from gbci_fast.masks import latent_mask
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.masks import latent_mask
+from gbci_fast.model.pipeline import GBCIPipeline
 
 SIZE, BATCH, STEPS = 224, 8, 20
 MEDIAN = 17  # pixels of a lesion of VinDr-Mammo

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 
-from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.cli.evaluate.options import stage_progress
 from gbci_fast.evaluate.adherence import TOLD, AdherenceSettings, evaluate_adherence
@@ -37,7 +36,8 @@ from gbci_fast.evaluate.report import versions
 from gbci_fast.evaluate.scorer import load_scorer
 from gbci_fast.fast import accelerate
 from gbci_fast.jobs.files import atomically, hash_weights
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 
 REFERENCE, FILLING = "DDIM 50", "ring mean"
 KEPT = 0.1  # of the filling's distance, that a row may lie above the reference

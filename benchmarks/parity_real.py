@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.fields import to_unit
 from gbci_fast.evaluate.metrics import patient_summary
@@ -38,7 +37,8 @@ from gbci_fast.evaluate.parity import (
 )
 from gbci_fast.fast import TIERS, FastPipeline, accelerate
 from gbci_fast.jobs.files import atomically, hash_weights
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 
 FEW_STEP = "few_step"
 

@@ -26,11 +26,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from gbci_fast.data.phantom import generate_phantom
-from gbci_fast.devices import pick_device
 from gbci_fast.evaluate.paired import PairedSettings, load_cases
 from gbci_fast.fast import accelerate
 from gbci_fast.jobs.files import atomically
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.devices import pick_device
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.runtimes.fused import FusedDenoiser
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**32}  # read, and as many written: far more than any cache

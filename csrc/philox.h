@@ -1,4 +1,4 @@
-// Philox4x32-10 and Box-Muller, as gbci_fast/noise.py defines them, for the CPU and for CUDA.
+// Philox4x32-10 and Box-Muller, as gbci_fast/model/noise.py defines them, for the CPU and for CUDA.
 //
 // Everything is branch-free, so that a CPU loop over it vectorizes, and uses only operations that IEEE 754 rounds
 // correctly: without contraction (-ffp-contract=off, -fmad=false) every CPU and every GPU draws the same bits.

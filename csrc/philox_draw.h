@@ -11,7 +11,7 @@ namespace gbci {
 void draw_normals(
     uint64_t seed, uint32_t first_block, uint32_t num_blocks, uint32_t step, uint32_t stream, float* normals);
 
-// The same in double precision through libm, as gbci_fast/noise.py defines them. Not vectorized.
+// The same in double precision through libm, as gbci_fast/model/noise.py defines them. Not vectorized.
 void draw_normals(
     uint64_t seed, uint32_t first_block, uint32_t num_blocks, uint32_t step, uint32_t stream, double* normals);
 

@@ -7,9 +7,9 @@ __all__ = ["Attributes", "ConditionEncoder", "GBCIError", "GBCIPipeline", "accel
 
 _HOMES = {
     "Attributes": "gbci_fast.attributes",
-    "ConditionEncoder": "gbci_fast.conditioning",
+    "ConditionEncoder": "gbci_fast.model.conditioning",
     "GBCIError": "gbci_fast.errors",
-    "GBCIPipeline": "gbci_fast.pipeline",
+    "GBCIPipeline": "gbci_fast.model.pipeline",
     "accelerate": "gbci_fast.fast",
 }
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gbci_fast.conditioning import Conditioning
+from gbci_fast.model.conditioning import Conditioning
 
 
 class Denoiser(Protocol):

@@ -22,7 +22,7 @@ from gbci_fast.errors import GBCIError, one_line
 
 if TYPE_CHECKING:
     from gbci_fast.engines.flavor import Flavor
-    from gbci_fast.pipeline import GBCIPipeline
+    from gbci_fast.model.pipeline import GBCIPipeline
 
 PACKAGES = ("torch", "diffusers", "accelerate", "triton", "xformers", "onnx", "onnxruntime", "numpy", "pydicom")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -177,7 +177,7 @@ def _flavor_findings(devices: dict[str, list[str]]) -> list[Finding]:
 def _cpu() -> dict[str, Any]:
     import torch
 
-    from gbci_fast.devices import has_bfloat16_units
+    from gbci_fast.model.devices import has_bfloat16_units
 
     sets = [
         name
@@ -277,8 +277,8 @@ def _load() -> "GBCIPipeline":
     """The packaged checkpoint, and proof that the eager pipeline samples: one step of one small image."""
     import torch
 
-    from gbci_fast.checkpoint import load_pipeline
-    from gbci_fast.pipeline import PACKAGED_WEIGHTS
+    from gbci_fast.model.checkpoint import load_pipeline
+    from gbci_fast.model.pipeline import PACKAGED_WEIGHTS
 
     pipe, mask = load_pipeline(PACKAGED_WEIGHTS), torch.zeros(1, 1, 224, 224)
     mask[..., 96:128, 96:128] = 1

@@ -7,7 +7,7 @@ exact       float32 rounding: latents by at most 1e-5 of the largest; one step o
             deviations, by 4e-5
 tolerance   the rounding of a narrower dtype: an RMS error at most 1.5 times that of eager in this dtype
 approximate also what the model sees: the latents around the mask alone (`gbci_fast.windows`); and, for few steps,
-            the model: the checkpoint's few-step weights (`gbci_fast.few_step`)
+            the model: the checkpoint's few-step weights (`gbci_fast.model.few_step`)
 =========== ============================================================================================
 """
 
@@ -25,20 +25,21 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from gbci_fast import windows
-from gbci_fast.arguments import check_argument_types
 from gbci_fast.attributes import Attributes
 from gbci_fast.choices import RUNTIMES, TIERS
-from gbci_fast.conditioning import Conditioning
 from gbci_fast.denoiser import Denoiser
-from gbci_fast.devices import has_bfloat16_units, without_autocast
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast_unet import FastUNet
-from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
-from gbci_fast.masks import feather_latent_mask
-from gbci_fast.noise import seed_tensor
+from gbci_fast.model.arguments import check_argument_types
+from gbci_fast.model.conditioning import Conditioning
+from gbci_fast.model.devices import has_bfloat16_units, without_autocast
+from gbci_fast.model.few_step import FewStepLoRA, few_step_scheduler
+from gbci_fast.model.masks import feather_latent_mask
+from gbci_fast.model.noise import seed_tensor
+from gbci_fast.model.pipeline import LATENT_FEATHER, GBCIPipeline, Trajectory
+from gbci_fast.model.turns import in_turn
 from gbci_fast.ops._triton import triton
 from gbci_fast.ops.blend_step import blend_step  # noqa: F401  registers the operator that is asked for below
-from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline, Trajectory
 from gbci_fast.runtimes.adapters import adapter_notes, merged
 from gbci_fast.runtimes.autoencoder import with_fused_norms
 from gbci_fast.runtimes.blocks import cross_attention_notes, has_other_forward, why_not
@@ -49,7 +50,6 @@ from gbci_fast.runtimes.fused import FusedDenoiser
 from gbci_fast.runtimes.graph import BUCKETS, TOKENS, CudaRecorder, LoopGraphs, Recorder
 from gbci_fast.runtimes.tensorrt import EngineAutoencoder, TensorRTDenoiser, tensorrt_note, why_not_tensorrt
 from gbci_fast.sampling import KnownRegion, adds_noise, on_host, sample_ddim, sampler_for, tables
-from gbci_fast.turns import in_turn
 from gbci_fast.watch import Watch, same_weights, still
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

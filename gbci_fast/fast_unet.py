@@ -33,7 +33,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from gbci_fast.devices import without_autocast
+from gbci_fast.model.devices import without_autocast
 from gbci_fast.runtimes.adapters import adapter_notes, is_adapter, merged
 from gbci_fast.runtimes.blocks import (
     Context,

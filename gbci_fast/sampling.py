@@ -63,8 +63,8 @@ class SampleOptions(TypedDict, total=False):
             returns a pair.
         guidance_rescale: phi in [0, 1] (Lin et al. 2024, section 3.4); by default 0.
         known: the region to keep.
-        seeds: int64 ``[B]`` (`gbci_fast.noise.seed_tensor`): the solver's noise is drawn in the kernel, as stream 1 of
-            each seed at the step's index. Or
+        seeds: int64 ``[B]`` (`gbci_fast.model.noise.seed_tensor`): the solver's noise is drawn in the kernel, as stream
+            1 of each seed at the step's index. Or
         noise: a function from the step's index to noise drawn beforehand, asked in those steps in which diffusers draws
             some, whether it adds it or not: so a generator goes on alike.
         model_dtype: of the denoiser's input and output; by default that of the latents.

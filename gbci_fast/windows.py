@@ -13,10 +13,10 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from gbci_fast.noise import STREAM_SCHEDULER, seed_tensor
+from gbci_fast.model.noise import STREAM_SCHEDULER, seed_tensor
+from gbci_fast.model.pipeline import LATENT_FEATHER, GBCIPipeline, Trajectory
 from gbci_fast.ops.mask_to_latent import mask_to_latent
 from gbci_fast.ops.philox_normal import philox_normal
-from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline, Trajectory
 
 SIDES = (8, 12, 16, 20, 24, 28, 32, 40)
 """Sides of windows in latent cells; what fits into none of them takes the whole latents."""

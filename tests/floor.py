@@ -17,10 +17,10 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = (
-    "tests/test_pipeline.py",
+    "tests/model/test_pipeline.py",
     "tests/test_fast_pipeline.py",
     "tests/test_export.py",
-    "tests/test_lora.py",
+    "tests/model/test_lora.py",
     "tests/bad_input/test_weights.py",
     "tests/data/test_dicom.py",
     "tests/data/test_dicom_writer.py",

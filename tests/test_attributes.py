@@ -5,8 +5,8 @@ import json
 import pytest
 
 from gbci_fast.attributes import FINDING_CATEGORIES, Attributes, is_unknown, parse_categories
-from gbci_fast.conditioning import CATEGORICAL
 from gbci_fast.errors import GBCIError
+from gbci_fast.model.conditioning import CATEGORICAL
 
 FULL = Attributes(
     laterality="L",

@@ -8,11 +8,11 @@ import torch
 
 from gbci_fast import GBCIPipeline, accelerate
 from gbci_fast import export as module
-from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.onnx_parity import OnnxEngines, OnnxFunction, check_decoder, check_unet
 from gbci_fast.evaluate.parity import measure, worst
 from gbci_fast.export import OPSET, Bucket, UNetCore, export_decoder, export_unet
+from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.runtimes.eager import EagerDenoiser
 from gbci_fast.runtimes.tensorrt import EngineAutoencoder, TensorRTDenoiser
 from gbci_fast.training.ldm import build_pipeline

@@ -18,7 +18,7 @@ from diffusers import (
 from gbci_fast import fast as fast_module
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import FastPipeline, accelerate
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline, build_scheduler
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

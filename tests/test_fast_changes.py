@@ -13,8 +13,8 @@ from torch import nn
 from gbci_fast import fast as fast_module
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
-from gbci_fast.few_step import FewStepLoRA
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.few_step import FewStepLoRA
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.runtimes.compile import CompiledDenoiser
 from gbci_fast.training.ldm import build_pipeline, build_scheduler
 from gbci_fast.training.stages import ldm_preset, vae_preset

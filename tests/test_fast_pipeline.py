@@ -8,7 +8,7 @@ from diffusers import LCMScheduler, UniPCMultistepScheduler
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline, build_scheduler
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

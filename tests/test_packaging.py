@@ -88,7 +88,7 @@ def test_a_missing_compiler_is_one_sentence():
 
 def test_importing_the_package_loads_nothing_optional():
     code = (
-        "import sys, gbci_fast, gbci_fast.noise, gbci_fast.ops;"
+        "import sys, gbci_fast, gbci_fast.model.noise, gbci_fast.ops;"
         "print(sorted({'triton', 'xformers', 'tensorrt', 'transformers', 'gbci_fast._C'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

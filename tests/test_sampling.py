@@ -269,7 +269,7 @@ def test_ddim_of_the_noise_of_ddpm_is_finite_at_zero_snr(make):
 
 @pytest.mark.parametrize("solver", SCHEDULERS)
 def test_equals_a_loop_with_guidance_and_known_region(make, solver, step_through, monkeypatch):
-    """The loop of `gbci_fast.pipeline`, in float64, half way in; by the operator, and by its definition."""
+    """The loop of `gbci_fast.model.pipeline`, in float64, half way in; by the operator, and by its definition."""
     steps, begin, scale = 9, 3, 2.5
     config = {**V, **({} if solver == "lcm" else TRAILING)}
     scheduler = make(solver, config, steps, torch.float64)

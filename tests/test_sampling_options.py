@@ -13,11 +13,11 @@ from diffusers import (
 )
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
-from gbci_fast.masks import feather_latent_mask, latent_mask
-from gbci_fast.noise import STREAM_SCHEDULER, philox_normal, seed_tensor
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.conditioning import Conditioning
+from gbci_fast.model.masks import feather_latent_mask, latent_mask
+from gbci_fast.model.noise import STREAM_SCHEDULER, philox_normal, seed_tensor
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.sampling import (
     KnownRegion,
     sample_ddim,

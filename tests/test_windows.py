@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from gbci_fast import fast as fast_module
 from gbci_fast import windows
 from gbci_fast.fast import accelerate
-from gbci_fast.masks import feather_latent_mask
-from gbci_fast.noise import STREAM_SCHEDULER, philox_normal
-from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline
+from gbci_fast.model.masks import feather_latent_mask
+from gbci_fast.model.noise import STREAM_SCHEDULER, philox_normal
+from gbci_fast.model.pipeline import LATENT_FEATHER, GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline, build_scheduler
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

@@ -13,8 +13,8 @@ from gbci_fast.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, to_unit
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import atomically, locked
-from gbci_fast.masks import latent_mask
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.masks import latent_mask
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.data import augment, draw_mask
 from gbci_fast.training.progress import counting
 from gbci_fast.training.ranks import is_first

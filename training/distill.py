@@ -20,15 +20,15 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gbci_fast.checkpoint import load_pipeline
 from gbci_fast.choices import GUIDANCE_SCALE
-from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
-from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
 from gbci_fast.jobs.files import hash_weights, replace_folder
-from gbci_fast.masks import feather_latent_mask
-from gbci_fast.noise import philox_normal
-from gbci_fast.pipeline import LATENT_FEATHER, GBCIPipeline
+from gbci_fast.model.checkpoint import load_pipeline
+from gbci_fast.model.conditioning import Conditioning
+from gbci_fast.model.few_step import FewStepLoRA, few_step_scheduler
+from gbci_fast.model.masks import feather_latent_mask
+from gbci_fast.model.noise import philox_normal
+from gbci_fast.model.pipeline import LATENT_FEATHER, GBCIPipeline
 from gbci_fast.training.bank import LatentBank, build_bank, kept_bank
 from gbci_fast.training.data import load_images
 from gbci_fast.training.ldm import LDMConfig, LDMTask, condition, cut, drop, random_window

@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import replace_folder
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.conditioning import ConditionEncoder, Conditioning
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.bank import LatentBank
 from gbci_fast.training.sheets import save_sheet
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from gbci_fast.devices import pick_device
+from gbci_fast.model.devices import pick_device
 
 
 class Ranks:

@@ -10,13 +10,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from gbci_fast.checkpoint import load_pipeline
 from gbci_fast.data.cache import CACHE_FILE
 from gbci_fast.data.preprocess import MODEL_SIZE
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import hash_weights, sha256_of
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.checkpoint import load_pipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.bank import LatentBank, build_bank, kept_bank
 from gbci_fast.training.classifier import (
     ClassifierConfig,

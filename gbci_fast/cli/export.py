@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gbci_fast.engines.build import Progress
     from gbci_fast.export import Bucket
-    from gbci_fast.pipeline import GBCIPipeline
+    from gbci_fast.model.pipeline import GBCIPipeline
 
 DTYPES = ("float32", "float16", "bfloat16")
 PARTS = ("unet", "decoder")
@@ -118,9 +118,9 @@ def run_onnx(args: argparse.Namespace) -> None:
     import torch
     from rich.console import Console
 
-    from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
     from gbci_fast.evaluate.onnx_parity import LARGEST_ERROR, check_decoder, check_unet
     from gbci_fast.export import export_decoder, export_unet
+    from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
 
     console = Console(stderr=True, markup=False, highlight=False)
     with console.status("reading the checkpoint"), torch.no_grad():
@@ -160,12 +160,12 @@ def run_tensorrt(args: argparse.Namespace) -> None:
     from rich.console import Console
     from torch import nn
 
-    from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
     from gbci_fast.engines.build import Built
     from gbci_fast.engines.cache import EngineCache
     from gbci_fast.engines.flavor import GENERIC, pick_flavor
     from gbci_fast.engines.store import decoder_recipe, digest, obtain, unet_recipe
     from gbci_fast.jobs.files import atomically
+    from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
 
     console = Console(stderr=True, markup=False, highlight=False)
     device = torch.device("cuda") if torch.cuda.is_available() else None

@@ -163,9 +163,7 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
-    from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
     from gbci_fast.data.vindr import find_inputs
-    from gbci_fast.devices import pick_device
     from gbci_fast.fast import accelerate
     from gbci_fast.generate.copies import CopyGate
     from gbci_fast.generate.identities import job_identities
@@ -173,6 +171,8 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.generate.manifest import SKIPPED
     from gbci_fast.generate.settings import JobSettings, SamplerSettings
     from gbci_fast.jobs.files import hash_weights
+    from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
+    from gbci_fast.model.devices import pick_device
 
     priors = load_priors(args.priors)
     gate = None if args.reject_copies is None else CopyGate.load(args.reject_copies)

@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.stage == "classifier":
         stages.train_classifier(args.data, args.output, **common)
     elif args.stage == "distill":
-        from gbci_fast.checkpoint import checkpoint_folder
+        from gbci_fast.model.checkpoint import checkpoint_folder
         from gbci_fast.training.distill import train_distill
 
         train_distill(

@@ -15,7 +15,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress
 from gbci_fast.jobs.files import atomically
 from gbci_fast.jobs.folder import JobFolder, Kept
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 
 
 @dataclass(frozen=True, kw_only=True)

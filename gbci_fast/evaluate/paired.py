@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from gbci_fast.attributes import FINDING_CATEGORIES, Attributes
-from gbci_fast.checkpoint import load_pipeline
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.fields import Lesion, to_unit
 from gbci_fast.data.framing import read_views
@@ -38,7 +37,8 @@ from gbci_fast.evaluate.metrics import (
 )
 from gbci_fast.evaluate.report import target, versions
 from gbci_fast.jobs.files import hash_weights, real_path
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.checkpoint import load_pipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 
 MASK_GROWTH = 3  # pixels around the lesion; training masks are grown by 1 to 5
 AIR_MARGIN = 2  # pixels of air that a mask may cover, as in training

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.metrics import ROI_GROWTH, fidelity, grow
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 
 RMS_FLOOR = 1 / 65535  # one step of a 16-bit image: less cannot be written
 EXACT_LATENTS = 1e-5  # of the image's largest latent

@@ -16,7 +16,7 @@ from gbci_fast.attributes import FINDING_CATEGORIES, Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, LesionCase
 from gbci_fast.jobs.files import hash_weights
-from gbci_fast.pipeline import PACKAGED_WEIGHTS
+from gbci_fast.model.pipeline import PACKAGED_WEIGHTS
 
 PACKAGED_SCORER = PACKAGED_WEIGHTS.with_name("scorer")
 CATEGORY = "category/"  # task names: category/Mass, birads_high, malignancy, size

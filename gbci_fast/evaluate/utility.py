@@ -40,7 +40,7 @@ from gbci_fast.evaluate.patches import (
 )
 from gbci_fast.evaluate.report import versions
 from gbci_fast.jobs.files import atomically
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 
 ARMS = {
     "real": "real lesions and normal patches of a share of the training patients; flips",

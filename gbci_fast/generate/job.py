@@ -37,7 +37,7 @@ from gbci_fast.generate.synthesizer import Made, Synthesizer
 from gbci_fast.generate.writer import ImageWriter, Written, write_bytes
 from gbci_fast.jobs.files import sha256_of
 from gbci_fast.jobs.folder import JobFolder, Kept, Key
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 
 PREVIEW_ROWS = 8
 TABLES_NOTE = "tables"

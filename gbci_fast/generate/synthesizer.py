@@ -16,7 +16,7 @@ from gbci_fast.generate.engine import Synthesis
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.settings import SamplerSettings
 from gbci_fast.generate.workers import Lane, Request, close_lanes, dead_worker, start_workers
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 
 T = TypeVar("T")
 

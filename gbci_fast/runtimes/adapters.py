@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gbci_fast.lora import is_adapter
+from gbci_fast.model.lora import is_adapter
 from gbci_fast.runtimes.convolution import shared_copy
 
 

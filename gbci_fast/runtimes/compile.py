@@ -16,8 +16,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
+from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.ops._triton import triton
 from gbci_fast.runtimes.blocks import why_not
 from gbci_fast.runtimes.eager import EagerDenoiser

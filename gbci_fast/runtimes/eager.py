@@ -1,4 +1,4 @@
-"""The stock UNet, called as `gbci_fast.pipeline` calls it: both halves of a guided batch in one forward."""
+"""The stock UNet, called as `gbci_fast.model.pipeline` calls it: both halves of a guided batch in one forward."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from gbci_fast.conditioning import Conditioning
+from gbci_fast.model.conditioning import Conditioning
 
 
 @dataclass(kw_only=True)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
+from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.runtimes.blocks import Context, Resnet, Transformer, Upsample, group_norm, why_not
 
 

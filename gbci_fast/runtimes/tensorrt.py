@@ -17,12 +17,12 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor
 
 from gbci_fast import export
-from gbci_fast.conditioning import Conditioning
 from gbci_fast.engines.cache import EngineCache
 from gbci_fast.engines.flavor import FLAVORS, pick_flavor
 from gbci_fast.engines.run import ALIGNMENT
 from gbci_fast.engines.store import Engines, decoder_recipe, digest, unet_recipe
 from gbci_fast.errors import GBCIError
+from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.runtimes.blocks import foreign
 from gbci_fast.runtimes.fused import FusedDenoiser, _rows
 from gbci_fast.runtimes.graph import BUCKETS, TOKENS, bucket

@@ -15,8 +15,8 @@ two, and the next model input. In the symbols of `blend_step`, per element::
 Every solver here is linear in these terms; a `StepCoefficients` says which. A term whose coefficient is 0 is not read.
 
 Equivalent to: `blend_step_ref`, and with the coefficients of `gbci_fast.sampling` to ``scheduler.step`` and the blend
-of `gbci_fast.pipeline`. Faster because every tensor is read once and written once, where eager PyTorch passes over
-memory for every operation, and because the noise is drawn in registers.
+of `gbci_fast.model.pipeline`. Faster because every tensor is read once and written once, where eager PyTorch passes
+over memory for every operation, and because the noise is drawn in registers.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gbci_fast.noise import STREAM_SCHEDULER
+from gbci_fast.model.noise import STREAM_SCHEDULER
 from gbci_fast.ops import load_extension
 from gbci_fast.ops.philox_normal import philox_normal_ref
 

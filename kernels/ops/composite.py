@@ -91,7 +91,7 @@ def composite(
             ``[B, 1, H, W]``; or with `sizes` ``[N]``, the pixels of all windows one after the other, which spares a
             sequence's copy into that form.
         weights: float32 in [0, 1] of the same shapes: how much of the synthesis counts; see
-            `gbci_fast.masks.feather_pixels`.
+            `gbci_fast.model.masks.feather_pixels`.
         synthetic: float32, bfloat16 or float16 ``[B, 1, h, w]`` in [0, 1], of any strides: the decoded windows in model
             space. NaN stays NaN in float32 images, and turns into 0, a black spot, in integers: an integer cannot say
             it, and looking for it would synchronize.

@@ -1,14 +1,14 @@
 """A lesion mask as blend weights per latent cell, and the window of the latent that they change.
 
-Equivalent to `gbci_fast.masks.latent_mask` and `feather_latent_mask`, bit for bit, and the bounding box of the weight,
-grown and clipped. Faster because the pixels are read once, as they are stored, and because the window never leaves the
-device, where PyTorch needs a synchronization.
+Equivalent to `gbci_fast.model.masks.latent_mask` and `feather_latent_mask`, bit for bit, and the bounding box of the
+weight, grown and clipped. Faster because the pixels are read once, as they are stored, and because the window never
+leaves the device, where PyTorch needs a synchronization.
 """
 
 import torch
 from torch import Tensor
 
-from gbci_fast import masks
+from gbci_fast.model import masks
 from gbci_fast.ops import load_extension
 
 load_extension()

@@ -1,7 +1,7 @@
 """Standard normals that are a function of (seed, element, step, stream) alone, for a whole batch at once.
 
-Equivalent to `gbci_fast.noise.philox_normal`, which defines them; the two differ by the float32 rounding of log, sqrt
-and sincos, at most `RTOL` relative. The CPU and the CUDA kernel give the same bits.
+Equivalent to `gbci_fast.model.noise.philox_normal`, which defines them; the two differ by the float32 rounding of log,
+sqrt and sincos, at most `RTOL` relative. The CPU and the CUDA kernel give the same bits.
 
 Faster because counters need no state: every element is drawn in registers, on any number of threads, and written once.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gbci_fast import noise
+from gbci_fast.model import noise
 from gbci_fast.ops import load_extension
 
 load_extension()
@@ -39,7 +39,7 @@ def philox_normal(seeds: Tensor, shape: Sequence[int], *, step: int = 0, stream:
     """Standard normals, one independent sample per seed.
 
     Args:
-        seeds: int64 ``[B]``, the bits of unsigned 64-bit seeds: see `gbci_fast.noise.seed_tensor`.
+        seeds: int64 ``[B]``, the bits of unsigned 64-bit seeds: see `gbci_fast.model.noise.seed_tensor`.
         shape: shape of a sample, without the batch axis; up to ``2^34`` elements.
         step: index of the sampling step, in ``[0, 2^32)``.
         stream: what the noise is for, in ``[0, 2^32)``: `noise.STREAM_INITIAL`, `noise.STREAM_SCHEDULER`, ...

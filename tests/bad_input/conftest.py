@@ -14,7 +14,7 @@ from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.prepare import prepare
 from gbci_fast.data.prepare_image import PrepareSettings
 from gbci_fast.data.vindr import VinDr
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae
@@ -76,7 +76,7 @@ def refused(world, opened_pipeline, tmp_path, capfd, monkeypatch):
             arguments += ["--steps", "1"]  # should it not be refused, it ends soon
         if arguments[0] == "generate" and "--weights" not in arguments:
             arguments += ["--weights", str(world["weights"])]
-            monkeypatch.setattr("gbci_fast.checkpoint.load_pipeline", lambda folder, **options: opened_pipeline)
+            monkeypatch.setattr("gbci_fast.model.checkpoint.load_pipeline", lambda folder, **options: opened_pipeline)
         if arguments[0] != "evaluate" and "{out}" not in command and "--output" not in arguments and status == 1:
             arguments += ["--output", str(tmp_path / "out")]
         before = _listing(tmp_path)

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gbci_fast import pipeline_folder
-from gbci_fast.checkpoint import load_pipeline
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
-from gbci_fast.few_step import FewStepLoRA
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model import pipeline_folder
+from gbci_fast.model.checkpoint import load_pipeline
+from gbci_fast.model.few_step import FewStepLoRA
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae
@@ -254,7 +254,10 @@ HOSTILE = {
     "scheduler's module": ({"scheduler": ["diffusers", "utils"]}, "expected a scheduler of diffusers"),
     "class of another library": ({"vae": ["os", "system"]}, "names os.system as vae; expected diffusers.AutoencoderKL"),
     "class of another kind": ({"vae": ["diffusers", "UNet2DConditionModel"]}, "expected diffusers.AutoencoderKL"),
-    "own class elsewhere": ({"conditioner": ["gbci_fast.few_step", "FewStepLoRA"]}, "expected gbci_fast.conditioning."),
+    "own class elsewhere": (
+        {"conditioner": ["gbci_fast.few_step", "FewStepLoRA"]},
+        "expected gbci_fast.conditioning.",
+    ),
     "student of its own": ({"few_step": ["evil", "Evil"]}, "names evil.Evil as few_step"),
     "component of its own": ({"evil": ["evil", "Evil"]}, "names the component 'evil'; expected vae, unet"),
     "pipeline of its own": ({"_class_name": ["evil", "Evil"]}, "names the pipeline ['evil', 'Evil']; expected"),

@@ -12,7 +12,7 @@ from gbci_fast.engines.run import Engine
 from gbci_fast.engines.store import Recipe, decoder_recipe, digest, obtain, unet_recipe
 from gbci_fast.errors import GBCIError
 from gbci_fast.export import Bucket
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from gbci_fast.generate.identities import job_identities
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

@@ -198,7 +198,7 @@ class TestCommand:
     def test_a_bad_index_is_one_sentence_before_anything_is_sampled(
         self, phantom, tmp_path, capfd, monkeypatch, content, sentence
     ):
-        monkeypatch.setattr("gbci_fast.checkpoint.load_pipeline", None)
+        monkeypatch.setattr("gbci_fast.model.checkpoint.load_pipeline", None)
         if content is not None:
             (tmp_path / "index.npz").write_bytes(content)
         assert self.generate(phantom, tmp_path / "data", tmp_path, tmp_path / "index.npz") == 1

@@ -9,7 +9,7 @@ from gbci_fast.data.deidentify import Deidentifier, KeptIdentifiers
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.identities import Identities
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 
 SHARDS = {"formats": ("webdataset",), "shard_size": 4}
 

@@ -18,13 +18,13 @@ from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import VinDr, find_inputs
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
-from gbci_fast.few_step import FewStepLoRA
 from gbci_fast.generate import job, sinks
 from gbci_fast.generate.identities import Identities, job_identities
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings
 from gbci_fast.jobs.files import sha256_of
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.few_step import FewStepLoRA
+from gbci_fast.model.pipeline import GBCIPipeline
 
 
 class StopError(Exception):

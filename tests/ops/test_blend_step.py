@@ -6,7 +6,7 @@ from dataclasses import astuple
 import pytest
 import torch
 
-from gbci_fast.noise import seed_tensor
+from gbci_fast.model.noise import seed_tensor
 from gbci_fast.ops.blend_step import StepCoefficients, blend_step, blend_step_ref
 
 SHAPES = {

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gbci_fast.noise import seed_tensor
+from gbci_fast.model.noise import seed_tensor
 from gbci_fast.ops.blend_step import StepCoefficients, blend_step, blend_step_ref
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

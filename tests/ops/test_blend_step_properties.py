@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gbci_fast.noise import seed_tensor
+from gbci_fast.model.noise import seed_tensor
 from gbci_fast.ops.blend_step import StepCoefficients, blend_step
 
 PROPERTIES = settings(derandomize=True, deadline=None, max_examples=60)

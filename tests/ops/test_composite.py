@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gbci_fast import masks
+from gbci_fast.model import masks
 from gbci_fast.ops.composite import WHITE, composite, composite_ref
 
 SAME = (1.0, 0.0, 1.0, 0.0)

@@ -44,7 +44,7 @@ AVX512_OPERAND = re.compile(r"%zmm|%k[0-7]|%[xy]mm(?:1[6-9]|2\d|3[01])\b")
 EVERY_OP = """
 import hashlib
 import torch
-from gbci_fast.noise import seed_tensor
+from gbci_fast.model.noise import seed_tensor
 from gbci_fast.ops.blend_step import StepCoefficients, blend_step
 from gbci_fast.ops.composite import composite
 from gbci_fast.ops.conv3x3 import conv3x3, conv3x3_ref, conv3x3_weight

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import setuptools
 
-from gbci_fast.noise import seed_tensor
+from gbci_fast.model.noise import seed_tensor
 from gbci_fast.ops.philox_normal import RTOL, philox_normal
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from gbci_fast.noise import seed_tensor
+from gbci_fast.model.noise import seed_tensor
 from gbci_fast.ops.philox_normal import RTOL, philox_normal, philox_normal_ref
 
 SHAPES = {

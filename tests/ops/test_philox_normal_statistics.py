@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from gbci_fast.noise import seed_tensor
+from gbci_fast.model.noise import seed_tensor
 from gbci_fast.ops.philox_normal import philox_normal
 
 ALPHA = 1e-9

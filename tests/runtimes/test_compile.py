@@ -9,9 +9,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
+from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.runtimes import compile as module
 from gbci_fast.runtimes.blocks import Resnet, Transformer
 from gbci_fast.runtimes.compile import CompiledDenoiser, compiled

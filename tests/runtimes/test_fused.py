@@ -8,8 +8,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gbci_fast.conditioning import Conditioning
 from gbci_fast.errors import GBCIError
+from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.ops import cross_attention
 from gbci_fast.ops._triton import INTERPRETED
 from gbci_fast.runtimes import blocks

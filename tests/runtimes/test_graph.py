@@ -11,9 +11,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 from gbci_fast import fast as fast_module
-from gbci_fast.conditioning import Conditioning
 from gbci_fast.fast import accelerate
-from gbci_fast.pipeline import GBCIPipeline, Trajectory
+from gbci_fast.model.conditioning import Conditioning
+from gbci_fast.model.pipeline import GBCIPipeline, Trajectory
 from gbci_fast.runtimes import blocks, graph
 from gbci_fast.runtimes.compile import CompiledDenoiser
 from gbci_fast.runtimes.fused import FusedDenoiser

@@ -16,7 +16,7 @@ from gbci_fast.engines.flavor import FLAVORS, pick_flavor
 from gbci_fast.engines.store import Engines, digest
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.runtimes.graph import LoopGraphs
 from gbci_fast.runtimes.tensorrt import EngineAutoencoder, TensorRTDenoiser, why_not_tensorrt
 from gbci_fast.training.ldm import build_pipeline, build_scheduler

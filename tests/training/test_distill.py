@@ -8,7 +8,7 @@ import torch
 
 from gbci_fast.cli import main
 from gbci_fast.errors import GBCIError
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.bank import BANK_FILE, build_bank
 from gbci_fast.training.data import augment
 from gbci_fast.training.distill import (

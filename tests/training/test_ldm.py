@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.masks import latent_mask
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.masks import latent_mask
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.bank import BANK_FILE, build_bank, kept_bank
 from gbci_fast.training.ldm import LDMConfig, LDMTask, build_pipeline, build_scheduler, drop
 from gbci_fast.training.loop import STATE_FILE, LoopConfig, train

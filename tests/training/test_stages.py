@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 
 from gbci_fast.cli import main
 from gbci_fast.errors import GBCIError
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training import stages
 from gbci_fast.training.bank import BANK_FILE
 from gbci_fast.training.ldm import LDMTask, build_pipeline

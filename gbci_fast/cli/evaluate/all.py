@@ -91,8 +91,8 @@ def arguments_of(kind: str, args: argparse.Namespace, report: Path) -> list[str]
 
 def _arguments(args: argparse.Namespace) -> dict[str, object]:
     """What decides the reports."""
-    from gbci_fast.checkpoint import checkpoint_folder
     from gbci_fast.jobs.files import hash_weights
+    from gbci_fast.model.checkpoint import checkpoint_folder
 
     names = [name for name in (*SHARED, *FAST) if name not in ("weights", "painted", "device")]
     digest = hash_weights(checkpoint_folder(args.weights))

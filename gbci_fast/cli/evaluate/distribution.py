@@ -100,11 +100,11 @@ def _painting(args: argparse.Namespace) -> "Make":
     """Checks the options; what it returns paints."""
     from dataclasses import asdict
 
-    from gbci_fast.checkpoint import checkpoint_folder
     from gbci_fast.cli.evaluate.options import open_pipeline, paint_settings, painted_folder
-    from gbci_fast.devices import pick_device
     from gbci_fast.evaluate.lesions import crop_lesions
     from gbci_fast.evaluate.painting import paint, reconstruct, ring_mean_fill
+    from gbci_fast.model.checkpoint import checkpoint_folder
+    from gbci_fast.model.devices import pick_device
 
     settings = paint_settings(args)
     checkpoint_folder(args.weights)

@@ -11,7 +11,7 @@ from gbci_fast.choices import GUIDANCE_SCALE, RUNTIMES, TIERS
 
 if TYPE_CHECKING:
     from gbci_fast.evaluate.painting import PaintSettings
-    from gbci_fast.pipeline import GBCIPipeline
+    from gbci_fast.model.pipeline import GBCIPipeline
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:
@@ -75,10 +75,10 @@ def paint_settings(args: argparse.Namespace) -> "PaintSettings":
 
 def open_pipeline(args: argparse.Namespace) -> "tuple[GBCIPipeline, str]":
     """The accelerated pipeline of --weights on --device, and the digest of its weights."""
-    from gbci_fast.checkpoint import checkpoint_folder, load_pipeline
-    from gbci_fast.devices import pick_device
     from gbci_fast.fast import accelerate
     from gbci_fast.jobs.files import hash_weights
+    from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
+    from gbci_fast.model.devices import pick_device
 
     device, folder = pick_device(args.device), checkpoint_folder(args.weights)
     return accelerate(load_pipeline(folder), args.runtime, args.tier, device=device), hash_weights(folder)

@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates, writes figure and report, and prints the table."""
     from rich.console import Console
 
-    from gbci_fast.checkpoint import checkpoint_folder
-    from gbci_fast.devices import pick_device
     from gbci_fast.evaluate.paired import PairedSettings, evaluate_paired
     from gbci_fast.evaluate.paired_figure import draw_figure
     from gbci_fast.evaluate.report import figure_path, write_report
+    from gbci_fast.model.checkpoint import checkpoint_folder
+    from gbci_fast.model.devices import pick_device
 
     figure = figure_path(args.output, args.figure)
     settings = PairedSettings(

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.images import from_tensor, to_mask, to_tensor
+from gbci_fast.model.images import from_tensor, to_mask, to_tensor
 
 EIGHT = np.arange(256, dtype=np.uint8).reshape(16, 16)
 SIXTEEN = np.arange(65536, dtype=np.uint16).reshape(256, 256)

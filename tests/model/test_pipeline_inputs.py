@@ -9,9 +9,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.conditioning import ConditionEncoder
 from gbci_fast.errors import GBCIError
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.conditioning import ConditionEncoder
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

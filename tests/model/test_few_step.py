@@ -10,8 +10,8 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
-from gbci_fast.few_step import FewStepLoRA
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model.few_step import FewStepLoRA
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

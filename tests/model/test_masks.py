@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from gbci_fast.masks import composite, feather_latent_mask, feather_pixels, latent_mask
+from gbci_fast.model.masks import composite, feather_latent_mask, feather_pixels, latent_mask
 
 MASKS = hnp.arrays(bool, (16, 24))
 RADII = st.integers(0, 3)

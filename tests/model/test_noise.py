@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox4x32, philox_normal, seed_tensor
+from gbci_fast.model.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox4x32, philox_normal, seed_tensor
 
 # Random123's kat_vectors for philox4x32-10: counter, key, expected.
 KNOWN_ANSWERS = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gbci_fast import devices
+from gbci_fast.model import devices
 
 CPU = torch.device("cpu")
 

@@ -10,11 +10,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from gbci_fast import lora
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
-from gbci_fast.few_step import FewStepLoRA
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model import lora
+from gbci_fast.model.few_step import FewStepLoRA
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline, build_scheduler
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

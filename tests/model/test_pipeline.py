@@ -23,13 +23,13 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gbci_fast import pipeline
-from gbci_fast.conditioning import ConditionEncoder
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate
-from gbci_fast.masks import feather_latent_mask, latent_mask
-from gbci_fast.noise import philox_normal
-from gbci_fast.pipeline import GBCIPipeline
+from gbci_fast.model import pipeline
+from gbci_fast.model.conditioning import ConditionEncoder
+from gbci_fast.model.masks import feather_latent_mask, latent_mask
+from gbci_fast.model.noise import philox_normal
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline, build_scheduler
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

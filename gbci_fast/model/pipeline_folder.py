@@ -19,14 +19,14 @@ from safetensors import safe_open
 from gbci_fast.errors import GBCIError
 
 if TYPE_CHECKING:
-    from gbci_fast.pipeline import GBCIPipeline
+    from gbci_fast.model.pipeline import GBCIPipeline
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = ["*.json", "*.safetensors"]  # of a repository
 HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # options that are about fetching it
 INDEX = "model_index.json"
 PIPELINE = "GBCIPipeline"
-# The modules' names are part of the format. A scheduler may be any of diffusers'.
+# The modules' names are part of the format, wherever the classes live. A scheduler may be any of diffusers'.
 CLASSES = {
     "vae": ("diffusers", "AutoencoderKL"),
     "unet": ("diffusers", "UNet2DConditionModel"),

@@ -8,7 +8,7 @@ import torch
 from diffusers.utils import logging
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.pipeline import PACKAGED_WEIGHTS, GBCIPipeline
+from gbci_fast.model.pipeline import PACKAGED_WEIGHTS, GBCIPipeline
 
 
 def checkpoint_folder(given: Path | None) -> Path:

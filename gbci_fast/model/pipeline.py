@@ -19,21 +19,21 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from gbci_fast.arguments import broadcast, broadcast_size, check_argument_types, described
 from gbci_fast.attributes import Attributes
 from gbci_fast.choices import GUIDANCE_SCALE
-from gbci_fast.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.errors import GBCIError
-from gbci_fast.few_step import FewStepLoRA, few_step_scheduler
-from gbci_fast.images import ImageInput, from_tensor, to_mask, to_tensor
-from gbci_fast.lora import UNetLoRALoader
-from gbci_fast.masks import composite, feather_latent_mask, latent_mask
-from gbci_fast.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox_normal
-from gbci_fast.pipeline_folder import load_checked
-from gbci_fast.schedulers import check_scheduler, set_timesteps
-from gbci_fast.turns import in_turn
+from gbci_fast.model.arguments import broadcast, broadcast_size, check_argument_types, described
+from gbci_fast.model.conditioning import ConditionEncoder, Conditioning
+from gbci_fast.model.few_step import FewStepLoRA, few_step_scheduler
+from gbci_fast.model.images import ImageInput, from_tensor, to_mask, to_tensor
+from gbci_fast.model.lora import UNetLoRALoader
+from gbci_fast.model.masks import composite, feather_latent_mask, latent_mask
+from gbci_fast.model.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox_normal
+from gbci_fast.model.pipeline_folder import load_checked
+from gbci_fast.model.schedulers import check_scheduler, set_timesteps
+from gbci_fast.model.turns import in_turn
 
-PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "default"
+PACKAGED_WEIGHTS = Path(__file__).parents[1] / "weights" / "default"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PIXEL_FEATHER = 2  # pixels inside the mask's edge
 LATENT_FEATHER = 1  # latent cells outside it
@@ -57,7 +57,7 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
         few_step: a change of the UNet's weights for sampling in a few steps, which this pipeline carries and does not
             use: see `few_step_pipeline`, and tier "approximate" of `gbci_fast.accelerate`.
 
-    LoRA adapters of the UNet are loaded, set, fused and unloaded as in diffusers: see `gbci_fast.lora`.
+    LoRA adapters of the UNet are loaded, set, fused and unloaded as in diffusers: see `gbci_fast.model.lora`.
 
     Calls from several threads take turns, also if they share a scheduler; a callback waits for no other thread's call.
     """
@@ -88,8 +88,8 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
             kwargs: as of any diffusers pipeline, without `custom_pipeline`.
 
         Raises:
-            GBCIError: the folder names classes other than those of `gbci_fast.pipeline_folder`, before any is imported;
-                or it is damaged.
+            GBCIError: the folder names classes other than those of `gbci_fast.model.pipeline_folder`, before any is
+                imported; or it is damaged.
         """
         return load_checked(cls, pretrained_model_name_or_path or PACKAGED_WEIGHTS, super().from_pretrained, kwargs)
 

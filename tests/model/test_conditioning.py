@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gbci_fast.attributes import FINDING_CATEGORIES, Attributes
-from gbci_fast.conditioning import CATEGORICAL, NUM_ATTRIBUTE_TOKENS, ConditionEncoder, Conditioning
 from gbci_fast.errors import GBCIError
+from gbci_fast.model.conditioning import CATEGORICAL, NUM_ATTRIBUTE_TOKENS, ConditionEncoder, Conditioning
 
 KNOWN = Attributes(
     laterality="L",

@@ -1,0 +1,1 @@
+"""The specification: the eager pipeline, its parts, its noise and its checkpoint."""
