@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from gbci_fast.fast.modules.autoencoder import with_fused_norms
+from gbci_fast.fast.modules.convolution import with_filtered_convolutions
 from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.runtimes.autoencoder import with_fused_norms
-from gbci_fast.runtimes.convolution import with_filtered_convolutions
 
 BATCHES = {"cpu": (8,), "cuda": (8, 256)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -20,7 +20,7 @@ import torch
 
 from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.vindr import ImageRecord, find_inputs
-from gbci_fast.fast import accelerate
+from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings

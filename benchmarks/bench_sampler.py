@@ -40,11 +40,11 @@ from gbci_fast.evaluate.parity import (
     reference_output,
     worst,
 )
-from gbci_fast.fast import TIERS, FastPipeline, accelerate
+from gbci_fast.fast.accelerate import TIERS, FastPipeline, accelerate
+from gbci_fast.fast.tensorrt.denoiser import why_not_tensorrt
 from gbci_fast.jobs.files import hash_weights
 from gbci_fast.model.checkpoint import checkpoint_folder
 from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.runtimes.tensorrt import why_not_tensorrt
 
 BATCHES, STEPS = (1, 8, 64, 256), (4, 20, 50)
 QUICK = {"cpu": ((1, 4), (8, 4)), "cuda": ((8, 20), (256, 20))}

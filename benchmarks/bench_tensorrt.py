@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gbci_fast.engines.build import Built, build
-from gbci_fast.engines.flavor import FLAVORS
 from gbci_fast.errors import GBCIError
-from gbci_fast.export import Bucket, export_decoder, export_unet
+from gbci_fast.fast.export import Bucket, export_decoder, export_unet
+from gbci_fast.fast.tensorrt.build import Built, build
+from gbci_fast.fast.tensorrt.flavor import FLAVORS
 from gbci_fast.model.pipeline import GBCIPipeline
 
 CELLS, TOKENS = 56, 224  # of the latents' side; of a context without a report, padded

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.denoiser import Denoiser
 from gbci_fast.evaluate.parity import EXACT_LATENTS, RMS_FACTOR
+from gbci_fast.fast.denoiser import Denoiser
+from gbci_fast.fast.runtimes.eager import EagerDenoiser
+from gbci_fast.fast.runtimes.fused import FusedDenoiser
+from gbci_fast.fast.tensorrt.denoiser import TensorRTDenoiser, why_not_tensorrt
 from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.model.devices import has_bfloat16_units
 from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.runtimes.eager import EagerDenoiser
-from gbci_fast.runtimes.fused import FusedDenoiser
-from gbci_fast.runtimes.tensorrt import TensorRTDenoiser, why_not_tensorrt
 
 BATCHES = {"cpu": (8,), "cuda": (8, 32, 128, 256)}
 CELLS = 56  # of the latents' side

@@ -7,8 +7,8 @@ image's size equals. `--full` runs them; images per second and the window's side
 import pytest
 import torch
 
-from gbci_fast import windows
-from gbci_fast.fast import accelerate
+from gbci_fast.fast import windows
+from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.model.masks import latent_mask
 from gbci_fast.model.pipeline import GBCIPipeline
 

@@ -34,7 +34,7 @@ from gbci_fast.evaluate.metrics import LEVEL, ROI_GROWTH, fidelity, grow
 from gbci_fast.evaluate.painting import PaintSettings, paint, ring_mean_fill
 from gbci_fast.evaluate.report import versions
 from gbci_fast.evaluate.scorer import load_scorer
-from gbci_fast.fast import accelerate
+from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.jobs.files import atomically, hash_weights
 from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
 from gbci_fast.model.pipeline import GBCIPipeline

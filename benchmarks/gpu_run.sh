@@ -74,8 +74,8 @@ for part in "${parts[@]}"; do
     echo "== $part, $(date -u +%T)"
     case $part in
         # Not all tests: some import packages for which a wheel is too large to carry.
-        tests) python3 -m pytest tests/ops tests/runtimes tests/test_sampling_options.py -m gpu -q \
-            --ignore=tests/runtimes/test_tensorrt.py "$@" | tee "$results/gpu_tests.txt" || status=$? ;;
+        tests) python3 -m pytest tests/ops tests/fast/modules tests/fast/runtimes tests/fast/test_graph.py \
+            tests/fast/test_sampling_options.py -m gpu -q "$@" | tee "$results/gpu_tests.txt" || status=$? ;;
         ops)
             bench ops benchmarks --ignore-glob='*_tensorrt.py' --ignore-glob='*_sampler.py' --ignore-glob='*_unet.py' \
                 --ignore-glob='*_prepare.py' --ignore-glob='*_generate.py' "$@" || status=$?
@@ -92,7 +92,7 @@ for part in "${parts[@]}"; do
             bench compile benchmarks/bench_sampler.py benchmarks/bench_unet.py -k 'cuda and compile' "$@" || status=$?
             ;;
         tensorrt)
-            python3 -m pytest tests/engines tests/runtimes/test_tensorrt.py -m gpu -q | tee "$results/gpu_tensorrt.txt" ||
+            python3 -m pytest tests/fast/tensorrt -m gpu -q | tee "$results/gpu_tensorrt.txt" ||
                 status=$?
             bench tensorrt benchmarks/bench_sampler.py benchmarks/bench_unet.py -k 'cuda and tensorrt' "$@" || status=$?
             ;;

@@ -19,12 +19,12 @@ from parity_real import arguments, templates_and_masks
 from gbci_fast.evaluate.onnx_parity import OnnxEngines, check_decoder, check_unet
 from gbci_fast.evaluate.paired import Case, PairedSettings, load_cases
 from gbci_fast.evaluate.parity import candidate_output, measure, reference_output, worst
-from gbci_fast.export import Bucket, export_decoder, export_unet
-from gbci_fast.fast import accelerate
+from gbci_fast.fast.accelerate import accelerate
+from gbci_fast.fast.export import Bucket, export_decoder, export_unet
+from gbci_fast.fast.tensorrt.denoiser import EngineAutoencoder, TensorRTDenoiser
 from gbci_fast.jobs.files import atomically, hash_weights
 from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
 from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.runtimes.tensorrt import EngineAutoencoder, TensorRTDenoiser
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 TRAJECTORY_PSNR = 60.0  # dB, that float32 must reach at least

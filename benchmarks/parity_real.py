@@ -35,7 +35,7 @@ from gbci_fast.evaluate.parity import (
     parity,
     reference_output,
 )
-from gbci_fast.fast import TIERS, FastPipeline, accelerate
+from gbci_fast.fast.accelerate import TIERS, FastPipeline, accelerate
 from gbci_fast.jobs.files import atomically, hash_weights
 from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
 from gbci_fast.model.pipeline import GBCIPipeline

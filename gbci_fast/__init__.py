@@ -10,7 +10,7 @@ _HOMES = {
     "ConditionEncoder": "gbci_fast.model.conditioning",
     "GBCIError": "gbci_fast.errors",
     "GBCIPipeline": "gbci_fast.model.pipeline",
-    "accelerate": "gbci_fast.fast",
+    "accelerate": "gbci_fast.fast.accelerate",
 }
 
 

@@ -18,8 +18,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = (
     "tests/model/test_pipeline.py",
-    "tests/test_fast_pipeline.py",
-    "tests/test_export.py",
+    "tests/fast/test_pipeline.py",
+    "tests/fast/test_export.py",
     "tests/model/test_lora.py",
     "tests/bad_input/test_weights.py",
     "tests/data/test_dicom.py",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gbci_fast.doctor import Finding, Report
+    from gbci_fast.fast.doctor import Finding, Report
 
 EXAMPLE = """\
 example:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     """Prints the report."""
     from rich.console import Console
 
-    from gbci_fast.doctor import examine
+    from gbci_fast.fast.doctor import examine
 
     report = examine()
     if args.json:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(report: "Report", console: "Console") -> None:
-    from gbci_fast.engines.flavor import FLAVORS
+    from gbci_fast.fast.tensorrt.flavor import FLAVORS
 
     cpu, versions = report.cpu, report.versions.items()
     console.print(", ".join(f"{name} {version}" for name, version in versions if version is not None))

@@ -12,8 +12,8 @@ from gbci_fast.errors import GBCIError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gbci_fast.engines.build import Progress
-    from gbci_fast.export import Bucket
+    from gbci_fast.fast.export import Bucket
+    from gbci_fast.fast.tensorrt.build import Progress
     from gbci_fast.model.pipeline import GBCIPipeline
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -96,8 +96,8 @@ def read_shapes(args: argparse.Namespace, pipe: "GBCIPipeline") -> "Bucket":
     import torch
 
     from gbci_fast.attributes import Attributes
-    from gbci_fast.export import Bucket
-    from gbci_fast.runtimes.graph import TOKENS
+    from gbci_fast.fast.export import Bucket
+    from gbci_fast.fast.graph import TOKENS
 
     stride = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor if args.size is None else args.size
@@ -119,7 +119,7 @@ def run_onnx(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from gbci_fast.evaluate.onnx_parity import LARGEST_ERROR, check_decoder, check_unet
-    from gbci_fast.export import export_decoder, export_unet
+    from gbci_fast.fast.export import export_decoder, export_unet
     from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
 
     console = Console(stderr=True, markup=False, highlight=False)
@@ -160,10 +160,10 @@ def run_tensorrt(args: argparse.Namespace) -> None:
     from rich.console import Console
     from torch import nn
 
-    from gbci_fast.engines.build import Built
-    from gbci_fast.engines.cache import EngineCache
-    from gbci_fast.engines.flavor import GENERIC, pick_flavor
-    from gbci_fast.engines.store import decoder_recipe, digest, obtain, unet_recipe
+    from gbci_fast.fast.tensorrt.build import Built
+    from gbci_fast.fast.tensorrt.cache import EngineCache
+    from gbci_fast.fast.tensorrt.flavor import GENERIC, pick_flavor
+    from gbci_fast.fast.tensorrt.store import decoder_recipe, digest, obtain, unet_recipe
     from gbci_fast.jobs.files import atomically
     from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
 

@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from gbci_fast.data.vindr import find_inputs
-    from gbci_fast.fast import accelerate
+    from gbci_fast.fast.accelerate import accelerate
     from gbci_fast.generate.copies import CopyGate
     from gbci_fast.generate.identities import job_identities
     from gbci_fast.generate.job import run_job

@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
-from gbci_fast.engines.store import Recipe
 from gbci_fast.errors import GBCIError
-from gbci_fast.export import Bucket, UNetCore, output_names
+from gbci_fast.fast.export import Bucket, UNetCore, output_names
+from gbci_fast.fast.tensorrt.store import Recipe
 
 LARGEST_ERROR = {torch.float32: 1e-4, torch.float16: 2e-2}
 """Of an output, relative to the largest in float32, that `check_unet` and `check_decoder` let pass."""
@@ -41,7 +41,8 @@ class OnnxFunction:
 
 
 class OnnxEngines:
-    """Stands in for `gbci_fast.engines.store.Engines` on the CPU: exports what it is asked for and runs the file."""
+    """Stands in for `gbci_fast.fast.tensorrt.store.Engines` on the CPU: exports what it is asked for and runs the
+    file."""
 
     def __init__(self) -> None:
         self._functions: dict[Hashable, OnnxFunction] = {}
@@ -63,7 +64,7 @@ def check_unet(path: Path, unet: UNet2DConditionModel, bucket: Bucket, dtype: to
     """The largest error of an exported UNet's outputs on random inputs, relative to the largest output.
 
     Args:
-        path: as `gbci_fast.export.export_unet` wrote it with the other arguments; float32 or float16, of which
+        path: as `gbci_fast.fast.export.export_unet` wrote it with the other arguments; float32 or float16, of which
             onnxruntime has what it takes on a CPU.
         unet: on the CPU, in float32.
 
@@ -78,7 +79,7 @@ def check_unet(path: Path, unet: UNet2DConditionModel, bucket: Bucket, dtype: to
 
 @torch.no_grad()
 def check_decoder(path: Path, vae: AutoencoderKL, shape: tuple[int, int, int], dtype: torch.dtype) -> float:
-    """As `check_unet`, of `gbci_fast.export.export_decoder`; `shape` is (batch, height, width) of the latents."""
+    """As `check_unet`, of `gbci_fast.fast.export.export_decoder`; `shape` is (batch, height, width) of the latents."""
     batch, *sides = shape
     latents = torch.randn(batch, vae.config.latent_channels, *sides, generator=torch.Generator().manual_seed(0))
     return _check(path, {"latents": latents}, {"image": vae.decode(latents).sample}, dtype)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast import accelerate
+from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.model import pipeline_folder
 from gbci_fast.model.checkpoint import load_pipeline
 from gbci_fast.model.few_step import FewStepLoRA

@@ -15,7 +15,7 @@ BROKEN_RUNTIME = '''
 
 import torch
 
-from gbci_fast.runtimes.fused import FusedDenoiser
+from gbci_fast.fast.runtimes.fused import FusedDenoiser
 
 sound = FusedDenoiser.__call__
 

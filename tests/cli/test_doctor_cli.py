@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import gbci_fast.ops
-from gbci_fast import doctor
 from gbci_fast.choices import RUNTIMES, TIERS
 from gbci_fast.cli import main
-from gbci_fast.engines.flavor import FLAVORS
 from gbci_fast.errors import GBCIError
+from gbci_fast.fast import doctor
+from gbci_fast.fast.tensorrt.flavor import FLAVORS
 
 WITHOUT = """
 import sys

@@ -46,7 +46,7 @@ def test_the_context_is_as_long_as_without_a_report(folder, tmp_path, capsys, mo
         exported.append(bucket)
         path.write_bytes(b"")
 
-    monkeypatch.setattr("gbci_fast.export.export_unet", write)
+    monkeypatch.setattr("gbci_fast.fast.export.export_unet", write)
     monkeypatch.setattr(onnx_parity, "check_unet", lambda *_: 0.0)
     assert export(folder, tmp_path, "--part", "unet", "--no-guidance", "--size", "32") == 0
     [bucket] = exported

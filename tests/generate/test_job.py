@@ -17,7 +17,7 @@ from gbci_fast.data.deidentify import Deidentifier, KeptIdentifiers
 from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import VinDr, find_inputs
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast import accelerate
+from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.generate import job, sinks
 from gbci_fast.generate.identities import Identities, job_identities
 from gbci_fast.generate.plan import make_plan

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast import accelerate
+from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.model.few_step import FewStepLoRA
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast import accelerate
+from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.model import lora
 from gbci_fast.model.few_step import FewStepLoRA
 from gbci_fast.model.pipeline import GBCIPipeline

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast import accelerate
+from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.model import pipeline
 from gbci_fast.model.conditioning import ConditionEncoder
 from gbci_fast.model.masks import feather_latent_mask, latent_mask

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gbci_fast.fast.modules.convolution import FilteredConv2d, filtered, with_filtered_convolutions
 from gbci_fast.ops.conv3x3 import conv3x3, conv3x3_ref, conv3x3_weight
-from gbci_fast.runtimes.convolution import FilteredConv2d, filtered, with_filtered_convolutions
 
 SHAPES = {  # batch, channels in, out, height, width
     "minimal": (1, 1, 1, 1, 1),

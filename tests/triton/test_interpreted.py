@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATORS = sorted(p.stem for p in (ROOT / "kernels/ops").glob("[!_]*.py") if "\n@jit\n" in p.read_text())
-FUSED = "tests/runtimes/test_fused.py::test_where_triton_interprets_them_the_fused_operators_run"
+FUSED = "tests/fast/runtimes/test_fused.py::test_where_triton_interprets_them_the_fused_operators_run"
 # What concerns the operator's registration, whatever it runs.
 SAME_THERE = "not test_operator_contracts and not test_compiles_as_one_graph and not test_bad_arguments"
 

@@ -75,7 +75,7 @@ def paint_settings(args: argparse.Namespace) -> "PaintSettings":
 
 def open_pipeline(args: argparse.Namespace) -> "tuple[GBCIPipeline, str]":
     """The accelerated pipeline of --weights on --device, and the digest of its weights."""
-    from gbci_fast.fast import accelerate
+    from gbci_fast.fast.accelerate import accelerate
     from gbci_fast.jobs.files import hash_weights
     from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
     from gbci_fast.model.devices import pick_device

@@ -1,0 +1,1 @@
+"""The fast path: `accelerate`, its decision, its samplers, and what executes the UNet."""

@@ -1,0 +1,1 @@
+"""Stock modules of diffusers, rebuilt from the same weights."""

@@ -1,0 +1,80 @@
+"""PEFT's adapters (LoRA and its kin): their layers, and modules in which they are part of the weights.
+
+A layer with an adapter holds the stock layer and computes beside it. Blocks that are made of stock layers take the copy
+that `merged` makes.
+"""
+
+import copy
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from gbci_fast.fast.modules.convolution import shared_copy
+from gbci_fast.model.lora import is_adapter
+
+
+def adapter_state(layer: Any) -> tuple[Any, ...]:
+    """What decides on a layer's output beside its weights. Scales in 9 digits: scaling there and back is not exact."""
+    scales = tuple((name, f"{scale:.9g}") for name, scale in getattr(layer, "scaling", {}).items())
+    return scales, tuple(layer.active_adapters), tuple(layer.merged_adapters), layer.disable_adapters
+
+
+@torch.no_grad()
+def merged(module: nn.Module, scale: float = 1.0) -> nn.Module:
+    """A copy of a module that shares its parameters, with stock layers whose weights contain what adapters add.
+
+    The module itself where it has no adapters. Layers whose adapters cannot become weights (those that have hooks, drop
+    out, or refuse) stay as they are.
+
+    Args:
+        module: with adapters that are merged already, active or disabled, as PEFT would run them.
+        scale: times the scales of the active ones.
+    """
+    if not any(is_adapter(part) for part in module.modules()):
+        return module
+    module = shared_copy(module)
+    for part in list(module.modules()):
+        for name, child in part.named_children():
+            if is_adapter(child) and not is_adapter(part):
+                setattr(part, name, _plain(child, scale))
+    return module
+
+
+def _plain(layer: Any, scale: float) -> nn.Module:
+    """The stock layer with the adapters in its weights, or the layer where that cannot be."""
+    listened_to = any(part._forward_hooks or part._forward_pre_hooks for part in layer.modules())
+    drops_out = any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in layer.modules())
+    if listened_to or drops_out:
+        return layer
+    twin = copy.deepcopy(layer)
+    try:
+        if twin.disable_adapters:
+            if twin.merged:
+                twin.unmerge()
+        elif not twin.merged:
+            if scale != 1:
+                twin.scale_layer(scale)
+            twin.merge()
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+        return layer  # of a kind that is no weight
+    return twin.get_base_layer()
+
+
+def _has_any(layer: Any) -> bool:
+    """Whether adapters are left in a layer that was made for some."""
+    return any(len(getattr(layer, names)) for names in layer.adapter_layer_names)
+
+
+def adapter_notes(module: nn.Module) -> list[str]:
+    """Which adapters are part of a module, one sentence each; empty if none is."""
+    layers = [part for part in module.modules() if is_adapter(part) and _has_any(part)]
+    active, fused = Counter(), Counter()
+    for layer in layers:
+        kinds = fused if layer.merged else active
+        if not layer.disable_adapters:
+            kinds.update(layer.merged_adapters if layer.merged else layer.active_adapters)
+    notes = [f"adapter {name} in {count} layers" for name, count in active.items()]
+    notes += [f"adapter {name} in {count} layers, fused" for name, count in fused.items()]
+    return notes or ([f"adapters of {len(layers)} layers are disabled"] if layers else [])

@@ -1,0 +1,261 @@
+"""An ONNX file to a serialized engine, a plan.
+
+Networks are strongly typed: every tensor has the type that the ONNX file gives it, and the builder chooses none.
+"""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.fast.tensorrt.flavor import GENERIC, Flavor, Record, errors, on
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a phase, how many of its steps are done, and of how many. From any thread."""
+DTYPES = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32", "INT64": "int64",
+    "UINT8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""TensorRT's names of types, and PyTorch's."""
+_MEMORY = ("out of memory", "outofmemory", "memoryallocation", "bad_alloc", "insufficient memory")
+_BUILDING = threading.Lock()  # a builder takes all cores and most of the memory: one after the other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer of the typed network, and the type of each tensor that it puts out."""
+
+    kind: str
+    name: str
+    dtypes: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A plan, and how it came about.
+
+    Attributes:
+        plan: the serialized engine.
+        seconds: that the builder took, without parsing.
+        log: all that TensorRT said.
+        layers: of the network as parsed; the engine's own are known on a GPU alone.
+        inputs: the type of each.
+        structure: if its weights can be exchanged, the digest of the ONNX file without them; else None.
+    """
+
+    plan: bytes
+    seconds: float
+    log: tuple[Record, ...]
+    layers: tuple[Layer, ...]
+    inputs: dict[str, str]
+    structure: str | None
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The type of every tensor of the network, by name."""
+        return {**self.inputs, **{name: dtype for layer in self.layers for name, dtype in layer.dtypes.items()}}
+
+
+def build(
+    onnx: Path,
+    flavor: Flavor,
+    *,
+    capabilities: Sequence[str] = (),
+    device: torch.device | None = None,
+    on_progress: Progress | None = None,
+) -> Built:
+    """Builds what an ONNX file describes.
+
+    Args:
+        onnx: one file with static shapes.
+        flavor: whose builder.
+        capabilities: compute capabilities that the plan is for, such as "8.6"; none, or `GENERIC`, leaves it to the
+            builder.
+        device: the GPU to build on; None on a machine without one. A plan is refittable if there is one, as the builder
+            of refittable plans asks the driver.
+        on_progress: see `Progress`.
+
+    Raises:
+        GBCIError: `flavor` cannot be used or has no such compute capability, an operator is not supported, memory runs
+            out, or the builder fails otherwise.
+        KeyboardInterrupt: it was interrupted, and no builder runs any more.
+    """
+    module = flavor.load()
+    named = [capability for capability in capabilities if capability != GENERIC]
+    _check_capabilities(flavor, named)
+    monitor = _monitor(module, on_progress)
+    outcome: list[Built | BaseException] = []
+    finished = threading.Event()
+
+    def work() -> None:
+        try:
+            with on(device):
+                outcome.append(_build(module, onnx, flavor, named, device is not None, monitor))
+        except BaseException as error:  # whatever it is, it belongs to the caller's thread
+            outcome.append(error)
+        finally:
+            finished.set()
+
+    # In a thread of its own: an exception must not fly through the builder, and Ctrl-C arrives in this one.
+    thread = threading.Thread(target=work, name="TensorRT builder")
+    thread.start()
+    while thread.is_alive():
+        try:
+            finished.wait()  # not join: interrupted once, it no longer waits (python/cpython#90882)
+            time.sleep(0.001)  # until the thread has ended, too
+        except KeyboardInterrupt as interrupt:
+            monitor.stop(interrupt)
+    (result,) = outcome
+    if monitor.stopped is not None:
+        raise monitor.stopped
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _check_capabilities(flavor: Flavor, capabilities: Sequence[str]) -> None:
+    if flavor.needs_gpu and capabilities:
+        here = "{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else "none"
+        if list(capabilities) != [here]:
+            asked = ", ".join(capabilities)
+            raise GBCIError(
+                f"{flavor.name} builds for the GPU that is there (compute capability {here}), not for {asked}; take "
+                f"tensorrt-rtx, or build on such a GPU"
+            )
+    known = flavor.capabilities()
+    for capability in capabilities:
+        if known and capability not in known:
+            raise GBCIError(
+                f"compute capability {capability} is none that {flavor.name} {flavor.version} can be asked for; "
+                f"expected some of {', '.join(known)}, or none for a plan that names none"
+            )
+
+
+def structure(onnx: Path) -> str:
+    """SHA-256 of an ONNX file without the values of its weights: files that differ in these alone have the same.
+
+    Raises:
+        GBCIError: the package onnx is not installed.
+    """
+    try:
+        import onnx as package
+    except ImportError as error:
+        raise GBCIError("onnx is not installed: pip install 'gbci_fast[export]'") from error
+    model = package.load(onnx)
+    floating = (package.TensorProto.FLOAT, package.TensorProto.FLOAT16, package.TensorProto.BFLOAT16)
+    for tensor in model.graph.initializer:
+        if tensor.data_type in floating and tensor.dims:  # whole numbers are shapes, and scalars belong to formulas
+            for values in ("raw_data", "float_data", "int32_data"):
+                tensor.ClearField(values)
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _build(
+    module: ModuleType, onnx: Path, flavor: Flavor, capabilities: Sequence[str], refittable: bool, monitor: Any
+) -> Built:
+    with _BUILDING, flavor.logger.capture() as log:
+        try:
+            builder = module.Builder(flavor.logger.native)
+        except TypeError as error:  # its constructor returned nothing
+            raise GBCIError(
+                f"{flavor.name} has no builder here: {errors(log)}; is there a GPU, and its driver?"
+            ) from error
+        typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # where it can be otherwise
+        network = builder.create_network(0 if typed is None else 1 << int(typed))
+        parser = module.OnnxParser(network, flavor.logger.native)  # holds the weights until they are built in
+        if not parser.parse_from_file(str(onnx)):
+            raise GBCIError(f"{flavor.name} cannot take {onnx.name}: {_refusal(parser)}; choose the fused runtime")
+        config = builder.create_builder_config()
+        config.clear_flag(module.BuilderFlag.TF32)  # float32 means float32
+        if refittable:
+            config.set_flag(module.BuilderFlag.REFIT)
+        if capabilities and not flavor.needs_gpu:
+            config.num_compute_capabilities = len(capabilities)
+            for i, capability in enumerate(capabilities):
+                member = getattr(module.ComputeCapability, f"SM{capability.replace('.', '')}")
+                config.set_compute_capability(member, i)
+        config.progress_monitor = monitor
+        start = time.perf_counter()
+        memory = builder.build_serialized_network(network, config)
+        seconds = time.perf_counter() - start
+        if memory is None and monitor.stopped is None:
+            raise GBCIError(_failure(flavor, onnx, errors(log)))
+        plan = b"" if memory is None else bytes(memory)
+        layers = tuple(_layer(network.get_layer(i)) for i in range(network.num_layers))
+        inputs = {
+            tensor.name: DTYPES[tensor.dtype.name] for tensor in map(network.get_input, range(network.num_inputs))
+        }
+    return Built(
+        plan=plan,
+        seconds=seconds,
+        log=tuple(log),
+        layers=layers,
+        inputs=inputs,
+        structure=structure(onnx) if refittable else None,
+    )
+
+
+def _layer(layer: Any) -> Layer:
+    outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
+    # Types that PyTorch lacks keep TensorRT's names.
+    dtypes = {tensor.name: DTYPES.get(tensor.dtype.name, tensor.dtype.name) for tensor in outputs}
+    return Layer(kind=layer.type.name, name=layer.name, dtypes=dtypes)
+
+
+def _refusal(parser: Any) -> str:
+    """Why a file was not parsed: the operators, or what else is wrong with it."""
+    reasons = {}
+    for error in map(parser.get_error, range(parser.num_errors)):
+        if error.node_operator():
+            reasons[f"no operator {error.node_operator()} as node {error.node_name()} needs it"] = None
+        else:
+            reasons[" ".join(error.desc().split())] = None
+    return "; ".join(reasons) or "it says no reason"
+
+
+def _failure(flavor: Flavor, onnx: Path, reason: str) -> str:
+    if any(sign in reason.lower() for sign in _MEMORY):
+        return (
+            f"{flavor.name} ran out of memory while it built {onnx.name}; free some, or take a smaller batch: {reason}"
+        )
+    return f"{flavor.name} cannot build {onnx.name}: {reason}"
+
+
+def _monitor(module: ModuleType, on_progress: Progress | None) -> Any:
+    """An `IProgressMonitor` that reports steps, and stops the builder once it is `stopped`."""
+
+    class Monitor(module.IProgressMonitor):
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+            self.stopped: BaseException | None = None
+            self._steps: dict[str, int] = {}
+
+        def stop(self, error: BaseException) -> None:
+            self.stopped = error
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self._steps[name] = steps
+            self._report(name, 0)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            self._report(name, step + 1)
+            return self.stopped is None
+
+        def phase_finish(self, name: str) -> None:
+            self._report(name, self._steps[name])
+
+        def _report(self, name: str, done: int) -> None:
+            try:
+                if on_progress is not None and self.stopped is None:
+                    on_progress(name, done, self._steps[name])
+            except BaseException as error:  # none may fly through the builder
+                self.stop(error)
+
+    return Monitor()

@@ -1,0 +1,162 @@
+"""The hoisted UNet's core, and the VAE's decoder, as TensorRT engines.
+
+What `gbci_fast.fast.runtimes.fused` computes once per call it computes here too, in PyTorch. An engine has static
+shapes: a batch is padded to the next of `BUCKETS`, a context to a multiple of `TOKENS`, and each pair of sizes has an
+engine of its own, built when it is first met and then kept (`gbci_fast.fast.tensorrt.cache`).
+"""
+
+import copy
+import logging
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DecoderOutput
+from torch import Tensor
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.fast import export
+from gbci_fast.fast.graph import BUCKETS, TOKENS, bucket
+from gbci_fast.fast.modules.blocks import foreign
+from gbci_fast.fast.runtimes.fused import FusedDenoiser, _rows
+from gbci_fast.fast.tensorrt.cache import EngineCache
+from gbci_fast.fast.tensorrt.flavor import FLAVORS, pick_flavor
+from gbci_fast.fast.tensorrt.run import ALIGNMENT
+from gbci_fast.fast.tensorrt.store import Engines, decoder_recipe, digest, unet_recipe
+from gbci_fast.fast.watch import Watch
+from gbci_fast.model.conditioning import Conditioning
+
+logger = logging.getLogger(__name__)
+DECODED = 16
+"""Images that a decoder decodes at a time: with more it is not faster, but takes more memory."""
+
+
+def why_not_tensorrt(device: torch.device) -> list[str]:
+    """What keeps every flavor of TensorRT from running on a device; empty if one of them can, as far as is known."""
+    refusals = [flavor.why_not(device) for flavor in FLAVORS.values()]
+    return [] if not all(refusals) else [reason for reasons in refusals for reason in reasons]
+
+
+def tensorrt_note(device: torch.device) -> str:
+    """Which TensorRT it is that runs on a device. Raises GBCIError where `why_not_tensorrt` has reasons."""
+    flavor = pick_flavor("auto", device)
+    return f"engines of {flavor.name} {flavor.version}"
+
+
+@dataclass(kw_only=True)
+class _State:
+    fused: Any
+    batch: int  # images that there are
+    size: int  # images that the engine takes
+    tokens: int
+
+
+class TensorRTDenoiser:
+    """See `gbci_fast.fast.denoiser.Denoiser`.
+
+    Args:
+        unet: on the GPU, in the dtype to run in.
+        engines: where its engines come from; by default from the first flavor that is usable, and the user's cache.
+
+    Raises:
+        GBCIError: no flavor can be used here, or the fused runtime cannot run this UNet.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, engines: Engines | None = None):
+        self._fused = FusedDenoiser(unet)
+        self._unet, self.dtype = unet, unet.dtype
+        self._engines = engines or Engines(pick_flavor("auto", unet.device), EngineCache())
+        self._weights = digest(unet)
+
+    def prepare(self, conditioning: Conditioning, null: Conditioning, constant: Tensor, timesteps: Tensor) -> _State:
+        batch, size = len(constant), _bucket(len(constant))
+        conditioning = conditioning.pad(TOKENS)
+        conditioning = Conditioning(**{name: _filled(part, size) for name, part in conditioning.tensors().items()})
+        # As if some token were padding: an engine takes lengths always, and nothing waits for the device to tell.
+        vars(conditioning)["padded"] = True
+        state = self._fused.prepare(conditioning, null, _filled(constant, size), timesteps)
+        contexts = [
+            replace(context, key=context.key.contiguous(), value=context.value.contiguous())
+            for context in state.contexts
+        ]
+        state = replace(state, first=state.first.contiguous(), contexts=contexts)
+        return _State(fused=state, batch=batch, size=size, tokens=conditioning.tokens.shape[1])
+
+    def __call__(self, latents: Tensor, step: int, state: _State, guided: bool) -> Tensor | tuple[Tensor, Tensor]:
+        height, width = latents.shape[-2:]
+        shapes = export.Bucket(batch=state.size, height=height, width=width, tokens=state.tokens, guided=guided)
+        engine = self._engines(shapes, lambda: unet_recipe(self._unet, shapes, self._weights), latents.device)
+        latents = _filled(latents.contiguous(), state.size)
+        films = [_aligned(_rows(table[step], state.size, guided)) for table in state.fused.tables]
+        outputs = engine(export.unet_inputs(latents, films, state.fused, shapes))
+        parts = tuple(outputs[name][: state.batch] for name in ("conditional", "unconditional") if name in outputs)
+        return parts if guided else parts[0]
+
+
+class EngineAutoencoder(AutoencoderKL):
+    """An `AutoencoderKL` whose decoder is an engine, and whose encoder and weights are those of another.
+
+    With tiling enabled it decodes as any other, and so it does with parts that an engine of a stock decoder lacks.
+    """
+
+    engines: Engines
+    weights: str | None
+    _watch: Watch | None
+    _foreign: list[str]
+    _unwatched = ("weights", "_watch", "_foreign")
+
+    @classmethod
+    def of(cls, vae: AutoencoderKL, engines: Engines | None = None) -> "EngineAutoencoder":
+        """A copy that shares the parameters of `vae`; `engines` as in `TensorRTDenoiser`."""
+        shared = chain(vae.parameters(), vae.buffers())
+        twin = copy.deepcopy(vae, {id(tensor): tensor for tensor in shared})
+        twin.__class__ = cls
+        twin.engines = engines or Engines(pick_flavor("auto", vae.device), EngineCache())
+        twin.weights = twin._watch = None
+        return twin
+
+    def _decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """[B, 4, h, w] -> [B, 1, H, W]."""
+        if self.use_tiling or self._foreign_here():
+            return super()._decode(z, return_dict=return_dict)
+        image = torch.cat([self._decode_bucket(part) for part in z.split(DECODED)])
+        return DecoderOutput(sample=image) if return_dict else (image,)
+
+    def _decode_bucket(self, z: Tensor) -> Tensor:
+        shape = bucket(len(z)), *z.shape[-2:]
+        self.weights = self.weights or digest(self)
+        engine = self.engines(shape, lambda: decoder_recipe(self, *shape, self.weights), z.device)
+        return engine({"latents": _aligned(_filled(z.contiguous(), shape[0]))})["image"][: len(z)]
+
+    def _foreign_here(self) -> list[str]:
+        """What keeps the decoder from being an engine. Engines of what it no longer is are forgotten."""
+        if self._watch is None or self._watch.changed():
+            self.weights = None
+            self.engines.clear()
+            self._watch, self._foreign = Watch(self, values=True), foreign(self.decoder)
+            for reason in self._foreign:
+                logger.warning("the autoencoder decodes without an engine: %s", reason)
+        return self._foreign
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which is looked at anew."""
+        return vars(self) | {"weights": None, "_watch": None}
+
+
+def _bucket(batch: int) -> int:
+    if batch > BUCKETS[-1]:
+        raise GBCIError(f"the batch has {batch} images; expected at most {BUCKETS[-1]} with the tensorrt runtime")
+    return bucket(batch)
+
+
+def _filled(tensor: Tensor, size: int) -> Tensor:
+    """[B, ...] -> [size, ...], its last sample in the places behind; the same tensor if there are none."""
+    missing = size - len(tensor)
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy at an address that an engine can read from."""
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor

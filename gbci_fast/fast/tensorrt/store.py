@@ -1,0 +1,193 @@
+"""Engines of a module by what is asked of them: from this process, from the cache, refitted, or built."""
+
+import hashlib
+import json
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.fast import export
+from gbci_fast.fast.modules import blocks
+from gbci_fast.fast.runtimes import fused
+from gbci_fast.fast.tensorrt.build import Built, Progress, build, structure
+from gbci_fast.fast.tensorrt.cache import EngineCache, EngineKey
+from gbci_fast.fast.tensorrt.flavor import Flavor
+from gbci_fast.fast.tensorrt.run import Engine, refit
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to come by the ONNX file of an engine, and what tells whether that has changed.
+
+    Attributes:
+        part, shape, dtype, weights, graph: see `EngineKey`.
+        write: writes the file.
+    """
+
+    part: str
+    shape: str
+    dtype: str
+    weights: str
+    graph: str
+    write: Callable[[Path], None]
+
+    def __str__(self) -> str:
+        return f"{self.part}-{self.shape}-{self.dtype}"
+
+    def key(self, flavor: Flavor, capability: str) -> EngineKey:
+        """Of its plan for a compute capability, or for several ("8.0+8.6")."""
+        return EngineKey(
+            part=self.part,
+            shape=self.shape,
+            dtype=self.dtype,
+            weights=self.weights,
+            graph=self.graph,
+            flavor=flavor.name,
+            version=flavor.version,
+            capability=capability,
+        )
+
+
+def unet_recipe(unet: UNet2DConditionModel, bucket: "export.Bucket", weights: str) -> Recipe:
+    """Of the UNet's core in its own dtype; `weights` is its `digest`."""
+    return Recipe(
+        part="unet",
+        shape=str(bucket),
+        dtype=str(unet.dtype).removeprefix("torch."),
+        weights=weights,
+        graph=_graph(unet, export, fused, blocks),
+        write=lambda path: export.export_unet(unet, bucket, unet.dtype, path),
+    )
+
+
+def decoder_recipe(vae: AutoencoderKL, batch: int, height: int, width: int, weights: str) -> Recipe:
+    """Of the decoder for latents [batch, C, height, width] in the VAE's own dtype; `weights` is its `digest`."""
+    return Recipe(
+        part="decoder",
+        shape=f"b{batch}-{height}x{width}",
+        dtype=str(vae.dtype).removeprefix("torch."),
+        weights=weights,
+        graph=_graph(vae, export),
+        write=lambda path: export.export_decoder(vae, batch, height, width, vae.dtype, path),
+    )
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of a module's weights, wherever they are and in whatever layout."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def _graph(module: Any, *sources: ModuleType) -> str:
+    """What decides on the ONNX file beside weights, shape and dtype: the config, and the code that exports it."""
+    config = {name: value for name, value in module.config.items() if not name.startswith("_")}
+    sha = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    sha.update(f"torch {torch.__version__} diffusers {diffusers.__version__}".encode())
+    for source in sources:
+        sha.update(Path(source.__file__).read_bytes())
+    return sha.hexdigest()
+
+
+def obtain(
+    recipe: Recipe,
+    flavor: Flavor,
+    cache: EngineCache,
+    capability: str,
+    *,
+    device: torch.device | None = None,
+    on_progress: Progress | None = None,
+    on_built: Callable[[Built], None] | None = None,
+) -> bytes:
+    """The plan: from the cache, or from a refitted one of the same graph, or built; and then kept.
+
+    Args:
+        recipe: of the engine.
+        flavor: that builds it.
+        cache: to look in, and to put it into.
+        capability: compute capabilities that it is for, such as "8.0+8.6", or `GENERIC`.
+        device: the GPU to build on; None on a machine without one, where nothing is refitted either.
+        on_progress: of the builder.
+        on_built: called with what the builder made, if it had to.
+
+    Raises:
+        GBCIError: as of `build`, and where the export fails.
+    """
+    key = recipe.key(flavor, capability)
+
+    def make() -> Built:
+        with tempfile.TemporaryDirectory(prefix="gbci_fast-") as folder:
+            onnx = Path(folder) / f"{recipe}.onnx"
+            with torch.inference_mode(False), torch.no_grad():
+                recipe.write(onnx)
+            built = None if device is None else _refitted(key, onnx, flavor, cache, device)
+            if built is None:
+                logger.warning("building %s with %s %s, which may take minutes", recipe, flavor.name, flavor.version)
+                built = build(onnx, flavor, capabilities=capability.split("+"), device=device, on_progress=on_progress)
+                if on_built is not None:
+                    on_built(built)
+            return built
+
+    return cache.get_or_build(key, make)
+
+
+def _refitted(key: EngineKey, onnx: Path, flavor: Flavor, cache: EngineCache, device: torch.device) -> Built | None:
+    """A cached plan of the same graph with the new weights; None if there is none that takes them."""
+    for plan in cache.siblings(key, structure(onnx)):
+        try:
+            built = refit(plan, onnx, flavor, device)
+        except GBCIError as error:
+            logger.warning("an engine of other weights is not refitted: %s", error)
+            continue
+        if built is not None:
+            logger.info("refitted an engine of other weights of %s", key.file_name)
+            return built
+        logger.warning("an engine of other weights is not refitted: it does not take these")
+    return None
+
+
+class Engines:
+    """The engines of one module that this process has loaded; others are obtained for the GPU that they run on.
+
+    Copies have the same flavor and cache, and load their own.
+    """
+
+    def __init__(self, flavor: Flavor, cache: EngineCache):
+        self.flavor, self.cache = flavor, cache
+        self._loaded: dict[tuple[Hashable, torch.device], Engine] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Engines, (self.flavor, self.cache)
+
+    def __call__(self, shape: Hashable, recipe: Callable[[], Recipe], device: torch.device) -> Engine:
+        """The engine for a shape on a GPU; its `recipe` is asked for once.
+
+        Raises:
+            GBCIError: as of `obtain` and `Engine`.
+        """
+        with self._lock:
+            if (shape, device) not in self._loaded:
+                plan = obtain(recipe(), self.flavor, self.cache, self.flavor.target(device), device=device)
+                self._loaded[shape, device] = Engine(plan, self.flavor, device)
+            return self._loaded[shape, device]
+
+    def clear(self) -> None:
+        """Forgets them, as of a module whose weights are others now."""
+        with self._lock:
+            self._loaded.clear()

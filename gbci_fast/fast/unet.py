@@ -1,0 +1,397 @@
+"""Any stock `UNet2DConditionModel`, faster, behind the same forward.
+
+A `FastUNet` is a copy whose stock forward still runs; in it, block by block, the types of
+`BLOCKS` call the fused blocks of `gbci_fast.fast.modules.blocks`. So whatever a UNet can be asked for means the same
+here, and what the fused blocks do not reproduce is computed by the stock block, and said by `describe`.
+"""
+
+import copy
+import functools
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_2d_blocks import (
+    CrossAttnDownBlock2D,
+    CrossAttnUpBlock2D,
+    DownBlock2D,
+    UNetMidBlock2D,
+    UNetMidBlock2DCrossAttn,
+    UpBlock2D,
+)
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from gbci_fast.fast.modules.adapters import adapter_notes, is_adapter, merged
+from gbci_fast.fast.modules.blocks import (
+    Context,
+    Resnet,
+    Transformer,
+    Upsample,
+    cross_attention_notes,
+    has_other_forward,
+    unsupported,
+)
+from gbci_fast.fast.runtimes.compile import compiled
+from gbci_fast.fast.watch import Watch
+from gbci_fast.model.devices import without_autocast
+
+logger = logging.getLogger(__name__)
+_ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[3:]  # behind self, sample, timestep
+_REFRESHING = threading.Lock()
+
+
+class LastValue:
+    """A function of one tensor, with its last value: valid for that very tensor, as long as nobody writes to it.
+
+    A tensor made under `torch.inference_mode` does not count its changes, so nothing is kept of it; nor is anything
+    with gradients or autocast enabled, or while a graph is traced or captured, which will see other values later.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any]):
+        self.function = function
+        self.last: tuple[Tensor, int, Any] | None = None  # holds the tensor, so that no other takes its identity
+
+    def __call__(self, tensor: Tensor) -> Any:
+        recorded = torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+        if recorded or tensor.is_inference() or not_plain_inference(tensor):
+            return self.function(tensor)
+        last = self.last  # read once: another thread may exchange it
+        if last is None or last[0] is not tensor or last[1] != tensor._version:
+            last = self.last = tensor, tensor._version, self.function(tensor)
+        return last[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"function": self.function, "last": None}
+
+
+def not_plain_inference(x: Tensor) -> str | None:
+    """Why a call that is made now is one for the stock forward, if it is."""
+    if torch.is_grad_enabled():
+        return "gradients are enabled; call it under torch.no_grad()"
+    if torch.is_autocast_enabled(x.device.type):
+        return "autocast is enabled"
+    return None
+
+
+class FastBlock(nn.Module):
+    """A stock block that became a fused one, in place: same parameters, names, hooks and forward.
+
+    Attributes:
+        stock: what it was.
+        fused: the block of `gbci_fast.fast.modules.blocks`; None where hooks were put on the fused block: they keep its
+            forward, which is then the stock one.
+        declined: what calls asked for that it leaves to the stock forward; one dictionary for the whole UNet, in which
+            a reason is written when it is first met.
+    """
+
+    stock: type[nn.Module]
+    fused: Any
+    declined: dict[str, None]
+    _unwatched = ("declined",)
+
+    def declines(self, reason: str | None) -> bool:
+        """Whether a call goes to the stock forward; a `reason` for it is reported once per UNet."""
+        if reason is not None and not torch.compiler.is_compiling():
+            reason = f"stock {self.stock.__name__} in calls where {reason}"
+            if reason not in self.declined:
+                self.declined[reason] = None
+                logger.warning(reason)
+        return reason is not None or self.fused is None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        # Cast or moved: what was derived from the weights is void, and the stock forward serves until it is renewed.
+        to_stock(self)
+        return nn.Module._apply(self, *args, **kwargs)
+
+
+class FastResnet(FastBlock, ResnetBlock2D):
+    stock = ResnetBlock2D
+
+    def forward(self, input_tensor: Tensor, temb: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        reason = not_plain_inference(input_tensor)
+        if self.declines(reason):
+            return super().forward(input_tensor, temb, *args, **kwargs)
+        return self.fused(input_tensor, self.fused.table(temb))
+
+
+class FastTransformer(FastBlock, Transformer2DModel):
+    stock = Transformer2DModel
+    contexts: LastValue
+
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **options: Any) -> Any:
+        reason = not_plain_inference(hidden_states)
+        reason = reason or _not_plain_attention(hidden_states, encoder_hidden_states, options)
+        if self.declines(reason):
+            return super().forward(hidden_states, encoder_hidden_states, **options)
+        contexts: list[Context] = self.contexts(encoder_hidden_states)
+        bias = options.get("encoder_attention_mask")  # [B, 1, N], 0 or -10000
+        if bias is not None:
+            contexts = [replace(context, bias=bias[:, None]) for context in contexts]
+        out = self.fused(hidden_states, iter(contexts), False)
+        return Transformer2DModelOutput(sample=out) if options.get("return_dict", True) else (out,)
+
+
+class FastUpsample(FastBlock, Upsample2D):
+    stock = Upsample2D
+
+    def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        reason = not_plain_inference(hidden_states)
+        if output_size is not None and tuple(output_size) != tuple(2 * side for side in hidden_states.shape[-2:]):
+            reason = "the image does not double in size"
+        if self.declines(reason):
+            return super().forward(hidden_states, output_size, *args, **kwargs)
+        return self.fused(hidden_states)
+
+
+# Stock block -> what it becomes, and the fused block that this calls.
+BLOCKS: dict[type[nn.Module], tuple[type[FastBlock], type]] = {
+    ResnetBlock2D: (FastResnet, Resnet),
+    Transformer2DModel: (FastTransformer, Transformer),
+    Upsample2D: (FastUpsample, Upsample),
+}
+
+
+def _not_plain_attention(x: Tensor, context: Any, options: dict[str, Any]) -> str | None:
+    """What a call of a transformer asks for beside attention to one context per sample."""
+    if options.get("cross_attention_kwargs"):
+        return "there are cross_attention_kwargs"
+    if options.get("attention_mask") is not None:
+        return "there is an attention_mask"
+    if not isinstance(context, Tensor) or context.ndim != 3 or len(context) != len(x):
+        return "encoder_hidden_states is not [batch, tokens, width]"
+    bias = options.get("encoder_attention_mask")
+    if bias is not None and bias.shape != (len(x), 1, context.shape[1]):
+        return "encoder_attention_mask is not [batch, tokens]"
+    return None
+
+
+def to_stock(part: nn.Module) -> None:
+    """The stock block again, if it had become a fused one."""
+    if isinstance(part, FastBlock):
+        part.fused = None
+        if not has_other_forward(part):
+            vars(part).pop("forward", None)
+            part.__class__ = part.stock
+
+
+def to_fast(part: nn.Module, plain: nn.Module, declined: dict[str, None]) -> None:
+    """The fused block of a stock one; `plain` is the same without adapters, which `unsupported` has nothing against."""
+    kind, fused = BLOCKS[type(part)]
+    vars(part).pop("forward", None)  # the stock one, which hooks put back
+    part.fused, part.declined = fused(plain), declined
+    if kind is FastTransformer:
+        part.contexts = LastValue(functools.partial(_contexts, part.fused))
+    part.__class__ = kind
+
+
+def _is_fused(part: nn.Module) -> bool:
+    return isinstance(part, FastBlock) and part.fused is not None
+
+
+def _contexts(fused: Transformer, tokens: Tensor) -> list[Context]:
+    return [block.context(tokens, None, None) for block in fused.blocks]
+
+
+def _project(unet: UNet2DConditionModel, tokens: Tensor) -> Tensor:
+    return unet.encoder_hid_proj(tokens)
+
+
+def _cast(unet: "FastUNet", tensor: Tensor) -> Tensor:
+    return tensor.to(unet.compute_dtype) if tensor.is_floating_point() else tensor
+
+
+# Blocks whose own forward adds nothing to that of their parts but concatenations.
+_CONTAINERS = (
+    nn.ModuleList, DownBlock2D, CrossAttnDownBlock2D, UNetMidBlock2D, UNetMidBlock2DCrossAttn, CrossAttnUpBlock2D,
+    UpBlock2D, Downsample2D, nn.Conv2d,
+)  # fmt: skip
+
+
+def _unknown(unet: UNet2DConditionModel) -> Iterator[str]:
+    """The parts of the down, middle and up blocks that no fused block is for."""
+    parts = [(name, part) for name, part in unet.named_children() if name in ("down_blocks", "mid_block", "up_blocks")]
+    while parts:
+        name, part = parts.pop(0)
+        if type(part) in _CONTAINERS:
+            parts += [(f"{name}.{child_name}", child) for child_name, child in part.named_children()]
+        elif is_adapter(part):
+            yield f"{name} has an adapter"
+        elif not isinstance(part, tuple(BLOCKS)):
+            yield f"{name} is a {type(part).__name__}"
+
+
+@dataclass
+class _Derived:
+    """What `FastUNet.refresh` examined last; copies of it are empty, as they belong to another UNet."""
+
+    watch: Watch | None = None
+    scale: float = 1.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Derived, ()
+
+    def outdated(self, scale: float) -> bool:
+        return self.watch is None or scale != self.scale or self.watch.changed()
+
+
+class FastUNet(UNet2DConditionModel):
+    """A `UNet2DConditionModel` with the same forward, config and state dict; `gbci_fast.accelerate` makes it.
+
+    Attributes:
+        plan: how it runs.
+        stock_reasons: what keeps its stock forward, and why.
+
+    It shares nothing with the UNet that it was made from. It is called in the dtype that this one had (`dtype`), until
+    it is cast itself: arguments are cast to the dtype that it computes in (`compute_dtype`), and the output has the
+    dtype of `sample`.
+
+    Keys and values of the context are computed again when `encoder_hidden_states` is another tensor, or was written to.
+    What is derived from weights, processors and adapters is derived again when those were moved, exchanged, set or
+    written to (on a GPU other than through ``.data``, which leaves no trace: call `refresh` then). Adapters of PEFT
+    become part of the fused blocks' weights. It is for inference: with gradients enabled all is stock. Threads may call
+    it at once, each with its own context, as long as nothing of it changes meanwhile.
+    """
+
+    plan: Any
+    stock_reasons: list[str]
+    _unwatched = ("_declined",)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> UNet2DConditionModel:
+        """The stock UNet: how it runs is no part of a checkpoint."""
+        return UNet2DConditionModel.from_pretrained(*args, **kwargs)
+
+    @classmethod
+    def of(cls, unet: UNet2DConditionModel, plan: Any, device: torch.device, layout: torch.memory_format) -> "FastUNet":
+        """The copy that runs as planned. See `gbci_fast.accelerate`."""
+        twin = nn.Module.to(copy.deepcopy(unet), device, plan.dtype, memory_format=layout)
+        twin.__class__ = cls
+        vars(twin).pop("forward", None)  # the stock one, which hooks put back
+        twin.plan, twin._declined, twin._called_in, twin._derived = plan, {}, unet.dtype, _Derived()
+        twin._projected = LastValue(functools.partial(_project, twin))
+        twin._context = LastValue(functools.partial(_cast, twin))
+        twin.refresh()
+        return twin
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arguments and the output, as a pipeline sees it."""
+        return self._called_in
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.conv_in.weight.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+        self._called_in = fn(torch.empty(0, dtype=self._called_in)).dtype  # where it is cast, it is called in that
+        return super()._apply(fn, *args, **kwargs)
+
+    @property
+    def num_fused(self) -> int:
+        """How many blocks are fused ones."""
+        return sum(_is_fused(part) for part in self.modules())
+
+    @functools.wraps(UNet2DConditionModel.forward)
+    def forward(self, sample: Tensor, timestep: Tensor | float, *args: Any, **kwargs: Any) -> Any:
+        scale = (kwargs.get("cross_attention_kwargs") or {}).get("scale", 1.0)  # of adapters
+        if not torch.compiler.is_compiling() and self._derived.outdated(scale):
+            with _REFRESHING:  # several threads may come first
+                if self._derived.outdated(scale):
+                    self.refresh(scale)
+        given = sample.dtype
+        if given == self.compute_dtype or torch.is_autocast_enabled(sample.device.type):
+            return self._run(sample, timestep, *args, **kwargs)
+        args = [self._in_compute_dtype(name, value) for name, value in zip(_ARGUMENTS, args, strict=False)]
+        kwargs = {name: self._in_compute_dtype(name, value) for name, value in kwargs.items()}
+        output = self._run(sample.to(self.compute_dtype), timestep, *args, **kwargs)
+        if isinstance(output, tuple):
+            return (output[0].to(given), *output[1:])
+        output.sample = output.sample.to(given)
+        return output
+
+    def _run(self, sample: Tensor, timestep: Tensor | float, *args: Any, **kwargs: Any) -> Any:
+        if self._compiled is None:
+            return super().forward(sample, timestep, *args, **kwargs)
+        if not isinstance(timestep, Tensor):  # a number would be a constant of the graph
+            dtype = torch.float64 if isinstance(timestep, float) else torch.int64
+            timestep = torch.tensor(timestep, dtype=dtype, device=sample.device)
+        return self._compiled(self, sample, timestep, *args, **kwargs)
+
+    def _in_compute_dtype(self, name: str, value: Any) -> Any:
+        """An argument of `forward` as its weights want it; what goes through sinusoids first is cast behind them."""
+        if name == "class_labels" and self.config.class_embed_type == "timestep":
+            return value
+        if name == "encoder_hidden_states" and isinstance(value, Tensor):
+            return self._context(value)  # the same tensor as long as it is given the same
+        if name == "added_cond_kwargs" and value is not None:
+            return {
+                key: part if key == "time_ids" else self._in_compute_dtype(key, part) for key, part in value.items()
+            }
+        return tree_map_only(Tensor, functools.partial(_cast, self), value)
+
+    @torch.no_grad()
+    def refresh(self, scale: float = 1.0) -> None:
+        """Examines all blocks again, and derives again what comes from their weights.
+
+        Args:
+            scale: of adapters, as in ``cross_attention_kwargs={"scale": ...}`` of the calls that follow.
+        """
+        parts, reasons = [], []
+        for name, part in self.named_modules():
+            to_stock(part)
+            if type(part) in BLOCKS or isinstance(part, FastBlock):
+                parts.append((name, part))
+        if self.plan.runtime != "eager":
+            for name, part in parts:
+                with without_autocast(self.device):  # of the call: what is derived outlives it
+                    plain = merged(part, scale)
+                    against = ["it has hooks"] if isinstance(part, FastBlock) else unsupported(plain)
+                    if against:
+                        reasons.append(f"{name}: {'; '.join(against)}")
+                    else:
+                        to_fast(part, plain, self._declined)
+            reasons += _unknown(self)
+        self.stock_reasons = reasons
+        self._compiled = None
+        if self.plan.runtime == "compile":
+            self._compiled = compiled(UNet2DConditionModel.forward, self.device, fullgraph=not reasons)
+        self._projected.last = self._context.last = None
+        self._derived.watch, self._derived.scale = Watch(self), scale
+
+    def describe(self) -> str:
+        """What runs here, and what does not and why."""
+        lines = [str(replace(self.plan, dtype=self.compute_dtype))]
+        for kind in BLOCKS:
+            parts = [part for part in self.modules() if isinstance(part, kind)]
+            lines.append(f"{sum(map(_is_fused, parts))} of {len(parts)} {kind.__name__} fused")
+        if self._compiled is not None:
+            lines.append("keys and values of the context are computed in every call, within the graph")
+        if self.device.type == "cuda":
+            lines += cross_attention_notes(self, self.compute_dtype)
+        lines += adapter_notes(self)
+        return "\n".join([*lines, *(f"stock {reason}" for reason in self.stock_reasons), *self._declined])
+
+    def process_encoder_hidden_states(self, encoder_hidden_states: Any, added_cond_kwargs: Any) -> Any:
+        """As in the stock UNet; a projection of the context alone is made once per context."""
+        if self.config.encoder_hid_dim_type != "text_proj":
+            return super().process_encoder_hidden_states(encoder_hidden_states, added_cond_kwargs)
+        return self._projected(encoder_hidden_states)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Saves the weights, in this dtype, as a `UNet2DConditionModel`: how it runs is no part of a checkpoint."""
+        twin = copy.copy(self)
+        twin.__class__ = UNet2DConditionModel
+        twin.save_pretrained(save_directory, **kwargs)

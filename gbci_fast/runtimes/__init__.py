@@ -1,1 +1,0 @@
-"""What executes the UNet: implementations of `gbci_fast.denoiser.Denoiser`, one per file."""

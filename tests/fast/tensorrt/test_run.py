@@ -1,0 +1,144 @@
+"""Running plans on PyTorch's tensors: with the stand-in on the CPU, and with the real ones on a GPU."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gbci_fast.errors import GBCIError
+from gbci_fast.fast.tensorrt.build import build
+from gbci_fast.fast.tensorrt.flavor import FLAVORS
+from gbci_fast.fast.tensorrt.run import Binding, Engine, deserialize, refit
+
+CPU = torch.device("cpu")
+
+
+def reference(x, weight=1.0):
+    return F.conv2d(x, torch.full((4, 3, 3, 3), weight), padding=1).relu()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def engine(fake, small):
+    return Engine(build(small, FLAVORS["fake"]).plan, FLAVORS["fake"], CPU)
+
+
+def test_it_reads_and_writes_tensors_where_they_are(engine, x):
+    assert engine.inputs == {"x": Binding((2, 3, 8, 8), torch.float32)}
+    assert engine.outputs.keys() == {"y", "z"}
+    made = engine({"x": x})
+    torch.testing.assert_close(made["y"], reference(x))
+    assert torch.equal(made["z"], x)
+    given = {name: torch.zeros_like(part) for name, part in made.items()}
+    returned = engine({"x": 2 * x}, given)
+    assert all(returned[name] is given[name] for name in given)
+    torch.testing.assert_close(given["y"], reference(2 * x))
+    torch.testing.assert_close(made["y"], reference(x))  # the first call's output is its own
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda x: {}, "the engine's inputs are x; given or missing by mistake: x"),
+        (lambda x: {"x": x, "t": x}, "the engine's inputs are x; given or missing by mistake: t"),
+        (lambda x: {"x": x.double()}, "input x is [2, 3, 8, 8] float64; expected [2, 3, 8, 8] float32"),
+        (lambda x: {"x": x[:1]}, "input x is [1, 3, 8, 8] float32; expected [2, 3, 8, 8] float32"),
+        (lambda x: {"x": x.transpose(2, 3)}, "input x has strides [192, 64, 1, 8]; expected contiguous"),
+        (lambda x: {"x": x.to("meta")}, "input x is on meta; expected cpu"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_named(engine, x, change, sentence):
+    with pytest.raises(GBCIError) as refused:
+        engine(change(x))
+    assert sentence in str(refused.value)
+
+
+def test_an_output_that_does_not_fit_is_named(engine, x):
+    with pytest.raises(GBCIError, match="the engine's outputs are y, z; given or missing by mistake: z"):
+        engine({"x": x}, {"y": torch.empty(2, 4, 8, 8)})
+    with pytest.raises(GBCIError, match=r"the engine's output z is \[1\] float32; expected \[2, 3, 8, 8\] float32"):
+        engine({"x": x}, {"y": torch.empty(2, 4, 8, 8), "z": torch.empty(1)})
+
+
+def test_what_tensorrt_refuses_is_passed_on(engine, x, fake):
+    fake.Behavior.refused_address = "y"
+    with pytest.raises(GBCIError, match=r"the engine's output y at 0x[0-9a-f]+ is refused by fake"):
+        engine({"x": x})
+    fake.Behavior.refused_address, fake.Behavior.run_error = None, "illegal\naddress"
+    with pytest.raises(GBCIError, match="fake failed to run an engine: illegal address"):
+        engine({"x": x})
+
+
+def test_a_plan_that_cannot_be_loaded_names_reason_and_remedy(fake, small):
+    flavor, plan = FLAVORS["fake"], build(small, FLAVORS["fake"]).plan
+    remedy = "build it on this machine, or choose the fused runtime"
+    with pytest.raises(GBCIError, match=rf"^fake 10.13.0 cannot load the engine here \(wrong magic\); {remedy}$"):
+        deserialize(b"junk", flavor)
+    bits = fake.EngineInvalidityDiagnostics.UNSUPPORTED_CC | fake.EngineInvalidityDiagnostics.OLD_CUDA_DRIVER
+    fake.Behavior.validity = fake.EngineValidity.INVALID, bits
+    expected = rf"cannot run the engine here \(unsupported cc, old cuda driver\); {remedy}"
+    with pytest.raises(GBCIError, match=expected):
+        deserialize(plan, flavor)
+    fake.Behavior.validity = fake.EngineValidity.INVALID, 0
+    with pytest.raises(GBCIError, match=r"cannot run the engine here \(it says no reason\)"):
+        deserialize(plan, flavor)
+    fake.Behavior.validity, fake.Behavior.no_context = (fake.EngineValidity.VALID, 0), True
+    with pytest.raises(GBCIError, match="fake cannot run an engine on cpu: it says no reason"):
+        Engine(plan, flavor, CPU)
+
+
+def test_a_flavor_that_cannot_tell_whether_a_plan_is_valid_is_asked_to_load_it(fake, small, x, monkeypatch):
+    monkeypatch.delattr(fake.Runtime, "get_engine_validity")  # the one for data centers has none
+    engine = Engine(build(small, FLAVORS["fake"]).plan, FLAVORS["fake"], CPU)
+    torch.testing.assert_close(engine({"x": x})["y"], reference(x))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what is said where there is no driver")
+def test_without_a_driver_the_real_one_says_so(small):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    flavor = FLAVORS["tensorrt-rtx"]
+    plan = build(small, flavor, capabilities=("8.0",)).plan
+    with pytest.raises(GBCIError, match=r"tensorrt-rtx .* cannot run the engine here .*GPU driver is installed"):
+        deserialize(plan, flavor)
+
+
+def test_a_plan_takes_the_weights_of_another_file(fake, small, tmp_path, onnx_writer, x):
+    flavor, other = FLAVORS["fake"], onnx_writer(tmp_path / "other.onnx", weight=2.0)
+    first = build(small, flavor, device=CPU)
+    made = refit(first.plan, other, flavor, CPU)
+    torch.testing.assert_close(Engine(made.plan, flavor, CPU)({"x": x})["y"], reference(x, 2.0))
+    assert made.structure == first.structure
+    fake.Behavior.refit_error = True
+    assert refit(first.plan, other, flavor, CPU) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", FLAVORS)
+def test_on_a_gpu(name, small, tmp_path, onnx_writer, x):
+    """Built for this GPU, run, captured in a CUDA graph, and refitted."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    flavor = FLAVORS[name]
+    if flavor.why_not(device):
+        pytest.skip(flavor.why_not(device)[0])
+    made = build(small, flavor, capabilities=(flavor.target(device),), device=device)
+    engine, x = Engine(made.plan, flavor, device), x.to(device)
+    torch.testing.assert_close(engine({"x": x})["y"].cpu(), reference(x.cpu()), rtol=1e-4, atol=1e-4)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        engine({"x": x})
+    stream.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        outputs = engine({"x": x})
+    x.mul_(2)
+    graph.replay()
+    torch.testing.assert_close(outputs["y"].cpu(), reference(x.cpu()), rtol=1e-4, atol=1e-4)
+    refitted = refit(made.plan, onnx_writer(tmp_path / "other.onnx", weight=3.0), flavor, device)
+    other = Engine(refitted.plan, flavor, device)({"x": x})["y"]
+    torch.testing.assert_close(other.cpu(), reference(x.cpu(), 3.0), rtol=1e-4, atol=1e-4)
+    offset = torch.empty(x.numel() + 1, device=device)[1:].view_as(x).copy_(x)
+    with pytest.raises(GBCIError, match="expected an address that 256 divides"):
+        engine({"x": offset})
