@@ -1,3 +1,1 @@
-"""Mammograms in and out: readers, writers, the VinDr-Mammo layout, model space, phantoms."""
-
-import zlib  # noqa: F401  (before pydicom loads GDCM: its zlib would corrupt the system's if that were loaded later)
+"""Data sets: the VinDr-Mammo layout, frames and fields of view, segmentation, the cache of `prepare`."""

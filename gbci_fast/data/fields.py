@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.data.dicom import Mammogram
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.preprocess import Frame, box_ellipse
 from gbci_fast.data.vindr import TEMPLATE, ImageRecord
+from gbci_fast.dicom.reading import Mammogram
 from gbci_fast.errors import GBCIError
 
 

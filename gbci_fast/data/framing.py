@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gbci_fast.data.dicom import Mammogram
 from gbci_fast.data.fields import FieldOfView, field_of_view, lesion_truth
 from gbci_fast.data.preprocess import MODEL_SIZE, Box, Frame, whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask, pectoral_mask
 from gbci_fast.data.vindr import ImageRecord
+from gbci_fast.dicom.reading import Mammogram
 from gbci_fast.errors import GBCIError
 
 VIEWS = ("whole", "lesion")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from gbci_fast.data.bounds import MAX_DEFLATE, BoundedFile
+from gbci_fast.dicom.bounds import MAX_DEFLATE, BoundedFile
 from gbci_fast.errors import GBCIError
 
 FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG")

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from gbci_fast.data.acquisition import side_contradiction
 from gbci_fast.data.cache import attribute_columns, frame_columns, pack_masks
 from gbci_fast.data.fields import Lesion
 from gbci_fast.data.framing import VIEWS, FramedView, Reading, patient_fold, read_views
 from gbci_fast.data.preprocess import MODEL_SIZE
 from gbci_fast.data.segmentation import chest_wall_side
 from gbci_fast.data.vindr import SPLITS, ImageRecord
+from gbci_fast.dicom.acquisition import side_contradiction
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import sha256_of
 from gbci_fast.jobs.processes import start_worker

@@ -18,10 +18,10 @@ from itertools import count
 from pathlib import Path
 
 from gbci_fast.attributes import NO_FINDING, Attributes, is_unknown
-from gbci_fast.data.bounds import bounded_lines, check_regular
-from gbci_fast.data.dicom import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
-from gbci_fast.data.views import laterality_in_text, view_in_text, without_view
 from gbci_fast.data.walk import Found, fault_of, walk_files
+from gbci_fast.dicom.bounds import bounded_lines, check_regular
+from gbci_fast.dicom.reading import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
+from gbci_fast.dicom.view_positions import laterality_in_text, view_in_text, without_view
 from gbci_fast.errors import GBCIError, InputWarning, one_line
 
 BREAST_TABLE = "breast-level_annotations.csv"

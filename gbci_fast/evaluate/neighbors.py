@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from gbci_fast.data.bounds import MEBIBYTE, check_regular
+from gbci_fast.dicom.bounds import MEBIBYTE, check_regular
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import CONTEXT, CROP_SIZE, SMALLEST_WINDOW, Crops
 from gbci_fast.jobs.files import atomically

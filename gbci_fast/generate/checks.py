@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gbci_fast.data.dicom import ImageHeader, read_header
 from gbci_fast.data.vindr import ImageRecord
+from gbci_fast.dicom.reading import ImageHeader, read_header
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.masks import BoxMask, EllipseMask, FileMask
 from gbci_fast.generate.plan import PlanItem

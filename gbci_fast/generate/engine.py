@@ -9,12 +9,12 @@ import numpy as np
 from scipy import ndimage
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.data.acquisition import side_contradiction
-from gbci_fast.data.dicom import Mammogram
 from gbci_fast.data.fields import known_truth
 from gbci_fast.data.preprocess import Frame, whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask, pectoral_mask, placement_mask
 from gbci_fast.data.vindr import ImageRecord
+from gbci_fast.dicom.acquisition import side_contradiction
+from gbci_fast.dicom.reading import Mammogram
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.masks import AutomaticMask, BoxMask, FileMask, automatic_mask
 from gbci_fast.generate.plan import PlanItem

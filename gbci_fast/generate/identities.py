@@ -11,8 +11,8 @@ from typing import Any
 
 from gbci_fast.attributes import Attributes
 from gbci_fast.data.deidentify import Deidentifier, KeptIdentifiers
-from gbci_fast.data.dicom import IMAGE_SUFFIXES, Mammogram
 from gbci_fast.data.vindr import ImageRecord
+from gbci_fast.dicom.reading import IMAGE_SUFFIXES, Mammogram
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.jobs.folder import JOB_FILE

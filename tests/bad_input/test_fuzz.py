@@ -10,8 +10,8 @@ import pydicom
 import pytest
 from pydicom.encaps import encapsulate, generate_frames
 
-from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.mask_files import read_mask
+from gbci_fast.dicom.reading import read_mammogram
 from gbci_fast.errors import GBCIError, one_line
 
 FUZZ = Path(__file__).parents[1] / "fuzz"

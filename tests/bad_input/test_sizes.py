@@ -151,7 +151,7 @@ def case(world, tmp_path, request):
 READ = """
 import re, sys
 from pathlib import Path
-from gbci_fast.data.dicom import read_mammogram
+from gbci_fast.dicom.reading import read_mammogram
 from gbci_fast.errors import GBCIError
 
 def memory(key):
@@ -218,7 +218,7 @@ def test_a_table_of_one_line(copy_of, tmp_path, capfd):
 
 def test_limits_let_real_images_pass(world):
     """The least of a real mammogram: most of it air, encoded by the best lossless encoder."""
-    from gbci_fast.data.dicom import read_mammogram
+    from gbci_fast.dicom.reading import read_mammogram
 
     dataset = pydicom.dcmread(world["image"])
     stored = np.zeros((4096, 3328), np.uint16)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from pydicom import Dataset
 
-from gbci_fast.data.dicom import read_header
 from gbci_fast.data.framing import read_views
 from gbci_fast.data.prepare_image import contradictions
 from gbci_fast.data.vindr import find_inputs
+from gbci_fast.dicom.reading import read_header
 
 
 def code(value, meaning="x"):

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.data.dicom import Mammogram
 from gbci_fast.data.fields import lesion_truth
-from gbci_fast.data.presentation import full_scale
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE, VinDr, find_inputs
+from gbci_fast.dicom.presentation import full_scale
+from gbci_fast.dicom.reading import Mammogram
 from gbci_fast.errors import GBCIError, InputWarning
 
 BREAST = {

@@ -60,7 +60,7 @@ def read_image(path: Path) -> None:
     """Reads, and checks what a caller may rely on."""
     import numpy as np
 
-    from gbci_fast.data.dicom import read_mammogram
+    from gbci_fast.dicom.reading import read_mammogram
 
     mammogram = read_mammogram(path)
     unit = mammogram.unit()

@@ -144,7 +144,7 @@ def _write_lossy(path: Path, stored: np.ndarray) -> None:
 
 
 def _transcode(path: Path, name: str) -> None:
-    import gdcm  # after pydicom, which has loaded the system's zlib: see gbci_fast/data/__init__.py
+    import gdcm  # after pydicom, which has loaded the system's zlib: see gbci_fast/dicom/__init__.py
 
     reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
     reader.SetFileName(str(path))

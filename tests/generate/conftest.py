@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from pydicom import Dataset
 
-from gbci_fast.data.dicom_writer import MammogramHeader, mammogram_dataset, uid_from_seed, write_dicom
 from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.vindr import find_inputs
+from gbci_fast.dicom.writing import MammogramHeader, mammogram_dataset, uid_from_seed, write_dicom
 from gbci_fast.generate.identities import job_identities
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan

@@ -16,8 +16,8 @@ from pydicom import dcmread
 from pydicom.uid import DigitalXRayImageStorageForPresentation, SecondaryCaptureImageStorage
 
 from gbci_fast.data.deidentify import Deidentifier, KeptIdentifiers
-from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import VinDr, find_inputs
+from gbci_fast.dicom.reading import read_mammogram
 from gbci_fast.errors import GBCIError, InputWarning, without_values
 from gbci_fast.generate.identities import Identities, derive_key, job_identities
 from gbci_fast.generate.sinks.dicom import NOT_LOOKED_AT

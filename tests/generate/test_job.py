@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from gbci_fast.data.deidentify import Deidentifier, KeptIdentifiers
-from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import VinDr, find_inputs
+from gbci_fast.dicom.reading import read_mammogram
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.generate import job, sinks

@@ -7,8 +7,8 @@ from PIL import Image
 from pydicom.uid import DigitalMammographyXRayImageStorageForProcessing
 
 from gbci_fast.data.deidentify import KeptIdentifiers
-from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import find_inputs
+from gbci_fast.dicom.reading import read_mammogram
 from gbci_fast.generate.identities import Identities
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan

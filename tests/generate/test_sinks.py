@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.vindr import VinDr, find_inputs
+from gbci_fast.dicom.reading import read_mammogram
 from gbci_fast.generate.settings import SamplerSettings
 from gbci_fast.generate.sinks import png
 

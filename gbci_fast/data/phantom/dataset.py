@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from gbci_fast.attributes import NO_FINDING
-from gbci_fast.data.dicom_writer import mammogram_dataset, uid_from_seed, write_dicom
 from gbci_fast.data.phantom.population import Population
 from gbci_fast.data.phantom.preview import PREVIEW, write_preview
 from gbci_fast.data.phantom.study import (
@@ -27,6 +26,7 @@ from gbci_fast.data.phantom.study import (
     render_plan,
 )
 from gbci_fast.data.phantom.ultrasound_files import ULTRASOUND_COLUMNS, ultrasound_file, write_ultrasound
+from gbci_fast.dicom.writing import mammogram_dataset, uid_from_seed, write_dicom
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import is_empty, real_path, remove_temporaries, sync, sync_tree
 from gbci_fast.jobs.processes import close_pool, how_it_ended, processes_of, worker_pool

@@ -12,7 +12,7 @@ from pydicom.uid import UID, SecondaryCaptureImageStorage
 from gbci_fast import __version__
 from gbci_fast.attributes import NO_FINDING
 from gbci_fast.data.deidentify import KeptIdentifiers
-from gbci_fast.data.dicom_writer import (
+from gbci_fast.dicom.writing import (
     MammogramHeader,
     SourceImage,
     mammogram_dataset,

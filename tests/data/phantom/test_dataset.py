@@ -15,10 +15,10 @@ from PIL import Image
 from pydicom import dcmread
 
 from gbci_fast.attributes import FINDING_CATEGORIES
-from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.fields import lesion_truth
 from gbci_fast.data.phantom import Population, generate_phantom, render_study
 from gbci_fast.data.vindr import VinDr
+from gbci_fast.dicom.reading import read_mammogram
 from gbci_fast.errors import GBCIError
 
 VINDR_FINDING_COLUMNS = [

@@ -4,9 +4,9 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
-from gbci_fast.data.acquisition import side_contradiction
-from gbci_fast.data.dicom import Mammogram, read_mammogram
 from gbci_fast.data.segmentation import breast_mask, chest_wall_side
+from gbci_fast.dicom.acquisition import side_contradiction
+from gbci_fast.dicom.reading import Mammogram, read_mammogram
 from gbci_fast.errors import GBCIError
 
 from . import second
@@ -19,9 +19,9 @@ UNKNOWN = "?"  # where another or none is installed
 INTRODUCTION = f"""\
 # Which DICOM files are read
 
-Made by `python tests/data/corpus`, from the files of `tests/data/corpus`, each of which is a test: its display against
-values worked out by hand, and against dcmtk where that has a renderer of it. What is read can also be written: with
-another lesion in it, every other pixel has the same stored value and the same display.
+Made by `python tests/dicom/corpus`, from the files of `tests/dicom/corpus`, each of which is a test: its display
+against values worked out by hand, and against dcmtk where that has a renderer of it. What is read can also be written:
+with another lesion in it, every other pixel has the same stored value and the same display.
 
 - Display values go from 0 (black) to 1 (white), bright = dense, and are computed at 16 bits. The last column is the
   largest difference to dcmtk {DCMTK} in levels of 65535: it scales VOI LUTs by 1 / 2^bits and rounds after a rescale.

@@ -9,7 +9,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from gbci_fast.data.bounds import MAX_READS, BoundedDicom, check_short_values
+from gbci_fast.dicom.bounds import MAX_READS, BoundedDicom, check_short_values
 from gbci_fast.errors import GBCIError
 
 MAGIC_LENGTH = 132

@@ -20,8 +20,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from gbci_fast.data.dicom import read_mammogram
 from gbci_fast.data.mask_files import read_mask
+from gbci_fast.dicom.reading import read_mammogram
 from gbci_fast.errors import GBCIError
 
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}

@@ -10,8 +10,8 @@ import pytest
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import JPEGLosslessSV1, JPEGLSLossless
 
-from gbci_fast.data.dicom import read_mammogram
-from gbci_fast.data.jpeg import read_jpeg
+from gbci_fast.dicom.jpeg import read_jpeg
+from gbci_fast.dicom.reading import read_mammogram
 from gbci_fast.errors import GBCIError
 
 STORED = np.random.default_rng(0).integers(0, 4096, (48, 40)).astype(np.uint16)
@@ -75,7 +75,7 @@ from corpus import frames
 from corpus.files import RAMP_8, dataset
 from pydicom.encaps import encapsulate
 from pydicom.dataset import FileMetaDataset
-from gbci_fast.data.pixels import decode
+from gbci_fast.dicom.pixels import decode
 header = dataset(RAMP_8)
 header.file_meta = FileMetaDataset()
 header.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.50"

@@ -23,10 +23,10 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import DSfloat
 
-from gbci_fast.data.acquisition import magnification
-from gbci_fast.data.complaints import CODEC_LOCK
-from gbci_fast.data.luts import lut_entries
-from gbci_fast.data.views import view_modifiers
+from gbci_fast.dicom.acquisition import magnification
+from gbci_fast.dicom.complaints import CODEC_LOCK
+from gbci_fast.dicom.luts import lut_entries
+from gbci_fast.dicom.view_positions import view_modifiers
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import atomically
 

@@ -19,7 +19,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from gbci_fast.data.views import BODY_VIEWS, MAMMOGRAPHY_VIEWS, UNKNOWN_TERM, stated_view
+from gbci_fast.dicom.view_positions import BODY_VIEWS, MAMMOGRAPHY_VIEWS, UNKNOWN_TERM, stated_view
 from gbci_fast.errors import GBCIError
 
 MAMMOGRAPHY = (

@@ -21,7 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from gbci_fast.data.dicom import read_mammogram
+from gbci_fast.dicom.reading import read_mammogram
 from gbci_fast.errors import GBCIError
 
 from . import frames

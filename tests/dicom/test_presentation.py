@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from gbci_fast.data.dicom import read_mammogram
-from gbci_fast.data.luts import lut_entries
-from gbci_fast.data.presentation import Presentation, full_scale, presentation_of
+from gbci_fast.dicom.luts import lut_entries
+from gbci_fast.dicom.presentation import Presentation, full_scale, presentation_of
+from gbci_fast.dicom.reading import read_mammogram
 from gbci_fast.errors import GBCIError
 
 EVERY_12_BIT = np.arange(4096, dtype=np.uint16).reshape(64, 64)

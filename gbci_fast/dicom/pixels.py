@@ -19,13 +19,13 @@ from pydicom.uid import (
     JPEGTransferSyntaxes,
 )
 
-from gbci_fast.data.bounds import check_frame, check_native, check_short_values
-from gbci_fast.data.codestream import Codestream, only_frame
-from gbci_fast.data.complaints import no_complaints
-from gbci_fast.data.dicom_file import numbers
-from gbci_fast.data.jpeg import read_jpeg
-from gbci_fast.data.jpeg2000 import check_tiles, read_jpeg2000
-from gbci_fast.data.kinds import check_kind
+from gbci_fast.dicom.bounds import check_frame, check_native, check_short_values
+from gbci_fast.dicom.codestream import Codestream, only_frame
+from gbci_fast.dicom.complaints import no_complaints
+from gbci_fast.dicom.file import numbers
+from gbci_fast.dicom.jpeg import read_jpeg
+from gbci_fast.dicom.jpeg2000 import check_tiles, read_jpeg2000
+from gbci_fast.dicom.kinds import check_kind
 from gbci_fast.errors import GBCIError
 
 # Several times the largest detector; a header that claims more is damaged, and would exhaust memory when decoded.

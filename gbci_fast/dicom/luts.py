@@ -3,7 +3,7 @@
 import numpy as np
 from pydicom import Dataset
 
-from gbci_fast.data.bounds import check_lut
+from gbci_fast.dicom.bounds import check_lut
 from gbci_fast.errors import GBCIError
 
 

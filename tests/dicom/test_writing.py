@@ -11,8 +11,8 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import UID, ExplicitVRBigEndian
 
-from gbci_fast.data.dicom import read_mammogram
-from gbci_fast.data.dicom_writer import MammogramHeader, SourceImage, mammogram_dataset, uid_from_seed, write_dicom
+from gbci_fast.dicom.reading import read_mammogram
+from gbci_fast.dicom.writing import MammogramHeader, SourceImage, mammogram_dataset, uid_from_seed, write_dicom
 from gbci_fast.errors import GBCIError
 
 needs_dciodvfy = pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (dicom3tools) is not installed")

@@ -9,7 +9,7 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
-from gbci_fast.data.dicom import read_mammogram
+from gbci_fast.dicom.reading import read_mammogram
 
 STORED = np.random.default_rng(0).integers(0, 256, (48, 40)).astype(np.uint8)
 

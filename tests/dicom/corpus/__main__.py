@@ -1,4 +1,4 @@
-"""Writes docs/dicom.md: `python tests/data/corpus`."""
+"""Writes docs/dicom.md: `python tests/dicom/corpus`."""
 
 import sys
 from pathlib import Path

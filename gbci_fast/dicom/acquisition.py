@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from pydicom import Dataset
 
-from gbci_fast.data.dicom_file import numbers
-from gbci_fast.data.presentation import Presentation, is_for_processing
-from gbci_fast.data.views import MAGNIFICATION, view_modifiers
+from gbci_fast.dicom.file import numbers
+from gbci_fast.dicom.presentation import Presentation, is_for_processing
+from gbci_fast.dicom.view_positions import MAGNIFICATION, view_modifiers
 from gbci_fast.errors import GBCIError
 
 # Plausible spacing in mm per pixel, from a fine film scan to a thumbnail.

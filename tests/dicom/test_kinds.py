@@ -20,7 +20,7 @@ from pydicom.uid import (
     UltrasoundImageStorage,
 )
 
-from gbci_fast.data.dicom import read_header, read_mammogram
+from gbci_fast.dicom.reading import read_header, read_mammogram
 from gbci_fast.errors import GBCIError
 
 CR, DX, SC = ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation, SecondaryCaptureImageStorage

@@ -4,7 +4,7 @@ from .table import DOCUMENT, UNKNOWN, make_document
 
 
 def test_document_is_up_to_date():
-    """Remake it with `python tests/data/corpus`."""
+    """Remake it with `python tests/dicom/corpus`."""
     written = DOCUMENT.read_text(encoding="utf-8").splitlines()
     made = make_document().splitlines()
     assert len(written) == len(made)

@@ -5,7 +5,7 @@ import struct
 
 from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSTransferSyntaxes
 
-from gbci_fast.data.codestream import Codestream
+from gbci_fast.dicom.codestream import Codestream
 from gbci_fast.errors import GBCIError
 
 _LOSSLESS, _JPEG_LS = 0xC3, 0xF7

@@ -17,8 +17,8 @@ from pydicom.uid import (
 )
 from scipy.special import expit
 
-from gbci_fast.data.dicom_file import numbers
-from gbci_fast.data.luts import lut_bits, lut_entries
+from gbci_fast.dicom.file import numbers
+from gbci_fast.dicom.luts import lut_bits, lut_entries
 from gbci_fast.errors import GBCIError
 
 # Without a VOI transformation: display from the first percentile of the breast to the second (percent).

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from pydicom import Dataset
 
-from gbci_fast.data.acquisition import age, notes, spacing
-from gbci_fast.data.bounds import BoundedFile, check_native, check_png, check_regular
-from gbci_fast.data.dicom_file import (
+from gbci_fast.dicom.acquisition import age, notes, spacing
+from gbci_fast.dicom.bounds import BoundedFile, check_native, check_png, check_regular
+from gbci_fast.dicom.file import (
     MAGIC_LENGTH,
     flatten_functional_groups,
     is_bare_dicom,
@@ -23,10 +23,10 @@ from gbci_fast.data.dicom_file import (
     read_dataset,
     trim_luts,
 )
-from gbci_fast.data.kinds import kind_notes
-from gbci_fast.data.pixels import check_header, check_size, decode
-from gbci_fast.data.presentation import Presentation, full_scale, presentation_of
-from gbci_fast.data.views import laterality, laterality_in_text, other_view, view_in_text, view_position
+from gbci_fast.dicom.kinds import kind_notes
+from gbci_fast.dicom.pixels import check_header, check_size, decode
+from gbci_fast.dicom.presentation import Presentation, full_scale, presentation_of
+from gbci_fast.dicom.view_positions import laterality, laterality_in_text, other_view, view_in_text, view_position
 from gbci_fast.errors import GBCIError
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

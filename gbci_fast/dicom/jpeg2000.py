@@ -3,7 +3,7 @@
 import struct
 from collections import Counter
 
-from gbci_fast.data.codestream import Codestream
+from gbci_fast.dicom.codestream import Codestream
 from gbci_fast.errors import GBCIError
 
 _START = b"\xff\x4f\xff\x51"  # start of codestream, SIZ; some files wrap the codestream in JP2 boxes

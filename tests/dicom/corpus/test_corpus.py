@@ -5,8 +5,8 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from gbci_fast.data.dicom import read_header, read_mammogram
-from gbci_fast.data.dicom_writer import MammogramHeader, mammogram_dataset, write_dicom
+from gbci_fast.dicom.reading import read_header, read_mammogram
+from gbci_fast.dicom.writing import MammogramHeader, mammogram_dataset, write_dicom
 from gbci_fast.errors import GBCIError
 
 from . import second

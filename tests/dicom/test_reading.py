@@ -23,7 +23,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from gbci_fast.data.dicom import looks_like_image, read_mammogram
+from gbci_fast.dicom.reading import looks_like_image, read_mammogram
 from gbci_fast.errors import GBCIError
 
 SYNTAXES = (
@@ -184,7 +184,7 @@ def test_reading_in_threads_leaves_the_warning_filters_as_they_were(make_dicom, 
 
 def test_gdcm_does_not_break_zlib():
     # GDCM's own zlib takes over the functions of a system zlib that is loaded after it; compressing then crashes.
-    code = "import gbci_fast.data.dicom, gdcm, os, zlib; zlib.decompress(zlib.compress(os.urandom(10**6)))"
+    code = "import gbci_fast.dicom.reading, gdcm, os, zlib; zlib.decompress(zlib.compress(os.urandom(10**6)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
