@@ -18,13 +18,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.vindr import ImageRecord, find_inputs
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings
 from gbci_fast.model.pipeline import GBCIPipeline
+from gbci_fast.phantom import generate_phantom
 
 STUDIES = 4  # of four views each
 STEPS = {"few_step": 4, "tolerance": 20, "host": 4}

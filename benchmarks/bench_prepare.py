@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.prepare import prepare
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE
+from gbci_fast.phantom import generate_phantom
 
 SIZE = 256  # of the phantoms; the cache's is the default
 DISTINCT = 100

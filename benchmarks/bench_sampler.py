@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.fields import to_unit
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.evaluate.metrics import grow
 from gbci_fast.evaluate.paired import MASK_GROWTH, Case, PairedSettings, load_cases
 from gbci_fast.evaluate.parity import (
@@ -45,6 +44,7 @@ from gbci_fast.fast.tensorrt.denoiser import why_not_tensorrt
 from gbci_fast.jobs.files import hash_weights
 from gbci_fast.model.checkpoint import checkpoint_folder
 from gbci_fast.model.pipeline import GBCIPipeline
+from gbci_fast.phantom import generate_phantom
 
 BATCHES, STEPS = (1, 8, 64, 256), (4, 20, 50)
 QUICK = {"cpu": ((1, 4), (8, 4)), "cuda": ((8, 20), (256, 20))}

@@ -25,13 +25,13 @@ from bench_unet import STEP, denoiser, flops_per_image, inputs
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.evaluate.paired import PairedSettings, load_cases
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.fast.runtimes.fused import FusedDenoiser
 from gbci_fast.jobs.files import atomically
 from gbci_fast.model.devices import pick_device
 from gbci_fast.model.pipeline import GBCIPipeline
+from gbci_fast.phantom import generate_phantom
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**32}  # read, and as many written: far more than any cache
 MATMUL = {"cpu": 2048, "cuda": 8192}

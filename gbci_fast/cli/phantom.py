@@ -58,7 +58,7 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the data set and says where it is."""
-    from gbci_fast.data.phantom import Population, generate_phantom
+    from gbci_fast.phantom import Population, generate_phantom
 
     population = Population(prevalence=args.prevalence, balance=args.balance)
     each = 4 * args.growth  # images of a patient

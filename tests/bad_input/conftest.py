@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from gbci_fast.cli import main
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.prepare import prepare
 from gbci_fast.data.prepare_image import PrepareSettings
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.model.pipeline import GBCIPipeline
+from gbci_fast.phantom import generate_phantom
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

@@ -10,11 +10,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.evaluate.distances import kernel_distance
 from gbci_fast.evaluate.distribution import DistributionSettings, Plan
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops
 from gbci_fast.model.pipeline import GBCIPipeline
+from gbci_fast.phantom import generate_phantom
 from gbci_fast.training.distill import DistillConfig, low_rank_change, with_low_rank
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset

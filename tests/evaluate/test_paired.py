@@ -12,7 +12,6 @@ from PIL import Image
 from gbci_fast.attributes import Attributes
 from gbci_fast.cli import evaluate as command
 from gbci_fast.data.fields import Lesion
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.preprocess import whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask
 from gbci_fast.data.vindr import VinDr
@@ -29,6 +28,7 @@ from gbci_fast.evaluate.paired import (
     image_seed,
     load_cases,
 )
+from gbci_fast.phantom import generate_phantom
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, read_lesions
 from gbci_fast.evaluate.patches import (
@@ -19,6 +18,7 @@ from gbci_fast.evaluate.patches import (
     normal_patches,
     sites,
 )
+from gbci_fast.phantom import generate_phantom
 
 SIZE = 160
 BRIGHT = 60000

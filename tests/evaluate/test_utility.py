@@ -9,7 +9,6 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.painting import PaintSettings
 from gbci_fast.evaluate.patch_classifier import PatchClassifier, PatchSet, classify, flip, train_classifier, vary
@@ -27,6 +26,7 @@ from gbci_fast.evaluate.utility import (
     train_arms,
 )
 from gbci_fast.evaluate.utility_figure import draw_figure
+from gbci_fast.phantom import generate_phantom
 
 TINY = UtilitySettings(seeds=2, fractions=(50, 100), train_steps=3, train_batch=4, synthetic_count=3)
 

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from pydicom import Dataset
 
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.vindr import find_inputs
 from gbci_fast.dicom.writing import MammogramHeader, mammogram_dataset, uid_from_seed, write_dicom
 from gbci_fast.generate.identities import job_identities
@@ -17,6 +16,7 @@ from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings
 from gbci_fast.model.pipeline import GBCIPipeline
+from gbci_fast.phantom import generate_phantom
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

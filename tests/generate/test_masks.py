@@ -10,12 +10,12 @@ from PIL import Image
 from scipy import ndimage
 
 from gbci_fast.attributes import FINDING_CATEGORIES
-from gbci_fast.data.phantom import render_study
 from gbci_fast.data.preprocess import whole_breast_frame
 from gbci_fast.data.segmentation import placement_mask
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.masks import DIAMETER_RANGE, EllipseMask, FileMask, automatic_mask, read_mask_file
 from gbci_fast.generate.priors import LogNormal, load_priors
+from gbci_fast.phantom import render_study
 
 PRIORS = load_priors()
 

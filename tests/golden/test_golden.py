@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from gbci_fast import GBCIPipeline, accelerate
-from gbci_fast.data.phantom import generate_phantom
 from gbci_fast.data.vindr import find_inputs
 from gbci_fast.generate.identities import job_identities
 from gbci_fast.generate.job import run_job
@@ -23,6 +22,7 @@ from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings
 from gbci_fast.jobs.files import hash_weights
 from gbci_fast.model.checkpoint import PACKAGED_WEIGHTS
+from gbci_fast.phantom import generate_phantom
 
 ARRAYS, DIGESTS = Path(__file__).with_name("golden.npz"), Path(__file__).with_name("golden.json")
 SIZE, STEPS = 96, 4

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gbci_fast.data.phantom import generate_phantom
+from gbci_fast.phantom import generate_phantom
 from gbci_fast.training.data import load_images
 
 

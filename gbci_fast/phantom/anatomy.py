@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from gbci_fast.data.phantom.bodies import VIEW_AXES
+from gbci_fast.phantom.bodies import VIEW_AXES
 
 FIELD_HEIGHT = 240.0  # mm from the top to the bottom edge of every image
 SKIN = 0.75  # mm

@@ -14,9 +14,13 @@ import numpy as np
 from PIL import Image
 
 from gbci_fast.attributes import NO_FINDING
-from gbci_fast.data.phantom.population import Population
-from gbci_fast.data.phantom.preview import PREVIEW, write_preview
-from gbci_fast.data.phantom.study import (
+from gbci_fast.dicom.writing import mammogram_dataset, uid_from_seed, write_dicom
+from gbci_fast.errors import GBCIError
+from gbci_fast.jobs.files import is_empty, real_path, remove_temporaries, sync, sync_tree
+from gbci_fast.jobs.processes import close_pool, how_it_ended, processes_of, worker_pool
+from gbci_fast.phantom.population import Population
+from gbci_fast.phantom.preview import PREVIEW, write_preview
+from gbci_fast.phantom.study import (
     LesionTruth,
     PhantomImage,
     StudyPlan,
@@ -25,11 +29,7 @@ from gbci_fast.data.phantom.study import (
     make_grid,
     render_plan,
 )
-from gbci_fast.data.phantom.ultrasound_files import ULTRASOUND_COLUMNS, ultrasound_file, write_ultrasound
-from gbci_fast.dicom.writing import mammogram_dataset, uid_from_seed, write_dicom
-from gbci_fast.errors import GBCIError
-from gbci_fast.jobs.files import is_empty, real_path, remove_temporaries, sync, sync_tree
-from gbci_fast.jobs.processes import close_pool, how_it_ended, processes_of, worker_pool
+from gbci_fast.phantom.ultrasound_files import ULTRASOUND_COLUMNS, ultrasound_file, write_ultrasound
 
 PATIENT_COLUMNS = ("source", "spacing_mm", "patient_id", "timepoint", "days", "age", "hazard", "twin")
 LESION_COLUMNS = ("report", "pathology", "volume_mm3", "doubling_days", "mask_file", "ultrasound")

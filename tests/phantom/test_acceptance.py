@@ -1,6 +1,6 @@
 """A plain detector finds a mass less often the denser the breast, and more often the denser the mass.
 
-Run as a script for the figures: ``python tests/data/phantom/test_acceptance.py [views] [seeds]``.
+Run as a script for the figures: ``python tests/phantom/test_acceptance.py [views] [seeds]``.
 """
 
 import functools
@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from gbci_fast.data.phantom.bodies import VIEW_AXES, Ellipsoid
-from gbci_fast.data.phantom.findings import Finding
-from gbci_fast.data.phantom.placement import Room
-from gbci_fast.data.phantom.population import DENSITIES
-from gbci_fast.data.phantom.study import draw_study, make_grid, render_image, stream
 from gbci_fast.evaluate.observer import auc_interval, matched_filter, roc_auc, score
+from gbci_fast.phantom.bodies import VIEW_AXES, Ellipsoid
+from gbci_fast.phantom.findings import Finding
+from gbci_fast.phantom.placement import Room
+from gbci_fast.phantom.population import DENSITIES
+from gbci_fast.phantom.study import draw_study, make_grid, render_image, stream
 
 RADIUS = 5.0  # mm: the smallest mass that the phantom draws
 REACH = 9.0  # mm: how far around it the observer looks

@@ -8,14 +8,14 @@ from scipy import ndimage
 from skimage.measure import regionprops
 
 from gbci_fast.attributes import FINDING_CATEGORIES
-from gbci_fast.data.phantom.anatomy import SKIN, map_anatomy
-from gbci_fast.data.phantom.bodies import VIEW_AXES, draw_mass
-from gbci_fast.data.phantom.findings import draw_findings
-from gbci_fast.data.phantom.lesions import Scene
-from gbci_fast.data.phantom.placement import Room
-from gbci_fast.data.phantom.population import DENSITIES, Population
-from gbci_fast.data.phantom.study import draw_study, growth_series, make_grid, stream
-from gbci_fast.data.phantom.texture import glandular_map
+from gbci_fast.phantom.anatomy import SKIN, map_anatomy
+from gbci_fast.phantom.bodies import VIEW_AXES, draw_mass
+from gbci_fast.phantom.findings import draw_findings
+from gbci_fast.phantom.lesions import Scene
+from gbci_fast.phantom.placement import Room
+from gbci_fast.phantom.population import DENSITIES, Population
+from gbci_fast.phantom.study import draw_study, growth_series, make_grid, stream
+from gbci_fast.phantom.texture import glandular_map
 
 BOTH = ("CC", "MLO")
 WHOLE = ("Mass", "Suspicious Calcification", "Focal Asymmetry", "Architectural Distortion")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from gbci_fast.data.phantom.bodies import Body, Cluster, Ellipsoid, draw_cluster, draw_mass, draw_node, draw_star
-from gbci_fast.data.phantom.ultrasound import (
+from gbci_fast.errors import GBCIError
+from gbci_fast.phantom.bodies import Body, Cluster, Ellipsoid, draw_cluster, draw_mass, draw_node, draw_star
+from gbci_fast.phantom.ultrasound import (
     LAYERS,
     LESIONS,
     PIXELS,
@@ -21,7 +22,6 @@ from gbci_fast.data.phantom.ultrasound import (
     render_slice,
     slice_distance,
 )
-from gbci_fast.errors import GBCIError
 
 
 def streams(index: int):

@@ -6,10 +6,10 @@ X-ray image, `ultrasound` a B-mode slice of the same lesion. `study` puts one st
 `ultrasound_files`) writes the files and `preview` a contact sheet.
 """
 
-from gbci_fast.data.phantom.dataset import generate_phantom
-from gbci_fast.data.phantom.population import Population
-from gbci_fast.data.phantom.study import LesionTruth, PhantomImage, render_study
-from gbci_fast.data.phantom.ultrasound import UltrasoundSlice, render_ultrasound
+from gbci_fast.phantom.dataset import generate_phantom
+from gbci_fast.phantom.population import Population
+from gbci_fast.phantom.study import LesionTruth, PhantomImage, render_study
+from gbci_fast.phantom.ultrasound import UltrasoundSlice, render_ultrasound
 
 __all__ = [
     "LesionTruth",

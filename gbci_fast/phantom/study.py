@@ -11,15 +11,15 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from gbci_fast.attributes import LATERALITIES, VIEW_POSITIONS
-from gbci_fast.data.phantom.anatomy import BreastShape, Grid, draw_shape, map_anatomy
-from gbci_fast.data.phantom.findings import Finding, draw_findings
-from gbci_fast.data.phantom.lesions import Scene
-from gbci_fast.data.phantom.placement import Room
-from gbci_fast.data.phantom.population import AGE_SHARES, AGES, DENSITIES, Population, relative_hazard
-from gbci_fast.data.phantom.projection import expose, fit_window, present, set_beam
-from gbci_fast.data.phantom.texture import glandular_map
 from gbci_fast.dicom.writing import MammogramHeader, uid_from_seed
 from gbci_fast.errors import GBCIError
+from gbci_fast.phantom.anatomy import BreastShape, Grid, draw_shape, map_anatomy
+from gbci_fast.phantom.findings import Finding, draw_findings
+from gbci_fast.phantom.lesions import Scene
+from gbci_fast.phantom.placement import Room
+from gbci_fast.phantom.population import AGE_SHARES, AGES, DENSITIES, Population, relative_hazard
+from gbci_fast.phantom.projection import expose, fit_window, present, set_beam
+from gbci_fast.phantom.texture import glandular_map
 
 MODEL_VERSION = "phantom 2"
 SMALLEST, LARGEST = 128, 4096  # pixels

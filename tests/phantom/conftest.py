@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gbci_fast.data.phantom.findings import Finding, draw_findings
-from gbci_fast.data.phantom.placement import Room
-from gbci_fast.data.phantom.population import DENSITIES
-from gbci_fast.data.phantom.study import (
+from gbci_fast.phantom.findings import Finding, draw_findings
+from gbci_fast.phantom.placement import Room
+from gbci_fast.phantom.population import DENSITIES
+from gbci_fast.phantom.study import (
     BreastPlan,
     PhantomImage,
     StudyPlan,

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gbci_fast.data.phantom.study import BreastPlan, StudyPlan
-from gbci_fast.data.phantom.ultrasound import UltrasoundSlice, render_ultrasound
+from gbci_fast.phantom.study import BreastPlan, StudyPlan
+from gbci_fast.phantom.ultrasound import UltrasoundSlice, render_ultrasound
 
 ULTRASOUND_COLUMNS = (
     "study_id", "laterality", "finding", "file", "mask_file", "twin_file", "height", "width", "spacing_mm", "xmin",

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from gbci_fast.data.phantom.anatomy import Anatomy, Grid
+from gbci_fast.phantom.anatomy import Anatomy, Grid
 
 # Linear attenuation at 20 keV in 1/mm (Johns and Yaffe, Phys. Med. Biol. 32, 1987, for the first two).
 MU_FAT = 0.0456

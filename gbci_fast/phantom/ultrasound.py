@@ -31,9 +31,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from gbci_fast.data.phantom.bodies import Body, Cluster, Ellipsoid, SpiculatedBody
-from gbci_fast.data.phantom.study import BreastPlan, StudyPlan, stream
 from gbci_fast.errors import GBCIError
+from gbci_fast.phantom.bodies import Body, Cluster, Ellipsoid, SpiculatedBody
+from gbci_fast.phantom.study import BreastPlan, StudyPlan, stream
 
 PIXELS = 512
 SPACING = 0.075  # mm per pixel: a field of 38.4 mm, as wide as a common linear array

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gbci_fast.attributes import FINDING_CATEGORIES
-from gbci_fast.data.phantom.population import (
+from gbci_fast.errors import GBCIError
+from gbci_fast.phantom.population import (
     AGE_SHARES,
     AGES,
     DENSITIES,
@@ -15,8 +16,7 @@ from gbci_fast.data.phantom.population import (
     log_hazard,
     relative_hazard,
 )
-from gbci_fast.data.phantom.study import draw_study
-from gbci_fast.errors import GBCIError
+from gbci_fast.phantom.study import draw_study
 
 STUDIES = 200
 

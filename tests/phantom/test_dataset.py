@@ -16,10 +16,10 @@ from pydicom import dcmread
 
 from gbci_fast.attributes import FINDING_CATEGORIES
 from gbci_fast.data.fields import lesion_truth
-from gbci_fast.data.phantom import Population, generate_phantom, render_study
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.dicom.reading import read_mammogram
 from gbci_fast.errors import GBCIError
+from gbci_fast.phantom import Population, generate_phantom, render_study
 
 VINDR_FINDING_COLUMNS = [
     "study_id", "series_id", "image_id", "laterality", "view_position", "height", "width", "breast_birads",
@@ -280,7 +280,7 @@ def test_a_breast_is_as_suspicious_as_what_it_shows(tmp_path, tools):
 def test_workers_end_with_a_killed_parent(tmp_path):
     """The pipe ends when the last process that holds it does."""
     script = (
-        "import os, signal, sys; from gbci_fast.data.phantom import generate_phantom\n"
+        "import os, signal, sys; from gbci_fast.phantom import generate_phantom\n"
         "if __name__ == '__main__':\n"
         "    kill = lambda done: done and os.kill(os.getpid(), signal.SIGKILL)\n"
         "    generate_phantom(sys.argv[1], 1000, size=128, progress=kill, workers=2)"

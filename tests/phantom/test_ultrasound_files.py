@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbci_fast.data.phantom import Population, generate_phantom
-from gbci_fast.data.phantom.study import draw_study, growth_series
-from gbci_fast.data.phantom.ultrasound import render_ultrasound
 from gbci_fast.errors import GBCIError
+from gbci_fast.phantom import Population, generate_phantom
+from gbci_fast.phantom.study import draw_study, growth_series
+from gbci_fast.phantom.ultrasound import render_ultrasound
 
 POPULATION = Population(prevalence=1.0)
 

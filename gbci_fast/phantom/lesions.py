@@ -11,12 +11,12 @@ import numpy as np
 from scipy import ndimage
 from skimage.morphology import convex_hull_image
 
-from gbci_fast.data.phantom.anatomy import SKIN, Anatomy, BreastShape, Grid, chord
-from gbci_fast.data.phantom.bodies import VIEW_AXES, Ellipsoid
-from gbci_fast.data.phantom.findings import Finding
-from gbci_fast.data.phantom.placement import skin_point
-from gbci_fast.data.phantom.projection import MU_CALCIFICATION, MU_GLAND, attenuation
-from gbci_fast.data.phantom.texture import DENSEST, Tissue, share_of, threshold
+from gbci_fast.phantom.anatomy import SKIN, Anatomy, BreastShape, Grid, chord
+from gbci_fast.phantom.bodies import VIEW_AXES, Ellipsoid
+from gbci_fast.phantom.findings import Finding
+from gbci_fast.phantom.placement import skin_point
+from gbci_fast.phantom.projection import MU_CALCIFICATION, MU_GLAND, attenuation
+from gbci_fast.phantom.texture import DENSEST, Tissue, share_of, threshold
 
 LEAST_PATH = 0.1  # mm of a body (of specks: of as much gland); thinner is no lesion
 LEAST_SHARE = 0.04  # of a change of the glandular share

@@ -7,7 +7,7 @@ Compression is taken to move nothing: CC shows (behind, lateral), MLO (behind, l
 import numpy as np
 from scipy import ndimage
 
-from gbci_fast.data.phantom.anatomy import FIELD_HEIGHT, BreastShape, Grid, map_anatomy
+from gbci_fast.phantom.anatomy import FIELD_HEIGHT, BreastShape, Grid, map_anatomy
 
 Place = tuple[float, float, float]
 

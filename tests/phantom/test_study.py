@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from gbci_fast.data.phantom import render_study
-from gbci_fast.data.phantom.anatomy import draw_shape, map_anatomy
-from gbci_fast.data.phantom.population import DENSITIES, Population
-from gbci_fast.data.phantom.study import (
+from gbci_fast.phantom import render_study
+from gbci_fast.phantom.anatomy import draw_shape, map_anatomy
+from gbci_fast.phantom.population import DENSITIES, Population
+from gbci_fast.phantom.study import (
     FIELD_BETA,
     MODEL_VERSION,
     draw_study,
@@ -18,7 +18,7 @@ from gbci_fast.data.phantom.study import (
     render_plan,
     stream,
 )
-from gbci_fast.data.phantom.texture import glandular_map
+from gbci_fast.phantom.texture import glandular_map
 
 
 def test_another_seed_or_size_is_another_image():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gbci_fast.data.phantom.bodies import (
+from gbci_fast.phantom.bodies import (
     VIEW_AXES,
     Body,
     Ellipsoid,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft
 
-from gbci_fast.data.phantom.anatomy import Anatomy, BreastShape, Grid
+from gbci_fast.phantom.anatomy import Anatomy, BreastShape, Grid
 
 STRETCH = 1.35  # along the ducts, and its inverse across
 SOFTNESS = 0.8  # of the border between fat and gland, in standard deviations of the field

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gbci_fast.attributes import VIEW_POSITIONS
-from gbci_fast.data.phantom import bodies
-from gbci_fast.data.phantom.bodies import Body
-from gbci_fast.data.phantom.placement import Place, Room
-from gbci_fast.data.phantom.population import ASSOCIATED
+from gbci_fast.phantom import bodies
+from gbci_fast.phantom.bodies import Body
+from gbci_fast.phantom.placement import Place, Room
+from gbci_fast.phantom.population import ASSOCIATED
 
 # One of these per breast at most.
 SINGLE = ("Skin Thickening", "Suspicious Lymph Node", "Nipple Retraction", "Global Asymmetry", "Skin Retraction")
