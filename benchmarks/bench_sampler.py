@@ -3,10 +3,10 @@
 `eager` is the unmodified pipeline in float32, `eager_narrow` in the dtype that tier "tolerance" takes here, `compile`
 the same with ``torch.compile`` of the UNet; then every tier of `accelerate`; `tensorrt`, that runtime in tier
 "tolerance"; and `few_step`, the checkpoint's student in tier "approximate". A tier's row times the eager pipeline in
-turn with itself, and fails unless its images are within the tier's gates (`gbci_fast.evaluate.parity`): to the eager
-pipeline's, and those of `few_step` to the eager student's. Rows of `approximate` and `few_step` that miss them stand,
-and say so, if the stored verdict of `parity_real.py` on the same weights is that held-out lesions come out no worse
-(its number of steps may be another: the verdict is on the windows and the weights).
+turn with itself, and fails unless its images are within the tier's gates (`gbci_fast.evaluate.parity.images`): to the
+eager pipeline's, and those of `few_step` to the eager student's. Rows of `approximate` and `few_step` that miss them
+stand, and say so, if the stored verdict of `parity_real.py` on the same weights is that held-out lesions come out no
+worse (its number of steps may be another: the verdict is on the windows and the weights).
 
 `--quick` runs a few steps of small batches; `--full` everything, from which ``-k cuda`` or ``-k 8-20`` choose.
 """
@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.fields import to_unit
 from gbci_fast.evaluate.metrics import grow
-from gbci_fast.evaluate.paired import MASK_GROWTH, Case, PairedSettings, load_cases
-from gbci_fast.evaluate.parity import (
+from gbci_fast.evaluate.paired.evaluation import MASK_GROWTH, Case, PairedSettings, load_cases
+from gbci_fast.evaluate.parity.images import (
     Output,
     Parity,
     candidate_output,

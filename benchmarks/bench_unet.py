@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.evaluate.parity import EXACT_LATENTS, RMS_FACTOR
+from gbci_fast.evaluate.parity.images import EXACT_LATENTS, RMS_FACTOR
 from gbci_fast.fast.denoiser import Denoiser
 from gbci_fast.fast.runtimes.eager import EagerDenoiser
 from gbci_fast.fast.runtimes.fused import FusedDenoiser

@@ -23,10 +23,10 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.cli.evaluate.options import stage_progress
-from gbci_fast.evaluate.adherence import TOLD, AdherenceSettings, evaluate_adherence
-from gbci_fast.evaluate.appearance import spectrum_slopes
-from gbci_fast.evaluate.distances import KernelPairs, frechet_distance
-from gbci_fast.evaluate.distribution import REAL, DistributionSettings, Plan, extract
+from gbci_fast.evaluate.adherence.evaluation import TOLD, AdherenceSettings, evaluate_adherence
+from gbci_fast.evaluate.distribution.appearance import spectrum_slopes
+from gbci_fast.evaluate.distribution.distances import KernelPairs, frechet_distance
+from gbci_fast.evaluate.distribution.evaluation import REAL, DistributionSettings, Plan, extract
 from gbci_fast.evaluate.extractors import open_extractors
 from gbci_fast.evaluate.features import Extractor
 from gbci_fast.evaluate.lesions import Crops, LesionCase, crop_lesions, read_lesions

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from parity_real import arguments, templates_and_masks
 
-from gbci_fast.evaluate.onnx_parity import OnnxEngines, check_decoder, check_unet
-from gbci_fast.evaluate.paired import Case, PairedSettings, load_cases
-from gbci_fast.evaluate.parity import candidate_output, measure, reference_output, worst
+from gbci_fast.evaluate.paired.evaluation import Case, PairedSettings, load_cases
+from gbci_fast.evaluate.parity.images import candidate_output, measure, reference_output, worst
+from gbci_fast.evaluate.parity.onnx import OnnxEngines, check_decoder, check_unet
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.fast.export import Bucket, export_decoder, export_unet
 from gbci_fast.fast.tensorrt.denoiser import EngineAutoencoder, TensorRTDenoiser

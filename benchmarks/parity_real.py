@@ -25,8 +25,8 @@ from torch import Tensor
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.fields import to_unit
 from gbci_fast.evaluate.metrics import patient_summary
-from gbci_fast.evaluate.paired import Case, PairedSettings, load_cases
-from gbci_fast.evaluate.parity import (
+from gbci_fast.evaluate.paired.evaluation import Case, PairedSettings, load_cases
+from gbci_fast.evaluate.parity.images import (
     Distance,
     Output,
     candidate_output,

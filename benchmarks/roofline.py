@@ -25,7 +25,7 @@ from bench_unet import STEP, denoiser, flops_per_image, inputs
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from gbci_fast.evaluate.paired import PairedSettings, load_cases
+from gbci_fast.evaluate.paired.evaluation import PairedSettings, load_cases
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.fast.runtimes.fused import FusedDenoiser
 from gbci_fast.jobs.files import atomically

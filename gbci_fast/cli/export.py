@@ -118,7 +118,7 @@ def run_onnx(args: argparse.Namespace) -> None:
     import torch
     from rich.console import Console
 
-    from gbci_fast.evaluate.onnx_parity import LARGEST_ERROR, check_decoder, check_unet
+    from gbci_fast.evaluate.parity.onnx import LARGEST_ERROR, check_decoder, check_unet
     from gbci_fast.fast.export import export_decoder, export_unet
     from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
 

@@ -16,7 +16,7 @@ from gbci_fast.data.preprocess import MODEL_SIZE
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.metrics import grow, ring_mean
-from gbci_fast.evaluate.paired import AIR_MARGIN, MASK_GROWTH, image_seed
+from gbci_fast.evaluate.paired.evaluation import AIR_MARGIN, MASK_GROWTH, image_seed
 from gbci_fast.jobs.files import real_path
 
 CROP_SIZE = 64

@@ -8,7 +8,7 @@ import numpy as np
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, crop_lesions
-from gbci_fast.evaluate.neighbors import TrainingIndex, index_digest, load_index
+from gbci_fast.evaluate.memorisation.neighbors import TrainingIndex, index_digest, load_index
 from gbci_fast.generate.plan import PlanItem
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from gbci_fast.evaluate.distances import kernel_distance
-from gbci_fast.evaluate.distribution import DistributionSettings, Plan
+from gbci_fast.evaluate.distribution.distances import kernel_distance
+from gbci_fast.evaluate.distribution.evaluation import DistributionSettings, Plan
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.phantom import generate_phantom

@@ -61,7 +61,7 @@ def test_the_summary_has_every_tier_and_nobody_s_name(script, arguments, monkeyp
 
 
 def test_a_missed_gate_is_the_exit_status(script, arguments, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("gbci_fast.evaluate.parity.EXACT_LATENTS", 0.0)
+    monkeypatch.setattr("gbci_fast.evaluate.parity.images.EXACT_LATENTS", 0.0)
     status, text = run(script, arguments, monkeypatch, tmp_path, "--tiers", "exact")
     assert status == 1
     assert not json.loads(text)["tiers"]["exact"]["holds"]

@@ -8,7 +8,7 @@ import torch
 
 from gbci_fast.cli import main
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate import onnx_parity
+from gbci_fast.evaluate.parity import onnx as onnx_parity
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae

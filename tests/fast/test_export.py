@@ -8,8 +8,8 @@ import torch
 
 from gbci_fast import GBCIPipeline, accelerate
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.onnx_parity import OnnxEngines, OnnxFunction, check_decoder, check_unet
-from gbci_fast.evaluate.parity import measure, worst
+from gbci_fast.evaluate.parity.images import measure, worst
+from gbci_fast.evaluate.parity.onnx import OnnxEngines, OnnxFunction, check_decoder, check_unet
 from gbci_fast.fast import export as module
 from gbci_fast.fast.export import OPSET, Bucket, UNetCore, export_decoder, export_unet
 from gbci_fast.fast.runtimes.eager import EagerDenoiser

@@ -8,8 +8,8 @@ from gbci_fast.cli import main
 from gbci_fast.data.vindr import VinDr, find_inputs
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops
-from gbci_fast.evaluate.memorisation import read_synthetic
-from gbci_fast.evaluate.neighbors import FARTHEST, TrainingIndex, index_digest, save_index
+from gbci_fast.evaluate.memorisation.evaluation import read_synthetic
+from gbci_fast.evaluate.memorisation.neighbors import FARTHEST, TrainingIndex, index_digest, save_index
 from gbci_fast.generate import workers
 from gbci_fast.generate.copies import CopyError, CopyGate
 from gbci_fast.generate.job import run_job

@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from gbci_fast.evaluate.adherence import AdherenceSettings, derange, evaluate_adherence
-    from gbci_fast.evaluate.adherence_figure import draw_figure
+    from gbci_fast.evaluate.adherence.evaluation import AdherenceSettings, derange, evaluate_adherence
+    from gbci_fast.evaluate.adherence.figure import draw_figure
     from gbci_fast.evaluate.lesions import read_lesions
     from gbci_fast.evaluate.painting import paint, reconstruct
     from gbci_fast.evaluate.report import figure_path, versions, write_report

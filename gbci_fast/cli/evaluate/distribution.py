@@ -68,8 +68,13 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates, writes figure and report, and prints the tables."""
     from rich.console import Console
 
-    from gbci_fast.evaluate.distribution import REAL, DistributionSettings, check_patients, evaluate_distribution
-    from gbci_fast.evaluate.distribution_figure import draw_figure
+    from gbci_fast.evaluate.distribution.evaluation import (
+        REAL,
+        DistributionSettings,
+        check_patients,
+        evaluate_distribution,
+    )
+    from gbci_fast.evaluate.distribution.figure import draw_figure
     from gbci_fast.evaluate.extractors import open_extractors
     from gbci_fast.evaluate.lesions import crop_lesions, read_lesions
     from gbci_fast.evaluate.report import figure_path, write_report
@@ -128,7 +133,7 @@ def _reading(args: argparse.Namespace) -> "Make":
     from dataclasses import replace
 
     from gbci_fast.data.vindr import VinDr
-    from gbci_fast.evaluate.distribution import join_patients
+    from gbci_fast.evaluate.distribution.evaluation import join_patients
     from gbci_fast.evaluate.lesions import crop_lesions, read_lesions, read_painted
 
     refuse_painting(args)

@@ -66,9 +66,14 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.errors import GBCIError
     from gbci_fast.evaluate.features import Radiomics
     from gbci_fast.evaluate.lesions import read_lesions
-    from gbci_fast.evaluate.memorisation import Lesions, MemorisationSettings, evaluate_memorisation, read_synthetic
-    from gbci_fast.evaluate.memorisation_figure import draw_figure
-    from gbci_fast.evaluate.neighbors import save_index
+    from gbci_fast.evaluate.memorisation.evaluation import (
+        Lesions,
+        MemorisationSettings,
+        evaluate_memorisation,
+        read_synthetic,
+    )
+    from gbci_fast.evaluate.memorisation.figure import draw_figure
+    from gbci_fast.evaluate.memorisation.neighbors import save_index
     from gbci_fast.evaluate.report import figure_path, write_report
 
     if args.synthetic is not None:
@@ -119,7 +124,7 @@ def _repaint(args: argparse.Namespace, opened: Any, painting: Any, cases: Any, o
     """The test lesions painted again, and how."""
     from dataclasses import asdict
 
-    from gbci_fast.evaluate.memorisation import Lesions
+    from gbci_fast.evaluate.memorisation.evaluation import Lesions
     from gbci_fast.evaluate.painting import paint
 
     pipe, weights = opened

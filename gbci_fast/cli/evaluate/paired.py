@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates, writes figure and report, and prints the table."""
     from rich.console import Console
 
-    from gbci_fast.evaluate.paired import PairedSettings, evaluate_paired
-    from gbci_fast.evaluate.paired_figure import draw_figure
+    from gbci_fast.evaluate.paired.evaluation import PairedSettings, evaluate_paired
+    from gbci_fast.evaluate.paired.figure import draw_figure
     from gbci_fast.evaluate.report import figure_path, write_report
     from gbci_fast.model.checkpoint import checkpoint_folder
     from gbci_fast.model.devices import pick_device
@@ -85,7 +85,7 @@ def build_table(name: str, group: dict[str, Any]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    from gbci_fast.evaluate.paired import REGIONS
+    from gbci_fast.evaluate.paired.evaluation import REGIONS
 
     title = f"{name}: {group['num_images']} images of {group['num_patients']} patients; mean (95 %), median; PSNR in dB"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

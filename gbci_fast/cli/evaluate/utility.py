@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from gbci_fast.evaluate.report import figure_path, write_report
-    from gbci_fast.evaluate.utility import UtilitySettings, evaluate_utility
-    from gbci_fast.evaluate.utility_figure import draw_figure
+    from gbci_fast.evaluate.utility.evaluation import UtilitySettings, evaluate_utility
+    from gbci_fast.evaluate.utility.figure import draw_figure
 
     figure = figure_path(args.output, args.figure)
     settings = UtilitySettings(

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gbci_fast.evaluate.distribution import REAL
+from gbci_fast.evaluate.distribution.evaluation import REAL
 from gbci_fast.evaluate.lesions import Crops
 
 TITLES = {

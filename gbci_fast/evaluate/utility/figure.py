@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gbci_fast.evaluate.utility import Examples
+from gbci_fast.evaluate.utility.evaluation import Examples
 
 LABELS = {
     "real": "real",

@@ -5,9 +5,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate import neighbors
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops
-from gbci_fast.evaluate.neighbors import TrainingIndex, index_digest, laid_on, load_index, save_index
+from gbci_fast.evaluate.memorisation import neighbors
+from gbci_fast.evaluate.memorisation.neighbors import TrainingIndex, index_digest, laid_on, load_index, save_index
 
 
 def textures(count, seed, sigma=2.5):

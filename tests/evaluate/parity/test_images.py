@@ -7,7 +7,7 @@ import torch
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.metrics import PSNR_LIMIT
-from gbci_fast.evaluate.parity import (
+from gbci_fast.evaluate.parity.images import (
     RMS_FLOOR,
     Gate,
     Output,

@@ -22,7 +22,8 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress, read_lesions
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
 from gbci_fast.evaluate.painting import PaintSettings, paint
-from gbci_fast.evaluate.patch_classifier import (
+from gbci_fast.evaluate.report import versions
+from gbci_fast.evaluate.utility.patch_classifier import (
     RECIPE,
     PatchSet,
     Phase,
@@ -31,14 +32,13 @@ from gbci_fast.evaluate.patch_classifier import (
     train_classifier,
     vary,
 )
-from gbci_fast.evaluate.patches import (
+from gbci_fast.evaluate.utility.patches import (
     PATCH_SIZE,
     Patches,
     lesion_patches,
     moved_lesions,
     normal_patches,
 )
-from gbci_fast.evaluate.report import versions
 from gbci_fast.jobs.files import atomically
 from gbci_fast.model.pipeline import GBCIPipeline
 

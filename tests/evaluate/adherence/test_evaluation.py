@@ -11,7 +11,7 @@ from rich.console import Console
 from gbci_fast.attributes import Attributes
 from gbci_fast.cli.evaluate.adherence import build_table, parse_sweep
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.adherence import (
+from gbci_fast.evaluate.adherence.evaluation import (
     AdherenceSettings,
     auc,
     balanced_accuracy,
@@ -20,7 +20,7 @@ from gbci_fast.evaluate.adherence import (
     patient_draws,
     variant_seed,
 )
-from gbci_fast.evaluate.adherence_figure import draw_figure
+from gbci_fast.evaluate.adherence.figure import draw_figure
 from gbci_fast.evaluate.lesions import LesionCase
 from gbci_fast.evaluate.scorer import ScorerConfig
 

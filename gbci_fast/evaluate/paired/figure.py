@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
-from gbci_fast.evaluate.paired import CONDITIONS, Case, Images
+from gbci_fast.evaluate.paired.evaluation import CONDITIONS, Case, Images
 
 COLUMNS = {
     "original": "original",

@@ -11,9 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.painting import PaintSettings
-from gbci_fast.evaluate.patch_classifier import PatchClassifier, PatchSet, classify, flip, train_classifier, vary
-from gbci_fast.evaluate.patches import PATCH_SIZE, Patches
-from gbci_fast.evaluate.utility import (
+from gbci_fast.evaluate.utility.evaluation import (
     ARMS,
     Run,
     UtilityData,
@@ -25,7 +23,16 @@ from gbci_fast.evaluate.utility import (
     summarize,
     train_arms,
 )
-from gbci_fast.evaluate.utility_figure import draw_figure
+from gbci_fast.evaluate.utility.figure import draw_figure
+from gbci_fast.evaluate.utility.patch_classifier import (
+    PatchClassifier,
+    PatchSet,
+    classify,
+    flip,
+    train_classifier,
+    vary,
+)
+from gbci_fast.evaluate.utility.patches import PATCH_SIZE, Patches
 from gbci_fast.phantom import generate_phantom
 
 TINY = UtilitySettings(seeds=2, fractions=(50, 100), train_steps=3, train_batch=4, synthetic_count=3)
@@ -131,7 +138,7 @@ class TestResuming:
             calls.append(seed)
             return train_classifier(phases, seed=seed, batch_size=batch_size)
 
-        monkeypatch.setattr("gbci_fast.evaluate.utility.train_classifier", train)
+        monkeypatch.setattr("gbci_fast.evaluate.utility.evaluation.train_classifier", train)
         one = replace(TINY, seeds=1, fractions=(50,), train_steps=2)
         first = train_arms(data, one, folder=tmp_path)
         assert len(calls) == len(ARMS) == len(list(tmp_path.iterdir()))

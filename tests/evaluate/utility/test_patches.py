@@ -8,7 +8,7 @@ import pytest
 from gbci_fast.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, read_lesions
-from gbci_fast.evaluate.patches import (
+from gbci_fast.evaluate.utility.patches import (
     PATCH_SIZE,
     Site,
     cut,

@@ -8,8 +8,8 @@ from pytorch_msssim import ms_ssim as reference_ms_ssim
 from scipy.linalg import sqrtm
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.appearance import MS_SSIM_WEIGHTS, ms_ssim, seams, spectrum_slopes
-from gbci_fast.evaluate.distances import KernelPairs, find_neighbors, frechet_distance, kernel_distance
+from gbci_fast.evaluate.distribution.appearance import MS_SSIM_WEIGHTS, ms_ssim, seams, spectrum_slopes
+from gbci_fast.evaluate.distribution.distances import KernelPairs, find_neighbors, frechet_distance, kernel_distance
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops
 
 

@@ -14,8 +14,8 @@ from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Radiomics
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, crop_lesions, read_lesions
-from gbci_fast.evaluate.memorisation import Lesions, MemorisationSettings, compare, evaluate_memorisation
-from gbci_fast.evaluate.neighbors import load_index
+from gbci_fast.evaluate.memorisation.evaluation import Lesions, MemorisationSettings, compare, evaluate_memorisation
+from gbci_fast.evaluate.memorisation.neighbors import load_index
 from gbci_fast.phantom import generate_phantom
 
 SETTINGS = MemorisationSettings()

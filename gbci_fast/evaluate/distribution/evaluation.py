@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.appearance import BAND, FLANK, ms_ssim, seams, spectrum, spectrum_slopes
-from gbci_fast.evaluate.distances import KernelPairs, NeighborPairs, frechet_distance
+from gbci_fast.evaluate.distribution.appearance import BAND, FLANK, ms_ssim, seams, spectrum, spectrum_slopes
+from gbci_fast.evaluate.distribution.distances import KernelPairs, NeighborPairs, frechet_distance
 from gbci_fast.evaluate.features import Extractor
 from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress
 from gbci_fast.evaluate.metrics import LEVEL, patient_summary

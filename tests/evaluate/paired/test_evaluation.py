@@ -16,7 +16,7 @@ from gbci_fast.data.preprocess import whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.paired import (
+from gbci_fast.evaluate.paired.evaluation import (
     CONDITIONS,
     METRICS,
     NUM_EXAMPLES,
@@ -256,7 +256,7 @@ def test_interrupted_run_leaves_nothing(parser, root, weights, tmp_path, monkeyp
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gbci_fast.evaluate.paired._row", interrupt)
+    monkeypatch.setattr("gbci_fast.evaluate.paired.evaluation._row", interrupt)
     output = tmp_path / "out" / "report.json"
     with pytest.raises(KeyboardInterrupt):
         run(parser, root, "--weights", weights, "--output", output, "--steps", 1, "--device", "cpu")

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gbci_fast.evaluate.memorisation import Findings, Lesions
-from gbci_fast.evaluate.neighbors import laid_on
+from gbci_fast.evaluate.memorisation.evaluation import Findings, Lesions
+from gbci_fast.evaluate.memorisation.neighbors import laid_on
 
 ROWS = 8
 

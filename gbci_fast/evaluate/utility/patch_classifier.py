@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.patches import Patches
+from gbci_fast.evaluate.utility.patches import Patches
 
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.05
 WARMUP = 0.1  # of a phase's steps

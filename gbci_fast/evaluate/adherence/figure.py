@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gbci_fast.evaluate.adherence import CHANCE, CONDITIONS, SHUFFLED, TOLD
+from gbci_fast.evaluate.adherence.evaluation import CHANCE, CONDITIONS, SHUFFLED, TOLD
 from gbci_fast.evaluate.scorer import CATEGORY
 
 LABELS = {

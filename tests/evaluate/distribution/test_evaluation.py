@@ -14,9 +14,9 @@ from PIL import Image
 from gbci_fast.cli import main
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.distances import frechet_distance, kernel_distance
-from gbci_fast.evaluate.distribution import DistributionSettings, Plan, evaluate_distribution, join_patients
-from gbci_fast.evaluate.distribution_figure import draw_figure
+from gbci_fast.evaluate.distribution.distances import frechet_distance, kernel_distance
+from gbci_fast.evaluate.distribution.evaluation import DistributionSettings, Plan, evaluate_distribution, join_patients
+from gbci_fast.evaluate.distribution.figure import draw_figure
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, read_lesions, read_painted
 from gbci_fast.phantom import generate_phantom
 from gbci_fast.training.ldm import build_pipeline

@@ -19,8 +19,8 @@ from scipy.spatial.distance import cdist
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Extractor
 from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress, crop_lesions, read_painted
+from gbci_fast.evaluate.memorisation.neighbors import Nearest, TrainingIndex, index_digest
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
-from gbci_fast.evaluate.neighbors import Nearest, TrainingIndex, index_digest
 from gbci_fast.evaluate.report import target, versions
 
 NUM_CONTROLS = 48  # training crops that are made into copies

@@ -1,0 +1,1 @@
+"""Whether a lesion shows what its description asks for."""

@@ -1,0 +1,1 @@
+"""Whether synthetic lesions are distributed as real ones."""

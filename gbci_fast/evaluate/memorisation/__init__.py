@@ -1,0 +1,1 @@
+"""Whether lesions of the training set come back."""

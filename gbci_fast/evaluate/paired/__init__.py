@@ -1,0 +1,1 @@
+"""How close a synthetic lesion comes to the real one that it replaces."""

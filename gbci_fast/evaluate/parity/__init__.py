@@ -1,0 +1,1 @@
+"""How close the fast path and exported graphs come to the eager pipeline."""

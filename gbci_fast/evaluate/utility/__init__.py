@@ -1,0 +1,1 @@
+"""Whether a detector learns from synthetic lesions."""
