@@ -6,7 +6,7 @@ from pathlib import Path
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.dicom.reading import ImageHeader, read_header
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate.masks import BoxMask, EllipseMask, FileMask
+from gbci_fast.generate.mask_sources import BoxMask, EllipseMask, FileMask
 from gbci_fast.generate.plan import PlanItem
 
 

@@ -12,7 +12,7 @@ from gbci_fast.evaluate.memorisation.neighbors import TrainingIndex, index_diges
 from gbci_fast.generate.plan import PlanItem
 
 if TYPE_CHECKING:
-    from gbci_fast.generate.engine import Template
+    from gbci_fast.generate.template import Template
 
 REJECTED = "near copy of "
 """How the reason of every rejection begins, in `manifest.SKIPPED`."""

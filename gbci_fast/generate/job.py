@@ -27,7 +27,7 @@ from gbci_fast.generate.checks import check_inputs
 from gbci_fast.generate.copies import REJECTED, CopyError, CopyGate
 from gbci_fast.generate.identities import Identities, job_identities
 from gbci_fast.generate.manifest import SKIPPED, TABLES, manifest_row, read_reasons, write_skipped, write_tables
-from gbci_fast.generate.masks import FileMask
+from gbci_fast.generate.mask_sources import FileMask
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.preview import PREVIEW, preview_panels, write_preview
 from gbci_fast.generate.settings import JobSettings

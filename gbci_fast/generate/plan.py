@@ -11,7 +11,7 @@ from gbci_fast.attributes import NO_FINDING, Attributes
 from gbci_fast.data.vindr import Finding, ImageRecord, is_text
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.balance import Balance
-from gbci_fast.generate.masks import AutomaticMask, BoxMask, FileMask, Mask
+from gbci_fast.generate.mask_sources import AutomaticMask, BoxMask, FileMask, Mask
 from gbci_fast.generate.priors import Priors, load_priors
 
 FROM_FILE = ("laterality", "view_position", "age", "pixel_spacing")  # what an opened file may tell, see `engine`

@@ -16,7 +16,7 @@ from typing import Any
 from gbci_fast.attributes import NO_FINDING, Attributes
 from gbci_fast.data.vindr import BOX_COLUMNS, ImageRecord, is_text, read_table
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate.masks import AutomaticMask, BoxMask, EllipseMask, FileMask, Mask
+from gbci_fast.generate.mask_sources import AutomaticMask, BoxMask, EllipseMask, FileMask, Mask
 from gbci_fast.generate.plan import (
     PlanItem,
     automatic,

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from gbci_fast.data.preprocess import MODEL_SIZE, Frame
-from gbci_fast.generate.engine import Synthesis
+from gbci_fast.generate.template import Synthesis
 from gbci_fast.jobs.files import atomically
 
 PREVIEW = "preview.png"

@@ -13,7 +13,6 @@ from gbci_fast.attributes import FINDING_CATEGORIES, VIEW_POSITIONS
 from gbci_fast.data.preprocess import MODEL_SIZE
 from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate.engine import Template, open_template
 from gbci_fast.generate.priors import (
     BIRADS_OF_FINDINGS,
     GRID,
@@ -23,6 +22,7 @@ from gbci_fast.generate.priors import (
     LogNormal,
     Priors,
 )
+from gbci_fast.generate.template import Template, open_template
 
 SHRINKAGE = 20.0  # a category of 20 boxes counts as much as all boxes together
 ENOUGH = 30  # boxes of its own from which a category needs no fallback

@@ -12,9 +12,9 @@ import torch
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.copies import CopyGate
-from gbci_fast.generate.engine import Synthesis
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.settings import SamplerSettings
+from gbci_fast.generate.template import Synthesis
 from gbci_fast.generate.workers import Lane, Request, close_lanes, dead_worker, start_workers
 from gbci_fast.model.pipeline import GBCIPipeline
 

@@ -18,8 +18,8 @@ import torch
 from gbci_fast.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.copies import CopyGate
-from gbci_fast.generate.engine import Extent, Synthesis, Template, described, draw_masks, naming, open_template, paste
 from gbci_fast.generate.plan import PlanItem
+from gbci_fast.generate.template import Extent, Synthesis, Template, described, draw_masks, naming, open_template, paste
 from gbci_fast.jobs.processes import LIMIT, close_pool, how_it_ended, processes_of, start_worker, worker_pool
 
 T = TypeVar("T")

@@ -11,12 +11,12 @@ import numpy as np
 
 from gbci_fast.data.vindr import TEMPLATE
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate.engine import Extent, Synthesis
 from gbci_fast.generate.identities import Identities
 from gbci_fast.generate.manifest import SYNTHETIC, finding_kind
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.generate.settings import JobSettings
 from gbci_fast.generate.sinks import dicom, png
+from gbci_fast.generate.template import Extent, Synthesis
 from gbci_fast.jobs.files import atomically, sha256_of
 
 SHARD_FINDINGS = 16  # bits of a pixel

@@ -23,7 +23,7 @@ from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.manifest import MANIFEST_SCHEMA
-from gbci_fast.generate.masks import BoxMask
+from gbci_fast.generate.mask_sources import BoxMask
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings
 from gbci_fast.generate.writer import SHARD_FINDINGS

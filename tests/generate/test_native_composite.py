@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from gbci_fast.data.preprocess import box_ellipse
 from gbci_fast.data.vindr import VinDr, find_inputs
-from gbci_fast.generate.engine import open_template, paste
+from gbci_fast.generate.template import open_template, paste
 from gbci_fast.ops.composite import composite
 
 MARGIN = 4  # model pixels decoded around the mask

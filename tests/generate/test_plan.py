@@ -9,7 +9,7 @@ from PIL import Image
 from gbci_fast.attributes import Attributes
 from gbci_fast.data.vindr import Finding, ImageRecord
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate.masks import FileMask
+from gbci_fast.generate.mask_sources import FileMask
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.priors import POOLED, load_priors
 

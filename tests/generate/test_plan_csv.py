@@ -14,7 +14,7 @@ from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.identities import job_identities
 from gbci_fast.generate.job import run_job
-from gbci_fast.generate.masks import BoxMask, EllipseMask, FileMask
+from gbci_fast.generate.mask_sources import BoxMask, EllipseMask, FileMask
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.plan_csv import read_plan, write_plan
 from gbci_fast.generate.settings import JobSettings

@@ -7,10 +7,10 @@ from PIL import Image
 from gbci_fast.attributes import Attributes
 from gbci_fast.data.preprocess import box_ellipse
 from gbci_fast.data.vindr import find_inputs
-from gbci_fast.generate.engine import Extent, Synthesis, open_template, paste
 from gbci_fast.generate.job import _preview_slots
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.preview import preview_panels, write_preview
+from gbci_fast.generate.template import Extent, Synthesis, open_template, paste
 
 BOX = (30, 60, 50, 90)
 

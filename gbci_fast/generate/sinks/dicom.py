@@ -21,8 +21,8 @@ from gbci_fast.dicom.writing import (
     write_dicom,
 )
 from gbci_fast.generate.checks import check_view
-from gbci_fast.generate.engine import Synthesis
 from gbci_fast.generate.identities import Identities
+from gbci_fast.generate.template import Synthesis
 
 # Where the template states no date, one is invented: a day and second after this, by the job's seed and the study.
 _EPOCH = datetime(2000, 1, 1)

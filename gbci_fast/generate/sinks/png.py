@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from gbci_fast.generate.engine import Synthesis
+from gbci_fast.generate.template import Synthesis
 
 
 def encode_synthesis(synthesis: Synthesis) -> bytes:

@@ -13,11 +13,11 @@ from gbci_fast.data.preprocess import box_ellipse
 from gbci_fast.data.segmentation import breast_mask, pectoral_mask
 from gbci_fast.data.vindr import Finding, VinDr, find_inputs
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate import engine
-from gbci_fast.generate.engine import open_template, paste
+from gbci_fast.generate import template as engine
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import SamplerSettings
 from gbci_fast.generate.synthesizer import Synthesizer
+from gbci_fast.generate.template import open_template, paste
 
 NAMES = ("full_LCC.dcm", "inverted_LCC.dcm", "windowed_LCC.dcm", "eight_LCC.png", "twelve_LCC.png", "sixteen_LCC.png")
 MASK_BOX = (20, 50, 60, 110)

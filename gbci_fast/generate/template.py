@@ -16,7 +16,7 @@ from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.dicom.acquisition import side_contradiction
 from gbci_fast.dicom.reading import Mammogram
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate.masks import AutomaticMask, BoxMask, FileMask, automatic_mask
+from gbci_fast.generate.mask_sources import AutomaticMask, BoxMask, FileMask, automatic_mask
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.jobs.files import sha256_of
 

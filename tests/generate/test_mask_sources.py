@@ -13,7 +13,7 @@ from gbci_fast.attributes import FINDING_CATEGORIES
 from gbci_fast.data.preprocess import whole_breast_frame
 from gbci_fast.data.segmentation import placement_mask
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate.masks import DIAMETER_RANGE, EllipseMask, FileMask, automatic_mask, read_mask_file
+from gbci_fast.generate.mask_sources import DIAMETER_RANGE, EllipseMask, FileMask, automatic_mask, read_mask_file
 from gbci_fast.generate.priors import LogNormal, load_priors
 from gbci_fast.phantom import render_study
 
