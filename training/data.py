@@ -12,9 +12,8 @@ from scipy import ndimage
 
 from gbci_fast.attributes import Attributes
 from gbci_fast.data.cache import Cache, Selected, is_cache
-from gbci_fast.data.fields import FieldOfView
-from gbci_fast.data.framing import read_views
-from gbci_fast.data.preprocess import MODEL_SIZE, box_ellipse
+from gbci_fast.data.fields import FieldOfView, read_fields
+from gbci_fast.data.frame import MODEL_SIZE, box_ellipse
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.training.progress import counting
@@ -27,7 +26,7 @@ RIMS = (1, 2, 3, 3, 3, 3, 4, 5)
 def load_images(roots: Sequence[Path], split: str, size: int = MODEL_SIZE) -> Sequence[FieldOfView]:
     """Every field of view of `split` under `roots`: VinDr-layout folders, caches of `gbci-fast prepare`, or both.
 
-    A folder of images is read as `read_views` does, into memory; a cache holds the same, and stays on the disk until
+    A folder of images is read as `read_fields` does, into memory; a cache holds the same, and stays on the disk until
     an item is asked for.
 
     Raises:
@@ -71,7 +70,7 @@ def _load_root(root: Path, split: str, size: int) -> Sequence[FieldOfView]:
     fields: list[FieldOfView] = []
     with counting(f"reading {root.name}", len(records)) as advance:
         for record in records:
-            fields += [view.field for view in read_views(record, root, size).views]
+            fields += [placed.field for placed in read_fields(record, root, size).fields]
             advance()
     return fields
 

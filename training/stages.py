@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from gbci_fast.data.cache import CACHE_FILE
-from gbci_fast.data.preprocess import MODEL_SIZE
+from gbci_fast.data.frame import MODEL_SIZE
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import hash_weights, sha256_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gbci_fast.fast.doctor import Finding, Report
+    from gbci_fast.fast.doctor import Report, Usability
 
 EXAMPLE = """\
 example:
@@ -70,13 +70,13 @@ def _print(report: "Report", console: "Console") -> None:
     )
 
 
-def _print_table(kinds: "dict[str, list[Finding]]", console: "Console") -> None:
+def _print_table(kinds: "dict[str, list[Usability]]", console: "Console") -> None:
     """A row per name and a column per device; reasons are numbered, and stand below once each."""
     from rich.table import Table
 
     notes: dict[str, int] = {}
 
-    def cell(finding: "Finding") -> str:
+    def cell(finding: "Usability") -> str:
         numbers = [notes.setdefault(reason, len(notes) + 1) for reason in finding.reasons]
         return "yes" if finding.usable else f"no {numbers}"
 

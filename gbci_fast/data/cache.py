@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from gbci_fast.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, Lesion
-from gbci_fast.data.preprocess import Frame
+from gbci_fast.data.frame import Frame
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import sha256_of
 from gbci_fast.jobs.folder import PROGRESS_FOLDER

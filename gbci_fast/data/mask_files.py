@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from gbci_fast.dicom.bounds import MAX_DEFLATE, BoundedFile
+from gbci_fast.dicom.bounds import MAX_DEFLATE, MAX_PIXELS, BoundedFile
 from gbci_fast.errors import GBCIError
 
-FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG")
+MASK_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG")
 # Soft edges have more grays than `FEW`, and where the largest value is below `SMALL`, more than that.
 FEW, SMALL = 8, 16
-MAX_PIXELS = 150_000_000  # as of a mammogram
 
 # What Pillow logs of damaged files it raises as well; without a handler Python would print it.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -31,7 +30,7 @@ def read_mask(path: Path) -> np.ndarray:
         with (
             warnings.catch_warnings(action="ignore"),
             BoundedFile(path) as file,
-            Image.open(file, formats=FORMATS) as image,
+            Image.open(file, formats=MASK_FORMATS) as image,
         ):
             width, height = image.size
             if width * height > min(MAX_PIXELS, 8 * MAX_DEFLATE * path.stat().st_size):
@@ -41,7 +40,7 @@ def read_mask(path: Path) -> np.ndarray:
     except GBCIError as error:
         raise error if str(path) in str(error) else GBCIError(f"{path}: {error}") from None
     except UnidentifiedImageError:
-        raise GBCIError(f"{path} cannot be read as a mask image; expected one of {', '.join(FORMATS)}") from None
+        raise GBCIError(f"{path} cannot be read as a mask image; expected one of {', '.join(MASK_FORMATS)}") from None
     except Exception as error:  # Pillow raises half a dozen types for a damaged file
         told = getattr(error, "strerror", None) or str(error)
         reason = " ".join(told.split()) or type(error).__name__

@@ -42,10 +42,9 @@ from gbci_fast.data.qc import QC_FOLDER, write_qc
 from gbci_fast.data.vindr import ImageRecord, VinDr, find_inputs, is_data_set
 from gbci_fast.errors import GBCIError, one_line
 from gbci_fast.jobs.files import atomically, locked, naming_file, sha256_of, sync, sync_tree
-from gbci_fast.jobs.folder import JOB_FILE, PROGRESS_FOLDER, JobFolder, Kept
+from gbci_fast.jobs.folder import JOB_FILE, PROGRESS_FOLDER, SKIPPED, JobFolder, Kept
 from gbci_fast.jobs.processes import close_pool, how_it_ended, processes_of, worker_pool
 
-SKIPPED = "skipped.csv"
 # What moves up out of the progress folder at the end, in this order.
 RESULTS = (PIXELS, MASKS, INDEX, SKIPPED, QC_FOLDER, CACHE_FILE)
 ROW_GROUP = 4096
@@ -138,7 +137,7 @@ def prepare(
         folder = Path(os.path.realpath(output))  # `Path.resolve` raises at a loop of links
         if Path(os.path.realpath(source.root)) in (folder, *folder.parents):
             raise GBCIError(f"{output} lies in {source.root}, where images are read from; choose a folder outside")
-    job = _Job(sources, output, settings, sheets)
+    job = _Preparation(sources, output, settings, sheets)
     if job.is_complete(resume=resume, check=check):
         return job.summary(Cache(output))
     with naming_file(output), job.folder.claimed(resume=resume), job.opened(check):
@@ -149,7 +148,7 @@ def prepare(
         return job.finish()
 
 
-class _Job:
+class _Preparation:
     """Sources on their way into a folder."""
 
     def __init__(self, sources: list[Source], output: Path, settings: PrepareSettings, sheets: int):

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from gbci_fast.data.cache import attribute_columns, frame_columns, pack_masks
-from gbci_fast.data.fields import Lesion
-from gbci_fast.data.framing import VIEWS, FramedView, Reading, patient_fold, read_views
-from gbci_fast.data.preprocess import MODEL_SIZE
+from gbci_fast.data.fields import FIELDS, Lesion, PlacedField, Reading, read_fields
+from gbci_fast.data.folds import patient_fold
+from gbci_fast.data.frame import MODEL_SIZE
 from gbci_fast.data.segmentation import chest_wall_side
 from gbci_fast.data.vindr import SPLITS, ImageRecord
 from gbci_fast.dicom.acquisition import side_contradiction
@@ -29,19 +29,19 @@ class PrepareSettings:
 
     Attributes:
         size: side of the fields of view in pixels.
-        views: out of `gbci_fast.data.framing.VIEWS`.
+        views: out of `gbci_fast.data.fields.FIELDS`.
         split: of the images whose tables name none ("training", "test" or None = unknown).
     """
 
     size: int = MODEL_SIZE
-    views: tuple[str, ...] = VIEWS
+    views: tuple[str, ...] = FIELDS
     split: str | None = None
 
     def __post_init__(self):
         if not MIN_SIZE <= self.size <= MAX_SIZE:
             raise GBCIError(f"size is {self.size}; expected {MIN_SIZE} to {MAX_SIZE} pixels")
-        if not self.views or set(self.views) - set(VIEWS) or len(set(self.views)) < len(self.views):
-            raise GBCIError(f"views is {','.join(self.views)!r}; expected one or more of {', '.join(VIEWS)}")
+        if not self.views or set(self.views) - set(FIELDS) or len(set(self.views)) < len(self.views):
+            raise GBCIError(f"views is {','.join(self.views)!r}; expected one or more of {', '.join(FIELDS)}")
         if self.split not in (None, *SPLITS):
             raise GBCIError(f"split is {self.split!r}; expected one of {', '.join(SPLITS)}")
 
@@ -71,9 +71,9 @@ def prepare_image(record: ImageRecord, root: Path, source: str, settings: Prepar
     """Reads an image and everything the cache keeps of it.
 
     Raises:
-        GBCIError: see `read_views`.
+        GBCIError: see `read_fields`.
     """
-    reading = read_views(record, root, settings.size, settings.views)
+    reading = read_fields(record, root, settings.size, settings.views)
     patient = record.patient_in(reading.mammogram)
     common = {
         "source": source,
@@ -89,16 +89,16 @@ def prepare_image(record: ImageRecord, root: Path, source: str, settings: Prepar
     }
     pectoral = reading.pectoral
     return PreparedImage(
-        rows=[common | _view_columns(record, reading, view) for view in reading.views],
-        pixels=np.array([view.field.image for view in reading.views], np.uint16),
-        masks=[_masks(view, pectoral) for view in reading.views],
+        rows=[common | _field_columns(record, reading, placed) for placed in reading.fields],
+        pixels=np.array([placed.field.image for placed in reading.fields], np.uint16),
+        masks=[_masks(placed, pectoral) for placed in reading.fields],
     )
 
 
-def _masks(view: FramedView, pectoral: np.ndarray) -> np.ndarray:
+def _masks(placed: PlacedField, pectoral: np.ndarray) -> np.ndarray:
     """The run of one field of view in ``masks.npy``: breast, pectoral muscle, lesions."""
-    muscle = view.frame.to_model(pectoral) > 0.5
-    return pack_masks([view.field.breast, muscle & view.field.breast, *(x.pixels for x in view.field.lesions)])
+    muscle = placed.frame.to_model(pectoral) > 0.5
+    return pack_masks([placed.field.breast, muscle & placed.field.breast, *(x.pixels for x in placed.field.lesions)])
 
 
 def _native_columns(record: ImageRecord, reading: Reading) -> dict[str, Any]:
@@ -116,28 +116,28 @@ def _native_columns(record: ImageRecord, reading: Reading) -> dict[str, Any]:
     }
 
 
-def _view_columns(record: ImageRecord, reading: Reading, view: FramedView) -> dict[str, Any]:
-    field, frame = view.field, view.frame
+def _field_columns(record: ImageRecord, reading: Reading, placed: PlacedField) -> dict[str, Any]:
+    field, frame = placed.field, placed.frame
     inside = field.image[field.breast]
     return {
-        "kind": view.kind,
+        "kind": placed.kind,
         **attribute_columns(field.attributes),
         "frame": frame_columns(frame),
-        "lesions": [_lesion_columns(record, reading, view, lesion) for lesion in field.lesions],
+        "lesions": [_lesion_columns(record, reading, placed, lesion) for lesion in field.lesions],
         "brightness": float(inside.mean() / 65535) if inside.size else 0.0,
         "saturated": float((inside >= SATURATED).mean()) if inside.size else 0.0,
         "aspect": (frame.y1 - frame.y0) / (frame.x1 - frame.x0),
     }
 
 
-def _lesion_columns(record: ImageRecord, reading: Reading, view: FramedView, lesion: Lesion) -> dict[str, Any]:
+def _lesion_columns(record: ImageRecord, reading: Reading, placed: PlacedField, lesion: Lesion) -> dict[str, Any]:
     finding, truth = record.findings[lesion.finding], reading.truth[lesion.finding]
     xmin, ymin, xmax, ymax = (int(value) for value in finding.box)
     part = slice(ymin, ymax + 1), slice(xmin, xmax + 1)
     return {
         "finding": lesion.finding,
         "box": list(finding.box),
-        "model_box": list(view.frame.box_to_model(finding.box)),
+        "model_box": list(placed.frame.box_to_model(finding.box)),
         "pixels": int(lesion.pixels.sum()),
         "inside": float(reading.breast[part][truth[part]].mean()),
         "report": lesion.report,

@@ -19,6 +19,8 @@ from pydicom.uid import UID, JPEGLossless, JPEGLosslessSV1, JPEGTransferSyntaxes
 from gbci_fast.errors import GBCIError
 
 MEBIBYTE = 2**20
+# Several times the largest detector; a header that claims more is damaged, and would exhaust memory when decoded.
+MAX_PIXELS = 150_000_000
 # Deflate makes at most 1032 bytes of one (RFC 1951: 258 bytes per match, of 2 bits at least).
 MAX_DEFLATE = 1032
 # An inflated data set: bytes per byte. Grain barely shrinks; air and header do.

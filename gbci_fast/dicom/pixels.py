@@ -19,7 +19,7 @@ from pydicom.uid import (
     JPEGTransferSyntaxes,
 )
 
-from gbci_fast.dicom.bounds import check_frame, check_native, check_short_values
+from gbci_fast.dicom.bounds import MAX_PIXELS, check_frame, check_native, check_short_values
 from gbci_fast.dicom.codestream import Codestream, only_frame
 from gbci_fast.dicom.complaints import no_complaints
 from gbci_fast.dicom.file import numbers
@@ -28,8 +28,6 @@ from gbci_fast.dicom.jpeg2000 import check_tiles, read_jpeg2000
 from gbci_fast.dicom.kinds import check_kind
 from gbci_fast.errors import GBCIError
 
-# Several times the largest detector; a header that claims more is damaged, and would exhaust memory when decoded.
-MAX_PIXELS = 150_000_000
 READABLE = "uncompressed, deflated, RLE, JPEG (8 bits or lossless), JPEG-LS, JPEG 2000 or HTJ2K"
 # Pillow before GDCM, which ends the process over some damaged lossy frames. pylibjpeg is the fastest where there is a
 # choice (RLE, JPEG 2000), up to 4 times, and prints nothing of its own.

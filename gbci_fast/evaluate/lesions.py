@@ -9,10 +9,10 @@ import numpy as np
 from skimage.transform import resize
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.data.fields import FieldOfView, Lesion, to_unit
-from gbci_fast.data.framing import patient_fold, read_views
+from gbci_fast.data.fields import FieldOfView, Lesion, read_fields, to_unit
+from gbci_fast.data.folds import patient_fold
+from gbci_fast.data.frame import MODEL_SIZE
 from gbci_fast.data.mask_files import read_mask
-from gbci_fast.data.preprocess import MODEL_SIZE
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.metrics import grow, ring_mean
@@ -170,7 +170,7 @@ def read_lesions(
         records = [records[i * len(records) // limit] for i in range(min(limit, len(records)))]
     cases: list[LesionCase] = []
     for done, (root, record) in enumerate(records, start=1):
-        view = read_views(record, root, size, ("whole",)).views[0].field
+        view = read_fields(record, root, size, ("whole",)).fields[0].field
         for lesion in view.lesions:
             mask = _mask(lesion, view)
             if mask.all():

@@ -29,7 +29,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(kw_only=True)
-class Finding:
+class Usability:
     """Whether something can be used on a device; it can if there are no `reasons` against it."""
 
     name: str
@@ -63,9 +63,9 @@ class Report:
     no_gpu: list[str]
     checkpoint: list[str]
     choice: list[str]
-    ops: list[Finding]
-    runtimes: list[Finding]
-    tiers: list[Finding]
+    ops: list[Usability]
+    runtimes: list[Usability]
+    tiers: list[Usability]
 
     @property
     def eager_works(self) -> bool:
@@ -110,14 +110,14 @@ def examine() -> Report:
         choice=choice or ["nothing: the packaged checkpoint does not load"],
         ops=[finding for name in _ops() for d, no in devices.items() for finding in _op_findings(name, d, no)],
         runtimes=[
-            Finding(name=name, device=d, reasons=no or checkpoint or _accelerates(pipe[0], runtime=name, device=d))
+            Usability(name=name, device=d, reasons=no or checkpoint or _accelerates(pipe[0], runtime=name, device=d))
             for name in RUNTIMES
             if name != "auto"
             for d, no in devices.items()
         ]
         + _flavor_findings(devices),
         tiers=[
-            Finding(
+            Usability(
                 name=f"{tier}, {dtype}",
                 device=d,
                 reasons=no or checkpoint or _accelerates(pipe[0], tier=tier, dtype=dtype, device=d),
@@ -163,12 +163,12 @@ def _flavor_version(flavor: "Flavor") -> str | None:
         return "of unknown version"
 
 
-def _flavor_findings(devices: dict[str, list[str]]) -> list[Finding]:
+def _flavor_findings(devices: dict[str, list[str]]) -> list[Usability]:
     """Of each flavor of TensorRT, which the tensorrt runtime chooses among."""
     import torch
 
     return [
-        Finding(name=f"tensorrt, {name}", device=d, reasons=[*no, *flavor.why_not(torch.device(d))])
+        Usability(name=f"tensorrt, {name}", device=d, reasons=[*no, *flavor.why_not(torch.device(d))])
         for name, flavor in _flavors().items()
         for d, no in devices.items()
     ]
@@ -229,15 +229,15 @@ def _ops() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(gbci_fast.ops.__path__) if not module.name.startswith("_")]
 
 
-def _op_findings(name: str, device: str, no_device: Sequence[str]) -> list[Finding]:
+def _op_findings(name: str, device: str, no_device: Sequence[str]) -> list[Usability]:
     """Of an operator, and of each backend that it chooses among."""
     reasons = _op(name, device, no_device)
-    findings = [Finding(name=name, device=device, reasons=reasons)]
+    findings = [Usability(name=name, device=device, reasons=reasons)]
     module = sys.modules.get(f"gbci_fast.ops.{name}")
     for backend in getattr(module, "BACKENDS", ()):
         missing = [f"{backend} is not installed: pip install {backend}"] if backend in _missing() else []
         refusals = [*reasons, *missing] or _refusals(module, backend, device)
-        findings.append(Finding(name=f"{name}, {backend}", device=device, reasons=refusals))
+        findings.append(Usability(name=f"{name}, {backend}", device=device, reasons=refusals))
     return findings
 
 

@@ -13,9 +13,9 @@ from gbci_fast.attributes import NO_FINDING
 from gbci_fast.data.vindr import AGE_COLUMN, BOX_COLUMNS, BREAST_TABLE, FINDING_TABLE, IMAGE_COLUMNS
 from gbci_fast.errors import one_line
 from gbci_fast.jobs.files import atomically
+from gbci_fast.jobs.folder import SKIPPED
 
 MANIFEST = "manifest.parquet"
-SKIPPED = "skipped.csv"
 TABLES = (MANIFEST, BREAST_TABLE, FINDING_TABLE)
 SYNTHETIC = "synthetic"  # source of what was painted
 

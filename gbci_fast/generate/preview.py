@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from gbci_fast.data.preprocess import MODEL_SIZE, Frame
+from gbci_fast.data.frame import MODEL_SIZE, Frame
 from gbci_fast.generate.template import Synthesis
 from gbci_fast.jobs.files import atomically
 

@@ -10,20 +10,20 @@ from scipy import ndimage
 
 from gbci_fast.attributes import Attributes
 from gbci_fast.data.fields import known_truth
-from gbci_fast.data.preprocess import Frame, whole_breast_frame
+from gbci_fast.data.frame import Frame, whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask, pectoral_mask, placement_mask
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.dicom.acquisition import side_contradiction
 from gbci_fast.dicom.reading import Mammogram
+from gbci_fast.dicom.writing import ASSUMED_SPACING
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.mask_sources import AutomaticMask, BoxMask, FileMask, automatic_mask
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.jobs.files import sha256_of
 
-ASSUMED_SPACING = (0.05, 0.05)  # mm, where the input states none
 # Of the model image's side. The training masks are lesions grown by 1 to 5 of 224 pixels.
-MASK_GROWTH = 3 / 224
-SKIN_MARGIN = 3 / 224  # about 3 mm, the skin and what the outline may be off
+MASK_GROWTH_SHARE = 3 / 224
+SKIN_MARGIN_SHARE = 3 / 224  # about 3 mm, the skin and what the outline may be off
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,7 +123,7 @@ def open_template(record: ImageRecord) -> Template:
         frame = whole_breast_frame(native_breast)
         pixels, breast = np.clip(frame.to_model(unit), 0, 1), frame.to_model(native_breast) > 0.5
         pectoral = pectoral_mask(pixels, breast, mammogram.view_position)
-        tissue = placement_mask(breast, pectoral, SKIN_MARGIN * frame.size)
+        tissue = placement_mask(breast, pectoral, SKIN_MARGIN_SHARE * frame.size)
         known = known_truth(record, record.root, unit.shape) if record.findings else []
     return Template(
         record=record,
@@ -166,13 +166,13 @@ def draw_masks(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarr
     """What is painted, in model space and on the native grid, and the lesion in it.
 
     The model learned to fill masks that are larger than their lesions: around a lesion's extent goes a rim of
-    `MASK_GROWTH`, in the tissue where the place was drawn. The pixels of a mask file are painted as they are.
+    `MASK_GROWTH_SHARE`, in the tissue where the place was drawn. The pixels of a mask file are painted as they are.
     """
     lesion, native_lesion = _lesion(item, template)
     extent = Extent.of(native_lesion)
     if isinstance(item.mask, FileMask):
         return lesion, native_lesion, extent
-    model = ndimage.distance_transform_edt(~lesion) <= MASK_GROWTH * template.frame.size
+    model = ndimage.distance_transform_edt(~lesion) <= MASK_GROWTH_SHARE * template.frame.size
     if isinstance(item.mask, AutomaticMask):
         model &= template.tissue
     return model, native_lesion | _to_native(template, model), extent

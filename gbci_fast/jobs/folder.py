@@ -34,6 +34,7 @@ from gbci_fast.jobs.files import (
     sync,
 )
 
+SKIPPED = "skipped.csv"  # what could not be used, with reasons, beside what a job wrote
 JOB_FILE = "job.json"
 PROGRESS_FOLDER = ".progress"
 FINISHED_FOLDER = ".finished"

@@ -12,7 +12,7 @@ import numpy as np
 from gbci_fast.phantom.bodies import VIEW_AXES
 
 FIELD_HEIGHT = 240.0  # mm from the top to the bottom edge of every image
-SKIN = 0.75  # mm
+SKIN_THICKNESS = 0.75  # mm
 NIPPLE_RADIUS = 5.0  # mm
 
 
@@ -130,7 +130,7 @@ def map_anatomy(shape: BreastShape, grid: Grid) -> Anatomy:
     nipple = NIPPLE_RADIUS - np.hypot(grid.x - shape.depth + 1.5, v)
     inside = _smooth_maximum(without_nipple, nipple, 3.0)
     thickness = chord(inside, shape.thickness)
-    skin = thickness - chord(inside - SKIN, shape.thickness - 2 * SKIN)
+    skin = thickness - chord(inside - SKIN_THICKNESS, shape.thickness - 2 * SKIN_THICKNESS)
     muscle = np.zeros_like(inside) if shape.pectoral is None else _pectoral_path(shape, grid, thickness - skin)
     return Anatomy(
         inside=inside,

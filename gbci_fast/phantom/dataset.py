@@ -37,7 +37,7 @@ BREAST_COLUMNS = (
     "study_id", "series_id", "image_id", "laterality", "view_position", "height", "width", "breast_birads",
     "breast_density", "split", *PATIENT_COLUMNS,
 )  # fmt: skip
-FINDING_COLUMNS = (
+PHANTOM_COLUMNS = (
     *BREAST_COLUMNS[:9], "finding_categories", "finding_birads", "xmin", "ymin", "xmax", "ymax", "split",
     *LESION_COLUMNS, *PATIENT_COLUMNS,
 )  # fmt: skip
@@ -156,7 +156,7 @@ def generate_phantom(
                 slices += more_slices
                 progress(done)
         _write_csv(partial_folder / "breast-level_annotations.csv", BREAST_COLUMNS, breasts)
-        _write_csv(partial_folder / "finding_annotations.csv", FINDING_COLUMNS, findings)
+        _write_csv(partial_folder / "finding_annotations.csv", PHANTOM_COLUMNS, findings)
         if ultrasound:
             _write_csv(partial_folder / "ultrasound.csv", ULTRASOUND_COLUMNS, slices)
         write_preview(partial_folder, findings, partial_folder / PREVIEW)

@@ -19,7 +19,7 @@ DOUBLING_DAYS = 180.0  # median of cancers; log-normal, 0.5 (Fournier et al., Ca
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class PhantomFinding:
     """One finding of one breast, alike in both views.
 
     Args:
@@ -57,7 +57,7 @@ class Finding:
         """Of masses, lymph nodes and calcifications; None of everything else."""
         return None if self.body is None or self.kind == "distortion" else self.body.volume_mm3
 
-    def earlier(self, days: float) -> "Finding":
+    def earlier(self, days: float) -> "PhantomFinding":
         """The same finding ``days`` before: exponential growth of the volume, the shape kept."""
         if self.doubling_days is None or days == 0:
             return self
@@ -66,9 +66,11 @@ class Finding:
         return replace(self, body=body, radius=self.radius * factor, distortion=self.distortion * factor)
 
 
-def draw_findings(rng: np.random.Generator, categories: list[tuple[str, bool]], room: Room) -> tuple[Finding, ...]:
+def draw_findings(
+    rng: np.random.Generator, categories: list[tuple[str, bool]], room: Room
+) -> tuple[PhantomFinding, ...]:
     """The primary findings of a breast in the given categories, and what malignant masses bring along."""
-    findings: list[Finding] = []
+    findings: list[PhantomFinding] = []
     for category, malignant in categories:
         if category in SINGLE and any(category in finding.categories for finding in findings):
             continue
@@ -86,14 +88,14 @@ def draw_findings(rng: np.random.Generator, categories: list[tuple[str, bool]], 
     return tuple(findings)
 
 
-def _mass(rng: np.random.Generator, malignant: bool, room: Room) -> Finding:
+def _mass(rng: np.random.Generator, malignant: bool, room: Room) -> PhantomFinding:
     shares = MALIGNANT_MASSES if malignant else BENIGN_MASSES
     kind = str(rng.choice(list(shares), p=list(shares.values())))
     radius = float(rng.choice(MASS_RADII))
     body = bodies.draw_mass(rng, kind, radius)
     margin = {"spiculated": "spiculated", "irregular": "indistinct"}.get(kind, "circumscribed")
     shape = "irregular" if kind == "spiculated" else kind
-    return Finding(
+    return PhantomFinding(
         kind=kind,
         categories=("Mass",),
         place=room.in_tissue(rng, body.radius),
@@ -105,7 +107,7 @@ def _mass(rng: np.random.Generator, malignant: bool, room: Room) -> Finding:
     )
 
 
-def _distort(rng: np.random.Generator, mass: Finding) -> Finding:
+def _distort(rng: np.random.Generator, mass: PhantomFinding) -> PhantomFinding:
     return replace(
         mass,
         categories=(*mass.categories, "Architectural Distortion"),
@@ -114,15 +116,15 @@ def _distort(rng: np.random.Generator, mass: Finding) -> Finding:
     )
 
 
-def _calcifications(rng: np.random.Generator, malignant: bool, room: Room) -> Finding:
+def _calcifications(rng: np.random.Generator, malignant: bool, room: Room) -> PhantomFinding:
     return _cluster(rng, malignant, room.in_tissue(rng, 6.0))
 
 
-def _cluster(rng: np.random.Generator, malignant: bool, place: Place) -> Finding:
+def _cluster(rng: np.random.Generator, malignant: bool, place: Place) -> PhantomFinding:
     # The body's x points to the nipple.
     duct = np.array([max(place[0], 10.0), -0.5 * place[1], -0.5 * place[2]])
     kinds = ("fine pleomorphic", "fine linear branching") if malignant else ("amorphous", "coarse heterogeneous")
-    return Finding(
+    return PhantomFinding(
         kind="calcifications",
         categories=("Suspicious Calcification",),
         place=place,
@@ -134,9 +136,9 @@ def _cluster(rng: np.random.Generator, malignant: bool, place: Place) -> Finding
     )
 
 
-def _distortion(rng: np.random.Generator, malignant: bool, room: Room) -> Finding:
+def _distortion(rng: np.random.Generator, malignant: bool, room: Room) -> PhantomFinding:
     radius = rng.uniform(14, 20)
-    return Finding(
+    return PhantomFinding(
         kind="distortion",
         categories=("Architectural Distortion",),
         place=room.in_tissue(rng, radius),
@@ -149,9 +151,9 @@ def _distortion(rng: np.random.Generator, malignant: bool, room: Room) -> Findin
     )
 
 
-def _focal_asymmetry(rng: np.random.Generator, malignant: bool, room: Room) -> Finding:
+def _focal_asymmetry(rng: np.random.Generator, malignant: bool, room: Room) -> PhantomFinding:
     radius = rng.uniform(11, 17)
-    return Finding(
+    return PhantomFinding(
         kind="focal asymmetry",
         categories=("Focal Asymmetry",),
         place=room.in_tissue(rng, radius),
@@ -162,10 +164,10 @@ def _focal_asymmetry(rng: np.random.Generator, malignant: bool, room: Room) -> F
     )
 
 
-def _asymmetry(rng: np.random.Generator, malignant: bool, room: Room) -> Finding:
+def _asymmetry(rng: np.random.Generator, malignant: bool, room: Room) -> PhantomFinding:
     radius = rng.uniform(11, 17)
     view = str(rng.choice(VIEW_POSITIONS))
-    return Finding(
+    return PhantomFinding(
         kind="asymmetry",
         categories=("Asymmetry",),
         place=room.in_tissue(rng, radius),
@@ -177,9 +179,9 @@ def _asymmetry(rng: np.random.Generator, malignant: bool, room: Room) -> Finding
     )
 
 
-def _global_asymmetry(rng: np.random.Generator, malignant: bool, room: Room) -> Finding:
+def _global_asymmetry(rng: np.random.Generator, malignant: bool, room: Room) -> PhantomFinding:
     depth = room.shapes["CC"].depth
-    return Finding(
+    return PhantomFinding(
         kind="global asymmetry",
         categories=("Global Asymmetry",),
         place=(0.45 * depth, float(rng.normal(5, 5)), float(rng.normal(5, 5))),
@@ -190,8 +192,10 @@ def _global_asymmetry(rng: np.random.Generator, malignant: bool, room: Room) -> 
     )
 
 
-def _skin_thickening(rng: np.random.Generator, malignant: bool, room: Room, toward: Place | None = None) -> Finding:
-    return Finding(
+def _skin_thickening(
+    rng: np.random.Generator, malignant: bool, room: Room, toward: Place | None = None
+) -> PhantomFinding:
+    return PhantomFinding(
         kind="skin thickening",
         categories=("Skin Thickening",),
         place=room.on_skin(rng, toward),
@@ -202,8 +206,10 @@ def _skin_thickening(rng: np.random.Generator, malignant: bool, room: Room, towa
     )
 
 
-def _skin_retraction(rng: np.random.Generator, malignant: bool, room: Room, toward: Place | None = None) -> Finding:
-    return Finding(
+def _skin_retraction(
+    rng: np.random.Generator, malignant: bool, room: Room, toward: Place | None = None
+) -> PhantomFinding:
+    return PhantomFinding(
         kind="skin retraction",
         categories=("Skin Retraction",),
         place=room.on_skin(rng, toward),
@@ -214,8 +220,8 @@ def _skin_retraction(rng: np.random.Generator, malignant: bool, room: Room, towa
     )
 
 
-def _nipple_retraction(rng: np.random.Generator, malignant: bool, room: Room) -> Finding:
-    return Finding(
+def _nipple_retraction(rng: np.random.Generator, malignant: bool, room: Room) -> PhantomFinding:
+    return PhantomFinding(
         kind="nipple retraction",
         categories=("Nipple Retraction",),
         place=(0.0, 0.0, 0.0),
@@ -226,10 +232,10 @@ def _nipple_retraction(rng: np.random.Generator, malignant: bool, room: Room) ->
     )
 
 
-def _lymph_node(rng: np.random.Generator, malignant: bool, room: Room) -> Finding:
+def _lymph_node(rng: np.random.Generator, malignant: bool, room: Room) -> PhantomFinding:
     radius = rng.uniform(6, 10)
     body = bodies.draw_node(rng, radius)
-    return Finding(
+    return PhantomFinding(
         kind="lymph node",
         categories=("Suspicious Lymph Node",),
         place=room.in_axilla(rng, body.radius),
@@ -256,7 +262,7 @@ def _assessment(
     }
 
 
-def _near(rng: np.random.Generator, mass: Finding) -> Place:
+def _near(rng: np.random.Generator, mass: PhantomFinding) -> Place:
     """Within the mass or at its border."""
     offset = rng.standard_normal(3)
     offset *= mass.radius * rng.uniform(0, 0.8) / np.linalg.norm(offset)

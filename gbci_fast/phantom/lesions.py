@@ -11,9 +11,9 @@ import numpy as np
 from scipy import ndimage
 from skimage.morphology import convex_hull_image
 
-from gbci_fast.phantom.anatomy import SKIN, Anatomy, BreastShape, Grid, chord
+from gbci_fast.phantom.anatomy import SKIN_THICKNESS, Anatomy, BreastShape, Grid, chord
 from gbci_fast.phantom.bodies import VIEW_AXES, Ellipsoid
-from gbci_fast.phantom.findings import Finding
+from gbci_fast.phantom.findings import PhantomFinding
 from gbci_fast.phantom.placement import skin_point
 from gbci_fast.phantom.projection import MU_CALCIFICATION, MU_GLAND, attenuation
 from gbci_fast.phantom.texture import DENSEST, Tissue, share_of, threshold
@@ -64,7 +64,7 @@ class Scene:
         changing = ("inside", "thickness", "skin", "share", "integral", "interior")
         return replace(self, **{name: getattr(self, name).copy() for name in changing})
 
-    def add(self, findings: tuple[Finding, ...], rngs: list[np.random.Generator]) -> list[np.ndarray]:
+    def add(self, findings: tuple[PhantomFinding, ...], rngs: list[np.random.Generator]) -> list[np.ndarray]:
         """Draws the findings that this view shows, outline and tissue first; one mask [H, W] for each.
 
         A finding that is too small to see, or that another view shows, has an empty mask.
@@ -116,7 +116,7 @@ class _Placed:
     alone: bool = False
 
 
-def _bodies(scene: Scene, rng: np.random.Generator, finding: Finding) -> list[_Placed]:
+def _bodies(scene: Scene, rng: np.random.Generator, finding: PhantomFinding) -> list[_Placed]:
     if finding.body is not None:
         calcified = finding.kind == "calcifications"
         mu = finding.strength * (MU_CALCIFICATION if calcified else MU_GLAND)
@@ -148,7 +148,7 @@ def _add_body(scene: Scene, placed: _Placed, mask: np.ndarray) -> None:
     mask[window] |= path > 0
 
 
-def _distort(scene: Scene, rng: np.random.Generator, finding: Finding, mask: np.ndarray) -> None:
+def _distort(scene: Scene, rng: np.random.Generator, finding: PhantomFinding, mask: np.ndarray) -> None:
     """Pulls the tissue toward the finding, along some directions more than along others."""
     point, radius = scene.shape.point(finding.place, scene.view), finding.distortion
     window = scene.window(point, radius)
@@ -165,7 +165,7 @@ def _distort(scene: Scene, rng: np.random.Generator, finding: Finding, mask: np.
     mask[window] |= changed
 
 
-def _add_gland(scene: Scene, rng: np.random.Generator, finding: Finding, mask: np.ndarray) -> None:
+def _add_gland(scene: Scene, rng: np.random.Generator, finding: PhantomFinding, mask: np.ndarray) -> None:
     """Lowers the threshold between fat and gland: the tissue's own texture makes concave borders and leaves fat."""
     point, radius = scene.shape.point(finding.place, scene.view), finding.radius
     window = scene.window(point, 1.4 * radius)
@@ -193,11 +193,11 @@ def _add_gland(scene: Scene, rng: np.random.Generator, finding: Finding, mask: n
     mask[window] |= ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(changed, 3), iterations=2))[3:-3, 3:-3]
 
 
-def _thicken_skin(scene: Scene, rng: np.random.Generator, finding: Finding, mask: np.ndarray) -> None:
+def _thicken_skin(scene: Scene, rng: np.random.Generator, finding: PhantomFinding, mask: np.ndarray) -> None:
     point = skin_point(scene.shape, finding.place, scene.view)
     window = scene.window(point, finding.radius)
     along = _bump((np.hypot(*scene.offsets(window, point)) / np.float32(finding.radius)) ** 2)  # flat in the middle
-    skin, changed = _skin_of(scene, window, (finding.strength - SKIN) * along)
+    skin, changed = _skin_of(scene, window, (finding.strength - SKIN_THICKNESS) * along)
     scene.repaint(window, changed, skin=skin)
     mask[window] |= changed
 
@@ -205,20 +205,20 @@ def _thicken_skin(scene: Scene, rng: np.random.Generator, finding: Finding, mask
 def _skin_of(scene: Scene, window: tuple[slice, slice], extra: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The path through skin ``extra`` mm thicker, only where it is seen from the side; and where that shows."""
     inside, thickness = scene.inside[window], scene.thickness[window]
-    depth = SKIN + extra * _bump(np.maximum(inside - SKIN - extra, 0) / np.float32(SKIN_FADE))
+    depth = SKIN_THICKNESS + extra * _bump(np.maximum(inside - SKIN_THICKNESS - extra, 0) / np.float32(SKIN_FADE))
     slab = np.float32(scene.shape.thickness)
     skin = np.minimum(thickness - chord(inside - depth, slab - 2 * depth), thickness)
     return skin, (skin > scene.skin[window] + LEAST_SKIN) & (inside > 0)
 
 
-def _retract_skin(scene: Scene, rng: np.random.Generator, finding: Finding, mask: np.ndarray) -> None:
+def _retract_skin(scene: Scene, rng: np.random.Generator, finding: PhantomFinding, mask: np.ndarray) -> None:
     point = skin_point(scene.shape, finding.place, scene.view)
     window = scene.window(point, finding.radius)
     bump = _bump(np.hypot(*scene.offsets(window, point)) / np.float32(finding.radius))
     _dent(scene, window, scene.inside[window] - np.float32(finding.strength) * bump, bump, mask)
 
 
-def _retract_nipple(scene: Scene, rng: np.random.Generator, finding: Finding, mask: np.ndarray) -> None:
+def _retract_nipple(scene: Scene, rng: np.random.Generator, finding: PhantomFinding, mask: np.ndarray) -> None:
     point = (scene.shape.depth, scene.shape.nipple_y)
     window = scene.window(point, finding.radius)
     rho = np.hypot(*scene.offsets(window, point)) / np.float32(finding.radius)
@@ -233,7 +233,7 @@ def _dent(scene: Scene, window: tuple[slice, slice], inside: np.ndarray, bump: n
     before = scene.inside[window]
     slab = np.float32(scene.shape.thickness)
     thickness = chord(inside, slab)
-    depth = SKIN + np.float32(0.75) * bump
+    depth = SKIN_THICKNESS + np.float32(0.75) * bump
     skin = np.minimum(thickness - chord(inside - depth, slab - 2 * depth), thickness)
     edge = 0.5 * scene.grid.spacing  # the outline is drawn half a pixel softer
     breast = np.maximum(before, inside) > -edge
@@ -242,7 +242,7 @@ def _dent(scene: Scene, window: tuple[slice, slice], inside: np.ndarray, bump: n
     mask[window] |= changed
 
 
-def _tether(scene: Scene, rng: np.random.Generator, finding: Finding) -> list[_Placed]:
+def _tether(scene: Scene, rng: np.random.Generator, finding: PhantomFinding) -> list[_Placed]:
     """Strands from the dent into the breast."""
     x, y = skin_point(scene.shape, finding.place, scene.view)
     inward = np.array([0.45 * scene.shape.depth - x, 0.8 * (scene.shape.nipple_y - y)])
@@ -266,7 +266,7 @@ def _tether(scene: Scene, rng: np.random.Generator, finding: Finding) -> list[_P
     return strands
 
 
-def _inverted_nipple(scene: Scene, finding: Finding) -> list[_Placed]:
+def _inverted_nipple(scene: Scene, finding: PhantomFinding) -> list[_Placed]:
     """The nipple behind the skin, dense, with the ducts that pull it in."""
     x, y = scene.shape.depth - finding.strength - 5.0, scene.shape.nipple_y
     nipple = Ellipsoid(to_unit=np.diag(1 / np.array([5.5, 3.6, 3.6])))

@@ -14,7 +14,7 @@ from gbci_fast.attributes import LATERALITIES, VIEW_POSITIONS
 from gbci_fast.dicom.writing import MammogramHeader, uid_from_seed
 from gbci_fast.errors import GBCIError
 from gbci_fast.phantom.anatomy import BreastShape, Grid, draw_shape, map_anatomy
-from gbci_fast.phantom.findings import Finding, draw_findings
+from gbci_fast.phantom.findings import PhantomFinding, draw_findings
 from gbci_fast.phantom.lesions import Scene
 from gbci_fast.phantom.placement import Room
 from gbci_fast.phantom.population import AGE_SHARES, AGES, DENSITIES, Population, relative_hazard
@@ -35,7 +35,7 @@ class BreastPlan:
 
     laterality: str
     shapes: dict[str, BreastShape]
-    findings: tuple[Finding, ...]
+    findings: tuple[PhantomFinding, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class StudyPlan:
 class LesionTruth:
     """One finding as this image shows it: ``mask`` is bool [H, W] and not empty."""
 
-    finding: Finding
+    finding: PhantomFinding
     mask: np.ndarray
 
     @property

@@ -75,7 +75,7 @@ class Acoustics:
 
 FAT = Acoustics(echo=0.0, attenuation=0.73)
 GLAND = Acoustics(echo=9.0, attenuation=0.75)
-SKIN = Acoustics(echo=10.0, attenuation=0.9)
+SKIN_ACOUSTICS = Acoustics(echo=10.0, attenuation=0.9)
 MUSCLE = Acoustics(echo=-4.0, attenuation=0.9)
 LIGAMENT = 13.0  # dB
 FASCIA, SKIN_ECHO = 22.0, 21.0  # dB
@@ -110,7 +110,7 @@ class UltrasoundSlice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tissue:
+class EchoMaps:
     """Maps [H, W]: backscatter amplitude (fat is 1), attenuation in dB/cm/MHz, and coherent echo amplitude."""
 
     amplitude: np.ndarray
@@ -230,7 +230,7 @@ def _window(part: Body, axes: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple
     )
 
 
-def healthy_tissue(streams: Streams, density: str) -> Tissue:
+def healthy_tissue(streams: Streams, density: str) -> EchoMaps:
     """The layers of a breast without a lesion."""
     z = _depth()
     top, bottom, share = LAYERS[density]
@@ -253,21 +253,21 @@ def healthy_tissue(streams: Streams, density: str) -> Tissue:
     muscle = _above(z - fascia, 0.15)
     decibel = _mix(decibel, MUSCLE.echo + 9 * np.maximum(fibers - 0.6, 0), muscle)
     skin = _above(SKIN_DEPTH - z, 0.1)
-    decibel = _mix(decibel, SKIN.echo, skin)
+    decibel = _mix(decibel, SKIN_ACOUSTICS.echo, skin)
 
     attenuation = _mix(np.float32(FAT.attenuation), GLAND.attenuation, gland)
-    attenuation = _mix(_mix(attenuation, MUSCLE.attenuation, muscle), SKIN.attenuation, skin)
+    attenuation = _mix(_mix(attenuation, MUSCLE.attenuation, muscle), SKIN_ACOUSTICS.attenuation, skin)
     glint = np.clip(0.6 + 0.35 * strands, 0.1, 1.2)
     coherent = (
         _amplitude(FASCIA) * glint * (_line(z - fascia) + 0.4 * _line(z - fascia - 0.7 - 0.3 * _undulation(rng, 1)))
     )
     coherent += _amplitude(SKIN_ECHO) * (1.2 * _line(z - 0.3) + glint * _line(z - SKIN_DEPTH))
-    return Tissue(
+    return EchoMaps(
         amplitude=_amplitude(decibel).astype(np.float32), attenuation=attenuation, coherent=coherent.astype(np.float32)
     )
 
 
-def insert(rng: np.random.Generator, tissue: Tissue, lesion: Acoustics, distance: np.ndarray) -> Tissue:
+def insert(rng: np.random.Generator, tissue: EchoMaps, lesion: Acoustics, distance: np.ndarray) -> EchoMaps:
     """The tissue with a lesion instead where ``distance`` (from `slice_distance`) is positive."""
     inside = np.clip(distance / SPACING + 0.5, 0, 1)
     slope_z, slope_x = np.gradient(distance, SPACING)
@@ -275,20 +275,20 @@ def insert(rng: np.random.Generator, tissue: Tissue, lesion: Acoustics, distance
     shell = np.exp(-(((distance - 0.15) / 0.12) ** 2)) * (distance > 0)
     facing, along = (np.abs(slope) / steepness for slope in (slope_z, slope_x))
     echo = lesion.echo + lesion.mottle * _field(rng, 1.0, 0.8)
-    return Tissue(
+    return EchoMaps(
         amplitude=tissue.amplitude * (1 - inside) + _amplitude(echo) * inside,
         attenuation=_mix(tissue.attenuation, lesion.attenuation, inside) + lesion.rim * shell * along**12,
         coherent=tissue.coherent * (1 - inside) + _amplitude(lesion.capsule) * shell * facing**6,
     )
 
 
-def b_mode(rng: np.random.Generator, tissue: Tissue, gain: np.ndarray) -> np.ndarray:
+def b_mode(rng: np.random.Generator, tissue: EchoMaps, gain: np.ndarray) -> np.ndarray:
     """The picture, uint8 [H, W], of the tissue with a time gain in dB [H, 1]."""
     decibel = FAT_LEVEL + 20 * np.log10(np.maximum(envelope(rng, tissue, gain), 1e-6))
     return np.rint(np.clip(1 + decibel / DYNAMIC_RANGE, 0, 1) * 255).astype(np.uint8)
 
 
-def envelope(rng: np.random.Generator, tissue: Tissue, gain: np.ndarray) -> np.ndarray:
+def envelope(rng: np.random.Generator, tissue: EchoMaps, gain: np.ndarray) -> np.ndarray:
     """The echo's magnitude, float32 [H, W]; the mean square of unattenuated fat is 1."""
     shape = tissue.amplitude.shape
     met = ndimage.gaussian_filter1d(tissue.attenuation, APERTURE / SPACING, axis=1)

@@ -99,7 +99,7 @@ def composite(
         template: like `synthetic`, what it was made from. With it the change is added, without it the synthesis
             replaces the pixels.
         affine: ``[B, 4]`` numbers on the CPU: scale_x, offset_x, scale_y, offset_y of each window, negative scales
-            for mirrored ones; see `gbci_fast.data.preprocess.Frame.window_affine`. None: the grids are one.
+            for mirrored ones; see `gbci_fast.data.frame.Frame.window_affine`. None: the grids are one.
         white: integer value of 1.0, 4095 for 12 bits; by default the dtype's largest. 1 for float32.
 
     Returns:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset
 
-from gbci_fast.data.framing import read_views
+from gbci_fast.data.fields import read_fields
 from gbci_fast.data.prepare_image import contradictions
 from gbci_fast.data.vindr import find_inputs
 from gbci_fast.dicom.reading import read_header
@@ -74,8 +74,8 @@ def test_what_a_model_is_told(make_dicom, tmp_path, listed, stated, view):
     """The conditions of a training image; a table may name CC or MLO better than the header, with a note."""
     (record,) = find_inputs(make_dicom(breast(), name="scan_LMLO.dcm", ViewPosition=stated))
     record = replace(record, listed=listed)
-    reading = read_views(record, tmp_path, 64)
-    assert [field.field.attributes.view_position for field in reading.views] == [view]
+    reading = read_fields(record, tmp_path, 64)
+    assert [field.field.attributes.view_position for field in reading.fields] == [view]
     source = "the table" if listed else "the file's name"
     notes = [f"view_position is MLO in {source} and {stated} in the image's header"] if stated else []
     assert contradictions(record, reading) == notes

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from gbci_fast.data.cache import CACHE_FILE, INDEX, MASKS, PIXELS, Cache
-from gbci_fast.data.framing import patient_fold, read_views
+from gbci_fast.data.fields import read_fields
+from gbci_fast.data.folds import patient_fold
 from gbci_fast.data.prepare import SKIPPED, open_sources, prepare
 from gbci_fast.data.prepare_image import PrepareSettings
 from gbci_fast.data.segmentation import pectoral_mask
@@ -84,22 +85,22 @@ def interrupted(root, output, count, **options):
 def test_the_cache_holds_what_reading_gives(root, straight):
     cache, position = Cache(straight), 0
     for record in VinDr(root).images:
-        reading = read_views(record, root, 64)
+        reading = read_fields(record, root, 64)
         pectoral = pectoral_mask(reading.mammogram.unit(), reading.breast, record.view_position)
-        for view in reading.views:
+        for placed in reading.fields:
             item, row = cache[position], cache.row(position)
-            np.testing.assert_array_equal(item.image, view.field.image)
-            np.testing.assert_array_equal(item.breast, view.field.breast)
-            assert (item.attributes, item.patient) == (view.field.attributes, view.field.patient)
-            assert len(item.lesions) == len(view.field.lesions)
-            for lesion, expected in zip(item.lesions, view.field.lesions, strict=True):
+            np.testing.assert_array_equal(item.image, placed.field.image)
+            np.testing.assert_array_equal(item.breast, placed.field.breast)
+            assert (item.attributes, item.patient) == (placed.field.attributes, placed.field.patient)
+            assert len(item.lesions) == len(placed.field.lesions)
+            for lesion, expected in zip(item.lesions, placed.field.lesions, strict=True):
                 np.testing.assert_array_equal(lesion.pixels, expected.pixels)
                 assert (lesion.attributes, lesion.report) == (expected.attributes, expected.report)
                 assert lesion.finding == expected.finding
             np.testing.assert_array_equal(
-                cache.pectoral(position), (view.frame.to_model(pectoral) > 0.5) & view.field.breast
+                cache.pectoral(position), (placed.frame.to_model(pectoral) > 0.5) & placed.field.breast
             )
-            assert (row["kind"], cache.frame(position)) == (view.kind, view.frame)
+            assert (row["kind"], cache.frame(position)) == (placed.kind, placed.frame)
             position += 1
     assert position == len(cache)
     assert {row["kind"] for row in cache.index.to_pylist()} == {"whole", "lesion"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.data.framing import patient_fold
+from gbci_fast.data.folds import patient_fold
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Radiomics
 from gbci_fast.evaluate.lesions import CROP_SIZE, LesionCase, crop_lesions, read_lesions

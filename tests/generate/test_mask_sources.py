@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from gbci_fast.attributes import FINDING_CATEGORIES
-from gbci_fast.data.preprocess import whole_breast_frame
+from gbci_fast.data.frame import whole_breast_frame
 from gbci_fast.data.segmentation import placement_mask
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.mask_sources import DIAMETER_RANGE, EllipseMask, FileMask, automatic_mask, read_mask_file

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from gbci_fast.data.preprocess import box_ellipse
+from gbci_fast.data.frame import box_ellipse
 from gbci_fast.data.vindr import VinDr, find_inputs
 from gbci_fast.generate.template import open_template, paste
 from gbci_fast.ops.composite import composite

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gbci_fast.phantom.findings import Finding, draw_findings
+from gbci_fast.phantom.findings import PhantomFinding, draw_findings
 from gbci_fast.phantom.placement import Room
 from gbci_fast.phantom.population import DENSITIES
 from gbci_fast.phantom.study import (
@@ -25,7 +25,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def plan_breast(index: int, density: str = "B", findings: tuple[Finding, ...] = ()) -> tuple[StudyPlan, BreastPlan]:
+def plan_breast(
+    index: int, density: str = "B", findings: tuple[PhantomFinding, ...] = ()
+) -> tuple[StudyPlan, BreastPlan]:
     """The left breast of study ``index``, with this density and these findings whatever was drawn for it."""
     plan = dataclasses.replace(draw_study(0, index), breast_density=density)
     breast = plan.breasts[0]
@@ -35,14 +37,14 @@ def plan_breast(index: int, density: str = "B", findings: tuple[Finding, ...] = 
     return plan, dataclasses.replace(breast, shapes=shapes, findings=findings)
 
 
-def draw_finding(category: str, index: int, malignant: bool = True) -> Finding:
+def draw_finding(category: str, index: int, malignant: bool = True) -> PhantomFinding:
     """A primary finding alone, for the breast of `plan_breast`."""
     _, breast = plan_breast(index)
     return draw_findings(stream("test", category, index), [(category, malignant)], Room(breast.shapes))[0]
 
 
 def render_with(
-    *findings: Finding, index: int, density: str = "B", view: str = "CC", size: int = 256, twins: bool = True
+    *findings: PhantomFinding, index: int, density: str = "B", view: str = "CC", size: int = 256, twins: bool = True
 ) -> PhantomImage:
     return render_image(*plan_breast(index, density, findings), view, make_grid(size), twins)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gbci_fast.evaluate.observer import auc_interval, matched_filter, roc_auc, score
 from gbci_fast.phantom.bodies import VIEW_AXES, Ellipsoid
-from gbci_fast.phantom.findings import Finding
+from gbci_fast.phantom.findings import PhantomFinding
 from gbci_fast.phantom.placement import Room
 from gbci_fast.phantom.population import DENSITIES
 from gbci_fast.phantom.study import draw_study, make_grid, render_image, stream
@@ -35,7 +35,7 @@ def observe(seed: int, index: int, density: str, view: str) -> list[float]:
     template, corner = matched_filter(path), (rows[0], columns[0])
     scores = []
     for strength in STRENGTHS:
-        mass = Finding(
+        mass = PhantomFinding(
             kind="round", categories=("Mass",), place=place, radius=RADIUS, strength=strength, malignant=False,
             birads=3, report="round mass", body=ball,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from scipy import ndimage
 from skimage.measure import regionprops
 
 from gbci_fast.attributes import FINDING_CATEGORIES
-from gbci_fast.phantom.anatomy import SKIN, map_anatomy
+from gbci_fast.phantom.anatomy import SKIN_THICKNESS, map_anatomy
 from gbci_fast.phantom.bodies import VIEW_AXES, draw_mass
 from gbci_fast.phantom.findings import draw_findings
 from gbci_fast.phantom.lesions import Scene
@@ -213,7 +213,7 @@ def test_skin_is_3_to_6_mm_thick_where_thickened(tools):
         for name, each in (("before", scene), ("after", changed)):
             solid = each.inside[(each.skin > 0.98 * each.thickness) & (each.inside > 0) & (each.inside < 10)]
             deepest[name] = solid.max()
-        assert deepest["before"] == pytest.approx(SKIN, abs=0.4)
+        assert deepest["before"] == pytest.approx(SKIN_THICKNESS, abs=0.4)
         assert deepest["after"] == pytest.approx(finding.strength, abs=1.2)
 
 

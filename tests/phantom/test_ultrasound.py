@@ -15,7 +15,7 @@ from gbci_fast.phantom.ultrasound import (
     PIXELS,
     SKIN_DEPTH,
     SPACING,
-    Tissue,
+    EchoMaps,
     axial_sigma,
     envelope,
     lateral_sigma,
@@ -49,7 +49,7 @@ def rendered(kind: str | None, index: int, density: str = "C"):
 
 def uniform_envelope(index: int) -> np.ndarray:
     shape = (PIXELS, PIXELS)
-    tissue = Tissue(amplitude=np.ones(shape), attenuation=np.zeros(shape), coherent=np.zeros(shape))
+    tissue = EchoMaps(amplitude=np.ones(shape), attenuation=np.zeros(shape), coherent=np.zeros(shape))
     return envelope(streams(index)("speckle"), tissue, np.zeros((PIXELS, 1)))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gbci_fast.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, Lesion, to_unit
-from gbci_fast.data.framing import patient_fold
+from gbci_fast.data.folds import patient_fold
 from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.metrics import grow

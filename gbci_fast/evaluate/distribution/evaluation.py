@@ -81,16 +81,18 @@ def evaluate_distribution(
     sets = {REAL: real, **columns}
     for name, crops in sets.items():
         check_patients(name, crops.patients, settings.neighbors)
-    plan = Plan.of(sets, settings)
+    halvings = Halvings.of(sets, settings)
     steps, report = len(extractors) + 1, []
     for done, extractor in enumerate(extractors):
         on_progress("comparing", done, steps)
-        report.append(_compare_features(extractor, sets, plan, settings))
+        report.append(_compare_features(extractor, sets, halvings, settings))
     on_progress("comparing", steps - 1, steps)
-    diversity = _compare_diversity(sets, plan, settings)
+    diversity = _compare_diversity(sets, halvings, settings)
     appearance = {
-        "spectrum_slope": _compare_values({name: spectrum_slopes(x.pixels) for name, x in sets.items()}, sets, plan),
-        "seam": _compare_values({name: seams(x) for name, x in sets.items()}, sets, plan),
+        "spectrum_slope": _compare_values(
+            {name: spectrum_slopes(x.pixels) for name, x in sets.items()}, sets, halvings
+        ),
+        "seam": _compare_values({name: seams(x) for name, x in sets.items()}, sets, halvings),
     }
     on_progress("comparing", steps, steps)
     return {
@@ -98,7 +100,7 @@ def evaluate_distribution(
         "settings": asdict(settings),
         "versions": versions(),
         "sets": {name: {"crops": len(x), "patients": len(set(x.patients))} for name, x in sets.items()},
-        "halves": {"crops_left": _spread(plan.left[REAL].sum(1)), "crops_right": _spread(plan.right.sum(1))},
+        "halves": {"crops_left": _spread(halvings.left[REAL].sum(1)), "crops_right": _spread(halvings.right.sum(1))},
         "notes": NOTES,
         "extractors": report,
         "diversity": diversity,
@@ -125,7 +127,7 @@ NOTES = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
+class Halvings:
     """Which crops every halving and every resample takes; common to all measures.
 
     Attributes:
@@ -139,7 +141,7 @@ class Plan:
     draws: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, sets: Mapping[str, Crops], settings: DistributionSettings) -> "Plan":
+    def of(cls, sets: Mapping[str, Crops], settings: DistributionSettings) -> "Halvings":
         """Patients are halved and drawn within strata of those who are in the same sets, so that each keeps its size.
 
         A patient is in one half, and as often in a resample, in all of them.
@@ -218,7 +220,7 @@ def extract(extractor: Extractor, sets: Mapping[str, Crops]) -> dict[str, np.nda
 
 
 def _compare_features(
-    extractor: Extractor, sets: Mapping[str, Crops], plan: Plan, settings: DistributionSettings
+    extractor: Extractor, sets: Mapping[str, Crops], halvings: Halvings, settings: DistributionSettings
 ) -> dict[str, Any]:
     features = extract(extractor, sets)
     statistics: dict[str, dict[str, Any]] = {}
@@ -226,9 +228,9 @@ def _compare_features(
         owners = sets[name].patients, sets[REAL].patients
         kernel: Measure = KernelPairs.of(x, features[REAL], *owners).distances
         for key, measure, centered in (("frechet", _frechet(x, features[REAL]), True), ("kernel", kernel, False)):
-            statistics.setdefault(key, {})[name] = _measure(name, measure, plan, centered=centered)
+            statistics.setdefault(key, {})[name] = _measure(name, measure, halvings, centered=centered)
         pairs = NeighborPairs.of(features[REAL], x, owners[1], owners[0])
-        for key, values in _measure_neighbors(name, pairs, plan, settings.neighbors).items():
+        for key, values in _measure_neighbors(name, pairs, halvings, settings.neighbors).items():
             statistics.setdefault(key, {})[name] = values
     return {
         "name": extractor.name,
@@ -247,13 +249,13 @@ def _frechet(x: np.ndarray, real: np.ndarray) -> Measure:
     return measure
 
 
-def _measure(name: str, measure: Measure, plan: Plan, *, centered: bool) -> dict[str, Any]:
+def _measure(name: str, measure: Measure, halvings: Halvings, *, centered: bool) -> dict[str, Any]:
     """The values of a set's halves; of columns also that of all crops and its interval."""
-    result: dict[str, Any] = {"splits": _spread(measure(plan.left[name], plan.right))}
+    result: dict[str, Any] = {"splits": _spread(measure(halvings.left[name], halvings.right))}
     if name != REAL:
-        everything = np.ones((1, plan.left[name].shape[1])), np.ones((1, plan.right.shape[1]))
+        everything = np.ones((1, halvings.left[name].shape[1])), np.ones((1, halvings.right.shape[1]))
         value = float(measure(*everything)[0])
-        draws = measure(plan.draws[name], plan.draws[REAL])
+        draws = measure(halvings.draws[name], halvings.draws[REAL])
         draws = draws[np.isfinite(draws)]
         if centered:
             draws = np.maximum(draws - draws.mean() + value, 0)
@@ -261,19 +263,19 @@ def _measure(name: str, measure: Measure, plan: Plan, *, centered: bool) -> dict
     return result
 
 
-def _measure_neighbors(name: str, pairs: NeighborPairs, plan: Plan, k: int) -> dict[str, dict[str, Any]]:
-    halves = [pairs.find(k, right, left).means for right, left in zip(plan.right, plan.left[name], strict=True)]
+def _measure_neighbors(name: str, pairs: NeighborPairs, halvings: Halvings, k: int) -> dict[str, dict[str, Any]]:
+    halves = [pairs.find(k, right, left).means for right, left in zip(halvings.right, halvings.left[name], strict=True)]
     results = {key: {"splits": _spread(np.array([means[key] for means in halves]))} for key in NEIGHBOR_STATISTICS}
     if name != REAL:
         full = pairs.find(k)
         for key, result in results.items():
             values = getattr(full, key)
-            draws = plan.draws[name if key in ("precision", "density") else REAL]
+            draws = halvings.draws[name if key in ("precision", "density") else REAL]
             result["full"] = {"value": float(values.mean())} | _interval(draws @ values / draws.sum(1))
     return results
 
 
-def _compare_diversity(sets: Mapping[str, Crops], plan: Plan, settings: DistributionSettings) -> dict[str, Any]:
+def _compare_diversity(sets: Mapping[str, Crops], halvings: Halvings, settings: DistributionSettings) -> dict[str, Any]:
     pairs = {name: _pick_pairs(crops.patients, settings) for name, crops in sets.items()}
     similarity = {name: ms_ssim(sets[name].pixels[i], sets[name].pixels[j]) for name, (i, j) in pairs.items()}
 
@@ -285,7 +287,7 @@ def _compare_diversity(sets: Mapping[str, Crops], plan: Plan, settings: Distribu
 
     values = {
         name: {"ms_ssim": float(similarity[name].mean()), "pairs": len(similarity[name])}
-        | _measure(name, lambda left, right, name=name: mean(name, left) - mean(REAL, right), plan, centered=False)
+        | _measure(name, lambda left, right, name=name: mean(name, left) - mean(REAL, right), halvings, centered=False)
         for name in sets
     }
     real = {key: values[REAL][key] for key in ("ms_ssim", "pairs")}
@@ -301,7 +303,7 @@ def _pick_pairs(patients: Sequence[str], settings: DistributionSettings) -> tupl
     return i[keep], j[keep]
 
 
-def _compare_values(values: Mapping[str, np.ndarray], sets: Mapping[str, Crops], plan: Plan) -> dict[str, Any]:
+def _compare_values(values: Mapping[str, np.ndarray], sets: Mapping[str, Crops], halvings: Halvings) -> dict[str, Any]:
     """Means of one number per crop, and how many of a column's lie where 95 % of the real ones do."""
     real = values[REAL]
     low, high = np.quantile(real, QUANTILES)
@@ -315,7 +317,7 @@ def _compare_values(values: Mapping[str, np.ndarray], sets: Mapping[str, Crops],
     }
     for name, column in values.items():
         if name != REAL:
-            here, there = plan.draws[name], plan.draws[REAL]
+            here, there = halvings.draws[name], halvings.draws[REAL]
             draws = here @ column / here.sum(1) - there @ real / there.sum(1)
             report["columns"][name] = patient_summary(column, sets[name].patients) | {
                 "difference": {"value": float(column.mean() - real.mean())} | _interval(draws),

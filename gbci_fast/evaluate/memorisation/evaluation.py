@@ -71,7 +71,7 @@ class Lesions:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Findings:
+class NearestTraining:
     """What the figure and the gate need beside the report.
 
     Attributes:
@@ -108,7 +108,7 @@ def evaluate_memorisation(
     source: dict[str, Any],
     repainted: bool,
     on_progress: OnProgress = lambda stage, done, total: None,
-) -> tuple[dict[str, Any], Findings]:
+) -> tuple[dict[str, Any], NearestTraining]:
     """The report (JSON values) and what the figure shows.
 
     Args:
@@ -158,7 +158,7 @@ def evaluate_memorisation(
         ],
         "targets": [_target(spaces["pixel"])],
     }
-    return report, Findings(index=index, threshold=threshold, real=pixel[0], synthetic=pixel[1])
+    return report, NearestTraining(index=index, threshold=threshold, real=pixel[0], synthetic=pixel[1])
 
 
 def compare(

@@ -7,20 +7,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gbci_fast.evaluate.memorisation.evaluation import Findings, Lesions
+from gbci_fast.evaluate.memorisation.evaluation import Lesions, NearestTraining
 from gbci_fast.evaluate.memorisation.neighbors import laid_on
 
 ROWS = 8
 
 
-def draw_figure(path: Path, report: dict[str, Any], training: Lesions, synthetic: Lesions, findings: Findings) -> None:
+def draw_figure(
+    path: Path, report: dict[str, Any], training: Lesions, synthetic: Lesions, nearest: NearestTraining
+) -> None:
     """Writes the PNG: the synthetic crops that are nearest to a training crop, worst first, beside both histograms."""
-    order = np.argsort(findings.synthetic.distances)[:ROWS]
+    order = np.argsort(nearest.synthetic.distances)[:ROWS]
     figure = Figure(figsize=(12, 1.7 * max(len(order), 4)), layout="constrained")
     pairs, charts = figure.subfigures(1, 2, width_ratios=(6, 5))
     axes = pairs.subplots(len(order), 3, squeeze=False)
     for row, i in zip(axes, order, strict=True):
-        _draw_pair(row, i, training, synthetic, findings)
+        _draw_pair(row, i, training, synthetic, nearest)
     for column, title in zip(axes[0], ("synthetic", "nearest training crop, moved onto it", "difference"), strict=True):
         column.set_title(title, fontsize=8)
     spaces = charts.subplots(2, 1)
@@ -29,9 +31,9 @@ def draw_figure(path: Path, report: dict[str, Any], training: Lesions, synthetic
     figure.savefig(path, format="png", dpi=130)
 
 
-def _draw_pair(axes: np.ndarray, i: int, training: Lesions, synthetic: Lesions, findings: Findings) -> None:
+def _draw_pair(axes: np.ndarray, i: int, training: Lesions, synthetic: Lesions, nearest: NearestTraining) -> None:
     """Gain and offset of the training crop are fitted under the mask, as the distance ignores them."""
-    row, move = findings.synthetic.rows[i], findings.synthetic.moves[i]
+    row, move = nearest.synthetic.rows[i], nearest.synthetic.moves[i]
     pixels, mask = synthetic.crops.pixels[i], synthetic.crops.masks[i]
     neighbor = laid_on(move, training.crops.pixels[row])
     gain = pixels[mask].std() / max(float(neighbor[mask].std()), 1e-3)
@@ -45,8 +47,8 @@ def _draw_pair(axes: np.ndarray, i: int, training: Lesions, synthetic: Lesions, 
     for place in axes:
         place.contour(mask, levels=[0.5], colors="tab:orange", linewidths=0.6)
         place.set(xticks=[], yticks=[])
-    distance = findings.synthetic.distances[i]
-    axes[0].set_ylabel(f"{distance:.3f}", fontsize=8, color="tab:red" if distance < findings.threshold else "black")
+    distance = nearest.synthetic.distances[i]
+    axes[0].set_ylabel(f"{distance:.3f}", fontsize=8, color="tab:red" if distance < nearest.threshold else "black")
     for place, name in zip(axes, (synthetic.names[i], training.names[row]), strict=False):
         place.set_xlabel(_short(name), fontsize=5)
 

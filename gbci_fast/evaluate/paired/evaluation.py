@@ -18,8 +18,7 @@ from torch import Tensor
 
 from gbci_fast.attributes import FINDING_CATEGORIES, Attributes
 from gbci_fast.choices import GUIDANCE_SCALE
-from gbci_fast.data.fields import Lesion, to_unit
-from gbci_fast.data.framing import read_views
+from gbci_fast.data.fields import Lesion, read_fields, to_unit
 from gbci_fast.data.vindr import ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.metrics import (
@@ -232,7 +231,7 @@ def load_cases(
 
 def read_case(record: ImageRecord, root: Path, name: str, seed: int, size: int) -> Case | None:
     """The whole-breast field of view of one record; None where it shows no lesion, or nothing but lesion."""
-    view = read_views(record, root, size, ("whole",)).views[0].field
+    view = read_fields(record, root, size, ("whole",)).fields[0].field
     lesion = view.any_lesion
     if not lesion.any():
         return None

@@ -28,8 +28,8 @@ from gbci_fast.evaluate.utility.patch_classifier import (
     PatchSet,
     Phase,
     classify,
+    fit_patch_classifier,
     flip,
-    train_classifier,
     vary,
 )
 from gbci_fast.evaluate.utility.patches import (
@@ -194,7 +194,7 @@ def train_arms(
         key = json.dumps([asdict(run), settings.train_steps, settings.train_batch, digest, RECIPE, torch.__version__])
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
         if not path.exists():
-            model = train_classifier(phases_of(run, data, settings), seed=run.seed, batch_size=settings.train_batch)
+            model = fit_patch_classifier(phases_of(run, data, settings), seed=run.seed, batch_size=settings.train_batch)
             kept = {"run": asdict(run), "logits": classify(model, data.test.lesions + data.test.normal).tolist()}
             text = json.dumps(kept, allow_nan=False)
             atomically(path, lambda place, text=text: place.write_text(text, encoding="utf-8"))

@@ -69,7 +69,7 @@ class PatchClassifier(nn.Module):
         return self.head(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1))[:, 0]
 
 
-def train_classifier(phases: Sequence[Phase], *, seed: int, batch_size: int) -> PatchClassifier:
+def fit_patch_classifier(phases: Sequence[Phase], *, seed: int, batch_size: int) -> PatchClassifier:
     """Trains on the phases one after the other, on the CPU; equal arguments give equal weights on one machine.
 
     Half of every batch are lesions, whatever their share in the data. The optimizer goes on from phase to phase, and

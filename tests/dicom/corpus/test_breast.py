@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from gbci_fast.data.preprocess import whole_breast_frame
+from gbci_fast.data.frame import whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask, chest_wall_side
 from gbci_fast.dicom.acquisition import side_contradiction
 from gbci_fast.dicom.reading import read_mammogram

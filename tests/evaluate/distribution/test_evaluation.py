@@ -15,7 +15,12 @@ from gbci_fast.cli import main
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.distribution.distances import frechet_distance, kernel_distance
-from gbci_fast.evaluate.distribution.evaluation import DistributionSettings, Plan, evaluate_distribution, join_patients
+from gbci_fast.evaluate.distribution.evaluation import (
+    DistributionSettings,
+    Halvings,
+    evaluate_distribution,
+    join_patients,
+)
 from gbci_fast.evaluate.distribution.figure import draw_figure
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, read_lesions, read_painted
 from gbci_fast.phantom import generate_phantom
@@ -84,35 +89,35 @@ def statistic(report, key):
 
 class TestHalves:
     def test_patients_are_on_one_side_and_every_patient_on_either_side_at_times(self, real):
-        plan = Plan.of({"real": real, "model": make_crops(1)}, QUICK)
-        for left, other, right in zip(plan.left["real"], plan.left["model"], plan.right, strict=True):
+        halvings = Halvings.of({"real": real, "model": make_crops(1)}, QUICK)
+        for left, other, right in zip(halvings.left["real"], halvings.left["model"], halvings.right, strict=True):
             owners = np.array(real.patients)
             assert not set(owners[left]) & set(owners[right])
             assert not set(owners[other]) & set(owners[right])
             assert left.sum() == other.sum() == right.sum() == PATIENTS
-        assert plan.left["real"].any(0).all()
-        assert plan.right.any(0).all()
+        assert halvings.left["real"].any(0).all()
+        assert halvings.right.any(0).all()
 
     def test_a_larger_set_is_thinned_to_the_size_of_the_halves(self, real):
         made = make_crops(1, patients=30, each=5, prefix="other")
-        plan = Plan.of({"real": real, "synthetic": made}, QUICK)
-        assert (plan.left["synthetic"].sum(1) == plan.left["real"].sum(1)).all()
-        assert (plan.left["synthetic"].sum(1) == PATIENTS).all()
-        assert plan.left["synthetic"].any(0).mean() > 0.9
+        halvings = Halvings.of({"real": real, "synthetic": made}, QUICK)
+        assert (halvings.left["synthetic"].sum(1) == halvings.left["real"].sum(1)).all()
+        assert (halvings.left["synthetic"].sum(1) == PATIENTS).all()
+        assert halvings.left["synthetic"].any(0).mean() > 0.9
 
     def test_a_resample_draws_patients_whole_and_alike_in_all_sets(self, real):
         shared = replace(make_crops(1), patients=real.patients[::-1])
-        draws = Plan.of({"real": real, "model": shared}, QUICK).draws
+        draws = Halvings.of({"real": real, "model": shared}, QUICK).draws
         assert (draws["real"].sum(1) == len(real)).all()
         assert (draws["real"][:, 0::2] == draws["real"][:, 1::2]).all()
         assert (draws["real"] == draws["model"][:, ::-1]).all()
 
     def test_sets_without_common_patients_keep_their_sizes(self, real):
         made = make_crops(1, patients=25, prefix="other")
-        plan = Plan.of({"real": real, "synthetic": made}, QUICK)
-        assert (plan.draws["real"].sum(1) == 80).all()
-        assert (plan.draws["synthetic"].sum(1) == 50).all()
-        assert set(plan.left["synthetic"].sum(1)) <= {24, 26}  # 12 or 13 of 25 patients
+        halvings = Halvings.of({"real": real, "synthetic": made}, QUICK)
+        assert (halvings.draws["real"].sum(1) == 80).all()
+        assert (halvings.draws["synthetic"].sum(1) == 50).all()
+        assert set(halvings.left["synthetic"].sum(1)) <= {24, 26}  # 12 or 13 of 25 patients
 
 
 class TestPlantedEffects:

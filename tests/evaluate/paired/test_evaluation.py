@@ -12,7 +12,7 @@ from PIL import Image
 from gbci_fast.attributes import Attributes
 from gbci_fast.cli import evaluate as command
 from gbci_fast.data.fields import Lesion
-from gbci_fast.data.preprocess import whole_breast_frame
+from gbci_fast.data.frame import whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError

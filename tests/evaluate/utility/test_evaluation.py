@@ -28,8 +28,8 @@ from gbci_fast.evaluate.utility.patch_classifier import (
     PatchClassifier,
     PatchSet,
     classify,
+    fit_patch_classifier,
     flip,
-    train_classifier,
     vary,
 )
 from gbci_fast.evaluate.utility.patches import PATCH_SIZE, Patches
@@ -67,7 +67,7 @@ class TestPlantedData:
         found = []
         for run in planned_runs(settings):
             if run.arm == arm:
-                model = train_classifier(phases_of(run, data, settings), seed=run.seed, batch_size=16)
+                model = fit_patch_classifier(phases_of(run, data, settings), seed=run.seed, batch_size=16)
                 found.append(auc(classify(model, data.test.lesions + data.test.normal), data.test))
         return np.array(found)
 
@@ -100,7 +100,7 @@ class TestEqualCompute:
         try:
             for run in planned_runs(replace(TINY, seeds=1)):
                 counted.update(steps=0, patches=0)
-                train_classifier(phases_of(run, data, TINY), seed=0, batch_size=TINY.train_batch)
+                fit_patch_classifier(phases_of(run, data, TINY), seed=0, batch_size=TINY.train_batch)
                 seen[run] = dict(counted)
         finally:
             hook.remove()
@@ -136,9 +136,9 @@ class TestResuming:
 
         def train(phases, *, seed, batch_size):
             calls.append(seed)
-            return train_classifier(phases, seed=seed, batch_size=batch_size)
+            return fit_patch_classifier(phases, seed=seed, batch_size=batch_size)
 
-        monkeypatch.setattr("gbci_fast.evaluate.utility.evaluation.train_classifier", train)
+        monkeypatch.setattr("gbci_fast.evaluate.utility.evaluation.fit_patch_classifier", train)
         one = replace(TINY, seeds=1, fractions=(50,), train_steps=2)
         first = train_arms(data, one, folder=tmp_path)
         assert len(calls) == len(ARMS) == len(list(tmp_path.iterdir()))

