@@ -223,7 +223,7 @@ def _native_window(frame: Frame, model: np.ndarray, shape: tuple[int, int]) -> t
     )
 
 
-def described(item: PlanItem, template: Template) -> Attributes:
+def completed_attributes(item: PlanItem, template: Template) -> Attributes:
     """The plan's attributes, completed by what the file itself says."""
     mammogram = template.mammogram
     known = {

@@ -19,7 +19,16 @@ from gbci_fast.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.copies import CopyGate
 from gbci_fast.generate.plan import PlanItem
-from gbci_fast.generate.template import Extent, Synthesis, Template, described, draw_masks, naming, open_template, paste
+from gbci_fast.generate.template import (
+    Extent,
+    Synthesis,
+    Template,
+    completed_attributes,
+    draw_masks,
+    naming,
+    open_template,
+    paste,
+)
 from gbci_fast.jobs.processes import LIMIT, close_pool, how_it_ended, processes_of, start_worker, worker_pool
 
 T = TypeVar("T")
@@ -118,7 +127,7 @@ class Worker(Generic[T]):
         try:
             with naming(path):
                 model_mask, mask, lesion = draw_masks(item, template)
-                attributes = described(item, template)
+                attributes = completed_attributes(item, template)
         except GBCIError as error:
             return error
         self._prepared[item.index] = _Prepared(
