@@ -1,5 +1,6 @@
-"""What tests of several folders use: a disk that loses power, DICOM files, real films."""
+"""What tests of several folders use: a tiny pipeline, a disk that loses power, DICOM files, real films."""
 
+import copy
 import os
 import stat
 import threading
@@ -23,6 +24,74 @@ from gbci_fast.data.segmentation import breast_mask
 from gbci_fast.dicom.reading import read_mammogram
 
 GDCM_SYNTAXES = {JPEGLosslessSV1: "JPEGLosslessProcess14_1", JPEGLSLossless: "JPEGLSLossless"}
+
+
+@cache
+def _tiny_parts(size: int, spread: float, seed: int) -> dict:
+    """Modules of random weights for `size` x `size` pixels, in evaluation mode; `spread` is added to the UNet's."""
+    import torch  # torch and diffusers take seconds to import: tests/dicom starts without them
+
+    from gbci_fast.training.ldm import build_pipeline
+    from gbci_fast.training.stages import ldm_preset, vae_preset
+    from gbci_fast.training.vae import build_vae
+
+    torch.manual_seed(seed)
+    made = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), size)
+    if spread:
+        with torch.no_grad():
+            for weight in made.unet.parameters():
+                weight.add_(spread * torch.randn_like(weight))
+    return {name: part.eval() for name, part in made.components.items() if isinstance(part, torch.nn.Module)}
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline():
+    """`tiny_pipeline(size=64, spread=0.0, seed=0, shared=False)`: a silent pipeline of untrained modules.
+
+    `size` is the side of its images in pixels; a latent cell is 4 x 4 pixels. `spread` is the standard deviation of
+    noise on every weight of the UNet: zero biases and unit gains would hide what is left out. Each pipeline has a
+    scheduler of its own, and modules of its own unless `shared`: a test leaves shared modules as they are.
+    """
+
+    def make(size=64, *, spread=0.0, seed=0, shared=False):
+        from gbci_fast.model.pipeline import GBCIPipeline
+        from gbci_fast.training.ldm import build_scheduler
+
+        parts = _tiny_parts(size, spread, seed)
+        made = GBCIPipeline(**(parts if shared else copy.deepcopy(parts)), scheduler=build_scheduler())
+        made.set_progress_bar_config(disable=True)
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_pipeline, tmp_path_factory):
+    """`tiny_checkpoint(size=64)`: the folder of a saved `tiny_pipeline`, one per size; a test leaves it as it is."""
+
+    @cache
+    def saved(size=64):
+        folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+        tiny_pipeline(size, shared=True).save_pretrained(folder)
+        return folder
+
+    return saved
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """`sample(pipe, **options)`: one image of 64 x 64 pixels with a lesion, as a call of a `tiny_pipeline`."""
+    import torch
+
+    image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 12:30, 10:33] = 1
+
+    def call(pipe, **options):
+        options = {"num_inference_steps": 2, "output_type": "latent", "seed": 5, "report": "a mass"} | options
+        return pipe(image, mask, **options).images
+
+    return call
 
 
 class RecordedDisk:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from gbci_fast.cli import main
@@ -15,19 +14,13 @@ from gbci_fast.data.prepare_image import PrepareSettings
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.phantom import generate_phantom
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory):
+def world(tiny_checkpoint, tmp_path_factory):
     """{name: path}: weights (a pipeline folder), vae (a run of `train vae`), root, image, cache, text, mask, plan."""
     folder = tmp_path_factory.mktemp("world")
-    torch.manual_seed(0)
-    pipe = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), 224)
-    pipe.save_pretrained(folder / "weights")
-    pipe.vae.save_pretrained(folder / "vae" / "vae")
+    shutil.copytree(tiny_checkpoint(224) / "vae", folder / "vae" / "vae")
     generate_phantom(folder / "root", studies=1, seed=0, size=(192, 160))
     records = VinDr(folder / "root").images
     prepare([folder / "root"], folder / "cache", PrepareSettings(split="training"), workers=1)
@@ -35,7 +28,8 @@ def world(tmp_path_factory):
     Image.new("L", (8, 8), 255).save(folder / "mask.png")
     (folder / "plan.csv").write_text(f"image\n{records[0].image_id}\n")
     return {
-        **{name: folder / name for name in ("weights", "vae", "root", "cache")},
+        **{name: folder / name for name in ("vae", "root", "cache")},
+        "weights": tiny_checkpoint(224),
         "text": folder / "text.dcm",
         "mask": folder / "mask.png",
         "plan": folder / "plan.csv",

@@ -9,18 +9,13 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 SIDE = 32
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    torch.manual_seed(0)
-    made = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]).eval(), SIDE)
-    made.set_progress_bar_config(disable=True)
+def pipe(tiny_pipeline):
+    made = tiny_pipeline(SIDE)
     # What is looked at happens before and after the networks.
     made._denoiser = lambda conditioning, constant: lambda latents, t: latents
     made.decode_latents = lambda latents: torch.full((len(latents), 1, SIDE, SIDE), 0.5)

@@ -20,9 +20,6 @@ from gbci_fast.model import pipeline_folder
 from gbci_fast.model.checkpoint import load_pipeline
 from gbci_fast.model.few_step import FewStepLoRA
 from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 CONFIGS = [f"{part}/config.json" for part in ("conditioner", "few_step", "unet", "vae")]
 CONFIGS += ["scheduler/scheduler_config.json", "model_index.json"]
@@ -33,10 +30,10 @@ DESCRIBED = {"attributes": {"finding_categories": ["Mass"], "age": 50}, "report"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tiny_pipeline, tmp_path_factory):
     """A pipeline folder with all components, the UNet in three shards."""
     torch.manual_seed(0)
-    pipe = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]).eval(), 64)
+    pipe = tiny_pipeline()
     tensors = {}
     for name in ("conv_in", "time_embedding.linear_1"):
         weight = pipe.unet.get_submodule(name).weight

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from diffusers import DDIMScheduler
 
 from gbci_fast.evaluate.distribution.distances import kernel_distance
@@ -16,9 +15,6 @@ from gbci_fast.evaluate.lesions import CROP_SIZE, Crops
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.phantom import generate_phantom
 from gbci_fast.training.distill import DistillConfig, low_rank_change, with_low_rank
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "few_steps.py"
 
@@ -57,12 +53,11 @@ def test_a_row_holds_up_where_it_is_as_near_as_the_reference(script):
     assert found["good"]["above_reference"]["high"] < above["low"]  # paired: narrow
 
 
-def test_it_paints_every_row_and_writes_figures(script, tmp_path, monkeypatch, capsys):
+def test_it_paints_every_row_and_writes_figures(script, tiny_pipeline, tmp_path, monkeypatch, capsys):
     generate_phantom(tmp_path / "phantom", studies=12, seed=1, size=128)
     for path in (tmp_path / "phantom").glob("*.csv"):
         path.write_text(path.read_text().replace(",training,", ",test,"))
-    torch.manual_seed(0)
-    pipe = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]).eval(), 224)
+    pipe = tiny_pipeline(224)
     change = low_rank_change(with_low_rank(pipe.unet, 2), DistillConfig(rank=2))
     GBCIPipeline(**{**pipe.components, "few_step": change.float()}).save_pretrained(tmp_path / "weights")
     monkeypatch.setattr(script, "REFERENCE", "DDIM 1")  # fifty steps would take minutes

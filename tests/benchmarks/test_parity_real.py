@@ -10,9 +10,6 @@ import torch
 from gbci_fast.model.few_step import FewStepLoRA
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.phantom import generate_phantom
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "parity_real.py"
 
@@ -26,15 +23,13 @@ def script():
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory):
+def arguments(tiny_pipeline, tmp_path_factory):
     """Two phantom studies, all of the split "test", and weights that mean nothing."""
     folder = tmp_path_factory.mktemp("parity")
     generate_phantom(folder / "phantom", studies=3, seed=3, size=128)
     for table in (folder / "phantom").glob("*.csv"):
         table.write_text(table.read_text().replace(",training,", ",test,"))
-    torch.manual_seed(0)
-    pipe = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]).eval(), 64)
-    pipe.save_pretrained(folder / "weights")
+    tiny_pipeline(shared=True).save_pretrained(folder / "weights")
     return [str(folder / "phantom"), "--weights", str(folder / "weights"), "--steps", "2", "--limit", "3"]
 
 

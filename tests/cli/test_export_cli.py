@@ -9,19 +9,13 @@ import torch
 from gbci_fast.cli import main
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.parity import onnx as onnx_parity
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]).eval(), 64).save_pretrained(path)
-    return path
+def folder(tiny_checkpoint):
+    return tiny_checkpoint()
 
 
 def export(folder, output, *options):

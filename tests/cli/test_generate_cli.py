@@ -10,26 +10,19 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from gbci_fast.cli import main
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.generate.priors import PACKAGED, load_priors
 from gbci_fast.phantom import generate_phantom
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 QUICK = ("--variants", "1", "--steps", "1", "--guidance", "1", "--batch-size", "2")
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("weights")
-    build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), 224).save_pretrained(folder)
-    return folder
+def weights(tiny_checkpoint):
+    return tiny_checkpoint(224)
 
 
 @pytest.fixture(scope="module")

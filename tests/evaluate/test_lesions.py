@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from gbci_fast.attributes import Attributes
@@ -57,12 +58,26 @@ class TestCases:
         assert len(cases) == sum("No Finding" not in row for row in table[1:])
         assert len({case.name for case in cases}) == len({case.seed for case in cases}) == len(cases)
 
-    def test_masks_cover_the_lesion_and_no_other_one(self, cases):
+    def test_masks_cover_the_lesion_and_air_around_it(self, cases):
         for case in cases:
             assert (case.mask & case.lesion).sum() == case.lesion.sum() < case.mask.sum()
-            for other in cases:
-                if other.image_id == case.image_id and other is not case:
-                    assert not (case.mask & other.lesion & ~case.lesion).any()
+
+    def test_masks_cover_no_other_lesion(self, root, tmp_path):
+        """A lesion that two boxes share: their halves touch."""
+        for path in root.iterdir():
+            (tmp_path / path.name).symlink_to(path)
+        table = pd.read_csv(root / "finding_annotations.csv")
+        row = table[table.xmin.notna()].index[0]
+        left, right = table.loc[[row]].copy(), table.loc[[row]].copy()
+        left["xmax"] = right["xmin"] = table.loc[row, ["xmin", "xmax"]].mean().round()
+        (tmp_path / "finding_annotations.csv").unlink()
+        pd.concat([left, right]).to_csv(tmp_path / "finding_annotations.csv", index=False)
+        one, two = read_lesions([tmp_path], size=SIZE)
+        assert one.lesion.any()
+        assert two.lesion.any()
+        assert not (one.mask & two.lesion & ~one.lesion).any()
+        assert not (two.mask & one.lesion & ~two.lesion).any()
+        assert (one.mask & two.mask).any()  # above and below both
 
     def test_folds_split_the_patients(self, root, cases):
         names = {"A": set(), "B": set()}

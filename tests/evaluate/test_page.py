@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from PIL import Image
 
 from gbci_fast.cli import build_parser
@@ -14,9 +13,6 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.page import Section, write_page
 from gbci_fast.evaluate.report import ABOUT_TARGETS, target
 from gbci_fast.phantom import generate_phantom
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 OTHERS = ",".join(name for name in KINDS if name not in ("all", "paired"))
 
@@ -35,21 +31,25 @@ def section(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Test images and an untrained model."""
+def root(tmp_path_factory):
+    """Test images."""
     folder = tmp_path_factory.mktemp("all")
     generate_phantom(folder / "root", studies=2, seed=3, size=128)
     for table in (folder / "root").glob("*.csv"):
         table.write_text(table.read_text().replace(",training,", ",test,"))
-    torch.manual_seed(0)
-    build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), 64).save_pretrained(folder / "weights")
-    return folder
+    return folder / "root"
 
 
-def evaluate_all(world, output, *more):
-    arguments = [world / "root", "--output", output, "--weights", world / "weights", "--steps", 1, *more]
-    args = build_parser().parse_args(["evaluate", "all", *map(str, arguments)])
-    args.run(args)
+@pytest.fixture(scope="module")
+def evaluate_all(root, tiny_checkpoint):
+    """`evaluate_all(output, *more)`: the command, with an untrained model."""
+
+    def run(output, *more):
+        arguments = [root, "--output", output, "--weights", tiny_checkpoint(), "--steps", 1, *more]
+        args = build_parser().parse_args(["evaluate", "all", *map(str, arguments)])
+        args.run(args)
+
+    return run
 
 
 class TestPage:
@@ -114,8 +114,8 @@ class TestCommand:
             assert getattr(args, name) == getattr(shared, name), name
         assert kind == "paired" or args.tier == "exact"
 
-    def test_reports_figures_and_page(self, world, tmp_path, capsys):
-        evaluate_all(world, tmp_path / "out", "--skip", OTHERS, "--limit", 1)
+    def test_reports_figures_and_page(self, evaluate_all, tmp_path, capsys):
+        evaluate_all(tmp_path / "out", "--skip", OTHERS, "--limit", 1)
         assert {path.name for path in (tmp_path / "out").iterdir()} == {
             "paired.json",
             "paired.png",
@@ -126,22 +126,22 @@ class TestCommand:
         assert json.loads((tmp_path / "out" / "paired.json").read_text())["settings"]["limit"] == 1
         assert "paired" in (tmp_path / "out" / "index.html").read_text()
 
-    def test_resume_keeps_reports_of_the_same_arguments_alone(self, world, tmp_path, capsys):
+    def test_resume_keeps_reports_of_the_same_arguments_alone(self, evaluate_all, tmp_path, capsys):
         given = ("--skip", OTHERS, "--limit", 1)
-        evaluate_all(world, tmp_path / "out", *given)
+        evaluate_all(tmp_path / "out", *given)
         before = (tmp_path / "out" / "paired.json").stat().st_mtime_ns
         with pytest.raises(GBCIError, match="is not empty; pass --resume"):
-            evaluate_all(world, tmp_path / "out", *given)
-        evaluate_all(world, tmp_path / "out", *given, "--resume")
+            evaluate_all(tmp_path / "out", *given)
+        evaluate_all(tmp_path / "out", *given, "--resume")
         assert (tmp_path / "out" / "paired.json").stat().st_mtime_ns == before
         report = (tmp_path / "out" / "paired.json").read_bytes()
         (tmp_path / "out" / "paired.json").write_bytes(report[:-1])
-        evaluate_all(world, tmp_path / "out", *given, "--resume")
+        evaluate_all(tmp_path / "out", *given, "--resume")
         assert json.loads((tmp_path / "out" / "paired.json").read_bytes()) == json.loads(report)
         with pytest.raises(GBCIError, match=r"holds another job: guidance 2\.0, not 1\.0; resume with"):
-            evaluate_all(world, tmp_path / "out", *given, "--resume", "--guidance", 1)
+            evaluate_all(tmp_path / "out", *given, "--resume", "--guidance", 1)
 
-    def test_unknown_kinds_cannot_be_skipped(self, world, tmp_path):
+    def test_unknown_kinds_cannot_be_skipped(self, evaluate_all, tmp_path):
         with pytest.raises(GBCIError, match="--skip names 'beauty'; expected out of paired"):
-            evaluate_all(world, tmp_path / "out", "--skip", "beauty")
+            evaluate_all(tmp_path / "out", "--skip", "beauty")
         assert not (tmp_path / "out").exists()

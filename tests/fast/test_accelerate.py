@@ -19,9 +19,6 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.fast import accelerate as fast_module
 from gbci_fast.fast.accelerate import FastPipeline, accelerate
 from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.training.ldm import build_pipeline, build_scheduler
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 SCHEDULERS = [
@@ -31,21 +28,9 @@ DESCRIPTIONS = ({"view_position": "CC", "finding_categories": ["Mass"], "finding
 REPORTS = ("irregular spiculated mass", None)
 
 
-@pytest.fixture(scope="module")
-def modules():
-    torch.manual_seed(0)
-    vae = build_vae(vae_preset("tiny")[0]).eval()
-    parts = build_pipeline(ldm_preset("tiny")[0], vae, 64).components
-    parts["unet"].eval()
-    parts["conditioner"].eval()
-    return parts
-
-
 @pytest.fixture
-def pipe(modules):
-    made = GBCIPipeline(**{**modules, "scheduler": build_scheduler()})
-    made.set_progress_bar_config(disable=True)
-    return made
+def pipe(tiny_pipeline):
+    return tiny_pipeline(shared=True)
 
 
 @pytest.fixture(scope="module")
@@ -217,10 +202,10 @@ def test_a_device_without_kernels_is_refused(pipe):
         accelerate(pipe, device="xpu")
 
 
-def test_another_unet_is_noticed(pipe, image, mask, modules):
+def test_another_unet_is_noticed(pipe, image, mask, tiny_pipeline):
     fast = accelerate(pipe, tier="exact")
     first = sample(fast, image, mask)
-    fast.unet = build_pipeline(ldm_preset("tiny")[0], modules["vae"], 64).unet.eval()
+    fast.unet = tiny_pipeline(seed=1).unet
     assert relative(sample(fast, image, mask), first) > 1e-2
 
 

@@ -17,42 +17,18 @@ from gbci_fast.fast.runtimes.compile import CompiledDenoiser
 from gbci_fast.fast.watch import Watch
 from gbci_fast.model.few_step import FewStepLoRA
 from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.training.ldm import build_pipeline, build_scheduler
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
 
-@functools.cache
-def modules():
-    torch.manual_seed(0)
-    made = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), 64)
-    with torch.no_grad():
-        for weight in made.unet.parameters():  # zero biases would hide what is left out
-            weight.add_(0.05 * torch.randn_like(weight))
-    return {name: part.eval() for name, part in made.components.items() if isinstance(part, nn.Module)}
+@pytest.fixture
+def pipe(tiny_pipeline):
+    return tiny_pipeline(spread=0.05)
 
 
 @pytest.fixture
-def pipe():
-    made = GBCIPipeline(**copy.deepcopy(modules()), scheduler=build_scheduler())
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-def sample(pipe, **options):
-    image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
-    mask = torch.zeros(1, 1, 64, 64)
-    mask[..., 12:30, 10:33] = 1
-    options = {
-        "num_inference_steps": 2,
-        "output_type": "pt",
-        "paste_back": False,
-        "seed": 5,
-        "report": "a mass",
-    } | options
-    return pipe(image, mask, **options).images
+def sample(sample):
+    return functools.partial(sample, output_type="pt", paste_back=False)
 
 
 def far(ours, reference):
@@ -160,7 +136,7 @@ def runtime(request, monkeypatch):
 
 @pytest.mark.parametrize("first", ["sampled before", "not sampled before"])
 @pytest.mark.parametrize("change", WEIGHTS.values(), ids=WEIGHTS)
-def test_other_weights_count(pipe, change, first, runtime):
+def test_other_weights_count(pipe, sample, change, first, runtime):
     fast = accelerate(pipe, runtime, "exact")
     before = sample(pipe)
     if first == "sampled before":
@@ -175,7 +151,7 @@ def test_other_weights_count(pipe, change, first, runtime):
 
 @pytest.mark.parametrize("first", ["sampled before", "not sampled before"])
 @pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
-def test_what_the_fused_blocks_lack_is_run_by_the_eager_runtime_or_refused(pipe, change, first):
+def test_what_the_fused_blocks_lack_is_run_by_the_eager_runtime_or_refused(pipe, sample, change, first):
     auto, fused = accelerate(pipe, tier="exact"), accelerate(pipe, "fused", "exact")
     before = sample(pipe)
     if first == "sampled before":
@@ -191,7 +167,7 @@ def test_what_the_fused_blocks_lack_is_run_by_the_eager_runtime_or_refused(pipe,
         sample(fused)
 
 
-def test_in_a_narrower_dtype_too(pipe):
+def test_in_a_narrower_dtype_too(pipe, sample):
     fast = accelerate(pipe, "fused", dtype=torch.bfloat16)
     before = sample(fast)
     other = noisy(pipe.unet)
@@ -202,7 +178,7 @@ def test_in_a_narrower_dtype_too(pipe):
     assert far(sample(fast), before) > 1e-2
 
 
-def test_what_a_callback_changes_counts_from_the_next_step_on(pipe):
+def test_what_a_callback_changes_counts_from_the_next_step_on(pipe, sample):
     def callback(made, step, timestep, tensors):
         if step == 1:
             in_place(made)
@@ -217,7 +193,7 @@ def test_what_a_callback_changes_counts_from_the_next_step_on(pipe):
     assert min(far(reference, unchanged), far(reference, sample(others[1], **call))) > 1e-3
 
 
-def test_nothing_is_built_again_if_nothing_changes(pipe):
+def test_nothing_is_built_again_if_nothing_changes(pipe, sample):
     fast = accelerate(pipe, tier="exact")
     sample(fast)
     built = fast._built
@@ -227,7 +203,7 @@ def test_nothing_is_built_again_if_nothing_changes(pipe):
     assert fast._built is built
 
 
-def test_what_a_call_under_autocast_builds_is_in_full_precision(pipe):
+def test_what_a_call_under_autocast_builds_is_in_full_precision(pipe, sample):
     fast = accelerate(pipe, tier="exact")
     with torch.autocast("cpu", torch.bfloat16):
         sample(fast)
@@ -261,7 +237,7 @@ STUDENT = WEIGHTS | {
 
 
 @pytest.mark.parametrize("change", STUDENT.values(), ids=STUDENT)
-def test_the_few_step_student_follows(with_student, change):
+def test_the_few_step_student_follows(with_student, sample, change):
     pipe, call = with_student, {"guidance_scale": 2.0, "known_region": False}
     fast = accelerate(pipe, tier="approximate", dtype=torch.float32)
     student = lambda: sample(pipe.few_step_pipeline(), **call | {"guidance_scale": 1.0})  # noqa: E731
@@ -274,7 +250,7 @@ def test_the_few_step_student_follows(with_student, change):
     assert far(sample(fast, **call), reference) < 1e-4
 
 
-def test_a_student_that_is_made_late_is_that_of_the_pipeline_as_it_was(with_student):
+def test_a_student_that_is_made_late_is_that_of_the_pipeline_as_it_was(with_student, sample):
     pipe, call = with_student, {"guidance_scale": 2.0, "known_region": False}
     fast = accelerate(pipe, tier="approximate", dtype=torch.float32)
     expected = sample(accelerate(pipe, tier="approximate", dtype=torch.float32), **call)
@@ -284,7 +260,7 @@ def test_a_student_that_is_made_late_is_that_of_the_pipeline_as_it_was(with_stud
 
 
 @pytest.mark.parametrize("change", SAVED.values(), ids=SAVED)
-def test_other_weights_are_not_saved_as_the_eager_ones(pipe, change, tmp_path):
+def test_other_weights_are_not_saved_as_the_eager_ones(pipe, sample, change, tmp_path):
     fast = accelerate(pipe, dtype=torch.bfloat16)
     sample(fast)
     fast.save_pretrained(tmp_path / "same")

@@ -15,22 +15,14 @@ from gbci_fast.fast.export import OPSET, Bucket, UNetCore, export_decoder, expor
 from gbci_fast.fast.runtimes.eager import EagerDenoiser
 from gbci_fast.fast.tensorrt.denoiser import EngineAutoencoder, TensorRTDenoiser
 from gbci_fast.model.conditioning import Conditioning
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 SIDE = 16  # of the tiny model's latents
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    torch.manual_seed(0)
-    pipe = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]).eval(), 4 * SIDE)
-    pipe.unet.eval()
-    pipe.conditioner.eval()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def tiny(tiny_pipeline):
+    return tiny_pipeline(4 * SIDE, shared=True)
 
 
 @pytest.fixture(scope="module")
@@ -159,13 +151,12 @@ def test_extreme_inputs_stay_finite_in_half_precision(tiny, half):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_the_decoder_is_pytorch_s(tiny, tmp_path, dtype):
+def test_the_decoder_is_pytorch_s(tiny, tiny_pipeline, tmp_path, dtype):
     path = tmp_path / "new" / "decoder.onnx"
     export_decoder(tiny.vae, 2, SIDE, 8, dtype, path)
     assert [file.name for file in path.parent.iterdir()] == ["decoder.onnx"]
     assert check_decoder(path, tiny.vae, (2, SIDE, 8), dtype) <= {torch.float32: 1e-4, torch.float16: 1e-2}[dtype]
-    torch.manual_seed(1)
-    other = build_vae(vae_preset("tiny")[0]).eval()
+    other = tiny_pipeline(4 * SIDE, seed=1).vae
     with pytest.raises(GBCIError, match=r"decoder.onnx differs from PyTorch by .*; expected at most"):
         check_decoder(path, other, (2, SIDE, 8), dtype)
     with pytest.raises(GBCIError, match=r"is torch.bfloat16; expected torch.float32 or torch.float16"):

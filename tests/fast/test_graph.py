@@ -19,10 +19,8 @@ from gbci_fast.fast.runtimes.compile import CompiledDenoiser
 from gbci_fast.fast.runtimes.fused import FusedDenoiser
 from gbci_fast.fast.sampling import on_host, tables
 from gbci_fast.model.conditioning import Conditioning
-from gbci_fast.model.pipeline import GBCIPipeline, Trajectory
-from gbci_fast.training.ldm import build_pipeline, build_scheduler
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
+from gbci_fast.model.pipeline import Trajectory
+from gbci_fast.training.ldm import build_scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -175,15 +173,8 @@ def test_inference_mode_does_not_spoil_the_next_call(recorder):
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    torch.manual_seed(0)
-    vae = build_vae(vae_preset("tiny")[0]).eval()
-    parts = build_pipeline(ldm_preset("tiny")[0], vae, 64).components
-    parts["unet"].eval()
-    parts["conditioner"].eval()
-    made = GBCIPipeline(**{**parts, "scheduler": build_scheduler()})
-    made.set_progress_bar_config(disable=True)
-    return made
+def pipe(tiny_pipeline):
+    return tiny_pipeline(shared=True)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A FastPipeline is moved, offloaded, shared between threads and given other parts as any diffusers pipeline is."""
 
+import functools
 import threading
 
 import pytest
@@ -8,30 +9,18 @@ from diffusers import LCMScheduler, UniPCMultistepScheduler
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast.accelerate import accelerate
-from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.training.ldm import build_pipeline, build_scheduler
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
 
 @pytest.fixture
-def pipe():
-    torch.manual_seed(0)
-    made = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), 64)
-    parts = {name: part.eval() for name, part in made.components.items() if isinstance(part, torch.nn.Module)}
-    pipe = GBCIPipeline(**parts, scheduler=build_scheduler())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def pipe(tiny_pipeline):
+    return tiny_pipeline()
 
 
-def sample(pipe, **options):
-    image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
-    mask = torch.zeros(1, 1, 64, 64)
-    mask[..., 12:30, 10:33] = 1
-    options = {"num_inference_steps": 3, "output_type": "pt", "seed": 5, "report": "a mass"} | options
-    return pipe(image, mask, **options).images
+@pytest.fixture
+def sample(sample):
+    return functools.partial(sample, num_inference_steps=3, output_type="pt")
 
 
 def alike(ours, reference):
@@ -45,7 +34,7 @@ def test_moving_it_moves_nothing_that_is_shared(pipe):
     assert {part.device.type for part in (pipe.unet, pipe.vae, pipe.conditioner)} == {"cpu"}
 
 
-def test_another_dtype_is_used_and_kept_to_the_tier(pipe):
+def test_another_dtype_is_used_and_kept_to_the_tier(pipe, sample):
     reference = sample(pipe)
     fast = accelerate(pipe, dtype=torch.float32).to(torch.bfloat16)
     narrow = sample(fast)
@@ -70,7 +59,7 @@ def test_offloading_fails_as_it_does_in_the_eager_pipeline(pipe, offload):
 
 
 @pytest.mark.parametrize("first", ["sampled before", "not sampled before"])
-def test_offloading_runs_the_stock_unet_and_says_so(pipe, first):
+def test_offloading_runs_the_stock_unet_and_says_so(pipe, sample, first):
     reference = sample(pipe)
     fast = accelerate(pipe, tier="exact")
     if first == "sampled before":
@@ -86,18 +75,17 @@ def test_offloading_runs_the_stock_unet_and_says_so(pipe, first):
     assert fast.describe() == "runtime fused, tier exact, float32"
 
 
-def test_a_runtime_that_was_asked_for_is_not_exchanged(pipe):
+def test_a_runtime_that_was_asked_for_is_not_exchanged(pipe, sample):
     fast = accelerate(pipe, runtime="fused", tier="exact")
     fast.enable_model_cpu_offload(device="cpu")
     with pytest.raises(GBCIError, match="the fused runtime cannot run this UNet: it has hooks"):
         sample(fast)
 
 
-def test_an_exchanged_unet_is_looked_at(pipe):
+def test_an_exchanged_unet_is_looked_at(pipe, sample, tiny_pipeline):
     fast = accelerate(pipe, tier="exact")
     sample(fast)
-    torch.manual_seed(1)
-    other = build_pipeline(ldm_preset("tiny")[0], pipe.vae, 64).unet.eval()
+    other = tiny_pipeline(seed=1).unet
     other.set_attention_slice(1)
     pipe.unet = fast.unet = other
     assert alike(sample(fast), sample(pipe))
@@ -106,7 +94,7 @@ def test_an_exchanged_unet_is_looked_at(pipe):
 
 
 @pytest.mark.parametrize("scheduler", [UniPCMultistepScheduler, LCMScheduler])
-def test_an_exchanged_scheduler_is_sampled_as_it_says(pipe, scheduler):
+def test_an_exchanged_scheduler_is_sampled_as_it_says(pipe, sample, scheduler):
     fast = accelerate(pipe, tier="exact")
     before = sample(fast)
     pipe.scheduler = fast.scheduler = scheduler.from_config(pipe.scheduler.config)
@@ -115,7 +103,7 @@ def test_an_exchanged_scheduler_is_sampled_as_it_says(pipe, scheduler):
     assert not alike(after, before)
 
 
-def test_threads_take_turns(pipe):
+def test_threads_take_turns(pipe, sample):
     fast = accelerate(pipe, tier="exact")
     calls = [{"seed": seed, "num_inference_steps": 2 + seed % 3, "guidance_scale": 1.0 + seed} for seed in range(4)]
     expected = [sample(fast, **call) for call in calls]

@@ -28,9 +28,7 @@ from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.model.masks import feather_latent_mask, latent_mask
 from gbci_fast.model.noise import STREAM_SCHEDULER, philox_normal, seed_tensor
 from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.training.ldm import build_pipeline, build_scheduler
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
+from gbci_fast.training.ldm import build_scheduler
 
 # diffusers' own, of its schedulers under NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -376,11 +374,9 @@ PIPELINE_SCHEDULERS = {
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny(tiny_pipeline):
     """A pipeline of random weights for 64 x 64 pixels, and two images and masks."""
-    torch.manual_seed(0)
-    pipe = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]).eval(), 64)
-    return prepared(pipe, 64)
+    return prepared(tiny_pipeline(shared=True), 64)
 
 
 @pytest.fixture(scope="module")

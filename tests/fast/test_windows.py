@@ -19,10 +19,7 @@ from gbci_fast.fast import windows
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.model.masks import feather_latent_mask
 from gbci_fast.model.noise import STREAM_SCHEDULER, philox_normal
-from gbci_fast.model.pipeline import LATENT_FEATHER, GBCIPipeline
-from gbci_fast.training.ldm import build_pipeline, build_scheduler
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
+from gbci_fast.model.pipeline import LATENT_FEATHER
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 DRAWS = [  # a scheduler that adds noise (DDIM with eta), and who draws it
@@ -32,16 +29,6 @@ SIZE = 96  # pixels; 24 latent cells of 4 pixels
 CELLS = SIZE // 4
 
 
-@pytest.fixture(scope="module")
-def modules():
-    torch.manual_seed(0)
-    vae = build_vae(vae_preset("tiny")[0]).eval()
-    parts = build_pipeline(ldm_preset("tiny")[0], vae, SIZE).components
-    parts["unet"].eval()
-    parts["conditioner"].eval()
-    return parts
-
-
 @pytest.fixture(autouse=True)
 def narrow_halo(monkeypatch):
     """So that small latents hold windows of several sizes."""
@@ -49,10 +36,8 @@ def narrow_halo(monkeypatch):
 
 
 @pytest.fixture
-def pipe(modules):
-    made = GBCIPipeline(**{**modules, "scheduler": build_scheduler()})
-    made.set_progress_bar_config(disable=True)
-    return made
+def pipe(tiny_pipeline):
+    return tiny_pipeline(SIZE, shared=True)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from datetime import datetime
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pydicom import Dataset
 
@@ -15,24 +14,15 @@ from gbci_fast.generate.identities import job_identities
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings
-from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.phantom import generate_phantom
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 QUICK = SamplerSettings(num_inference_steps=1, guidance_scale=1.0)
 
 
 @pytest.fixture(scope="session")
-def pipe(tmp_path_factory):
+def pipe(tiny_pipeline):
     """Untrained: what it paints is noise, but it goes through every step."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("weights")
-    build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), 224).save_pretrained(folder)
-    pipe = GBCIPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return tiny_pipeline(224, shared=True)
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,16 @@ def test_sizes_and_shapes_follow_the_prior():
     assert np.quantile(boxes[:, 0] / boxes[:, 1], (0.1, 0.9)) == pytest.approx((0.78, 1.28), abs=0.15)
 
 
+def test_lesions_are_tilted_to_either_side():
+    """The correlation of an ellipse's x and y is its tilt; the waves of the outline alone give 0.1."""
+    even = LogNormal(median=60, log_sd=0.01, low=59, high=61)
+    prior = dataclasses.replace(PRIORS.pooled, diameter=even)
+    breast = np.ones((112, 112), bool)  # lesions of 30 pixels
+    tilts = [np.corrcoef(np.nonzero(automatic_mask(prior, breast, breast, "CC", seed)))[0, 1] for seed in range(60)]
+    assert np.std(tilts) == pytest.approx(0.27, abs=0.06)
+    assert abs(np.mean(tilts)) < 0.1
+
+
 def test_each_mask_is_in_one_piece():
     prior, breast = PRIORS.of(("Suspicious Calcification",)), disk()
     for seed in range(50):

@@ -3,7 +3,8 @@
 import multiprocessing
 import shutil
 import threading
-import time
+from concurrent.futures import wait
+from concurrent.futures.process import BrokenProcessPool
 from operator import attrgetter
 
 import numpy as np
@@ -17,7 +18,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import SamplerSettings
 from gbci_fast.generate.synthesizer import Synthesizer
-from gbci_fast.generate.workers import Request, Worker
+from gbci_fast.generate.workers import Lane, Request, Worker
 
 QUICK = SamplerSettings(num_inference_steps=1, guidance_scale=1.0)
 INDEX = attrgetter("item.index")
@@ -124,20 +125,27 @@ def test_a_process_that_dies_ends_the_job_with_a_sentence(pipe, plan):
         list(stream)
 
 
-def test_what_was_made_is_handed_out_although_processes_die_idle(pipe, plan):
+def test_what_was_made_is_handed_out_although_processes_die_idle(pipe, plan, monkeypatch):
     """Batch 0 is finished when the third is to be begun."""
+
+    def noted(lane, *args):
+        submitted.append((lane, submit(lane, *args)))
+        return submitted[-1][1]
 
     def idle(*args, **options):
         images = pipe(*args, **options)
         if len(calls) == 1:
-            time.sleep(2)  # batch 0 is pasted meanwhile
+            wait([future for _, future in submitted])  # batch 0 is pasted
             for child in multiprocessing.active_children():
                 child.kill()
-            time.sleep(1)
+            for lane in {lane for lane, _ in submitted}:
+                with pytest.raises(BrokenProcessPool):
+                    submit(lane, "begin", []).result()
         calls.append(args)
         return images
 
-    calls = []
+    calls, submitted, submit = [], [], Lane.submit
+    monkeypatch.setattr(Lane, "submit", noted)
     stream = Synthesizer(idle, QUICK, workers=2).stream([plan[:2], plan[2:4], plan[4:6], plan[6:]], INDEX)
     assert [made.value for made in next(stream)] == [0, 1]
     with pytest.raises(GBCIError, match="a worker process was killed by SIGKILL"):

@@ -12,9 +12,6 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.model.few_step import FewStepLoRA
 from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 GUIDANCE = 2.5
@@ -33,13 +30,8 @@ def mask():
 
 
 @pytest.fixture(scope="module")
-def plain():
-    torch.manual_seed(0)
-    made = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]).eval(), 64)
-    made.unet.eval()
-    made.conditioner.eval()
-    made.set_progress_bar_config(disable=True)
-    return made
+def plain(tiny_pipeline):
+    return tiny_pipeline(shared=True)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,6 @@ from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.model import lora
 from gbci_fast.model.few_step import FewStepLoRA
 from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.training.ldm import build_pipeline, build_scheduler
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 peft = pytest.importorskip("peft", reason="LoRA adapters need peft")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
@@ -28,13 +25,8 @@ LAYERS = (
 
 
 @pytest.fixture
-def pipe():
-    torch.manual_seed(0)
-    made = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), 64)
-    parts = {name: part.eval() for name, part in made.components.items() if isinstance(part, torch.nn.Module)}
-    pipe = GBCIPipeline(**parts, scheduler=build_scheduler())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def pipe(tiny_pipeline):
+    return tiny_pipeline()
 
 
 def change(unet, seed, prefix="unet.", size=0.3):
@@ -47,14 +39,6 @@ def change(unet, seed, prefix="unet.", size=0.3):
             tensors[f"{prefix}{name}.lora_A.weight"] = size * torch.randn(down, generator=generator)
             tensors[f"{prefix}{name}.lora_B.weight"] = size * torch.randn(up, generator=generator)
     return tensors
-
-
-def sample(pipe, **options):
-    image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
-    mask = torch.zeros(1, 1, 64, 64)
-    mask[..., 12:30, 10:33] = 1
-    options = {"num_inference_steps": 2, "output_type": "latent", "seed": 5, "report": "a mass"} | options
-    return pipe(image, mask, **options).images
 
 
 def relative(ours, reference):
@@ -82,7 +66,7 @@ def both(pipe):
 
 
 @pytest.mark.parametrize("runtime", ["fused", "eager"])
-def test_a_fast_pipeline_follows_as_the_eager_one_does(pipe, runtime):
+def test_a_fast_pipeline_follows_as_the_eager_one_does(pipe, sample, runtime):
     fast = accelerate(pipe, runtime, "exact")
     plain = sample(fast)
     seen = {}
@@ -99,7 +83,7 @@ def test_a_fast_pipeline_follows_as_the_eager_one_does(pipe, runtime):
         assert relative(seen[name], plain) < 1e-5
 
 
-def test_neither_pipeline_changes_the_other(pipe):
+def test_neither_pipeline_changes_the_other(pipe, sample):
     fast = accelerate(pipe, tier="exact")
     before = sample(pipe)
     fast.load_lora_weights(change(pipe.unet, 3))
@@ -112,7 +96,7 @@ def test_neither_pipeline_changes_the_other(pipe):
     assert torch.equal(sample(fast), with_it)
 
 
-def test_it_is_described_in_a_line(pipe):
+def test_it_is_described_in_a_line(pipe, sample):
     fast = accelerate(pipe, tier="exact")
     fast.load_lora_weights(change(pipe.unet, 3), adapter_name="lesions")
     sample(fast)
@@ -134,7 +118,7 @@ def test_it_is_described_in_a_line(pipe):
         assert fast.describe().endswith(f"adapter others in {number} layers")
 
 
-def test_tolerance_keeps_its_bound_with_an_adapter(pipe):
+def test_tolerance_keeps_its_bound_with_an_adapter(pipe, sample):
     pipe.load_lora_weights(change(pipe.unet, 3, size=0.1))
     reference = sample(pipe)
     narrow = copy.deepcopy(pipe)
@@ -145,7 +129,7 @@ def test_tolerance_keeps_its_bound_with_an_adapter(pipe):
     assert 0 < errors[0] <= 1.5 * errors[1]
 
 
-def test_an_adapter_that_is_trained_on_is_seen(pipe):
+def test_an_adapter_that_is_trained_on_is_seen(pipe, sample):
     fast = accelerate(pipe, tier="exact")
     for made in (pipe, fast):
         made.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
@@ -159,7 +143,7 @@ def test_an_adapter_that_is_trained_on_is_seen(pipe):
 
 
 @pytest.mark.parametrize("form", ["file", "folder", "dictionary", "saved by the UNet"])
-def test_forms_of_a_lora(pipe, tmp_path, form):
+def test_forms_of_a_lora(pipe, sample, tmp_path, form):
     tensors = change(pipe.unet, 3)
     twin = copy.deepcopy(pipe)
     twin.load_lora_weights(tensors, adapter_name="first")
@@ -175,7 +159,7 @@ def test_forms_of_a_lora(pipe, tmp_path, form):
     assert torch.equal(sample(pipe), sample(twin))
 
 
-def test_what_is_no_lora_of_this_unet_is_one_sentence(pipe, tmp_path, monkeypatch):
+def test_what_is_no_lora_of_this_unet_is_one_sentence(pipe, sample, tmp_path, monkeypatch):
     tensors = change(pipe.unet, 3)
     name = "unet.conv_in.lora_B.weight"
     torch.save(tensors, tmp_path / "lora.bin")
@@ -229,7 +213,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("before", ["nothing", "an adapter", "two of which one is active", "a deleted one"])
 @pytest.mark.parametrize(("config", "said"), DAMAGED.values(), ids=DAMAGED)
-def test_a_load_that_fails_leaves_the_unet_as_it_was(pipe, tmp_path, before, config, said):
+def test_a_load_that_fails_leaves_the_unet_as_it_was(pipe, sample, tmp_path, before, config, said):
     if before != "nothing":
         pipe.load_lora_weights(change(pipe.unet, 3), adapter_name="first")
     if before == "two of which one is active":
@@ -257,7 +241,7 @@ def test_a_load_that_fails_leaves_the_unet_as_it_was(pipe, tmp_path, before, con
     assert relative(sample(pipe), image) > 1e-3
 
 
-def test_layers_of_deleted_adapters_are_not_saved_either(pipe, tmp_path):
+def test_layers_of_deleted_adapters_are_not_saved_either(pipe, sample, tmp_path):
     before = sample(pipe)
     pipe.load_lora_weights(change(pipe.unet, 3), adapter_name="first")
     pipe.delete_adapters("first")
@@ -272,7 +256,7 @@ def test_layers_of_deleted_adapters_are_not_saved_either(pipe, tmp_path):
     assert torch.equal(sample(again), before)
 
 
-def test_a_checkpoint_is_not_saved_with_adapters(pipe, tmp_path):
+def test_a_checkpoint_is_not_saved_with_adapters(pipe, sample, tmp_path):
     pipe.load_lora_weights(change(pipe.unet, 3), adapter_name="first")
     for made in (pipe, accelerate(pipe)):
         with pytest.raises(GBCIError, match=re.escape("the UNet has adapters (first), which a checkpoint does not")):
@@ -387,7 +371,7 @@ def test_other_kinds_of_adapters_are_merged_too(unet, config):
     assert not fast.stock_reasons
 
 
-def test_a_lora_in_kohya_s_format(pipe):
+def test_a_lora_in_kohya_s_format(pipe, sample):
     ours, kohya, alpha = {}, {}, 0.5
     for name, tensor in change(pipe.unet, 3).items():
         layer, _, part = name.removeprefix("unet.").partition(".lora_")
@@ -417,7 +401,7 @@ def test_an_adapter_that_drops_out_keeps_its_block_stock(unet):
     assert "lora_A" not in fast.describe()
 
 
-def test_a_few_step_student_has_the_adapter_too(pipe):
+def test_a_few_step_student_has_the_adapter_too(pipe, sample):
     weight = pipe.unet.conv_in.weight
     generator = torch.Generator().manual_seed(2)
     tensors = {

@@ -30,7 +30,7 @@ from gbci_fast.model.conditioning import ConditionEncoder
 from gbci_fast.model.masks import feather_latent_mask, latent_mask
 from gbci_fast.model.noise import philox_normal
 from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.training.ldm import build_pipeline, build_scheduler
+from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
 from gbci_fast.training.vae import build_vae
 
@@ -56,21 +56,11 @@ DESCRIPTIONS = (
 REPORTS = ("irregular spiculated mass of 12 mm in the upper outer quadrant", None, "calcifications", "a b c d")
 
 
-@pytest.fixture(scope="module")
-def modules():
-    torch.manual_seed(0)
-    vae = build_vae(vae_preset("tiny")[0])
-    vae.register_to_config(shift_factor=0.2, scaling_factor=1.5)
-    return build_pipeline(ldm_preset("tiny")[0], vae.eval(), 64).components
-
-
 @pytest.fixture
-def pipe(modules):
-    """A pipeline of random weights for 64 x 64 pixels, 16 x 16 cells; with its own scheduler."""
-    made = GBCIPipeline(**{**modules, "scheduler": build_scheduler()})
-    made.unet.eval()
-    made.conditioner.eval()
-    made.set_progress_bar_config(disable=True)
+def pipe(tiny_pipeline):
+    """A pipeline of random weights for 64 x 64 pixels, 16 x 16 cells."""
+    made = tiny_pipeline()
+    made.vae.register_to_config(shift_factor=0.2, scaling_factor=1.5)
     return made
 
 
@@ -550,10 +540,10 @@ def test_interrupt_skips_the_rest(pipe, image, mask):
     assert steps == [0, 1, 9, 9, 9, 9, 9]  # the next call starts afresh
 
 
-def test_external_report_states(modules, image, mask):
+def test_external_report_states(pipe, image, mask):
     torch.manual_seed(1)
     encoder = ConditionEncoder(image_size=64, width=64, depth=1, pooled_dim=64, report_width=24)
-    pipe = GBCIPipeline(**{**modules, "conditioner": encoder.eval(), "scheduler": build_scheduler()})
+    pipe = GBCIPipeline(**{**pipe.components, "conditioner": encoder.eval()})
     pipe.set_progress_bar_config(disable=True)
     states = torch.randn(2, 6, 24)
     padding = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])

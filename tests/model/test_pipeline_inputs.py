@@ -12,19 +12,11 @@ from gbci_fast.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.model.conditioning import ConditionEncoder
 from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    torch.manual_seed(0)
-    made = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]).eval(), 64)
-    made.unet.eval()
-    made.conditioner.eval()
-    made.set_progress_bar_config(disable=True)
-    return made
+def pipe(tiny_pipeline):
+    return tiny_pipeline(shared=True)
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,8 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.folder import PROGRESS_FOLDER
 from gbci_fast.training.bank import build_bank
 from gbci_fast.training.data import load_images
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import VAETask, build_vae
+from gbci_fast.training.stages import vae_preset
+from gbci_fast.training.vae import VAETask
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +65,8 @@ def test_the_same_losses(images, cache):
     assert len(set(losses[0])) == 3
 
 
-def test_the_same_latents(images, cache):
-    torch.manual_seed(0)
-    pipe = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), 64)
+def test_the_same_latents(images, cache, tiny_pipeline):
+    pipe = tiny_pipeline()
     straight, cached = (
         build_bank(pipe, items[:4], variants=1, seed=5) for items in (images, load_images([cache], "training", size=64))
     )

@@ -20,9 +20,7 @@ from gbci_fast.training.distill import (
     train_distill,
     with_low_rank,
 )
-from gbci_fast.training.ldm import LDMConfig, build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
+from gbci_fast.training.ldm import LDMConfig
 
 SIZE = 64
 SAMPLING = LDMConfig()
@@ -30,9 +28,8 @@ CONFIG = DistillConfig(rank=4, solver_steps=8, latent_crop=8)
 
 
 @pytest.fixture
-def teacher():
-    torch.manual_seed(0)
-    return build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), SIZE)
+def teacher(tiny_pipeline):
+    return tiny_pipeline(SIZE)
 
 
 @pytest.fixture

@@ -13,32 +13,37 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.model.masks import latent_mask
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.bank import BANK_FILE, build_bank, kept_bank
-from gbci_fast.training.ldm import LDMConfig, LDMTask, build_pipeline, build_scheduler, drop
+from gbci_fast.training.ldm import LDMConfig, LDMTask, build_scheduler, drop
 from gbci_fast.training.loop import STATE_FILE, LoopConfig, train
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
+from gbci_fast.training.stages import ldm_preset
 
 CPU = torch.device("cpu")
 CONFIG = replace(ldm_preset("tiny")[0], latent_crops=(8,), variants=2)
 
 
-def fresh_pipe():
-    torch.manual_seed(0)
-    vae = build_vae(vae_preset("tiny")[0]).requires_grad_(False).eval()
-    return build_pipeline(CONFIG, vae, 64)
+@pytest.fixture(scope="session")
+def fresh_pipe(tiny_pipeline):
+    """Called: an untrained pipeline, whose autoencoder stays as it is."""
+
+    def make():
+        made = tiny_pipeline()
+        made.vae.requires_grad_(False)
+        return made
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def bank(images):
+def bank(fresh_pipe, images):
     return build_bank(fresh_pipe(), images, CONFIG.variants, seed=5)
 
 
 @pytest.fixture
-def task(bank):
+def task(fresh_pipe, bank):
     return LDMTask(fresh_pipe(), bank, CONFIG, CPU)
 
 
-def test_bank_is_a_function_of_its_seed(bank, images):
+def test_bank_is_a_function_of_its_seed(fresh_pipe, bank, images):
     again, other = (build_bank(fresh_pipe(), images, CONFIG.variants, seed=seed) for seed in (5, 6))
     for name in ("latents", "masked_latents", "cells", "masked_pixels", "masks"):
         assert torch.equal(getattr(again, name), getattr(bank, name)), name
@@ -46,7 +51,7 @@ def test_bank_is_a_function_of_its_seed(bank, images):
     assert (again.attributes, again.reports) == (bank.attributes, bank.reports)
 
 
-def test_bank_entries_do_not_depend_on_how_many_there_are(bank, images):
+def test_bank_entries_do_not_depend_on_how_many_there_are(fresh_pipe, bank, images):
     """The first variant of every image is the same when more are asked for."""
     short = build_bank(fresh_pipe(), images, 1, seed=5)
     n = len(images)
@@ -56,7 +61,7 @@ def test_bank_entries_do_not_depend_on_how_many_there_are(bank, images):
     assert not torch.equal(bank.masks[:n], bank.masks[n:])
 
 
-def test_bank_of_fewer_pairs_leaves_no_image_behind(bank, images):
+def test_bank_of_fewer_pairs_leaves_no_image_behind(fresh_pipe, bank, images):
     for limit in (len(images) - 1, len(images) + 2, 2 * len(images)):
         some = build_bank(fresh_pipe(), images, CONFIG.variants, seed=5, limit=limit)
         rows = [next(i for i, mask in enumerate(bank.masks) if torch.equal(mask, found)) for found in some.masks]
@@ -107,7 +112,7 @@ def test_bank_is_consistent(bank):
     assert differs.all()
 
 
-def test_bank_encodes_as_the_pipeline_does(bank):
+def test_bank_encodes_as_the_pipeline_does(fresh_pipe, bank):
     pixels = bank.masked_pixels[:, None].float() / 127.5 - 1
     pixels[bank.masks[:, None]] = 0
     encoded = fresh_pipe().encode_image(pixels)
@@ -132,13 +137,13 @@ def test_a_crop_of_the_whole_latent_is_the_latent(task):
     assert task.window(0, 16, np.random.default_rng(0)) == (slice(0, 16), slice(0, 16))
 
 
-def test_each_batch_takes_one_of_the_sides(bank):
+def test_each_batch_takes_one_of_the_sides(fresh_pipe, bank):
     task = LDMTask(fresh_pipe(), bank, replace(CONFIG, latent_crops=(8, 12, 16)), CPU)
     shapes = [task.draw(3, torch.Generator().manual_seed(seed)).latents.shape for seed in range(40)]
     assert set(shapes) == {(3, 4, side, side) for side in (8, 12, 16)}
 
 
-def test_loss_follows_its_generator_and_reaches_every_weight(bank):
+def test_loss_follows_its_generator_and_reaches_every_weight(fresh_pipe, bank):
     # the phantom states no ages
     aged = [replace(attributes, age=40.0 + i) for i, attributes in enumerate(bank.attributes)]
     task = LDMTask(fresh_pipe(), replace(bank, attributes=aged), CONFIG, CPU)
@@ -245,7 +250,7 @@ def test_configuration_is_checked(given, complaint):
     assert str(raised.value) == complaint
 
 
-def test_resume_is_exact(bank, tmp_path):
+def test_resume_is_exact(fresh_pipe, bank, tmp_path):
     config = LoopConfig(steps=6, batch_size=2, warmup=2, learning_rate=1e-3, ema_decay=0.9, precision="fp32", seed=3)
 
     def run(folder, *, resume=False, stop_at=None):

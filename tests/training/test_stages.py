@@ -18,7 +18,7 @@ from gbci_fast.training import stages
 from gbci_fast.training.bank import BANK_FILE
 from gbci_fast.training.ldm import LDMTask, build_pipeline
 from gbci_fast.training.loop import STATE_FILE
-from gbci_fast.training.vae import VAETask, build_vae
+from gbci_fast.training.vae import VAETask
 
 STEPS = ("--steps", 30, "--save-every", 10, "--seed", 3)
 
@@ -184,9 +184,9 @@ def test_usage(capsys):
     assert "gbci-fast train ldm --data VINDR_ROOT --vae runs/vae" in capsys.readouterr().out
 
 
-def test_starting_weights_of_another_shape_are_one_sentence(tmp_path):
-    autoencoder = build_vae(stages.vae_preset("tiny")[0])
-    small, large = (build_pipeline(stages.ldm_preset(name)[0], autoencoder, 224) for name in ("tiny", "base"))
+def test_starting_weights_of_another_shape_are_one_sentence(tiny_pipeline, tmp_path):
+    small = tiny_pipeline(224, shared=True)
+    large = build_pipeline(stages.ldm_preset("base")[0], small.vae, 224)
     small.save_pretrained(tmp_path / "small")
     with pytest.raises(GBCIError, match="small holds a model of another shape; expected that of the chosen --preset"):
         stages._start_from(large, tmp_path / "small")

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from gbci_fast.cli import main
@@ -24,9 +23,6 @@ from gbci_fast.evaluate.distribution.evaluation import (
 from gbci_fast.evaluate.distribution.figure import draw_figure
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, read_lesions, read_painted
 from gbci_fast.phantom import generate_phantom
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 QUICK = DistributionSettings(splits=20, resamples=50, pairs=200)
 PATIENTS = 40
@@ -223,11 +219,8 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]), 224).save_pretrained(folder)
-    return folder
+def weights(tiny_checkpoint):
+    return tiny_checkpoint(224)
 
 
 class TestCommand:

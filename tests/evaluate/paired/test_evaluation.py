@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from gbci_fast.attributes import Attributes
@@ -29,9 +28,6 @@ from gbci_fast.evaluate.paired.evaluation import (
     load_cases,
 )
 from gbci_fast.phantom import generate_phantom
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 SIZE = 64
 QUICK = PairedSettings(steps=2, batch_size=2)
@@ -48,13 +44,9 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def weights(tiny_checkpoint):
     """An untrained pipeline; its numbers mean nothing, but they are reproducible."""
-    folder = tmp_path_factory.mktemp("weights") / "pipeline"
-    torch.manual_seed(0)
-    vae = build_vae(vae_preset("tiny")[0])
-    build_pipeline(ldm_preset("tiny")[0], vae, SIZE).save_pretrained(folder)
-    return folder
+    return tiny_checkpoint(SIZE)
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,6 @@ from gbci_fast.evaluate.parity.images import (
     parity,
     reference_output,
 )
-from gbci_fast.training.ldm import build_pipeline
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 SIZE, BATCH = 48, 3
 MASKS = torch.zeros(BATCH, 1, SIZE, SIZE)
@@ -178,10 +175,8 @@ def test_what_is_missing_is_named(tier, sentence):
         judge(tier, Output(images=PAINTED))
 
 
-def test_outputs_of_a_pipeline():
-    torch.manual_seed(0)
-    pipe = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]).eval(), 64)
-    pipe.set_progress_bar_config(disable=True)
+def test_outputs_of_a_pipeline(tiny_pipeline):
+    pipe = tiny_pipeline(shared=True)
     call = {
         "image": torch.rand(2, 1, 64, 64), "mask_image": torch.ones(1, 1, 64, 64), "num_inference_steps": 2,
         "seed": [1, 2],

@@ -5,7 +5,7 @@ import logging
 import os
 import subprocess
 import sys
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,7 +198,7 @@ def test_a_limit_must_be_one():
 
 
 BUILDER = """
-import logging, sys, time
+import logging, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_cache
@@ -209,34 +209,27 @@ folder = Path({folder!r})
 def build():
     with (folder.parent / "built").open("a") as file:
         file.write("once\\n")
-    (folder.parent / "building").touch()
-    while not (folder.parent / "go on").exists():
-        time.sleep(0.01)
+    print("building", flush=True)
+    sys.stdin.readline()
     return test_cache.built()
 
 print(len(EngineCache(folder).get_or_build(test_cache.KEY, build)))
 """
 
 
-def wait_for(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_two_processes_build_once(tmp_path):
     """The second comes while the first builds, waits, and reads what that one has written."""
     code = BUILDER.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "engines"))
-    start = lambda: subprocess.Popen(  # noqa: E731
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=(tmp_path / "log").open("a"), text=True
-    )
-    first = start()
-    wait_for((tmp_path / "building").exists)
-    second = start()
-    wait_for(lambda: "waiting for another process" in (tmp_path / "log").read_text())
-    (tmp_path / "go on").touch()
-    outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
-    assert outputs == [f"{len(PLAN)}\n"] * 2, (tmp_path / "log").read_text()
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    start = lambda: subprocess.Popen([sys.executable, "-c", code], text=True, **pipes)  # noqa: E731
+    processes = [start()]
+    watchdog = threading.Timer(60, lambda: [process.kill() for process in processes])  # a pipe ends with its process
+    watchdog.start()
+    assert processes[0].stdout.readline() == "building\n"
+    processes.append(start())
+    assert "waiting for another process" in processes[1].stderr.readline()
+    processes[0].stdin.write("\n")
+    assert [process.communicate()[0] for process in processes] == [f"{len(PLAN)}\n"] * 2
+    watchdog.cancel()
     assert (tmp_path / "built").read_text() == "once\n"
     assert EngineCache(tmp_path / "engines").get(KEY) == PLAN

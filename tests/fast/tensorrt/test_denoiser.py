@@ -18,10 +18,6 @@ from gbci_fast.fast.tensorrt.cache import EngineCache
 from gbci_fast.fast.tensorrt.denoiser import EngineAutoencoder, TensorRTDenoiser, why_not_tensorrt
 from gbci_fast.fast.tensorrt.flavor import FLAVORS, pick_flavor
 from gbci_fast.fast.tensorrt.store import Engines, digest
-from gbci_fast.model.pipeline import GBCIPipeline
-from gbci_fast.training.ldm import build_pipeline, build_scheduler
-from gbci_fast.training.stages import ldm_preset, vae_preset
-from gbci_fast.training.vae import build_vae
 
 pytest.importorskip("onnxruntime", reason="the stand-in for TensorRT runs ONNX files")
 DESCRIPTIONS = ({"view_position": "CC", "finding_birads": 5}, None)
@@ -30,23 +26,9 @@ FLAVORS_THERE = {name: flavor for name, flavor in FLAVORS.items() if flavor.why_
 FAKE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def modules():
-    torch.manual_seed(0)
-    vae = build_vae(vae_preset("tiny")[0]).eval()
-    parts = build_pipeline(ldm_preset("tiny")[0], vae, 32).components
-    with torch.no_grad():  # zero biases and unit gains would hide what is left out
-        for parameter in parts["unet"].parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    parts["conditioner"].eval()
-    return parts
-
-
 @pytest.fixture
-def pipe(modules):
-    made = GBCIPipeline(**{**modules, "scheduler": build_scheduler()})
-    made.set_progress_bar_config(disable=True)
-    return made
+def pipe(tiny_pipeline):
+    return tiny_pipeline(32, spread=0.05, shared=True)
 
 
 @pytest.fixture(scope="module")
