@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from gbci_fast.attributes import Attributes
 from gbci_fast.evaluate.parity.images import EXACT_LATENTS, RMS_FACTOR
 from gbci_fast.fast.denoiser import Denoiser
+from gbci_fast.fast.devices import has_bfloat16_units
 from gbci_fast.fast.runtimes.eager import EagerDenoiser
 from gbci_fast.fast.runtimes.fused import FusedDenoiser
 from gbci_fast.fast.tensorrt.denoiser import TensorRTDenoiser, why_not_tensorrt
 from gbci_fast.model.conditioning import Conditioning
-from gbci_fast.model.devices import has_bfloat16_units
 from gbci_fast.model.pipeline import GBCIPipeline
 
 BATCHES = {"cpu": (8,), "cuda": (8, 32, 128, 256)}

@@ -177,7 +177,7 @@ def _flavor_findings(devices: dict[str, list[str]]) -> list[Finding]:
 def _cpu() -> dict[str, Any]:
     import torch
 
-    from gbci_fast.model.devices import has_bfloat16_units
+    from gbci_fast.fast.devices import has_bfloat16_units
 
     sets = [
         name

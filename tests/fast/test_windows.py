@@ -14,7 +14,7 @@ from diffusers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gbci_fast.fast import accelerate as fast_module
+from gbci_fast.fast import pipeline as fast_pipeline
 from gbci_fast.fast import windows
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.model.masks import feather_latent_mask
@@ -290,7 +290,7 @@ class Rerun:
 @pytest.mark.parametrize(("options", "recordings"), [({}, 2), ({"eta": 1.0}, 0)], ids=str)
 def test_each_size_of_window_is_recorded_once(fast, image, mask, options, recordings, monkeypatch):
     expected, recorder = sample(fast, image, mask, **options), Rerun()
-    monkeypatch.setattr(fast_module, "_recorder", lambda *_: recorder)
+    monkeypatch.setattr(fast_pipeline, "_recorder", lambda *_: recorder)
     recording = accelerate(fast.eager, tier="approximate", dtype=torch.float32)
     for _ in range(2):
         assert relative(sample(recording, image, mask, **options), expected) < 1e-5

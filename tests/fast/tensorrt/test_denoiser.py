@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast import accelerate as fast_module
+from gbci_fast.fast import decision as fast_decision
+from gbci_fast.fast import pipeline as fast_pipeline
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.fast.graph import LoopGraphs
 from gbci_fast.fast.tensorrt.build import build
@@ -140,7 +141,7 @@ def test_it_runs_inside_recorded_loops(pipe, image, mask, fake, monkeypatch):
         def turn(self):
             return torch.no_grad()
 
-    monkeypatch.setattr(fast_module, "_recorder", lambda *_: Recorder())
+    monkeypatch.setattr(fast_pipeline, "_recorder", lambda *_: Recorder())
     fast = accelerate(pipe, runtime="tensorrt", dtype=torch.float32)
     assert relative(sample(fast, image, mask), sample(pipe, image, mask)) < 1e-4
     assert Recorder.recorded == 1
@@ -256,11 +257,11 @@ def test_a_unet_that_the_fused_runtime_cannot_run_is_refused(pipe, fake):
 
 
 def test_auto_takes_the_next_runtime_and_says_so(pipe, monkeypatch):
-    assert "tensorrt" not in fast_module.AUTO  # nothing has measured it yet
-    monkeypatch.setattr(fast_module, "AUTO", ("tensorrt", *fast_module.AUTO))
-    plan = accelerate(pipe).plan
-    assert plan.runtime == "fused"
-    notes = [note for note in plan.notes if note.startswith("not the tensorrt runtime: ")]
+    assert "tensorrt" not in fast_decision.AUTO  # nothing has measured it yet
+    monkeypatch.setattr(fast_decision, "AUTO", ("tensorrt", *fast_decision.AUTO))
+    made = accelerate(pipe).decision
+    assert made.runtime == "fused"
+    notes = [note for note in made.notes if note.startswith("not the tensorrt runtime: ")]
     assert len(notes) == len(why_not_tensorrt(torch.device("cpu")))
 
 
