@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.model import pipeline
+from gbci_fast.model.arguments import as_attributes
 from gbci_fast.model.conditioning import ConditionEncoder
 from gbci_fast.model.masks import feather_latent_mask, latent_mask
 from gbci_fast.model.noise import philox_normal
@@ -149,7 +150,7 @@ def test_ddim_equals_its_equations(pipe, image, mask, eta):
     known, constant = pipe.encode_image(image * 2 - 1), pipe.encode_image(masked)
     cells = latent_mask(mask, 4)
     blend = feather_latent_mask(cells, 1).double()
-    condition = pipe.encode_condition(masked, mask, pipeline.described(list(DESCRIPTIONS[:2])), [None, None])
+    condition = pipe.encode_condition(masked, mask, as_attributes(list(DESCRIPTIONS[:2])), [None, None])
     null = pipe.conditioner.null(2, 1)
     noise = philox_normal(seeds, (4, 16, 16)).double()
 
