@@ -41,7 +41,7 @@ from gbci_fast.evaluate.parity.images import (
 )
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.fast.pipeline import FastPipeline
-from gbci_fast.fast.tensorrt.denoiser import why_not_tensorrt
+from gbci_fast.fast.tensorrt.denoiser import tensorrt_refusals
 from gbci_fast.jobs.files import hash_weights
 from gbci_fast.model.checkpoint import checkpoint_folder
 from gbci_fast.model.pipeline import GBCIPipeline
@@ -187,7 +187,7 @@ def bench_sampler(request, benchmark, skip_slow_builds, bench, device, batch, st
         pytest.skip("is left to --full")
     if row == "eager_narrow" and bench.narrow_dtype == torch.float32:
         pytest.skip(f"this {device.type} is no faster in bfloat16: it would be eager")
-    if row == "tensorrt" and (refusals := why_not_tensorrt(device)):
+    if row == "tensorrt" and (refusals := tensorrt_refusals(device)):
         pytest.skip("; ".join(refusals))
     if row == "few_step" and bench.eager.few_step is None:
         pytest.skip("the packaged checkpoint has no few-step student")

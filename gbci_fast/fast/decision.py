@@ -10,15 +10,15 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.fast import windows
 from gbci_fast.fast.devices import has_bfloat16_units
 from gbci_fast.fast.modules.adapters import adapter_notes, merged
-from gbci_fast.fast.modules.blocks import cross_attention_notes, has_other_forward, why_not
+from gbci_fast.fast.modules.blocks import cross_attention_notes, fused_refusals, has_other_forward
 from gbci_fast.fast.runtimes.compile import need_compiler
-from gbci_fast.fast.tensorrt.denoiser import tensorrt_note, why_not_tensorrt
+from gbci_fast.fast.tensorrt.denoiser import tensorrt_note, tensorrt_refusals
 from gbci_fast.model.few_step import FewStepLoRA
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.ops._triton import triton
 from gbci_fast.ops.blend_step import blend_step  # noqa: F401  registers the operator that `decide` asks for
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 AUTO = ("fused", "eager")
 """The runtimes that "auto" tries, the fastest measured one first. "tensorrt" has been measured nowhere yet."""
 
@@ -75,14 +75,14 @@ def decide(
                 raise GBCIError(f"tier 'exact' needs float32; set torch.backends.{name}.allow_tf32 = False")
     dtype, notes = _dtype(pipe.unet.dtype, tier, dtype, device)
     notes += adapter_notes(pipe.unet)
-    asked, reasons = runtime, why_not(merged(pipe.unet))
+    asked, reasons = runtime, fused_refusals(merged(pipe.unet))
     if runtime == "auto":
         for runtime in AUTO:
-            refusals = _refusals(runtime, reasons, tier, device)
+            refusals = _runtime_refusals(runtime, reasons, tier, device)
             if not refusals:
                 break
             notes += [f"not the {runtime} runtime: {reason}" for reason in refusals]
-    elif refusals := _refusals(runtime, reasons, tier, device):
+    elif refusals := _runtime_refusals(runtime, reasons, tier, device):
         what = "run this UNet" if reasons else "be used"
         raise GBCIError(f"the {runtime} runtime cannot {what}: {'; '.join(refusals)}")
     if runtime == "compile":
@@ -123,11 +123,11 @@ def decide_unet(
     return Decision(runtime=wanted, tier=tier, dtype=dtype, notes=tuple(notes), asked=runtime)
 
 
-def _refusals(runtime: str, reasons: list[str], tier: str, device: torch.device) -> list[str]:
+def _runtime_refusals(runtime: str, reasons: list[str], tier: str, device: torch.device) -> list[str]:
     """Why a runtime cannot run a UNet of which the fused one says these `reasons`."""
     if runtime == "tensorrt":
         narrow = ["tier 'exact' excludes it; take tier 'tolerance', or the fused runtime"] if tier == "exact" else []
-        return [*narrow, *reasons, *why_not_tensorrt(device)]
+        return [*narrow, *reasons, *tensorrt_refusals(device)]
     return reasons if runtime == "fused" else []
 
 
@@ -143,8 +143,8 @@ def _dtype(
                 dtype = torch.bfloat16
             else:
                 notes.append(f"float32, because this {device.type.upper()} is no faster in bfloat16")
-    if dtype not in DTYPES:
-        raise GBCIError(f"dtype is {dtype}; expected {', '.join(map(str, DTYPES))}")
+    if dtype not in _DTYPES:
+        raise GBCIError(f"dtype is {dtype}; expected {', '.join(map(str, _DTYPES))}")
     if tier == "exact" and not dtype == given == torch.float32:
         raise GBCIError(f"dtype is {dtype} with tier 'exact'; expected torch.float32 of a float32 pipeline")
     return dtype, notes

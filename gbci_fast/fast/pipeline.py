@@ -18,10 +18,10 @@ from gbci_fast.fast import windows
 from gbci_fast.fast.decision import Decision, decide
 from gbci_fast.fast.denoiser import Denoiser
 from gbci_fast.fast.devices import fastest_layout
-from gbci_fast.fast.graph import BUCKETS, TOKENS, CudaRecorder, LoopGraphs, Recorder
+from gbci_fast.fast.graph import BATCH_SIZES, TOKENS, CudaRecorder, LoopGraphs, Recorder
 from gbci_fast.fast.modules.adapters import merged
 from gbci_fast.fast.modules.autoencoder import with_fused_norms
-from gbci_fast.fast.modules.blocks import why_not
+from gbci_fast.fast.modules.blocks import fused_refusals
 from gbci_fast.fast.modules.convolution import with_filtered_convolutions
 from gbci_fast.fast.runtimes.compile import CompiledDenoiser
 from gbci_fast.fast.runtimes.eager import EagerDenoiser
@@ -206,7 +206,7 @@ class FastPipeline(GBCIPipeline):
         else:
             noise = {"noise": lambda step: windows.draw_noise(run, step)}
         drawn_outside = "noise" in noise and adds_noise(self.scheduler, run.eta)
-        if graphs is None or run.callback is not None or drawn_outside or len(run.latents) > BUCKETS[-1]:
+        if graphs is None or run.callback is not None or drawn_outside or len(run.latents) > BATCH_SIZES[-1]:
             return self._loop(run, denoiser, null, self.scheduler, noise, on_step)
         latents = self._replay(graphs, run, denoiser, null, {} if "noise" in noise else noise)
         for _ in range(len(run.timesteps)):
@@ -318,5 +318,5 @@ class FastPipeline(GBCIPipeline):
 
 def _recorder(runtime: str, unet: UNet2DConditionModel) -> Recorder | None:
     """What records whole loops. The stock UNet asks for values of its inputs, which cannot be recorded."""
-    recordable = unet.device.type == "cuda" and runtime != "eager" and not why_not(unet)
+    recordable = unet.device.type == "cuda" and runtime != "eager" and not fused_refusals(unet)
     return CudaRecorder(unet.device) if recordable else None

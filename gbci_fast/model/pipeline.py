@@ -33,7 +33,7 @@ from gbci_fast.model.few_step import FewStepLoRA, few_step_scheduler
 from gbci_fast.model.images import ImageInput, from_tensor
 from gbci_fast.model.lora import UNetLoRALoader
 from gbci_fast.model.masks import composite, feather_latent_mask, latent_mask
-from gbci_fast.model.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox_normal
+from gbci_fast.model.noise import STREAM_INITIAL, STREAM_SCHEDULER, seeded_normal
 from gbci_fast.model.pipeline_folder import load_checked
 from gbci_fast.model.schedulers import check_scheduler, set_timesteps
 from gbci_fast.model.turns import in_turn
@@ -352,7 +352,7 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
             if "generator" in accepted:
                 extra["generator"] = generator
             return self.scheduler.step(model_output, t, latents, **extra, return_dict=False)[0]
-        noise = philox_normal(seeds, latents.shape[1:], step=index, stream=STREAM_SCHEDULER, device=latents.device)
+        noise = seeded_normal(seeds, latents.shape[1:], step=index, stream=STREAM_SCHEDULER, device=latents.device)
         if isinstance(self.scheduler, LCMScheduler):
             # Its step() noises the denoised sample with a generator: the same formula with our noise.
             unused = torch.Generator(latents.device)
@@ -386,7 +386,7 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
                 raise GBCIError(f"latents has shape {list(latents.shape)}; expected {list(like.shape)}")
             return latents.to(like)
         if seeds is not None:
-            return philox_normal(seeds, like.shape[1:], stream=STREAM_INITIAL, device=like.device)
+            return seeded_normal(seeds, like.shape[1:], stream=STREAM_INITIAL, device=like.device)
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 

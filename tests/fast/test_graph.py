@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from gbci_fast.fast import graph
 from gbci_fast.fast import pipeline as fast_pipeline
 from gbci_fast.fast.accelerate import accelerate
-from gbci_fast.fast.graph import BUCKETS, CudaRecorder, LoopGraphs, bucket
+from gbci_fast.fast.graph import BATCH_SIZES, CudaRecorder, LoopGraphs, padded_size
 from gbci_fast.fast.modules import blocks
 from gbci_fast.fast.runtimes.compile import CompiledDenoiser
 from gbci_fast.fast.runtimes.fused import FusedDenoiser
@@ -80,8 +80,8 @@ def run(graphs, x, shift=1.0, key="key", loop=double_plus):
 
 
 def test_a_batch_goes_into_the_smallest_bucket_that_holds_it():
-    assert [bucket(batch) for batch in (1, 2, 3, 4, 9, 200, 256)] == [1, 2, 4, 4, 16, 256, 256]
-    assert list(BUCKETS) == sorted(BUCKETS)
+    assert [padded_size(batch) for batch in (1, 2, 3, 4, 9, 200, 256)] == [1, 2, 4, 4, 16, 256, 256]
+    assert list(BATCH_SIZES) == sorted(BATCH_SIZES)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5])
@@ -236,7 +236,7 @@ def test_what_asks_for_values_has_no_recorder(pipe, monkeypatch):
     assert fast_pipeline._recorder("fused", pipe.unet) == "records on cuda"
     assert fast_pipeline._recorder("compile", pipe.unet) == "records on cuda"
     assert fast_pipeline._recorder("eager", pipe.unet) is None
-    monkeypatch.setattr(fast_pipeline, "why_not", lambda unet: ["it has a part of its own"])
+    monkeypatch.setattr(fast_pipeline, "fused_refusals", lambda unet: ["it has a part of its own"])
     assert fast_pipeline._recorder("compile", pipe.unet) is None  # that is the stock UNet, compiled
 
 

@@ -18,7 +18,7 @@ from gbci_fast.fast import pipeline as fast_pipeline
 from gbci_fast.fast import windows
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.model.masks import feather_latent_mask
-from gbci_fast.model.noise import STREAM_SCHEDULER, philox_normal
+from gbci_fast.model.noise import STREAM_SCHEDULER, seeded_normal
 from gbci_fast.model.pipeline import LATENT_FEATHER, GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline, build_scheduler
 from gbci_fast.training.stages import ldm_preset, vae_preset
@@ -188,7 +188,7 @@ def test_the_noise_of_a_window_is_that_of_the_whole_run(fast, image, mask, sched
     shape = (3, 4, CELLS, CELLS)
     if drawn_by == "seed":
         sample(fast, image, mask, eta=0.7)
-        expected = [philox_normal([5, 2**63, 7], shape[1:], step=i, stream=STREAM_SCHEDULER) for i in range(3)]
+        expected = [seeded_normal([5, 2**63, 7], shape[1:], step=i, stream=STREAM_SCHEDULER) for i in range(3)]
     else:
         sample(fast, image, mask, eta=0.7, generator=torch.Generator().manual_seed(3))
         torch_noise = torch.Generator().manual_seed(3)
