@@ -7,7 +7,7 @@ the table wants a new order for that architecture, which the stored rows name.
 import pytest
 import torch
 
-from gbci_fast.ops.attention import BACKENDS, architecture, attention, attention_ref, why_not
+from gbci_fast.ops.attention import BACKENDS, attention, attention_ref, backend_refusals, order_key
 
 # heads, tokens, head_dim
 SHAPES = {"unet_28": (4, 784, 32), "unet_14": (6, 196, 32), "sd_32": (8, 1024, 40)}
@@ -26,7 +26,7 @@ def bench_attention(measure, benchmark, device, row, shape, dtype, batch):
     generator = torch.Generator().manual_seed(0)
     packed = torch.randn(batch, tokens, 3, heads, head_dim, generator=generator).to(device, DTYPES[dtype])
     q, k, v = packed.permute(2, 0, 3, 1, 4)  # as one linear layer leaves them
-    if row in BACKENDS and (reasons := why_not(row, q, k, v)):
+    if row in BACKENDS and (reasons := backend_refusals(row, q, k, v)):
         pytest.skip("; ".join(reasons))
     backend = row if row in BACKENDS else None
     exact = attention_ref(*(part[:1].double() for part in (q, k, v)))
@@ -36,6 +36,6 @@ def bench_attention(measure, benchmark, device, row, shape, dtype, batch):
     assert error <= 2 * own + {"fp32": 2**-21, "bf16": 2**-8}[dtype] * exact.abs().max()
     measure(lambda: attention(q, k, v, backend=backend), num_bytes=packed.nbytes + q.nbytes)
     flops = 4 * batch * heads * tokens**2 * head_dim
-    benchmark.extra_info.update(flops=flops, architecture=architecture(device))
+    benchmark.extra_info.update(flops=flops, architecture=order_key(device))
     if benchmark.enabled:
         benchmark.extra_info["tflop_per_s"] = flops / benchmark.stats.stats.median / 1e12

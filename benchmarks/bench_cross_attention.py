@@ -6,9 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gbci_fast.ops.attention import BACKENDS, attention
-from gbci_fast.ops.attention import why_not as backend_refuses
-from gbci_fast.ops.cross_attention import cross_attention, cross_attention_ref, why_not
+from gbci_fast.ops.attention import BACKENDS, attention, backend_refusals
+from gbci_fast.ops.cross_attention import cross_attention, cross_attention_ref, kernel_refusals
 
 # tokens, channels, heads, head_dim, context
 SHAPES = {"unet_28": (784, 128, 4, 32, 208), "unet_14": (196, 192, 6, 32, 208), "sd_32": (1024, 320, 8, 40, 77)}
@@ -45,10 +44,10 @@ def bench_cross_attention(measure, benchmark, device, row, shape, batch):
     options = {"eps": 1e-5, "softmax_scale": head_dim**-0.5}
     if row in BACKENDS:
         q = args[0].new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
-        if reasons := backend_refuses(row, q, *args[4:6]):
+        if reasons := backend_refusals(row, q, *args[4:6]):
             pytest.skip("; ".join(reasons))
     if device.type == "cuda":
-        assert why_not(channels, heads, head_dim, torch.bfloat16) == []
+        assert kernel_refusals(channels, heads, head_dim, torch.bfloat16) == []
     compiled = torch.compile(cross_attention_ref, mode="max-autotune-no-cudagraphs", dynamic=False)
     functions = {
         "eager": lambda: cross_attention_ref(*args, **options),

@@ -25,7 +25,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from gbci_fast.choices import GUIDANCE_SCALE
+from gbci_fast.choices import GUIDANCE_SCALE, TIERS
 from gbci_fast.data.fields import to_unit
 from gbci_fast.evaluate.metrics import grow
 from gbci_fast.evaluate.paired.evaluation import MASK_GROWTH, Case, PairedSettings, load_cases
@@ -39,8 +39,9 @@ from gbci_fast.evaluate.parity.images import (
     reference_output,
     worst,
 )
-from gbci_fast.fast.accelerate import TIERS, FastPipeline, accelerate
-from gbci_fast.fast.tensorrt.denoiser import why_not_tensorrt
+from gbci_fast.fast.accelerate import accelerate
+from gbci_fast.fast.pipeline import FastPipeline
+from gbci_fast.fast.tensorrt.denoiser import tensorrt_refusals
 from gbci_fast.jobs.files import hash_weights
 from gbci_fast.model.checkpoint import checkpoint_folder
 from gbci_fast.model.pipeline import GBCIPipeline
@@ -148,7 +149,7 @@ def bench(device, cases, benches, full_float32) -> Bench:
         eager = GBCIPipeline.from_pretrained()
         eager.set_progress_bar_config(disable=True)
         eager.to(device)
-        narrow_dtype = accelerate(eager, tier="tolerance").plan.dtype
+        narrow_dtype = accelerate(eager, tier="tolerance").decision.dtype
         benches[device.type] = Bench(cases=cases, eager=eager, narrow_dtype=narrow_dtype)
     return benches[device.type]
 
@@ -160,7 +161,7 @@ def judge(bench: Bench, row: str, batch: int, steps: int) -> Parity:
     reference = bench.reference(row, batch, steps)
     narrow = None
     if tier == "tolerance":
-        wide = fast.plan.dtype == torch.float32
+        wide = fast.decision.dtype == torch.float32
         narrow = reference if wide else candidate_output(bench.pipe("eager_narrow"), **call)
     return parity(
         tier,
@@ -186,7 +187,7 @@ def bench_sampler(request, benchmark, skip_slow_builds, bench, device, batch, st
         pytest.skip("is left to --full")
     if row == "eager_narrow" and bench.narrow_dtype == torch.float32:
         pytest.skip(f"this {device.type} is no faster in bfloat16: it would be eager")
-    if row == "tensorrt" and (refusals := why_not_tensorrt(device)):
+    if row == "tensorrt" and (refusals := tensorrt_refusals(device)):
         pytest.skip("; ".join(refusals))
     if row == "few_step" and bench.eager.few_step is None:
         pytest.skip("the packaged checkpoint has no few-step student")

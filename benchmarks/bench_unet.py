@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from gbci_fast.attributes import Attributes
 from gbci_fast.evaluate.parity.images import EXACT_LATENTS, RMS_FACTOR
 from gbci_fast.fast.denoiser import Denoiser
+from gbci_fast.fast.devices import has_bfloat16_units
 from gbci_fast.fast.runtimes.eager import EagerDenoiser
 from gbci_fast.fast.runtimes.fused import FusedDenoiser
-from gbci_fast.fast.tensorrt.denoiser import TensorRTDenoiser, why_not_tensorrt
+from gbci_fast.fast.tensorrt.denoiser import TensorRTDenoiser, tensorrt_refusals
 from gbci_fast.model.conditioning import Conditioning
-from gbci_fast.model.devices import has_bfloat16_units
 from gbci_fast.model.pipeline import GBCIPipeline
 
 BATCHES = {"cpu": (8,), "cuda": (8, 32, 128, 256)}
@@ -84,7 +84,7 @@ def bench_unet(measure, benchmark, stock, full_float32, skip_slow_builds, device
     if DTYPES[dtype] == torch.bfloat16 and not has_bfloat16_units(device):
         pytest.skip(f"this {device.type} is no faster in bfloat16: no runtime would choose it")
     benchmark.extra_info.update(batch=batch, dtype=dtype, row=row, threads=torch.get_num_threads())
-    if row == "tensorrt" and (refusals := why_not_tensorrt(device)):
+    if row == "tensorrt" and (refusals := tensorrt_refusals(device)):
         pytest.skip("; ".join(refusals))
     if row == "matmul":
         side = MATMUL[device.type]

@@ -45,7 +45,7 @@ def bench_windows(request, benchmark, pipe, device, lesion):
 
     benchmark.pedantic(sample, rounds=3, warmup_rounds=1)
     window = fast.unet.config.sample_size if whole else group.height
-    dtype = str(fast.plan.dtype).removeprefix("torch.")
+    dtype = str(fast.decision.dtype).removeprefix("torch.")
     benchmark.extra_info.update(device=device.type, batch=BATCH, steps=STEPS, dtype=dtype, window=window)
     if benchmark.enabled:
         benchmark.extra_info["images_per_s"] = BATCH / benchmark.stats.stats.median

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gbci_fast.choices import GUIDANCE_SCALE
+from gbci_fast.choices import GUIDANCE_SCALE, TIERS
 from gbci_fast.data.fields import to_unit
 from gbci_fast.evaluate.metrics import patient_summary
 from gbci_fast.evaluate.paired.evaluation import Case, PairedSettings, load_cases
@@ -35,7 +35,8 @@ from gbci_fast.evaluate.parity.images import (
     parity,
     reference_output,
 )
-from gbci_fast.fast.accelerate import TIERS, FastPipeline, accelerate
+from gbci_fast.fast.accelerate import accelerate
+from gbci_fast.fast.pipeline import FastPipeline
 from gbci_fast.jobs.files import atomically, hash_weights
 from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
 from gbci_fast.model.pipeline import GBCIPipeline
@@ -86,7 +87,7 @@ def compare(
 ) -> Iterator[dict[str, Any]]:
     """Samples all cases with every pipeline, and after every batch judges each tier on all so far."""
     fast = {tier: accelerated(pipe, tier) for tier in tiers}
-    dtypes = {tier: one.plan.dtype for tier, one in fast.items()}
+    dtypes = {tier: one.decision.dtype for tier, one in fast.items()}
     narrow = {dtype: narrowed(pipe, dtype) for dtype in set(dtypes.values()) - {torch.float32}}
     made: dict[Any, list[Output]] = {name: [] for name in ("eager", *narrow, *tiers)}
     if FEW_STEP in tiers:

@@ -62,7 +62,7 @@ def measure(device: torch.device, batches: list[int], steps: list[int]) -> dict[
     """The whole report."""
     eager = GBCIPipeline.from_pretrained()
     eager.set_progress_bar_config(disable=True)
-    dtype = accelerate(eager, tier="tolerance", device=device).plan.dtype
+    dtype = accelerate(eager, tier="tolerance", device=device).decision.dtype
     found = ceilings(device, dtype)
     unet = [unet_forward(eager, batch, dtype, device) for batch in batches]
     for row in unet:

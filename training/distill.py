@@ -27,7 +27,7 @@ from gbci_fast.model.checkpoint import load_pipeline
 from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.model.few_step import FewStepLoRA, few_step_scheduler
 from gbci_fast.model.masks import feather_latent_mask
-from gbci_fast.model.noise import philox_normal
+from gbci_fast.model.noise import seeded_normal
 from gbci_fast.model.pipeline import LATENT_FEATHER, GBCIPipeline
 from gbci_fast.training.bank import LatentBank, build_bank, kept_bank
 from gbci_fast.training.data import load_images
@@ -125,7 +125,7 @@ def paint_trajectories(
     painted = []
     with counting("painting trajectories", len(batches)) as advance:
         for rows in batches:
-            noise = philox_normal([seed + int(row) for row in rows], bank.latents.shape[1:])
+            noise = seeded_normal([seed + int(row) for row in rows], bank.latents.shape[1:])
             noise, image, masked, cells = (
                 cut(part, [windows[row] for row in rows]).to(device)
                 for part in (noise, bank.latents[rows], bank.masked_latents[rows], bank.cells[rows])

@@ -76,15 +76,15 @@ def _print_table(kinds: "dict[str, list[Usability]]", console: "Console") -> Non
 
     notes: dict[str, int] = {}
 
-    def cell(finding: "Usability") -> str:
-        numbers = [notes.setdefault(reason, len(notes) + 1) for reason in finding.reasons]
-        return "yes" if finding.usable else f"no {numbers}"
+    def cell(usability: "Usability") -> str:
+        numbers = [notes.setdefault(reason, len(notes) + 1) for reason in usability.reasons]
+        return "yes" if usability.usable else f"no {numbers}"
 
     table = Table("", "", "cpu", "cuda")
-    for kind, findings in kinds.items():
+    for kind, group in kinds.items():
         cells: dict[str, dict[str, str]] = {}
-        for finding in findings:
-            cells.setdefault(finding.name, {})[finding.device] = cell(finding)
+        for one in group:
+            cells.setdefault(one.name, {})[one.device] = cell(one)
         for i, (name, row) in enumerate(cells.items()):
             table.add_row("" if i else kind, name, row["cpu"], row["cuda"])
         table.add_section()

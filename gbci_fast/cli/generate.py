@@ -201,9 +201,9 @@ def run(args: argparse.Namespace) -> None:
         compression=args.compression,
         sampler=SamplerSettings(num_inference_steps=args.steps, guidance_scale=args.guidance),
         # What was decided, not what was asked for: where "auto" would decide otherwise, the job is another.
-        runtime=pipe.plan.runtime,
-        tier=pipe.plan.tier,
-        dtype=next(name for name, dtype in names.items() if dtype == pipe.plan.dtype),
+        runtime=pipe.decision.runtime,
+        tier=pipe.decision.tier,
+        dtype=next(name for name, dtype in names.items() if dtype == pipe.decision.dtype),
         device=device.type,
         weights_hash=hash_weights(folder),
         priors_hash=priors.digest,

@@ -1,7 +1,7 @@
 """What runs on this machine, and what does not and why: the facts that `gbci-fast doctor` prints.
 
-Nothing is guessed from a table: operators are found in their package, and asked of PyTorch's dispatcher; runtimes,
-tiers and dtypes are tried on the packaged checkpoint, with `accelerate`, whose sentences are passed on.
+Nothing is read from a table. Operators are found in their package and looked up in the dispatcher of PyTorch. Runtimes,
+tiers and dtypes are tried on the packaged checkpoint with `accelerate`, whose error sentences are the reasons.
 """
 
 import importlib
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from gbci_fast.model.pipeline import GBCIPipeline
 
 PACKAGES = ("torch", "diffusers", "accelerate", "triton", "xformers", "onnx", "onnxruntime", "numpy", "pydicom")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(kw_only=True)
 class Usability:
-    """Whether something can be used on a device; it can if there are no `reasons` against it."""
+    """Whether something can be used on a device: it can where `reasons`, those against it, is empty."""
 
     name: str
     device: str
@@ -44,7 +44,7 @@ class Usability:
 
 @dataclass(kw_only=True)
 class Report:
-    """All findings.
+    """What `examine` found.
 
     Attributes:
         versions: of what is installed; None = not.
@@ -76,7 +76,7 @@ class Report:
         """As JSON values."""
         values = asdict(self)
         for kind in ("ops", "runtimes", "tiers"):
-            values[kind] = [{**finding, "usable": not finding["reasons"]} for finding in values[kind]]
+            values[kind] = [{**usability, "usable": not usability["reasons"]} for usability in values[kind]]
         return {**values, "eager_works": self.eager_works}
 
 
@@ -108,14 +108,14 @@ def examine() -> Report:
         no_gpu=no_gpu,
         checkpoint=checkpoint,
         choice=choice or ["nothing: the packaged checkpoint does not load"],
-        ops=[finding for name in _ops() for d, no in devices.items() for finding in _op_findings(name, d, no)],
+        ops=[one for name in _ops() for d, no in devices.items() for one in _op_usability(name, d, no)],
         runtimes=[
             Usability(name=name, device=d, reasons=no or checkpoint or _accelerates(pipe[0], runtime=name, device=d))
             for name in RUNTIMES
             if name != "auto"
             for d, no in devices.items()
         ]
-        + _flavor_findings(devices),
+        + _flavor_usability(devices),
         tiers=[
             Usability(
                 name=f"{tier}, {dtype}",
@@ -123,7 +123,7 @@ def examine() -> Report:
                 reasons=no or checkpoint or _accelerates(pipe[0], tier=tier, dtype=dtype, device=d),
             )
             for tier in TIERS
-            for dtype in DTYPES
+            for dtype in DTYPE_NAMES
             for d, no in devices.items()
         ],
     )
@@ -163,12 +163,12 @@ def _flavor_version(flavor: "Flavor") -> str | None:
         return "of unknown version"
 
 
-def _flavor_findings(devices: dict[str, list[str]]) -> list[Usability]:
+def _flavor_usability(devices: dict[str, list[str]]) -> list[Usability]:
     """Of each flavor of TensorRT, which the tensorrt runtime chooses among."""
     import torch
 
     return [
-        Usability(name=f"tensorrt, {name}", device=d, reasons=[*no, *flavor.why_not(torch.device(d))])
+        Usability(name=f"tensorrt, {name}", device=d, reasons=[*no, *flavor.refusals(torch.device(d))])
         for name, flavor in _flavors().items()
         for d, no in devices.items()
     ]
@@ -177,7 +177,7 @@ def _flavor_findings(devices: dict[str, list[str]]) -> list[Usability]:
 def _cpu() -> dict[str, Any]:
     import torch
 
-    from gbci_fast.model.devices import has_bfloat16_units
+    from gbci_fast.fast.devices import has_bfloat16_units
 
     sets = [
         name
@@ -229,25 +229,25 @@ def _ops() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(gbci_fast.ops.__path__) if not module.name.startswith("_")]
 
 
-def _op_findings(name: str, device: str, no_device: Sequence[str]) -> list[Usability]:
+def _op_usability(name: str, device: str, no_device: Sequence[str]) -> list[Usability]:
     """Of an operator, and of each backend that it chooses among."""
     reasons = _op(name, device, no_device)
-    findings = [Usability(name=name, device=device, reasons=reasons)]
+    out = [Usability(name=name, device=device, reasons=reasons)]
     module = sys.modules.get(f"gbci_fast.ops.{name}")
     for backend in getattr(module, "BACKENDS", ()):
         missing = [f"{backend} is not installed: pip install {backend}"] if backend in _missing() else []
-        refusals = [*reasons, *missing] or _refusals(module, backend, device)
-        findings.append(Usability(name=f"{name}, {backend}", device=device, reasons=refusals))
-    return findings
+        refusals = [*reasons, *missing] or _backend_refusals(module, backend, device)
+        out.append(Usability(name=f"{name}, {backend}", device=device, reasons=refusals))
+    return out
 
 
-def _refusals(module: ModuleType, backend: str, device: str) -> list[str]:
+def _backend_refusals(module: ModuleType, backend: str, device: str) -> list[str]:
     """Of queries, keys and values as the packaged checkpoint has them."""
     import torch
 
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     q = torch.zeros(2, 4, 196, 32, device=device, dtype=dtype)
-    return module.why_not(backend, q, q, q)
+    return module.backend_refusals(backend, q, q, q)
 
 
 def _missing() -> list[str]:

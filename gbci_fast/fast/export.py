@@ -24,7 +24,7 @@ from gbci_fast.fast.runtimes.fused import FusedDenoiser
 from gbci_fast.jobs.files import atomically
 
 OPSET = 20
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,8 +214,8 @@ def export_decoder(vae: AutoencoderKL, batch: int, height: int, width: int, dtyp
 
 def _copy(module: nn.Module, dtype: torch.dtype) -> Any:
     """On the CPU, in `dtype`, in the default layout."""
-    if dtype not in DTYPES:
-        raise GBCIError(f"dtype is {dtype}; expected {', '.join(map(str, DTYPES))}")
+    if dtype not in _DTYPES:
+        raise GBCIError(f"dtype is {dtype}; expected {', '.join(map(str, _DTYPES))}")
     return nn.Module.to(copy.deepcopy(module), "cpu", dtype, memory_format=torch.contiguous_format).eval()
 
 

@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Batch sizes that are recorded; a batch is padded to the next, and a larger one is none that waits for launches."""
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Batch sizes that are recorded. A batch is padded to the next size. Larger batches are not launch-bound."""
 TOKENS = 32
 """A context with a report is padded to a multiple of this many tokens."""
 CAPACITY = 64
@@ -115,14 +115,14 @@ class LoopGraphs:
         Args:
             key: tells loops apart: what one computes must follow from its key and its inputs' shapes and values.
             loop: neither waits for the device, nor writes to its inputs, nor asks for their values.
-            batched: tensors ``[B, ...]`` of up to ``BUCKETS[-1]`` independent samples.
+            batched: tensors ``[B, ...]`` of up to ``BATCH_SIZES[-1]`` independent samples.
             shared: tensors that are the same for all samples.
 
         Returns:
             A new tensor ``[B, ...]``.
         """
         batch = len(next(iter(batched.values())))
-        size = bucket(batch)
+        size = padded_size(batch)
         shapes = {name: (size, *tensor.shape[1:]) for name, tensor in batched.items()}
         shapes |= {name: tuple(tensor.shape) for name, tensor in shared.items()}
         given = {**batched, **shared}
@@ -141,9 +141,9 @@ class LoopGraphs:
             return recording.replay()[:batch].clone()
 
 
-def bucket(batch: int) -> int:
-    """The smallest of `BUCKETS` that holds a batch."""
-    return next(size for size in BUCKETS if size >= batch)
+def padded_size(batch: int) -> int:
+    """The smallest of `BATCH_SIZES` that holds a batch."""
+    return next(size for size in BATCH_SIZES if size >= batch)
 
 
 def _allocate(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

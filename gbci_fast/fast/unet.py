@@ -33,6 +33,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from gbci_fast.fast.decision import Decision
 from gbci_fast.fast.modules.adapters import adapter_notes, is_adapter, merged
 from gbci_fast.fast.modules.blocks import (
     Context,
@@ -250,7 +251,7 @@ class FastUNet(UNet2DConditionModel):
     """A `UNet2DConditionModel` with the same forward, config and state dict; `gbci_fast.accelerate` makes it.
 
     Attributes:
-        plan: how it runs.
+        decision: the runtime, tier and dtype that were decided for it, and why.
         stock_reasons: what keeps its stock forward, and why.
 
     It shares nothing with the UNet that it was made from. It is called in the dtype that this one had (`dtype`), until
@@ -264,7 +265,7 @@ class FastUNet(UNet2DConditionModel):
     it at once, each with its own context, as long as nothing of it changes meanwhile.
     """
 
-    plan: Any
+    decision: Decision
     stock_reasons: list[str]
     _unwatched = ("_declined",)
 
@@ -274,12 +275,14 @@ class FastUNet(UNet2DConditionModel):
         return UNet2DConditionModel.from_pretrained(*args, **kwargs)
 
     @classmethod
-    def of(cls, unet: UNet2DConditionModel, plan: Any, device: torch.device, layout: torch.memory_format) -> "FastUNet":
-        """The copy that runs as planned. See `gbci_fast.accelerate`."""
-        twin = nn.Module.to(copy.deepcopy(unet), device, plan.dtype, memory_format=layout)
+    def of(
+        cls, unet: UNet2DConditionModel, decision: Decision, device: torch.device, layout: torch.memory_format
+    ) -> "FastUNet":
+        """A copy of `unet` on `device`, in `layout`, that runs as decided. See `gbci_fast.accelerate`."""
+        twin = nn.Module.to(copy.deepcopy(unet), device, decision.dtype, memory_format=layout)
         twin.__class__ = cls
         vars(twin).pop("forward", None)  # the stock one, which hooks put back
-        twin.plan, twin._declined, twin._called_in, twin._derived = plan, {}, unet.dtype, _Derived()
+        twin.decision, twin._declined, twin._called_in, twin._derived = decision, {}, unet.dtype, _Derived()
         twin._projected = LastValue(functools.partial(_project, twin))
         twin._context = LastValue(functools.partial(_cast, twin))
         twin.refresh()
@@ -354,7 +357,7 @@ class FastUNet(UNet2DConditionModel):
             to_stock(part)
             if type(part) in BLOCKS or isinstance(part, FastBlock):
                 parts.append((name, part))
-        if self.plan.runtime != "eager":
+        if self.decision.runtime != "eager":
             for name, part in parts:
                 with without_autocast(self.device):  # of the call: what is derived outlives it
                     plain = merged(part, scale)
@@ -366,14 +369,14 @@ class FastUNet(UNet2DConditionModel):
             reasons += _unknown(self)
         self.stock_reasons = reasons
         self._compiled = None
-        if self.plan.runtime == "compile":
+        if self.decision.runtime == "compile":
             self._compiled = compiled(UNet2DConditionModel.forward, self.device, fullgraph=not reasons)
         self._projected.last = self._context.last = None
         self._derived.watch, self._derived.scale = Watch(self), scale
 
     def describe(self) -> str:
         """What runs here, and what does not and why."""
-        lines = [str(replace(self.plan, dtype=self.compute_dtype))]
+        lines = [str(replace(self.decision, dtype=self.compute_dtype))]
         for kind in BLOCKS:
             parts = [part for part in self.modules() if isinstance(part, kind)]
             lines.append(f"{sum(map(_is_fused, parts))} of {len(parts)} {kind.__name__} fused")

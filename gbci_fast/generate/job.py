@@ -22,7 +22,7 @@ from PIL import Image
 from gbci_fast import __version__
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError, InputWarning, one_line, without_values
-from gbci_fast.fast.accelerate import FastPipeline
+from gbci_fast.fast.pipeline import FastPipeline
 from gbci_fast.generate.checks import check_inputs
 from gbci_fast.generate.copies import REJECTED, CopyError, CopyGate
 from gbci_fast.generate.identities import Identities, job_identities

@@ -61,7 +61,7 @@ def philox4x32(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
     return np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1).astype(np.uint32)
 
 
-def philox_normal(
+def seeded_normal(
     seeds: Sequence[int],
     shape: Sequence[int],
     *,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiffusionPipeline, LCMScheduler, SchedulerMixin, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
@@ -22,19 +21,24 @@ from torch import Tensor
 from gbci_fast.attributes import Attributes
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.errors import GBCIError
-from gbci_fast.model.arguments import broadcast, broadcast_size, check_argument_types, described
+from gbci_fast.model.arguments import (
+    broadcast_inputs,
+    check_argument_ranges,
+    check_argument_types,
+    read_images,
+    seeds_per_image,
+)
 from gbci_fast.model.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.model.few_step import FewStepLoRA, few_step_scheduler
-from gbci_fast.model.images import ImageInput, from_tensor, to_mask, to_tensor
+from gbci_fast.model.images import ImageInput, from_tensor
 from gbci_fast.model.lora import UNetLoRALoader
 from gbci_fast.model.masks import composite, feather_latent_mask, latent_mask
-from gbci_fast.model.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox_normal
+from gbci_fast.model.noise import STREAM_INITIAL, STREAM_SCHEDULER, seeded_normal
 from gbci_fast.model.pipeline_folder import load_checked
 from gbci_fast.model.schedulers import check_scheduler, set_timesteps
 from gbci_fast.model.turns import in_turn
 
 PACKAGED_WEIGHTS = Path(__file__).parents[1] / "weights" / "default"
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PIXEL_FEATHER = 2  # pixels inside the mask's edge
 LATENT_FEATHER = 1  # latent cells outside it
 
@@ -199,43 +203,25 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
         check_scheduler(self.scheduler)
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        pixels, depth = to_tensor(image, "image")
-        pixels, mask = _resized(pixels, to_mask(mask_image, "mask_image"), height, width)
-        self._check_sizes(pixels, mask)
-        _check_values(
-            strength=(strength, 0 < strength <= 1, "more than 0 and at most 1"),
-            num_inference_steps=(num_inference_steps, num_inference_steps >= 1, "at least 1"),
-            num_images_per_prompt=(num_images_per_prompt, num_images_per_prompt >= 1, "at least 1"),
-            guidance_scale=(guidance_scale, math.isfinite(guidance_scale), "a finite number"),
-            eta=(eta, 0 <= eta <= 1, "0 to 1"),
-            output_type=(output_type, output_type in OUTPUT_TYPES, f"one of {', '.join(OUTPUT_TYPES)}"),
-        )
-        self._check_callback(callback_on_step_end_tensor_inputs)
+        pixels, mask, depth = read_images(image, mask_image, height, width, self.stride)
+        check_argument_ranges(locals(), self._callback_tensor_inputs)
         self._guidance_scale, self._interrupt = guidance_scale, False
-        descriptions = described(attributes)
-        reports = [report] if report is None or isinstance(report, str) else list(report)
-        inputs = {
-            "image": pixels, "mask_image": mask, "attributes": descriptions, "report": reports,
-            "report_embeds": report_embeds, "report_mask": report_mask,
-        }  # fmt: skip
-        device, batch_size = self._execution_device, broadcast_size(inputs)
-        pixels, mask, descriptions, reports, report_embeds, report_mask = (
-            broadcast(part, batch_size, device) for part in inputs.values()
-        )
-        total = batch_size * num_images_per_prompt
-        seeds = self._seeds(seed, generator, total)
+        device = self._execution_device
+        given = broadcast_inputs(pixels, mask, attributes, report, report_embeds, report_mask, device)
+        total = len(given.pixels) * num_images_per_prompt
+        seeds = seeds_per_image(seed, generator, total, self.scheduler)
 
         # 1. Condition and encode once per (image, mask).
-        masked_pixels = (pixels * 2 - 1) * (1 - mask)
-        conditioning = self.encode_condition(masked_pixels, mask, descriptions, reports, report_embeds, report_mask)
-        image_latents = self.encode_image(pixels * 2 - 1)
+        masked_pixels = (given.pixels * 2 - 1) * (1 - given.mask)
+        conditioning = self.encode_condition(
+            masked_pixels, given.mask, given.attributes, given.report, given.report_embeds, given.report_mask
+        ).repeat_interleave(num_images_per_prompt)
+        image_latents = self.encode_image(given.pixels * 2 - 1)
         masked_image_latents = self.encode_image(masked_pixels)
-        mask_latents = latent_mask(mask, self.vae_scale_factor)
-        conditioning, image_latents, masked_image_latents, mask_latents = (
+        mask_latents = latent_mask(given.mask, self.vae_scale_factor)
+        image_latents, masked_image_latents, mask_latents = (
             part.repeat_interleave(num_images_per_prompt, 0)
-            if isinstance(part, Tensor)
-            else part.repeat_interleave(num_images_per_prompt)
-            for part in (conditioning, image_latents, masked_image_latents, mask_latents)
+            for part in (image_latents, masked_image_latents, mask_latents)
         )
 
         # 2. Timesteps and initial latents.
@@ -270,7 +256,9 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
         if output_type != "latent":
             synthetic = self.decode_latents(latents)
             if paste_back:
-                originals, masks = (part.repeat_interleave(num_images_per_prompt, 0) for part in (pixels, mask))
+                originals, masks = (
+                    part.repeat_interleave(num_images_per_prompt, 0) for part in (given.pixels, given.mask)
+                )
                 synthetic = composite(originals, synthetic, masks, PIXEL_FEATHER)
             images = from_tensor(synthetic, output_type, depth)
         self.maybe_free_model_hooks()
@@ -364,7 +352,7 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
             if "generator" in accepted:
                 extra["generator"] = generator
             return self.scheduler.step(model_output, t, latents, **extra, return_dict=False)[0]
-        noise = philox_normal(seeds, latents.shape[1:], step=index, stream=STREAM_SCHEDULER, device=latents.device)
+        noise = seeded_normal(seeds, latents.shape[1:], step=index, stream=STREAM_SCHEDULER, device=latents.device)
         if isinstance(self.scheduler, LCMScheduler):
             # Its step() noises the denoised sample with a generator: the same formula with our noise.
             unused = torch.Generator(latents.device)
@@ -398,43 +386,8 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
                 raise GBCIError(f"latents has shape {list(latents.shape)}; expected {list(like.shape)}")
             return latents.to(like)
         if seeds is not None:
-            return philox_normal(seeds, like.shape[1:], stream=STREAM_INITIAL, device=like.device)
+            return seeded_normal(seeds, like.shape[1:], stream=STREAM_INITIAL, device=like.device)
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-
-    def _seeds(
-        self, seed: int | Sequence[int] | None, generator: torch.Generator | list[torch.Generator] | None, total: int
-    ) -> list[int] | None:
-        """One seed per output image, or None where torch generators (or nobody) decide."""
-        if isinstance(generator, list) and len(generator) != total:
-            raise GBCIError(f"generator has {len(generator)} entries; expected one per output image, {total}")
-        if seed is None:
-            return None
-        if generator is not None:
-            raise GBCIError("generator and seed were both given; expected one of them")
-        accepted = inspect.signature(self.scheduler.step).parameters
-        # With `s_churn`, which stays 0 here, a scheduler is deterministic.
-        takes_noise = {"variance_noise", "s_churn"} & set(accepted) or isinstance(self.scheduler, LCMScheduler)
-        if "generator" in accepted and not takes_noise:
-            name = type(self.scheduler).__name__
-            raise GBCIError(f"{name} takes its noise from a torch generator alone; pass generator instead of seed")
-        if not isinstance(seed, Sequence):
-            return [int(seed) + i for i in range(total)]  # not in NumPy's integers, which wrap around
-        if len(seed) != total:
-            raise GBCIError(f"seed has {len(seed)} entries; expected one per output image, {total}")
-        return [int(one) for one in seed]
-
-    def _check_sizes(self, pixels: Tensor, mask: Tensor) -> None:
-        if pixels.shape[-2:] != mask.shape[-2:]:
-            raise GBCIError(f"mask_image is {_size(mask)} but image is {_size(pixels)}; expected the same size")
-        stride = self.stride
-        if pixels.shape[-1] % stride or pixels.shape[-2] % stride:
-            raise GBCIError(f"image is {_size(pixels)}; expected sides divisible by {stride}")
-
-    def _check_callback(self, names: Sequence[str]) -> None:
-        for name in names:
-            if name not in self._callback_tensor_inputs:
-                known = ", ".join(self._callback_tensor_inputs)
-                raise GBCIError(f"callback_on_step_end_tensor_inputs has {name!r}; expected {known}")
 
 
 @dataclass(kw_only=True)
@@ -475,25 +428,3 @@ class Trajectory:
         scope |= self.callback(pipe, step, self.timesteps[step], given) or {}
         self.noise, self.image_latents = scope["noise"], scope["image_latents"]
         return scope["latents"]
-
-
-def _check_values(**checks: tuple[Any, bool, str]) -> None:
-    """Raises for the first argument whose (value, is it valid, what was expected) is not valid."""
-    for name, (value, valid, expected) in checks.items():
-        if not valid:
-            raise GBCIError(f"{name} is {value!r}; expected {expected}")
-
-
-def _resized(pixels: Tensor, mask: Tensor, height: int | None, width: int | None) -> tuple[Tensor, Tensor]:
-    size = tuple(pixels.shape[-2:][i] if side is None else side for i, side in enumerate((height, width)))
-    if min(size) < 1:
-        raise GBCIError(f"height and width are {size[0]} and {size[1]}; expected at least 1")
-    if size != pixels.shape[-2:]:
-        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-    if size != mask.shape[-2:] and (height or width):
-        mask = F.interpolate(mask, size, mode="nearest")
-    return pixels, mask
-
-
-def _size(tensor: Tensor) -> str:
-    return f"{tensor.shape[-1]}x{tensor.shape[-2]}"

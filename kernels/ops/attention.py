@@ -165,7 +165,7 @@ def _output(q: Tensor, v: Tensor) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
 
 
-def why_not(backend: str, q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None = None) -> list[str]:
+def backend_refusals(backend: str, q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None = None) -> list[str]:
     """Why a backend cannot run `attention` of these tensors, one sentence each; empty if it can.
 
     Raises:
@@ -239,11 +239,12 @@ def _xformers_refuses(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
 
 
 def _chosen(q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None) -> str:
-    order = next(order for most_keys, order in ORDER[architecture(q.device)] if k.shape[2] <= most_keys)
-    return next(backend for backend in order if not why_not(backend, q, k, v, kv_lengths))  # sdpa_math takes all
+    order = next(order for most_keys, order in ORDER[order_key(q.device)] if k.shape[2] <= most_keys)
+    # sdpa_math, the last of each order, refuses nothing.
+    return next(backend for backend in order if not backend_refusals(backend, q, k, v, kv_lengths))
 
 
-def architecture(device: torch.device) -> str:
+def order_key(device: torch.device) -> str:
     """The key of `ORDER` for a device: such as "sm_90" where that has rows of its own, else "cuda" or "cpu"."""
     if device.type != "cuda":
         return "cpu"
@@ -335,7 +336,7 @@ def attention(
     if kv_lengths is not None and kv_lengths.device != q.device:
         raise GBCIError(f"kv_lengths is on {kv_lengths.device}; expected {q.device} like q")
     if backend is not None:
-        reasons = why_not(backend, q, k, v, kv_lengths)
+        reasons = backend_refusals(backend, q, k, v, kv_lengths)
         if reasons:
             raise GBCIError(f"attention cannot run by {backend}: {'; '.join(reasons)}")
     return _attention(q, k, v, softmax_scale, kv_lengths, backend)

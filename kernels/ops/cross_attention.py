@@ -213,7 +213,7 @@ def _config(dtype: torch.dtype, width: int, head_dim: int) -> tuple[int, int, in
     return next(config for (max_width, max_head), config in configs if width <= max_width and head_dim <= max_head)
 
 
-def why_not(channels: int, heads: int, head_dim: int, dtype: torch.dtype) -> list[str]:
+def kernel_refusals(channels: int, heads: int, head_dim: int, dtype: torch.dtype) -> list[str]:
     """Why PyTorch's SDPA and GEMMs run a layer of this size on CUDA, and not the kernel; empty if the kernel does."""
     reasons = []
     if triton is None:
@@ -238,7 +238,7 @@ def _cpu(x, norm_weight, norm_bias, wq, key, value, wo, bo, eps, softmax_scale, 
 def _cuda(x, norm_weight, norm_bias, wq, key, value, wo, bo, eps, softmax_scale, kv_lengths, scale, shift, out):
     batch, rows, channels = x.shape
     _, heads, num_keys, head_dim = key.shape
-    if why_not(channels, heads, head_dim, x.dtype):
+    if kernel_refusals(channels, heads, head_dim, x.dtype):
         _cpu(x, norm_weight, norm_bias, wq, key, value, wo, bo, eps, softmax_scale, kv_lengths, scale, shift, out)
         return
     block_d = max(16, triton.next_power_of_2(head_dim))  # tl.dot adds up at least 16 products
@@ -311,7 +311,7 @@ def cross_attention(
 ) -> Tensor:
     """x plus what its tokens gather from a context. Forward only; on CUDA it does not synchronize.
 
-    Layers that `why_not` names run as `cross_attention_ref` on CUDA, too.
+    Layers that `kernel_refusals` names run as `cross_attention_ref` on CUDA, too.
 
     Args:
         x: ``[B, S, C]``, float32, bfloat16 or float16 (and on the CPU float64); so is every tensor but `kv_lengths`.

@@ -1,6 +1,6 @@
 """Standard normals that are a function of (seed, element, step, stream) alone, for a whole batch at once.
 
-Equivalent to `gbci_fast.model.noise.philox_normal`, which defines them; the two differ by the float32 rounding of log,
+Equivalent to `gbci_fast.model.noise.seeded_normal`, which defines them; the two differ by the float32 rounding of log,
 sqrt and sincos, at most `RTOL` relative. The CPU and the CUDA kernel give the same bits.
 
 Faster because counters need no state: every element is drawn in registers, on any number of threads, and written once.
@@ -27,7 +27,7 @@ def philox_normal_ref(
 ) -> Tensor:
     """`philox_normal` by its definition, in NumPy on the CPU."""
     unsigned = [seed % 2**64 for seed in seeds.tolist()]
-    return noise.philox_normal(unsigned, shape, step=step, stream=stream, dtype=dtype, device=seeds.device)
+    return noise.seeded_normal(unsigned, shape, step=step, stream=stream, dtype=dtype, device=seeds.device)
 
 
 @torch.library.register_fake("gbci_fast::philox_normal")

@@ -48,7 +48,7 @@ def test_what_runs_here(report):
     assert usable(report["runtimes"]).keys() == (set(RUNTIMES) - {"auto"}) | flavors
     assert not any(usable(report["runtimes"])[name] for name in ("tensorrt", *flavors))  # on the CPU
     assert usable(report["runtimes"])["fused"]
-    assert usable(report["tiers"]).keys() == {f"{tier}, {dtype}" for tier in TIERS for dtype in doctor.DTYPES}
+    assert usable(report["tiers"]).keys() == {f"{tier}, {dtype}" for tier in TIERS for dtype in doctor.DTYPE_NAMES}
     assert usable(report["tiers"])["exact, float32"]
     assert not usable(report["tiers"])["exact, bfloat16"]
     assert usable(report["ops"])["blend_step"]
@@ -72,7 +72,7 @@ def test_a_flavor_of_tensorrt_says_how_to_install_it_or_what_is_wrong_with_it(mo
     for module in FLAVORS["tensorrt-rtx"].modules:
         monkeypatch.setitem(sys.modules, module, None)
     assert [doctor._flavor_version(flavor) for flavor in FLAVORS.values()] == ["of unknown version", None]
-    reasons = {finding.name: finding.reasons for finding in doctor._flavor_findings({"cuda": ["no GPU"]})}
+    reasons = {one.name: one.reasons for one in doctor._flavor_usability({"cuda": ["no GPU"]})}
     install = "pip install 'gbci_fast[tensorrt-rtx]'"
     assert reasons == {
         "tensorrt, tensorrt": [
@@ -122,17 +122,17 @@ def test_an_operator_says_what_it_needs(monkeypatch):
 def test_a_choice_of_backends_is_told_one_by_one(monkeypatch):
     module = types.ModuleType("gbci_fast.ops.new_op")
     module.BACKENDS = ("own", "xformers", "narrow")
-    module.why_not = lambda backend, q, k, v: [f"narrow does not take {q.dtype}"] if backend == "narrow" else []
+    module.backend_refusals = lambda backend, q, *_: [f"narrow does not take {q.dtype}"] if backend == "narrow" else []
     monkeypatch.setitem(sys.modules, "gbci_fast.ops.new_op", module)
     monkeypatch.setattr(doctor, "_version", lambda package: None if package == "xformers" else "1")
     no_xformers = "xformers is not installed: pip install xformers"
-    assert {finding.name: finding.reasons for finding in doctor._op_findings("new_op", "cpu", [])} == {
+    assert {one.name: one.reasons for one in doctor._op_usability("new_op", "cpu", [])} == {
         "new_op": [],
         "new_op, own": [],
         "new_op, xformers": [no_xformers],
         "new_op, narrow": ["narrow does not take torch.float32"],
     }
-    findings = doctor._op_findings("new_op", "cuda", ["no GPU"])
+    findings = doctor._op_usability("new_op", "cuda", ["no GPU"])
     assert [finding.reasons for finding in findings] == [["no GPU"], ["no GPU"], ["no GPU", no_xformers], ["no GPU"]]
 
 

@@ -16,8 +16,9 @@ from diffusers import (
 )
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast import accelerate as fast_module
-from gbci_fast.fast.accelerate import FastPipeline, accelerate
+from gbci_fast.fast import decision
+from gbci_fast.fast.accelerate import accelerate
+from gbci_fast.fast.pipeline import FastPipeline
 from gbci_fast.model.pipeline import GBCIPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
@@ -209,12 +210,12 @@ def test_another_unet_is_noticed(pipe, image, mask, tiny_pipeline):
     assert relative(sample(fast, image, mask), first) > 1e-2
 
 
-def test_the_plan_says_what_runs_and_why(pipe, monkeypatch):
-    monkeypatch.setattr(fast_module, "has_bfloat16_units", lambda _: False)
+def test_the_decision_says_what_runs_and_why(pipe, monkeypatch):
+    monkeypatch.setattr(decision, "has_bfloat16_units", lambda _: False)
     assert accelerate(pipe).describe() == (
         "runtime fused, tier tolerance, float32\nfloat32, because this CPU is no faster in bfloat16"
     )
-    monkeypatch.setattr(fast_module, "has_bfloat16_units", lambda _: True)
+    monkeypatch.setattr(decision, "has_bfloat16_units", lambda _: True)
     assert accelerate(pipe).describe() == "runtime fused, tier tolerance, bfloat16"
     assert accelerate(pipe, runtime="eager", tier="exact").describe() == "runtime eager, tier exact, float32"
 
@@ -224,12 +225,12 @@ def test_a_gpu_without_triton_is_noted(pipe, monkeypatch):
     note = "norms and feed-forwards run in PyTorch, because triton is not installed"
 
     def notes(runtime, device):
-        return fast_module._plan(pipe, runtime, "tolerance", torch.float32, torch.device(device)).notes
+        return decision.decide(pipe, runtime, "tolerance", torch.float32, torch.device(device)).notes
 
-    monkeypatch.setattr(fast_module, "triton", None)
+    monkeypatch.setattr(decision, "triton", None)
     assert note in notes("auto", "cuda")
     assert note not in (*notes("eager", "cuda"), *notes("auto", "cpu"))
-    monkeypatch.setattr(fast_module, "triton", object())
+    monkeypatch.setattr(decision, "triton", object())
     assert note not in notes("auto", "cuda")
 
 
@@ -243,8 +244,8 @@ def test_on_a_gpu_tier_exact_refuses_tf32(pipe, monkeypatch):
                 backend.allow_tf32 = value
             name = ("cuda.matmul", "cudnn")[allowed.index(True)]
             with pytest.raises(GBCIError, match=f"needs float32; set torch.backends.{name}.allow_tf32 = False"):
-                fast_module._plan(pipe, "fused", "exact", None, torch.device("cuda"))
-            fast_module._plan(pipe, "fused", "exact", None, torch.device("cpu"))
+                decision.decide(pipe, "fused", "exact", None, torch.device("cuda"))
+            decision.decide(pipe, "fused", "exact", None, torch.device("cpu"))
     finally:
         for backend, value in zip(backends, before, strict=True):
             backend.allow_tf32 = value
@@ -254,7 +255,7 @@ def test_an_unknown_part_is_left_to_the_eager_runtime_and_said(pipe, image, mask
     pipe.unet.set_attention_slice(1)
     try:
         fast = accelerate(pipe, tier="exact")
-        assert fast.plan.runtime == "eager"
+        assert fast.decision.runtime == "eager"
         note = "not the fused runtime: down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor is a Sliced"
         assert fast.describe().splitlines()[1].startswith(note)
         assert relative(sample(fast, image, mask), sample(pipe, image, mask)) < 1e-5

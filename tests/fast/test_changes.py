@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast import accelerate as fast_module
+from gbci_fast.fast import pipeline as fast_pipeline
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.fast.runtimes.compile import CompiledDenoiser
 from gbci_fast.fast.watch import Watch
@@ -126,11 +126,11 @@ class Rerun:
 @pytest.fixture(params=["eager", "fused", "recorded", "compile"])
 def runtime(request, monkeypatch):
     if request.param == "recorded":
-        monkeypatch.setattr(fast_module, "_recorder", lambda *_: Rerun())
+        monkeypatch.setattr(fast_pipeline, "_recorder", lambda *_: Rerun())
         return "fused"
     if request.param == "compile":
         build = functools.partial(CompiledDenoiser, backend="eager")
-        monkeypatch.setattr(fast_module, "_BUILDERS", fast_module._BUILDERS | {"compile": build})
+        monkeypatch.setattr(fast_pipeline, "_BUILDERS", fast_pipeline._BUILDERS | {"compile": build})
     return request.param
 
 
@@ -161,7 +161,7 @@ def test_what_the_fused_blocks_lack_is_run_by_the_eager_runtime_or_refused(pipe,
     reference = sample(pipe)
     assert far(reference, before) > 1e-3
     assert far(sample(auto), reference) < 1e-4
-    assert auto.plan.runtime == "eager"
+    assert auto.decision.runtime == "eager"
     assert "not the fused runtime: " in auto.describe()
     with pytest.raises(GBCIError, match="the fused runtime cannot run this UNet: "):
         sample(fused)

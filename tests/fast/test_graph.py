@@ -10,10 +10,10 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
-from gbci_fast.fast import accelerate as fast_module
 from gbci_fast.fast import graph
+from gbci_fast.fast import pipeline as fast_pipeline
 from gbci_fast.fast.accelerate import accelerate
-from gbci_fast.fast.graph import BUCKETS, CudaRecorder, LoopGraphs, bucket
+from gbci_fast.fast.graph import BATCH_SIZES, CudaRecorder, LoopGraphs, padded_size
 from gbci_fast.fast.modules import blocks
 from gbci_fast.fast.runtimes.compile import CompiledDenoiser
 from gbci_fast.fast.runtimes.fused import FusedDenoiser
@@ -78,8 +78,8 @@ def run(graphs, x, shift=1.0, key="key", loop=double_plus):
 
 
 def test_a_batch_goes_into_the_smallest_bucket_that_holds_it():
-    assert [bucket(batch) for batch in (1, 2, 3, 4, 9, 200, 256)] == [1, 2, 4, 4, 16, 256, 256]
-    assert list(BUCKETS) == sorted(BUCKETS)
+    assert [padded_size(batch) for batch in (1, 2, 3, 4, 9, 200, 256)] == [1, 2, 4, 4, 16, 256, 256]
+    assert list(BATCH_SIZES) == sorted(BATCH_SIZES)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5])
@@ -179,7 +179,7 @@ def pipe(tiny_pipeline):
 
 @pytest.fixture
 def recorded(pipe, monkeypatch, recorder):
-    monkeypatch.setattr(fast_module, "_recorder", lambda *_: recorder)
+    monkeypatch.setattr(fast_pipeline, "_recorder", lambda *_: recorder)
     return accelerate(pipe, tier="exact")
 
 
@@ -213,7 +213,7 @@ def test_a_recorded_pipeline_gives_the_same_bits(pipe, recorded, recorder):
 
 def test_a_compiled_loop_is_recorded_too(pipe, recorded, recorder, monkeypatch):
     builder = functools.partial(CompiledDenoiser, backend="eager")
-    monkeypatch.setitem(fast_module._BUILDERS, "compile", builder)
+    monkeypatch.setitem(fast_pipeline._BUILDERS, "compile", builder)
     compiled = accelerate(pipe, runtime="compile", tier="exact")
     expected = sample(recorded)
     assert torch.allclose(sample(compiled), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
@@ -221,14 +221,14 @@ def test_a_compiled_loop_is_recorded_too(pipe, recorded, recorder, monkeypatch):
 
 
 def test_what_asks_for_values_has_no_recorder(pipe, monkeypatch):
-    assert fast_module._recorder("fused", pipe.unet) is None  # on the CPU nothing is recorded
+    assert fast_pipeline._recorder("fused", pipe.unet) is None  # on the CPU nothing is recorded
     monkeypatch.setattr(type(pipe.unet), "device", torch.device("cuda"))
-    monkeypatch.setattr(fast_module, "CudaRecorder", lambda device: f"records on {device}")
-    assert fast_module._recorder("fused", pipe.unet) == "records on cuda"
-    assert fast_module._recorder("compile", pipe.unet) == "records on cuda"
-    assert fast_module._recorder("eager", pipe.unet) is None
-    monkeypatch.setattr(fast_module, "why_not", lambda unet: ["it has a part of its own"])
-    assert fast_module._recorder("compile", pipe.unet) is None  # that is the stock UNet, compiled
+    monkeypatch.setattr(fast_pipeline, "CudaRecorder", lambda device: f"records on {device}")
+    assert fast_pipeline._recorder("fused", pipe.unet) == "records on cuda"
+    assert fast_pipeline._recorder("compile", pipe.unet) == "records on cuda"
+    assert fast_pipeline._recorder("eager", pipe.unet) is None
+    monkeypatch.setattr(fast_pipeline, "fused_refusals", lambda unet: ["it has a part of its own"])
+    assert fast_pipeline._recorder("compile", pipe.unet) is None  # that is the stock UNet, compiled
 
 
 def test_nothing_that_a_call_brings_is_recorded_anew(recorded, recorder):

@@ -38,7 +38,7 @@ def test_another_dtype_is_used_and_kept_to_the_tier(pipe, sample):
     reference = sample(pipe)
     fast = accelerate(pipe, dtype=torch.float32).to(torch.bfloat16)
     narrow = sample(fast)
-    assert fast.plan.dtype == torch.bfloat16
+    assert fast.decision.dtype == torch.bfloat16
     assert not torch.equal(narrow, reference)
     assert torch.allclose(narrow, reference, atol=0.1)
     assert pipe.unet.dtype == torch.float32
@@ -67,7 +67,7 @@ def test_offloading_runs_the_stock_unet_and_says_so(pipe, sample, first):
     fast.enable_model_cpu_offload(device="cpu")
     assert alike(sample(fast), reference)
     assert alike(sample(fast), reference)
-    assert fast.plan.runtime == "eager"
+    assert fast.decision.runtime == "eager"
     assert "has hooks" in fast.describe()
     assert not hasattr(pipe.unet, "_hf_hook")
     fast.remove_all_hooks()
@@ -89,7 +89,7 @@ def test_an_exchanged_unet_is_looked_at(pipe, sample, tiny_pipeline):
     other.set_attention_slice(1)
     pipe.unet = fast.unet = other
     assert alike(sample(fast), sample(pipe))
-    assert fast.plan.runtime == "eager"
+    assert fast.decision.runtime == "eager"
     assert "processor is a SlicedAttnProcessor" in fast.describe()
 
 

@@ -26,7 +26,7 @@ from gbci_fast.fast.sampling import (
 )
 from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.model.masks import feather_latent_mask, latent_mask
-from gbci_fast.model.noise import STREAM_SCHEDULER, philox_normal, seed_tensor
+from gbci_fast.model.noise import STREAM_SCHEDULER, seed_tensor, seeded_normal
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_scheduler
 
@@ -79,7 +79,7 @@ def test_a_scheduler_finds_its_sampler(kind):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_seeds_draw_the_noise_of_the_eager_pipeline(latents, kind, options, dtype, tolerance):
     def drawn(i):
-        return philox_normal(SEEDS, (4, 6, 5), step=i, stream=STREAM_SCHEDULER, dtype=dtype)
+        return seeded_normal(SEEDS, (4, 6, 5), step=i, stream=STREAM_SCHEDULER, dtype=dtype)
 
     sample, latents = SAMPLERS[kind], latents.to(dtype)
     seeded = sample(halves, latents, scheduler_of(kind), seeds=seed_tensor(SEEDS), **options)
@@ -405,7 +405,7 @@ def sample(pipe, image, mask, *, seeds, steps, scale, strength=1.0, eta=None, **
     condition = pipe.encode_condition(masked, mask, [Attributes()] * count, [None] * count)
     both = Conditioning.cat([pipe.conditioner.null(*condition.tokens.shape[:2]), condition])
     timesteps = pipe._timesteps(steps, strength, image.device)
-    noise = philox_normal(seeds, image_latents.shape[1:])
+    noise = seeded_normal(seeds, image_latents.shape[1:])
     if strength == 1.0:
         latents = noise * pipe.scheduler.init_noise_sigma
     else:

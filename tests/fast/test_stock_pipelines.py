@@ -14,7 +14,7 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from gbci_fast.fast import accelerate as fast_module
+from gbci_fast.fast import decision
 from gbci_fast.fast.accelerate import accelerate
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # diffusers' own
@@ -85,7 +85,7 @@ def test_the_same_call_has_the_same_dtypes(shape, outside, inside):
 @pytest.mark.parametrize("units", [True, False])
 @torch.no_grad()
 def test_the_default_takes_the_call_of_the_original(units, monkeypatch):
-    monkeypatch.setattr(fast_module, "has_bfloat16_units", lambda _: units)
+    monkeypatch.setattr(decision, "has_bfloat16_units", lambda _: units)
     model = unet("SD 1.5")
     (x, t), kwargs = inputs(model, torch.float32)
     fast = accelerate(model)

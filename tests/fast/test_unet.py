@@ -15,8 +15,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast import accelerate as fast_module
-from gbci_fast.fast.accelerate import Plan, accelerate
+from gbci_fast.fast import decision
+from gbci_fast.fast.accelerate import accelerate
+from gbci_fast.fast.decision import Decision
 from gbci_fast.fast.unet import BLOCKS, FastBlock, FastTransformer, FastUNet
 
 DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
@@ -91,8 +92,8 @@ def unet(dtype=torch.float64, **changes):
 
 
 def fast_of(model, runtime="fused"):
-    plan = Plan(runtime=runtime, tier="exact", dtype=model.dtype)
-    return FastUNet.of(model, plan, model.device, torch.contiguous_format)
+    how = Decision(runtime=runtime, tier="exact", dtype=model.dtype)
+    return FastUNet.of(model, how, model.device, torch.contiguous_format)
 
 
 def inputs(model, batch=2, size=16, **changes):
@@ -468,7 +469,7 @@ def test_a_stock_pipeline_takes_it(tmp_path):
 
 
 def test_the_plan_is_described(monkeypatch):
-    monkeypatch.setattr(fast_module, "has_bfloat16_units", lambda _: True)
+    monkeypatch.setattr(decision, "has_bfloat16_units", lambda _: True)
     model = unet(torch.float32)
     blocks = "8 of 8 ResnetBlock2D fused\n4 of 4 Transformer2DModel fused\n1 of 1 Upsample2D fused"
     assert accelerate(model).describe() == f"runtime fused, tier tolerance, bfloat16\n{blocks}"

@@ -14,11 +14,11 @@ from diffusers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gbci_fast.fast import accelerate as fast_module
+from gbci_fast.fast import pipeline as fast_pipeline
 from gbci_fast.fast import windows
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.model.masks import feather_latent_mask
-from gbci_fast.model.noise import STREAM_SCHEDULER, philox_normal
+from gbci_fast.model.noise import STREAM_SCHEDULER, seeded_normal
 from gbci_fast.model.pipeline import LATENT_FEATHER
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
@@ -173,7 +173,7 @@ def test_the_noise_of_a_window_is_that_of_the_whole_run(fast, image, mask, sched
     shape = (3, 4, CELLS, CELLS)
     if drawn_by == "seed":
         sample(fast, image, mask, eta=0.7)
-        expected = [philox_normal([5, 2**63, 7], shape[1:], step=i, stream=STREAM_SCHEDULER) for i in range(3)]
+        expected = [seeded_normal([5, 2**63, 7], shape[1:], step=i, stream=STREAM_SCHEDULER) for i in range(3)]
     else:
         sample(fast, image, mask, eta=0.7, generator=torch.Generator().manual_seed(3))
         torch_noise = torch.Generator().manual_seed(3)
@@ -275,7 +275,7 @@ class Rerun:
 @pytest.mark.parametrize(("options", "recordings"), [({}, 2), ({"eta": 1.0}, 0)], ids=str)
 def test_each_size_of_window_is_recorded_once(fast, image, mask, options, recordings, monkeypatch):
     expected, recorder = sample(fast, image, mask, **options), Rerun()
-    monkeypatch.setattr(fast_module, "_recorder", lambda *_: recorder)
+    monkeypatch.setattr(fast_pipeline, "_recorder", lambda *_: recorder)
     recording = accelerate(fast.eager, tier="approximate", dtype=torch.float32)
     for _ in range(2):
         assert relative(sample(recording, image, mask, **options), expected) < 1e-5

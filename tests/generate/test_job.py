@@ -75,7 +75,7 @@ def test_the_fast_path_keeps_the_promises(make_job, pipe, phantom, tree, tmp_pat
     """The same bytes, interrupted or not; and other batches change no image beyond the tier's rounding."""
     fast = accelerate(pipe, tier=tier)
     settings = {
-        "runtime": fast.plan.runtime,
+        "runtime": fast.decision.runtime,
         "tier": tier,
         "sampler": SamplerSettings(num_inference_steps=2, guidance_scale=3.0),
     }

@@ -76,7 +76,7 @@ def test_a_fast_pipeline_follows_as_the_eager_one_does(pipe, sample, runtime):
         seen[name] = sample(pipe)
         assert relative(sample(fast), seen[name]) < 1e-5, name
         assert relative(sample(accelerate(pipe, runtime, "exact")), seen[name]) < 1e-5, name
-        assert fast.plan.runtime == runtime
+        assert fast.decision.runtime == runtime
     for name, other in (("loaded", "disabled"), ("scaled", "loaded"), ("two", "scaled"), ("fused", "two")):
         assert relative(seen[name], seen[other]) > 0.1
     for name in ("disabled", "unloaded"):

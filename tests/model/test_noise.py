@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.model.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox4x32, philox_normal, seed_tensor
+from gbci_fast.model.noise import STREAM_INITIAL, STREAM_SCHEDULER, philox4x32, seed_tensor, seeded_normal
 
 # Random123's kat_vectors for philox4x32-10: counter, key, expected.
 KNOWN_ANSWERS = {
@@ -44,7 +44,7 @@ def test_an_element_is_the_documented_function_of_seed_index_step_and_stream():
     words = philox4x32(np.array([5, step, stream, 0]), np.array([seed & 0xFFFFFFFF, seed >> 32]))
     radius = math.sqrt(-2 * math.log((int(words[2]) >> 8) * 2**-24 + 2**-24))
     expected = radius * math.sin(2 * math.pi * (int(words[3]) >> 8) * 2**-24)
-    sample = philox_normal([seed], (2, 3, 4), step=step, stream=stream, dtype=torch.float64)
+    sample = seeded_normal([seed], (2, 3, 4), step=step, stream=stream, dtype=torch.float64)
     assert sample.flatten()[element].item() == pytest.approx(expected, rel=1e-14)
 
 
@@ -52,17 +52,17 @@ def test_an_element_is_the_documented_function_of_seed_index_step_and_stream():
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5), st.integers(0, 2**32 - 1), st.data())
 def test_a_sample_does_not_depend_on_its_batch(seeds, step, data):
     index = data.draw(st.integers(0, len(seeds) - 1))
-    batch = philox_normal(seeds, (2, 5), step=step)
-    assert torch.equal(batch[index], philox_normal([seeds[index]], (2, 5), step=step)[0])
+    batch = seeded_normal(seeds, (2, 5), step=step)
+    assert torch.equal(batch[index], seeded_normal([seeds[index]], (2, 5), step=step)[0])
 
 
 def test_a_shorter_sample_is_the_beginning_of_a_longer_one():
-    assert torch.equal(philox_normal([9], (3, 7))[0].flatten(), philox_normal([9], (40,))[0, :21])
+    assert torch.equal(seeded_normal([9], (3, 7))[0].flatten(), seeded_normal([9], (40,))[0, :21])
 
 
 def test_seeds_steps_and_streams_give_different_noise():
     draws = [
-        philox_normal([seed], (64,), step=step, stream=stream)[0]
+        seeded_normal([seed], (64,), step=step, stream=stream)[0]
         for seed in (0, 1, 2**32, 2**63)
         for step in (0, 1)
         for stream in (STREAM_INITIAL, STREAM_SCHEDULER)
@@ -72,7 +72,7 @@ def test_seeds_steps_and_streams_give_different_noise():
 
 
 def test_a_million_draws_are_standard_normal():
-    draws = philox_normal(range(10), (100_000,), dtype=torch.float64)
+    draws = seeded_normal(range(10), (100_000,), dtype=torch.float64)
     flat = draws.flatten().numpy()
     assert abs(flat.mean()) < 4e-3
     assert abs(flat.var() - 1) < 6e-3
@@ -85,15 +85,15 @@ def test_a_million_draws_are_standard_normal():
 
 
 def test_each_dtype_is_one_rounding_of_float64():
-    exact = philox_normal([3], (1000,), dtype=torch.float64)
+    exact = seeded_normal([3], (1000,), dtype=torch.float64)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert torch.equal(philox_normal([3], (1000,), dtype=dtype), exact.to(dtype))
+        assert torch.equal(seeded_normal([3], (1000,), dtype=dtype), exact.to(dtype))
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (1,), (), (3, 5, 7)])
 def test_the_batch_axis_comes_first(shape):
-    assert philox_normal([1, 2], shape).shape == (2, *shape)
-    assert philox_normal([], shape).shape == (0, *shape)
+    assert seeded_normal([1, 2], shape).shape == (2, *shape)
+    assert seeded_normal([], shape).shape == (0, *shape)
 
 
 def test_seed_tensor_keeps_all_64_bits():
@@ -103,15 +103,15 @@ def test_seed_tensor_keeps_all_64_bits():
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 0.5, True, "1", None])
 def test_a_bad_seed_is_named(seed):
-    for make in (seed_tensor, lambda seeds: philox_normal(seeds, (4,))):
+    for make in (seed_tensor, lambda seeds: seeded_normal(seeds, (4,))):
         with pytest.raises(GBCIError, match=rf"^seed {seed!r} is not an integer from 0 to 2\^64 - 1$"):
             make([0, seed])
 
 
 def test_other_fields_out_of_range_are_named():
     with pytest.raises(GBCIError, match=r"^step 4294967296 is not an integer from 0 to 2\^32 - 1$"):
-        philox_normal([0], (4,), step=2**32)
+        seeded_normal([0], (4,), step=2**32)
     with pytest.raises(GBCIError, match=r"^stream -1 is not an integer"):
-        philox_normal([0], (4,), stream=-1)
+        seeded_normal([0], (4,), stream=-1)
     with pytest.raises(GBCIError, match=r"^a sample of shape \(17179869185,\) has more elements"):
-        philox_normal([0], (2**34 + 1,))
+        seeded_normal([0], (2**34 + 1,))

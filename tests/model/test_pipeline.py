@@ -26,9 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.model import pipeline
+from gbci_fast.model.arguments import as_attributes
 from gbci_fast.model.conditioning import ConditionEncoder
 from gbci_fast.model.masks import feather_latent_mask, latent_mask
-from gbci_fast.model.noise import philox_normal
+from gbci_fast.model.noise import seeded_normal
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
@@ -139,9 +140,9 @@ def test_ddim_equals_its_equations(pipe, image, mask, eta):
     known, constant = pipe.encode_image(image * 2 - 1), pipe.encode_image(masked)
     cells = latent_mask(mask, 4)
     blend = feather_latent_mask(cells, 1).double()
-    condition = pipe.encode_condition(masked, mask, pipeline.described(list(DESCRIPTIONS[:2])), [None, None])
+    condition = pipe.encode_condition(masked, mask, as_attributes(list(DESCRIPTIONS[:2])), [None, None])
     null = pipe.conditioner.null(2, 1)
-    noise = philox_normal(seeds, (4, 16, 16)).double()
+    noise = seeded_normal(seeds, (4, 16, 16)).double()
 
     def predict(z, t, context):
         stacked = torch.cat([z.float(), cells, constant], 1)
@@ -155,7 +156,7 @@ def test_ddim_equals_its_equations(pipe, image, mask, eta):
         x0, epsilon = a.sqrt() * z - (1 - a).sqrt() * v, a.sqrt() * v + (1 - a).sqrt() * z
         sigma = eta * ((1 - a_next) / (1 - a)).sqrt() * (1 - a / a_next).sqrt()
         z = a_next.sqrt() * x0 + (1 - a_next - sigma**2).sqrt() * epsilon
-        z += sigma * philox_normal(seeds, (4, 16, 16), step=step, stream=1).double()
+        z += sigma * seeded_normal(seeds, (4, 16, 16), step=step, stream=1).double()
         z = torch.lerp(a_next.sqrt() * known.double() + (1 - a_next).sqrt() * noise, z, blend)
     assert relative(ours, z) < 1e-5
 
@@ -458,7 +459,7 @@ def test_known_region_ends_as_the_original(pipe, image, mask):
 
 
 def test_given_latents_are_the_noise(pipe, image, mask):
-    noise = philox_normal([6], (4, 16, 16))
+    noise = seeded_normal([6], (4, 16, 16))
     assert torch.equal(sample(pipe, image[:1], mask[:1], latents=noise), sample(pipe, image[:1], mask[:1], seed=6))
 
 

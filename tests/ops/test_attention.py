@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from gbci_fast.errors import GBCIError
 from gbci_fast.ops import attention as module
 from gbci_fast.ops._triton import INTERPRETED
-from gbci_fast.ops.attention import BACKENDS, ORDER, attention, attention_ref, why_not
+from gbci_fast.ops.attention import BACKENDS, ORDER, attention, attention_ref, backend_refusals
 
 # B, heads, S, N, head_dim
 SHAPES = {
@@ -53,7 +53,7 @@ def assert_as_exact_as_eager(tensors, lengths, backend):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_is_as_exact_as_eager(shape, dtype, ragged, backend, device):
     tensors, lengths = problem(shape, dtype, device=device, ragged=ragged)
-    if backend is not None and (reasons := why_not(backend, *tensors, lengths)):
+    if backend is not None and (reasons := backend_refusals(backend, *tensors, lengths)):
         with pytest.raises(GBCIError, match=re.escape(f"attention cannot run by {backend}: {reasons[0]}")):
             attention(*tensors, kv_lengths=lengths, backend=backend)
         return
@@ -84,9 +84,9 @@ def test_on_the_cpu_every_refusal_is_explained():
     for backend in BACKENDS:
         here = backend in ("sdpa_flash", "sdpa_math") or (backend == "triton" and INTERPRETED)
         expected = [] if here else [f"{backend} needs an NVIDIA GPU, and q is on cpu"]
-        assert why_not(backend, *tensors) == why_not(backend, *tensors, lengths) == expected
+        assert backend_refusals(backend, *tensors) == backend_refusals(backend, *tensors, lengths) == expected
     with pytest.raises(GBCIError, match="backend is 'flash'; expected one of sdpa_flash, sdpa_efficient, "):
-        why_not("flash", *tensors)
+        backend_refusals("flash", *tensors)
 
 
 class Pretended(torch.Tensor):
@@ -102,16 +102,16 @@ def test_on_a_gpu_every_refusal_is_explained(monkeypatch):
     tensors = [part.as_subclass(Pretended) for part in tensors]
     for backend in ("sdpa_flash", "sdpa_cudnn", "xformers"):
         sentence = f"{backend} is called without a mask, and kv_lengths needs one"
-        assert why_not(backend, *tensors, lengths) == [sentence]
-    assert why_not("sdpa_flash", *tensors) == ["sdpa_flash takes bfloat16 and float16, and q is torch.float32"]
+        assert backend_refusals(backend, *tensors, lengths) == [sentence]
+    assert backend_refusals("sdpa_flash", *tensors) == ["sdpa_flash takes bfloat16 and float16, and q is torch.float32"]
     monkeypatch.setitem(sys.modules, "xformers", None)
-    assert why_not("xformers", *tensors) == ["xformers is not installed: pip install xformers"]
-    assert why_not("triton", *tensors, lengths) == []
-    assert why_not("triton", tensors[0].double(), *tensors[1:]) == [
+    assert backend_refusals("xformers", *tensors) == ["xformers is not installed: pip install xformers"]
+    assert backend_refusals("triton", *tensors, lengths) == []
+    assert backend_refusals("triton", tensors[0].double(), *tensors[1:]) == [
         "triton takes float32, bfloat16 and float16, and q is torch.float64"
     ]
     wide = torch.zeros(1, 1, 2, 160).as_subclass(Pretended)
-    assert why_not("triton", wide, wide, wide) == ["triton takes a head_dim of at most 128, and it is 160"]
+    assert backend_refusals("triton", wide, wide, wide) == ["triton takes a head_dim of at most 128, and it is 160"]
     half = [part.half() for part in tensors]
 
     def refuses(params, debug):
@@ -120,15 +120,15 @@ def test_on_a_gpu_every_refusal_is_explained(monkeypatch):
         return False
 
     monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", refuses)
-    assert why_not("sdpa_flash", *half) == ["sdpa_flash: its sentence"]
+    assert backend_refusals("sdpa_flash", *half) == ["sdpa_flash: its sentence"]
     monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", lambda params, debug: True)
-    assert why_not("sdpa_flash", *half) == []
+    assert backend_refusals("sdpa_flash", *half) == []
 
 
 def test_without_triton_it_says_what_to_install(monkeypatch):
     tensors = [part.as_subclass(Pretended) for part in problem(SHAPES["odd"])[0]]
     monkeypatch.setattr(module, "triton", None)
-    assert why_not("triton", *tensors) == ["triton is not installed: pip install triton"]
+    assert backend_refusals("triton", *tensors) == ["triton is not installed: pip install triton"]
 
 
 def test_xformers_takes_what_one_of_its_kernels_takes(monkeypatch):
@@ -140,9 +140,9 @@ def test_xformers_takes_what_one_of_its_kernels_takes(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers.ops", types.SimpleNamespace(fmha=fmha))
     tensors = [part.as_subclass(Pretended) for part in problem(SHAPES["sampler"])[0]]
     fmha.ALL_FW_OPS = [kernel("one", ["too wide", "too new"]), kernel("two", ["not built"])]
-    assert why_not("xformers", *tensors) == ["xformers' one: too wide; too new", "xformers' two: not built"]
+    assert backend_refusals("xformers", *tensors) == ["xformers' one: too wide; too new", "xformers' two: not built"]
     fmha.ALL_FW_OPS.append(kernel("three", []))
-    assert why_not("xformers", *tensors) == []
+    assert backend_refusals("xformers", *tensors) == []
 
 
 def test_the_table_names_backends_and_ends_with_one_that_never_refuses():

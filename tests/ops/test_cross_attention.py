@@ -8,7 +8,7 @@ import torch
 from gbci_fast.errors import GBCIError
 from gbci_fast.ops import cross_attention as module
 from gbci_fast.ops._triton import INTERPRETED
-from gbci_fast.ops.cross_attention import cross_attention, cross_attention_ref, why_not
+from gbci_fast.ops.cross_attention import cross_attention, cross_attention_ref, kernel_refusals
 
 # B, S, C, heads, N, head_dim
 SHAPES = {
@@ -139,21 +139,22 @@ def test_every_refusal_is_explained(monkeypatch):
         (512, 4, 128),
         (64, 4, 16),
     ):
-        assert why_not(channels, heads, head_dim, torch.bfloat16) == []
-    assert why_not(192, 6, 32, torch.float32) == []
-    assert why_not(1280, 8, 160, torch.float16) == [
+        assert kernel_refusals(channels, heads, head_dim, torch.bfloat16) == []
+    assert kernel_refusals(192, 6, 32, torch.float32) == []
+    assert kernel_refusals(1280, 8, 160, torch.float16) == [
         f"it is 1280 wide; {takes} at most 512 in torch.float16",
         f"head_dim is 160; {takes} at most 128 in torch.float16",
     ]
-    assert why_not(640, 8, 80, torch.bfloat16) == [f"it is 640 wide; {takes} at most 512 in torch.bfloat16"]
-    assert why_not(64, 16, 64, torch.bfloat16) == [f"it is 1024 wide; {takes} at most 512 in torch.bfloat16"]
-    assert why_not(320, 8, 40, torch.float32) == [
+    assert kernel_refusals(640, 8, 80, torch.bfloat16) == [f"it is 640 wide; {takes} at most 512 in torch.bfloat16"]
+    assert kernel_refusals(64, 16, 64, torch.bfloat16) == [f"it is 1024 wide; {takes} at most 512 in torch.bfloat16"]
+    assert kernel_refusals(320, 8, 40, torch.float32) == [
         f"it is 320 wide; {takes} at most 192 in torch.float32",
         f"head_dim is 40; {takes} at most 32 in torch.float32",
     ]
-    assert why_not(64, 2, 32, torch.float64) == [f"it is in torch.float64; {takes} float32, bfloat16 and float16"]
+    reason = f"it is in torch.float64; {takes} float32, bfloat16 and float16"
+    assert kernel_refusals(64, 2, 32, torch.float64) == [reason]
     monkeypatch.setattr(module, "triton", None)
-    assert why_not(64, 2, 32, torch.float32) == ["triton is not installed: pip install triton"]
+    assert kernel_refusals(64, 2, 32, torch.float32) == ["triton is not installed: pip install triton"]
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["plain", "both"])

@@ -1,5 +1,5 @@
 """Whether a faster path paints what the eager pipeline paints, as near as its tier promises
-(`gbci_fast.fast.accelerate.TIERS`).
+(`gbci_fast.fast.accelerate`).
 
 Distances are those of the worst image, inside its mask grown by `ROI_GROWTH` pixels: most of an inpainted image is a
 copy, so that the whole image's figures say little. Tiers that round, or approximate the trajectory, are held against

@@ -32,8 +32,7 @@ from gbci_fast.fast.modules.adapters import is_adapter
 from gbci_fast.fast.modules.convolution import filtered
 from gbci_fast.ops._triton import DTYPES, use_triton
 from gbci_fast.ops.attention import attention
-from gbci_fast.ops.cross_attention import cross_attention
-from gbci_fast.ops.cross_attention import why_not as cross_attention_refuses
+from gbci_fast.ops.cross_attention import cross_attention, kernel_refusals
 from gbci_fast.ops.geglu import geglu
 from gbci_fast.ops.group_norm_film_silu import group_norm_film_silu
 from gbci_fast.ops.layer_norm_film import layer_norm_film
@@ -211,7 +210,7 @@ def _feed_forward(module: FeedForward, x: Tensor) -> Tensor:
     return h
 
 
-def why_not(unet: UNet2DConditionModel) -> list[str]:
+def fused_refusals(unet: UNet2DConditionModel) -> list[str]:
     """What keeps a UNet from being built of these blocks; empty if nothing does."""
     reasons = unsupported(unet)
     embedded = unet.config.class_embed_type in ("projection", "simple_projection", "identity")
@@ -282,7 +281,7 @@ def cross_attention_notes(part: nn.Module, dtype: torch.dtype) -> list[str]:
         reasons = Counter(
             reason
             for layer in layers
-            for reason in cross_attention_refuses(layer.query_dim, layer.heads, layer.inner_dim // layer.heads, dtype)
+            for reason in kernel_refusals(layer.query_dim, layer.heads, layer.inner_dim // layer.heads, dtype)
         )
     return [
         f"cross-attention by SDPA and GEMMs in {count} of {len(layers)} layers: {reason}"

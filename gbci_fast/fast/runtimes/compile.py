@@ -1,8 +1,8 @@
 """`torch.compile` around what runs per step: of the fused UNet, or of the stock one where the fused cannot run it.
 
-It compiles when a batch or image size is new, and not for another template, mask, attribute, report, seed or step: so
-the context is padded to a multiple of `TOKENS`, always by a token at least, that its length seldom changes and a
-padding mask is always there. Kernels for any batch size take many times as long to compile, and are no faster.
+It compiles when a batch or image size is new, and not for another template, mask, attribute, report, seed or step. For
+that the context is padded to a multiple of `CONTEXT_MULTIPLE` tokens, by at least one token: its length seldom changes,
+and there is always a padding mask. Kernels for any batch size take many times as long to compile, and are no faster.
 """
 
 import functools
@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast.modules.blocks import why_not
+from gbci_fast.fast.modules.blocks import fused_refusals
 from gbci_fast.fast.runtimes.eager import EagerDenoiser
 from gbci_fast.fast.runtimes.fused import FusedDenoiser
 from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.ops._triton import triton
 
-TOKENS = 64
+CONTEXT_MULTIPLE = 64
 SHAPES = 64  # how many combinations of sizes are compiled before it is an error
 # torch.compile's own CUDA graphs belong to the thread that was first until torch 2.13 (pytorch#123177).
 GRAPHS_IN_ANY_THREAD = torch.__version__ >= (2, 13)
@@ -96,7 +96,7 @@ class CompiledDenoiser:
     """
 
     def __init__(self, unet: UNet2DConditionModel, backend: str | Callable = "inductor"):
-        fused = not why_not(unet)
+        fused = not fused_refusals(unet)
         self._denoiser = FusedDenoiser(unet) if fused else EagerDenoiser(unet)
         options: dict[str, Any] = {"fullgraph": fused, "backend": backend, "graphs": not fused}
         self._denoiser.compile(functools.partial(compiled, device=unet.device, **options))
@@ -104,7 +104,7 @@ class CompiledDenoiser:
 
     def prepare(self, conditioning: Conditioning, null: Conditioning, constant: Tensor, timesteps: Tensor) -> Any:
         tokens, token_mask, pooled = conditioning.tokens, conditioning.token_mask, conditioning.pooled
-        padding = TOKENS - tokens.shape[1] % TOKENS
+        padding = CONTEXT_MULTIPLE - tokens.shape[1] % CONTEXT_MULTIPLE
         padded = Conditioning(F.pad(tokens, (0, 0, 0, padding)), F.pad(token_mask, (0, padding)), pooled)
         vars(padded)["padded"] = True  # as it always is now; to look would wait for the device, in a recording
         return self._denoiser.prepare(padded, null, constant, timesteps)

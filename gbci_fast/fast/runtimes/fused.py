@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast.modules.blocks import Context, Resnet, Transformer, Upsample, group_norm, why_not
+from gbci_fast.fast.modules.blocks import Context, Resnet, Transformer, Upsample, fused_refusals, group_norm
 from gbci_fast.model.conditioning import Conditioning
 
 
@@ -45,7 +45,7 @@ class FusedDenoiser:
     """
 
     def __init__(self, unet: UNet2DConditionModel):
-        reasons = why_not(unet)
+        reasons = fused_refusals(unet)
         if reasons:
             raise GBCIError(f"the fused runtime cannot run this UNet: {'; '.join(reasons)}")
         self._unet = unet

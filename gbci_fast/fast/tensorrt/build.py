@@ -19,7 +19,7 @@ from gbci_fast.fast.tensorrt.flavor import GENERIC, Flavor, Record, errors, on
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a phase, how many of its steps are done, and of how many. From any thread."""
-DTYPES = {
+TORCH_DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32", "INT64": "int64",
     "UINT8": "uint8", "BOOL": "bool",
 }  # fmt: skip
@@ -190,7 +190,7 @@ def _build(
         plan = b"" if memory is None else bytes(memory)
         layers = tuple(_layer(network.get_layer(i)) for i in range(network.num_layers))
         inputs = {
-            tensor.name: DTYPES[tensor.dtype.name] for tensor in map(network.get_input, range(network.num_inputs))
+            tensor.name: TORCH_DTYPES[tensor.dtype.name] for tensor in map(network.get_input, range(network.num_inputs))
         }
     return Built(
         plan=plan,
@@ -205,7 +205,7 @@ def _build(
 def _layer(layer: Any) -> Layer:
     outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
     # Types that PyTorch lacks keep TensorRT's names.
-    dtypes = {tensor.name: DTYPES.get(tensor.dtype.name, tensor.dtype.name) for tensor in outputs}
+    dtypes = {tensor.name: TORCH_DTYPES.get(tensor.dtype.name, tensor.dtype.name) for tensor in outputs}
     return Layer(kind=layer.type.name, name=layer.name, dtypes=dtypes)
 
 

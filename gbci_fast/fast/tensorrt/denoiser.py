@@ -1,7 +1,7 @@
 """The hoisted UNet's core, and the VAE's decoder, as TensorRT engines.
 
 What `gbci_fast.fast.runtimes.fused` computes once per call it computes here too, in PyTorch. An engine has static
-shapes: a batch is padded to the next of `BUCKETS`, a context to a multiple of `TOKENS`, and each pair of sizes has an
+shapes: a batch is padded to the next of `BATCH_SIZES`, a context to a multiple of `TOKENS`. Each pair of sizes has an
 engine of its own, built when it is first met and then kept (`gbci_fast.fast.tensorrt.cache`).
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import export
-from gbci_fast.fast.graph import BUCKETS, TOKENS, bucket
+from gbci_fast.fast.graph import BATCH_SIZES, TOKENS, padded_size
 from gbci_fast.fast.modules.blocks import foreign
 from gbci_fast.fast.runtimes.fused import FusedDenoiser, _rows
 from gbci_fast.fast.tensorrt.cache import EngineCache
@@ -33,14 +33,14 @@ DECODED = 16
 """Images that a decoder decodes at a time: with more it is not faster, but takes more memory."""
 
 
-def why_not_tensorrt(device: torch.device) -> list[str]:
+def tensorrt_refusals(device: torch.device) -> list[str]:
     """What keeps every flavor of TensorRT from running on a device; empty if one of them can, as far as is known."""
-    refusals = [flavor.why_not(device) for flavor in FLAVORS.values()]
+    refusals = [flavor.refusals(device) for flavor in FLAVORS.values()]
     return [] if not all(refusals) else [reason for reasons in refusals for reason in reasons]
 
 
 def tensorrt_note(device: torch.device) -> str:
-    """Which TensorRT it is that runs on a device. Raises GBCIError where `why_not_tensorrt` has reasons."""
+    """Which TensorRT it is that runs on a device. Raises GBCIError where `tensorrt_refusals` has reasons."""
     flavor = pick_flavor("auto", device)
     return f"engines of {flavor.name} {flavor.version}"
 
@@ -125,7 +125,7 @@ class EngineAutoencoder(AutoencoderKL):
         return DecoderOutput(sample=image) if return_dict else (image,)
 
     def _decode_bucket(self, z: Tensor) -> Tensor:
-        shape = bucket(len(z)), *z.shape[-2:]
+        shape = padded_size(len(z)), *z.shape[-2:]
         self.weights = self.weights or digest(self)
         engine = self.engines(shape, lambda: decoder_recipe(self, *shape, self.weights), z.device)
         return engine({"latents": _aligned(_filled(z.contiguous(), shape[0]))})["image"][: len(z)]
@@ -146,9 +146,9 @@ class EngineAutoencoder(AutoencoderKL):
 
 
 def _bucket(batch: int) -> int:
-    if batch > BUCKETS[-1]:
-        raise GBCIError(f"the batch has {batch} images; expected at most {BUCKETS[-1]} with the tensorrt runtime")
-    return bucket(batch)
+    if batch > BATCH_SIZES[-1]:
+        raise GBCIError(f"the batch has {batch} images; expected at most {BATCH_SIZES[-1]} with the tensorrt runtime")
+    return padded_size(batch)
 
 
 def _filled(tensor: Tensor, size: int) -> Tensor:

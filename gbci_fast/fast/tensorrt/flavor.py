@@ -94,7 +94,7 @@ class Flavor:
         capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
         return capability if self.needs_gpu or capability in self.capabilities() else GENERIC
 
-    def why_not(self, device: torch.device) -> list[str]:
+    def refusals(self, device: torch.device) -> list[str]:
         """What keeps engines of this flavor from running on a device; empty if nothing is known to."""
         try:
             self.load()
@@ -189,7 +189,7 @@ def pick_flavor(name: str, device: torch.device | None) -> Flavor:
         raise GBCIError(f"flavor is {name!r}; expected one of auto, {', '.join(FLAVORS)}")
     reasons: list[str] = []
     for flavor in FLAVORS.values() if name == "auto" else (FLAVORS[name],):
-        refusals = _cannot_build(flavor) if device is None else flavor.why_not(device)
+        refusals = _cannot_build(flavor) if device is None else flavor.refusals(device)
         if not refusals:
             return flavor
         reasons += refusals

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast.tensorrt.build import DTYPES, Built, structure
+from gbci_fast.fast.tensorrt.build import TORCH_DTYPES, Built, structure
 from gbci_fast.fast.tensorrt.flavor import Flavor, errors, on
 
 ALIGNMENT = 256
@@ -65,7 +65,7 @@ class Engine:
         self.inputs: dict[str, Binding] = {}
         self.outputs: dict[str, Binding] = {}
         for name in map(self._engine.get_tensor_name, range(self._engine.num_io_tensors)):
-            dtype = getattr(torch, DTYPES[self._engine.get_tensor_dtype(name).name])
+            dtype = getattr(torch, TORCH_DTYPES[self._engine.get_tensor_dtype(name).name])
             binding = Binding(tuple(self._engine.get_tensor_shape(name)), dtype)
             is_input = self._engine.get_tensor_mode(name) == module.TensorIOMode.INPUT
             (self.inputs if is_input else self.outputs)[name] = binding

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast.modules import blocks
-from gbci_fast.fast.modules.blocks import why_not
+from gbci_fast.fast.modules.blocks import fused_refusals
 from gbci_fast.fast.runtimes.eager import EagerDenoiser
 from gbci_fast.fast.runtimes.fused import FusedDenoiser
 from gbci_fast.model.conditioning import Conditioning
@@ -168,25 +168,25 @@ def test_the_unet_and_the_state_stay_as_they_are():
 
 def test_what_it_cannot_run_is_named():
     model = unet(down_block_types=("AttnDownBlock2D", "CrossAttnDownBlock2D"))
-    assert "down_blocks.0 is a AttnDownBlock2D" in why_not(model)
+    assert "down_blocks.0 is a AttnDownBlock2D" in fused_refusals(model)
     sentence = "the fused runtime cannot run this UNet: down_blocks.0 is a AttnDownBlock2D; "
     with pytest.raises(GBCIError, match=re.escape(sentence)):
         FusedDenoiser(model)
     for kind in (None, "timestep"):
-        assert why_not(unet(class_embed_type=kind)) == ["it has no class embedding of vectors that is added"]
-    assert why_not(unet(mid_block_type=None)) == ["it has no middle block"]
-    assert why_not(unet(time_embedding_act_fn="silu")) == ["time_embedding_act_fn is 'silu'"]
-    assert why_not(unet(center_input_sample=True)) == ["center_input_sample is True"]
-    assert "mid_block.resnets.0.nonlinearity is a GELU" in why_not(unet(act_fn="gelu"))
+        assert fused_refusals(unet(class_embed_type=kind)) == ["it has no class embedding of vectors that is added"]
+    assert fused_refusals(unet(mid_block_type=None)) == ["it has no middle block"]
+    assert fused_refusals(unet(time_embedding_act_fn="silu")) == ["time_embedding_act_fn is 'silu'"]
+    assert fused_refusals(unet(center_input_sample=True)) == ["center_input_sample is True"]
+    assert "mid_block.resnets.0.nonlinearity is a GELU" in fused_refusals(unet(act_fn="gelu"))
     sliced = unet()
     sliced.set_attention_slice(1)
-    assert why_not(sliced)[0].endswith(".attn1.processor is a SlicedAttnProcessor")
+    assert fused_refusals(sliced)[0].endswith(".attn1.processor is a SlicedAttnProcessor")
     free = unet()
     free.enable_freeu(0.9, 0.2, 1.2, 1.4)
-    assert why_not(free) == ["up_blocks.0 has FreeU factors", "up_blocks.1 has FreeU factors"]
+    assert fused_refusals(free) == ["up_blocks.0 has FreeU factors", "up_blocks.1 has FreeU factors"]
     hooked = unet()
     hooked.mid_block.register_forward_hook(lambda *_: None)
-    assert why_not(hooked) == ["mid_block has hooks"]
-    assert why_not(unet(dropout=0.5)) == []
-    assert "mid_block.resnets.0.dropout drops out" in why_not(unet(dropout=0.5).train())
-    assert why_not(unet()) == []
+    assert fused_refusals(hooked) == ["mid_block has hooks"]
+    assert fused_refusals(unet(dropout=0.5)) == []
+    assert "mid_block.resnets.0.dropout drops out" in fused_refusals(unet(dropout=0.5).train())
+    assert fused_refusals(unet()) == []

@@ -283,7 +283,7 @@ class OnnxParserRefitter:
 class FakeFlavor(flavor.Flavor):
     """That of this module, which runs on the CPU."""
 
-    def why_not(self, device):
+    def refusals(self, device):
         return []
 
     def target(self, device):

@@ -10,19 +10,20 @@ import pytest
 import torch
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast import accelerate as fast_module
+from gbci_fast.fast import decision as fast_decision
+from gbci_fast.fast import pipeline as fast_pipeline
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.fast.graph import LoopGraphs
 from gbci_fast.fast.tensorrt.build import build
 from gbci_fast.fast.tensorrt.cache import EngineCache
-from gbci_fast.fast.tensorrt.denoiser import EngineAutoencoder, TensorRTDenoiser, why_not_tensorrt
+from gbci_fast.fast.tensorrt.denoiser import EngineAutoencoder, TensorRTDenoiser, tensorrt_refusals
 from gbci_fast.fast.tensorrt.flavor import FLAVORS, pick_flavor
 from gbci_fast.fast.tensorrt.store import Engines, digest
 
 pytest.importorskip("onnxruntime", reason="the stand-in for TensorRT runs ONNX files")
 DESCRIPTIONS = ({"view_position": "CC", "finding_birads": 5}, None)
 REPORTS = ("irregular spiculated mass", None)
-FLAVORS_THERE = {name: flavor for name, flavor in FLAVORS.items() if flavor.why_not(torch.device("cuda")) == []}
+FLAVORS_THERE = {name: flavor for name, flavor in FLAVORS.items() if flavor.refusals(torch.device("cuda")) == []}
 FAKE = Path(__file__).parent
 
 
@@ -122,7 +123,7 @@ def test_it_runs_inside_recorded_loops(pipe, image, mask, fake, monkeypatch):
         def turn(self):
             return torch.no_grad()
 
-    monkeypatch.setattr(fast_module, "_recorder", lambda *_: Recorder())
+    monkeypatch.setattr(fast_pipeline, "_recorder", lambda *_: Recorder())
     fast = accelerate(pipe, runtime="tensorrt", dtype=torch.float32)
     assert relative(sample(fast, image, mask), sample(pipe, image, mask)) < 1e-4
     assert Recorder.recorded == 1
@@ -209,7 +210,7 @@ def test_the_digest_is_of_values_and_not_of_where_they_lie(pipe):
 
 
 def test_it_is_refused_with_the_remedy_where_it_cannot_run(pipe, monkeypatch):
-    reasons = why_not_tensorrt(torch.device("cpu"))
+    reasons = tensorrt_refusals(torch.device("cpu"))
     assert len(reasons) == len(FLAVORS)
     with pytest.raises(GBCIError, match=r"the tensorrt runtime cannot be used: .*tensorrt"):
         accelerate(pipe, runtime="tensorrt")
@@ -238,12 +239,12 @@ def test_a_unet_that_the_fused_runtime_cannot_run_is_refused(pipe, fake):
 
 
 def test_auto_takes_the_next_runtime_and_says_so(pipe, monkeypatch):
-    assert "tensorrt" not in fast_module.AUTO  # nothing has measured it yet
-    monkeypatch.setattr(fast_module, "AUTO", ("tensorrt", *fast_module.AUTO))
-    plan = accelerate(pipe).plan
-    assert plan.runtime == "fused"
-    notes = [note for note in plan.notes if note.startswith("not the tensorrt runtime: ")]
-    assert len(notes) == len(why_not_tensorrt(torch.device("cpu")))
+    assert "tensorrt" not in fast_decision.AUTO  # nothing has measured it yet
+    monkeypatch.setattr(fast_decision, "AUTO", ("tensorrt", *fast_decision.AUTO))
+    made = accelerate(pipe).decision
+    assert made.runtime == "fused"
+    notes = [note for note in made.notes if note.startswith("not the tensorrt runtime: ")]
+    assert len(notes) == len(tensorrt_refusals(torch.device("cpu")))
 
 
 @pytest.mark.gpu
@@ -254,7 +255,7 @@ def test_on_a_gpu_it_is_within_the_tolerance_of_the_fused_runtime(
     pipe, image, mask, tmp_path, monkeypatch, name, dtype
 ):
     """Recorded as a CUDA graph: against eager in float32, at most 1.5 times the error of eager in this dtype."""
-    reasons = FLAVORS[name].why_not(torch.device("cuda"))
+    reasons = FLAVORS[name].refusals(torch.device("cuda"))
     if reasons:
         pytest.skip(reasons[0])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -29,7 +29,7 @@ def test_one_that_is_not_installed_names_the_command(monkeypatch):
         "tensorrt is not installed: pip install tensorrt; "
         "tensorrt-rtx is not installed: pip install 'gbci_fast[tensorrt-rtx]'"
     )
-    assert FLAVORS["tensorrt-rtx"].why_not(CUDA) == [
+    assert FLAVORS["tensorrt-rtx"].refusals(CUDA) == [
         "tensorrt-rtx is not installed: pip install 'gbci_fast[tensorrt-rtx]'"
     ]
 
@@ -46,7 +46,7 @@ def test_one_whose_libraries_are_missing_is_to_be_installed_again(monkeypatch, t
 def test_too_old_a_one_is_refused(monkeypatch, version, usable):
     monkeypatch.setitem(sys.modules, "tensorrt", module(version))
     expected = [] if usable else [f"tensorrt is {version}; expected 10.13 or later: pip install tensorrt"]
-    assert FLAVORS["tensorrt"].why_not(CUDA) == expected
+    assert FLAVORS["tensorrt"].refusals(CUDA) == expected
 
 
 def test_an_unknown_one_is_refused():
@@ -66,7 +66,7 @@ def test_the_one_for_data_centers_builds_for_the_gpu_that_is_there(monkeypatch):
 
 def test_it_says_that_it_runs_on_gpus_alone(fake, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", module())
-    (reason,) = FLAVORS["fake"].__class__.__mro__[1].why_not(FLAVORS["fake"], torch.device("cpu"))
+    (reason,) = FLAVORS["fake"].__class__.__mro__[1].refusals(FLAVORS["fake"], torch.device("cpu"))
     assert reason == "fake runs on NVIDIA GPUs alone; device is cpu"
 
 

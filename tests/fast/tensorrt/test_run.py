@@ -122,8 +122,8 @@ def test_on_a_gpu(name, small, tmp_path, onnx_writer, x):
     """Built for this GPU, run, captured in a CUDA graph, and refitted."""
     device = torch.device("cuda", torch.cuda.current_device())
     flavor = FLAVORS[name]
-    if flavor.why_not(device):
-        pytest.skip(flavor.why_not(device)[0])
+    if flavor.refusals(device):
+        pytest.skip(flavor.refusals(device)[0])
     made = build(small, flavor, capabilities=(flavor.target(device),), device=device)
     engine, x = Engine(made.plan, flavor, device), x.to(device)
     torch.testing.assert_close(engine({"x": x})["y"].cpu(), reference(x.cpu()), rtol=1e-4, atol=1e-4)

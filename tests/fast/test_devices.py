@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gbci_fast.model import devices
+from gbci_fast.fast import devices
 
 CPU = torch.device("cpu")
 
