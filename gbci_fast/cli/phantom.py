@@ -23,7 +23,6 @@ def add_parser(subparsers) -> None:
         description="Writes procedural mammograms (DICOM), lesion masks (PNG), annotations (CSV) and a contact sheet\n"
         "in the VinDr-Mammo layout. The same seed gives the same bytes.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or an empty folder")
     parser.add_argument("--studies", type=int, default=100, metavar="N", help="patients, four images (default: 100)")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from gbci_fast.choices import MODEL_SIZE, VIEWS
 from gbci_fast.data.fields import FieldOfView, field_of_view, lesion_truth
-from gbci_fast.data.preprocess import MODEL_SIZE, Box, Frame, whole_breast_frame
+from gbci_fast.data.preprocess import Box, Frame, whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask, pectoral_mask
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.dicom.reading import Mammogram
 from gbci_fast.errors import GBCIError
 
-VIEWS = ("whole", "lesion")
 # An image is looked at more closely where it has at least this many native pixels per whole-breast model pixel.
 ZOOM_FROM = 1.6
 

@@ -25,7 +25,7 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.choices import RUNTIMES, TIERS
+from gbci_fast.choices import RUNTIME, RUNTIMES, TIER, TIERS
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import windows
 from gbci_fast.fast.denoiser import Denoiser
@@ -327,8 +327,8 @@ class FastPipeline(GBCIPipeline):
 
 def accelerate(
     pipe: GBCIPipeline | UNet2DConditionModel,
-    runtime: str = "auto",
-    tier: str = "tolerance",
+    runtime: str = RUNTIME,
+    tier: str = TIER,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     few_step: bool = True,
