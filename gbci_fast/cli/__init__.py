@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from gbci_fast import __version__
 from gbci_fast.cli.parser import Parser
 from gbci_fast.errors import GBCIError, InputWarning, one_line
 
@@ -21,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="gbci-fast",
         description="Synthetic breast lesions for research data sets. Not for diagnosis.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"gbci_fast.cli.{name}").add_parser(subparsers)

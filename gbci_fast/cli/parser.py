@@ -1,18 +1,45 @@
-"""Options out of settings classes, and settings out of options."""
+"""Options out of settings classes, settings out of options, and the name that a mistyped one may mean."""
 
 import argparse
-from collections.abc import Callable
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 Settings = TypeVar("Settings")
 
 
 class Parser(argparse.ArgumentParser):
-    """Keeps the lines of descriptions and examples."""
+    """Keeps the lines of descriptions and examples; an error tells the name nearest to a mistyped one."""
 
     def __init__(self, *, formatter_class: type = argparse.RawDescriptionHelpFormatter, **options: Any):
         super().__init__(formatter_class=formatter_class, **options)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse does; what is left over is an error here, where the options are known that it may mean."""
+        self._given = sys.argv[1:] if args is None else list(args)
+        found, self._given = super().parse_known_args(self._given, namespace)
+        if self._given:
+            self.error(f"unrecognized arguments: {' '.join(self._given)}")
+        return found, []
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with exit status 2, after usage and message."""
+        known = list(self._option_string_actions)
+        if chosen := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += _nearest(chosen[1], re.findall(r"[\w-]+", chosen[2]))
+        else:
+            for name in (word.partition("=")[0] for word in self._given if word.startswith("--")):
+                if not any(option.startswith(name) for option in known) and (hint := _nearest(name, known)):
+                    message = f"unknown option {name}{hint}"
+        super().error(message)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    bare = {option.strip("-"): option for option in known}
+    return "".join(f"; did you mean {bare[near]}?" for near in difflib.get_close_matches(name.strip("-"), bare, 1, 0.7))
 
 
 def add_fields(parser: argparse.ArgumentParser, settings: type, *names: str, **same: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the command line takes from the settings classes."""
+"""What the command line takes from the settings classes, and what it says of mistyped names."""
 
 import subprocess
 import sys
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from gbci_fast import __version__
+from gbci_fast.cli import main
 from gbci_fast.cli.parser import Parser, add_fields, changes_of, settings_of
 from gbci_fast.errors import GBCIError
 from gbci_fast.options import check_least, like, option
@@ -39,6 +41,15 @@ def parser():
     parser = Parser(prog="cook")
     add_fields(parser, Oven)
     return parser
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    usage, *_, sentence = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: gbci-fast")
+    return sentence
 
 
 def test_defaults_are_those_of_the_class(parser):
@@ -80,6 +91,54 @@ def test_only_what_is_given_changes_a_preset():
     add_fields(parser, Grill, default=None)
     assert changes_of(parser.parse_args([]), Grill) == {}
     assert changes_of(parser.parse_args(["--crops", "16", "28"]), Grill) == {"crops": (16, 28)}
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"gbci-fast {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("generate in --output out --varients 3", "unknown option --varients; did you mean --variants?"),
+        ("generate in --output out --varients=3", "unknown option --varients; did you mean --variants?"),
+        ("phantom --ouput out", "unknown option --ouput; did you mean --output?"),
+        ("train ldm --data in --output out --vae vae --latent-crop 3 --stps 4", "--stps; did you mean --steps?"),
+        ("evaluate adherence in --output out --no-shufled", "--no-shufled; did you mean --no-shuffled?"),
+        ("--verison", "gbci-fast: error: unknown option --verison; did you mean --version?"),
+    ],
+)
+def test_a_mistyped_option_is_told_the_right_one(capsys, command, said):
+    assert refused(capsys, *command.split()).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("command", "near"),
+    [
+        ("gernate in --output out", "generate"),
+        ("evaluate memorization in --output out", "memorisation"),
+        ("generate in --output out --tier tolerence", "tolerance"),
+    ],
+)
+def test_a_mistyped_name_is_told_the_right_one(capsys, command, near):
+    sentence = refused(capsys, *command.split())
+    assert "invalid choice: " in sentence
+    assert sentence.endswith(f"); did you mean {near}?")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("generate in --output out --nonsense", "error: unrecognized arguments: --nonsense"),
+        ("generate in more --output out", "error: unrecognized arguments: more"),
+        ("generate in --out out --varia x", "error: argument --variants: invalid int value: 'x'"),
+        ("--nonsense doctor --json", "error: unrecognized arguments: --nonsense"),
+    ],
+)
+def test_what_is_like_nothing_or_begins_a_name_is_not_guessed_at(capsys, command, said):
+    assert refused(capsys, *command.split()).endswith(said)
 
 
 def test_the_command_line_starts_without_heavy_modules():
