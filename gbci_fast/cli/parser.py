@@ -90,8 +90,10 @@ def _dest(found: Field) -> str:
 
 
 def _default(value: Any) -> Any:
-    """As on the command line, for ``--help``; argparse reads it as it does what is given."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) and value else value
+    """As on the command line, for ``--help``; argparse reads a text as it does what is given."""
+    if isinstance(value, tuple) and value:
+        return ",".join(map(str, value))
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _list_parser(flag: str, kind: Callable[[str], Any], such: str | None) -> Callable[[str], tuple[Any, ...]]:
