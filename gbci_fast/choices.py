@@ -9,4 +9,4 @@ GUIDANCE_SCALE = 2.0  # classifier-free guidance; how it was chosen: docs/traini
 SHARD_SIZE = 1000  # images of a WebDataset shard
 MODEL_SIZE = 224  # side of the whole-breast view in pixels
 SPLITS = ("training", "test")
-VIEWS = ("whole", "lesion")
+FIELDS = ("whole", "lesion")  # of view, in a cache

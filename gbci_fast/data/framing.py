@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gbci_fast.choices import MODEL_SIZE, VIEWS
+from gbci_fast.choices import FIELDS, MODEL_SIZE
 from gbci_fast.data.fields import FieldOfView, field_of_view, lesion_truth
 from gbci_fast.data.preprocess import Box, Frame, whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask, pectoral_mask
@@ -21,7 +21,7 @@ ZOOM_FROM = 1.6
 
 @dataclass(frozen=True, kw_only=True)
 class FramedView:
-    """One field of view, its kind (of `VIEWS`) and where in the native image it lies."""
+    """One field of view, its kind (of `FIELDS`) and where in the native image it lies."""
 
     kind: str
     frame: Frame
@@ -50,7 +50,7 @@ class Reading:
         return pectoral_mask(self.mammogram.unit(), self.breast, self.mammogram.view_position)
 
 
-def read_views(record: ImageRecord, root: Path, size: int = MODEL_SIZE, views: Sequence[str] = VIEWS) -> Reading:
+def read_views(record: ImageRecord, root: Path, size: int = MODEL_SIZE, views: Sequence[str] = FIELDS) -> Reading:
     """Opens one image and resamples it into its fields of view.
 
     "whole" is the whole breast. "lesion" adds, where the native resolution is at least `ZOOM_FROM` times that of the
@@ -60,7 +60,7 @@ def read_views(record: ImageRecord, root: Path, size: int = MODEL_SIZE, views: S
         record: what the tables say.
         root: holds ``masks/``, where there are any.
         size: side of the model image in pixels.
-        views: out of `VIEWS`.
+        views: out of `FIELDS`.
 
     Raises:
         GBCIError: the image or its lesion mask is damaged, or shows no breast; the sentence names the file.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gbci_fast.choices import MODEL_SIZE, SPLITS, VIEWS
+from gbci_fast.choices import FIELDS, MODEL_SIZE, SPLITS
 from gbci_fast.errors import GBCIError
 from gbci_fast.options import option
 
@@ -15,14 +15,14 @@ class PrepareSettings:
 
     size: int = option(MODEL_SIZE, "side of the fields of view in pixels (default %(default)s)")
     views: tuple[str, ...] = option(
-        VIEWS, "whole (the breast), lesion (around each at twice the magnification) or both (default both)"
+        FIELDS, "whole (the breast), lesion (around each at twice the magnification) or both (default both)"
     )
     split: str | None = option(None, "of the images whose tables name none (default: unknown)", choices=SPLITS)
 
     def __post_init__(self):
         if not MIN_SIZE <= self.size <= MAX_SIZE:
             raise GBCIError(f"size is {self.size}; expected {MIN_SIZE} to {MAX_SIZE} pixels")
-        if not self.views or set(self.views) - set(VIEWS) or len(set(self.views)) < len(self.views):
-            raise GBCIError(f"views is {','.join(self.views)!r}; expected one or more of {', '.join(VIEWS)}")
+        if not self.views or set(self.views) - set(FIELDS) or len(set(self.views)) < len(self.views):
+            raise GBCIError(f"views is {','.join(self.views)!r}; expected one or more of {', '.join(FIELDS)}")
         if self.split not in (None, *SPLITS):
             raise GBCIError(f"split is {self.split!r}; expected one of {', '.join(SPLITS)}")
