@@ -10,7 +10,7 @@ convolution and linear layer (Hu et al., "LoRA", 2021).
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import hash_weights, replace_folder
 from gbci_fast.model.checkpoint import load_pipeline
@@ -31,48 +30,12 @@ from gbci_fast.model.noise import seeded_normal
 from gbci_fast.model.pipeline import LATENT_FEATHER, GBCIPipeline
 from gbci_fast.training.bank import LatentBank, build_bank, kept_bank
 from gbci_fast.training.data import load_images
-from gbci_fast.training.ldm import LDMConfig, LDMTask, condition, cut, drop, random_window
-from gbci_fast.training.loop import LoopConfig, check_output, train
+from gbci_fast.training.ldm import LDMTask, condition, cut, drop, random_window
+from gbci_fast.training.loop import check_output, train
 from gbci_fast.training.progress import counting
 from gbci_fast.training.ranks import rank_device
+from gbci_fast.training.settings import DistillConfig, LDMConfig, LoopConfig
 from gbci_fast.training.stages import digest_roots
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillConfig:
-    """What the student learns.
-
-    Attributes:
-        guidance: scale of the teacher's classifier-free guidance, which the student then has built in.
-        student_steps: that the student takes from noise to clean latents.
-        solver_steps: of the teacher, a multiple of `student_steps` that divides the 1000 timesteps.
-        trajectories: pairs of image and mask that the teacher paints before training starts.
-        rank: of the low-rank change of every layer.
-        latent_crop: side of the window of every pair that is painted and learned from.
-        huber: where the loss turns from square to linear, in standard deviations of the latents (pseudo-Huber).
-    """
-
-    guidance: float = GUIDANCE_SCALE
-    student_steps: int = 4
-    solver_steps: int = 20
-    trajectories: int = 4000
-    rank: int = 32
-    latent_crop: int = 24
-    huber: float = 0.1
-
-    def __post_init__(self):
-        for name in ("student_steps", "trajectories", "rank", "latent_crop"):
-            if getattr(self, name) < 1:
-                raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.solver_steps < 1 or self.solver_steps % self.student_steps or 1000 % self.solver_steps:
-            raise GBCIError(
-                f"solver_steps is {self.solver_steps}; expected a multiple of the student's {self.student_steps} that "
-                f"divides 1000"
-            )
-        if not self.guidance >= 1:
-            raise GBCIError(f"guidance is {self.guidance}; expected at least 1, which is none")
-        if not self.huber > 0:
-            raise GBCIError(f"huber is {self.huber}; expected a positive number")
 
 
 class LowRank(nn.Module):
@@ -239,13 +202,8 @@ def train_distill(
     preset: str,
     overrides: Mapping[str, Any],
     resume: bool,
-    guidance: float | None = None,
-    student_steps: int | None = None,
-    solver_steps: int | None = None,
-    trajectories: int | None = None,
-    rank: int | None = None,
-    latent_crop: int | None = None,
     device: str = "auto",
+    **changes: Any,
 ) -> None:
     """Distills the pipeline in `teacher` on the training split of `roots`.
 
@@ -253,19 +211,10 @@ def train_distill(
 
     Args:
         teacher: a pipeline folder with v-prediction.
-        guidance, student_steps, solver_steps, trajectories, rank, latent_crop: override the preset's.
+        changes: of the preset's `DistillConfig`.
     """
     sampling, config, loop = distill_preset(preset)
-    loop = replace(loop, **overrides)
-    given = _given(
-        guidance=guidance,
-        student_steps=student_steps,
-        solver_steps=solver_steps,
-        trajectories=trajectories,
-        rank=rank,
-        latent_crop=latent_crop,
-    )
-    config = replace(config, **given)
+    config, loop = replace(config, **changes), replace(loop, **overrides)
     place = rank_device(device)
     settings = {f"model.{name}": value for name, value in (asdict(sampling) | asdict(config)).items()}
     inputs = {"preset": preset, **settings, "data": digest_roots(roots), "teacher": hash_weights(teacher)[:16]}
@@ -292,7 +241,3 @@ def train_distill(
     bank = kept_bank(output, origin | {"seed": loop.seed, "precision": loop.precision}, paint)
     torch.manual_seed(loop.seed)
     train(DistillTask(pipe, bank, sampling, config, place), loop, output, resume=resume, device=place, inputs=inputs)
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}

@@ -11,47 +11,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import replace_folder
 from gbci_fast.model.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.bank import LatentBank
+from gbci_fast.training.settings import LDMConfig
 from gbci_fast.training.sheets import save_sheet
-
-
-@dataclass(frozen=True, kw_only=True)
-class LDMConfig:
-    """Widths of the UNet and the conditioner, and how training samples are drawn.
-
-    Attributes:
-        latent_crops: sides of the random latent crops, of which each batch takes one. What normalizations and
-            self-attention see differs from side to side, and with it what is sampled in windows and on whole latents.
-        least_snr, most_snr: the error of the clean latents weighs as the signal-to-noise ratio, kept between these two.
-        beta_end: of the noise schedule (see `build_scheduler`).
-    """
-
-    block_out_channels: tuple[int, ...] = (64, 128, 192)
-    layers_per_block: int = 1
-    head_dim: int = 32
-    context_dim: int = 128
-    pooled_dim: int = 256
-    vit_depth: int = 4
-    report_depth: int = 2
-    variants: int = 4
-    latent_crops: tuple[int, ...] = (28,)
-    null_probability: float = 0.1
-    attribute_dropout: float = 0.15
-    report_dropout: float = 0.3
-    roi_weight: float = 4.0
-    least_snr: float = 1.0
-    most_snr: float = 5.0
-    beta_end: float = 0.025
-
-    def __post_init__(self):
-        if self.variants < 1:
-            raise GBCIError(f"variants is {self.variants}; expected at least 1")
-        if min(self.latent_crops, default=0) < 1:
-            raise GBCIError(f"latent_crops are {list(self.latent_crops)}; expected one or more, each at least 1")
 
 
 def build_unet(config: LDMConfig, vae: AutoencoderKL, sample_size: int) -> UNet2DConditionModel:

@@ -10,7 +10,7 @@ import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,42 +25,10 @@ from gbci_fast.training.curves import Curves
 from gbci_fast.training.ema import EMA
 from gbci_fast.training.progress import TrainingProgress
 from gbci_fast.training.ranks import Ranks, joined
+from gbci_fast.training.settings import LoopConfig
 
 STATE_FILE = "state.pt"
 FREE = ("save_every", "sample_every", "tensorboard")  # may differ in a resumed run: they decide no weight
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """Sizes and rates of a run; `batch_size` is per micro-batch, `accumulate` micro-batches make one step.
-
-    Processes under ``torchrun`` share a step's micro-batches; `tensorboard` writes curves beside the weights.
-    """
-
-    steps: int
-    batch_size: int
-    accumulate: int = 1
-    learning_rate: float = 2e-4
-    weight_decay: float = 0.01
-    warmup: int = 100
-    ema_decay: float = 0.999
-    grad_clip: float = 1.0
-    seed: int = 0
-    precision: str = "bf16"
-    save_every: int = 200
-    sample_every: int = 500
-    tensorboard: bool = False
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "save_every", "sample_every"):
-            if getattr(self, name) < 1:
-                raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not 0 <= self.seed < 2**63:  # what every generator takes
-            raise GBCIError(f"seed is {self.seed}; expected a whole number from 0 to {2**63 - 1}")
-        if not 0 < self.learning_rate < math.inf:
-            raise GBCIError(f"learning_rate is {self.learning_rate}; expected a positive number")
-        if self.precision not in ("fp32", "bf16"):
-            raise GBCIError(f"precision is {self.precision!r}; expected 'fp32' or 'bf16'")
 
 
 class Task(Protocol):

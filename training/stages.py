@@ -26,9 +26,10 @@ from gbci_fast.training.classifier import (
     read_training_lesions,
 )
 from gbci_fast.training.data import load_images
-from gbci_fast.training.ldm import LDMConfig, LDMTask, build_pipeline
-from gbci_fast.training.loop import LoopConfig, check_output, train
+from gbci_fast.training.ldm import LDMTask, build_pipeline
+from gbci_fast.training.loop import check_output, train
 from gbci_fast.training.ranks import rank_device
+from gbci_fast.training.settings import LDMConfig, LoopConfig
 from gbci_fast.training.vae import VAEConfig, VAETask
 
 
@@ -106,21 +107,18 @@ def train_ldm(
     overrides: Mapping[str, Any],
     resume: bool,
     init: Path | None = None,
-    variants: int | None = None,
-    latent_crops: Sequence[int] | None = None,
     device: str = "auto",
+    **changes: Any,
 ) -> None:
     """Trains UNet and conditioner on the training split of `roots`; ``output/pipeline`` holds the averaged weights.
 
     Args:
         vae: folder of a finished ``train_vae`` run (its ``vae/`` is used and stays frozen).
         init: a pipeline folder whose UNet and conditioner are the starting weights.
-        variants, latent_crops: override the preset's.
+        changes: of the preset's `LDMConfig`.
     """
     config, loop = ldm_preset(preset)
-    loop = replace(loop, **overrides)
-    given = {"variants": variants, "latent_crops": None if latent_crops is None else tuple(latent_crops)}
-    config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    config, loop = replace(config, **changes), replace(loop, **overrides)
     place = rank_device(device)
     if not (vae / "vae" / "config.json").exists():
         raise GBCIError(f"{vae} has no vae/ folder; expected the output of `gbci-fast train vae`")

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from gbci_fast import __version__
+from gbci_fast.cli.parser import Parser
 from gbci_fast.errors import GBCIError, InputWarning, one_line
 
 OUTPUTS = ("output", "write_plan", "index")
@@ -16,10 +18,11 @@ COMMANDS = ("generate", "phantom", "prepare", "priors", "train", "evaluate", "ex
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; every command imports its heavy modules only when it runs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gbci-fast",
         description="Synthetic breast lesions for research data sets. Not for diagnosis.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"gbci_fast.cli.{name}").add_parser(subparsers)

@@ -25,7 +25,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Tell which runtimes, operators, tiers and dtypes can be used on this machine, why not the others, "
         "and what the fast path would choose. The exit status is 0 if the eager pipeline works, and 1 otherwise.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(run=run)

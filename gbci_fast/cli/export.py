@@ -32,7 +32,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "export",
         help="write the model for other software",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     onnx = formats.add_parser(
@@ -41,7 +40,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="The UNet as the fused runtime calls it per step (keys and values of the context and FiLM rows\n"
         "are inputs), and the decoder, each as one file of static shapes; every file is compared with PyTorch.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_shape_options(onnx)
     onnx.add_argument(
@@ -55,7 +53,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "TensorRT-RTX for any. They are kept in the cache of engines, too, where the tensorrt runtime finds those of\n"
         "the sizes that it asks for: batches of 1, 2, 4 and so on, up to 256 (up to 16 of the decoder).",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_shape_options(tensorrt)
     tensorrt.add_argument(

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gbci_fast.choices import GUIDANCE_SCALE, RUNTIMES, SHARD_SIZE, TIERS
+from gbci_fast.choices import RUNTIME, RUNTIMES, SHARD_SIZE, TIER, TIERS
+from gbci_fast.cli.parser import add_fields, settings_of
 from gbci_fast.cli.progress import image_progress
 from gbci_fast.errors import GBCIError
+from gbci_fast.generate.settings import JobSettings, SamplerSettings
 from gbci_fast.jobs.folder import CHECKS
 
 if TYPE_CHECKING:
@@ -35,27 +37,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Paint lesion variants into every input mammogram. INPUT is a DICOM or PNG file, a folder of them, "
         "or a VinDr-Mammo root. For research data sets, not for diagnosis.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("input", type=Path, metavar="INPUT")
     parser.add_argument("--output", type=Path, help="folder of the new data set; needed unless --write-plan is given")
     parser.add_argument("--variants", type=int, help="synthetic images per input (default 4)")
-    parser.add_argument("--seed", type=int, default=0, help="of the whole job (default 0)")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        default=GUIDANCE_SCALE,
-        help=f"classifier-free guidance scale (default {GUIDANCE_SCALE})",
-    )
-    parser.add_argument(
-        "--format",
-        default="dicom,png",
-        help="dicom, png and webdataset (tar files of many images), one or more, comma-separated (default dicom,png)",
-    )
-    parser.add_argument(
-        "--shard-size", type=int, help=f"images per tar file of webdataset, in whole batches (default {SHARD_SIZE})"
-    )
+    add_fields(parser, JobSettings, "seed", default=0)
+    add_fields(parser, SamplerSettings)
+    add_fields(parser, JobSettings, "formats")
+    add_fields(parser, JobSettings, "shard_size", default=None)
     parser.add_argument(
         "--mask", help="auto (the default: drawn from the priors), annotations (the boxes), or a mask image file"
     )
@@ -79,22 +68,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--write-plan", type=Path, metavar="CSV", help="write the plan of these arguments, to be edited, and stop"
     )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=8,
-        help="images sampled together (default 8); the templates of three batches are in memory",
-    )
-    parser.add_argument("--compression", choices=("none", "rle", "jpeg2000"), default="rle", help="of DICOM, lossless")
+    add_fields(parser, JobSettings, "batch_size", "compression")
     parser.add_argument("--weights", type=Path, help="pipeline folder (default: the packaged checkpoint)")
     parser.add_argument(
-        "--runtime", choices=RUNTIMES, default="auto", help="what executes the UNet (default auto: the fastest here)"
+        "--runtime", choices=RUNTIMES, default=RUNTIME, help="what executes the UNet (default auto: the fastest here)"
     )
     parser.add_argument(
         "--tier",
         choices=TIERS,
-        default="tolerance",
-        help="the largest difference to the eager pipeline's images that a technique may make (default tolerance)",
+        default=TIER,
+        help="the largest difference to the eager pipeline's images that a technique may make (default %(default)s)",
     )
     parser.add_argument(
         "--dtype",
@@ -155,9 +138,8 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.output is None:
         args.refuse("the following arguments are required: --output")
-    formats = tuple(args.format.split(","))
-    if args.shard_size is not None and "webdataset" not in formats:
-        args.refuse(f"argument --shard-size: not allowed with --format {args.format}, which writes no shards")
+    if args.shard_size is not None and "webdataset" not in args.format:
+        args.refuse(f"argument --shard-size: not allowed with --format {','.join(args.format)}, which writes no shards")
     if args.workers is not None and args.workers < 0:
         args.refuse(f"argument --workers: {args.workers}; expected 0 or more")
 
@@ -169,7 +151,6 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.generate.identities import job_identities
     from gbci_fast.generate.job import run_job
     from gbci_fast.generate.manifest import SKIPPED
-    from gbci_fast.generate.settings import JobSettings, SamplerSettings
     from gbci_fast.jobs.files import hash_weights
     from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
     from gbci_fast.model.devices import pick_device
@@ -193,13 +174,11 @@ def run(args: argparse.Namespace) -> None:
     if args.tier == "exact":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     pipe = accelerate(load_pipeline(folder), args.runtime, args.tier, names[args.dtype], device)
-    settings = JobSettings(
-        seed=args.seed,
-        formats=formats,
-        batch_size=args.batch_size,
+    settings = settings_of(
+        args,
+        JobSettings,
         shard_size=SHARD_SIZE if args.shard_size is None else args.shard_size,
-        compression=args.compression,
-        sampler=SamplerSettings(num_inference_steps=args.steps, guidance_scale=args.guidance),
+        sampler=settings_of(args, SamplerSettings),
         # What was decided, not what was asked for: where "auto" would decide otherwise, the job is another.
         runtime=pipe.decision.runtime,
         tier=pipe.decision.tier,

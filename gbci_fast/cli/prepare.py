@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from gbci_fast.cli.parser import add_fields, settings_of
+from gbci_fast.data.settings import PrepareSettings
 from gbci_fast.jobs.folder import CHECKS
 
 EXAMPLE = """\
@@ -21,19 +23,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "files) into model space. CACHE gets pixels.npy, masks.npy, index.parquet, and qc/ to look at. The same inputs "
         "give the same bytes, whatever the number of workers.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT")
     parser.add_argument("--output", type=Path, required=True, metavar="CACHE", help="a new or an empty folder")
-    parser.add_argument("--size", type=int, default=224, help="side of the fields of view in pixels (default 224)")
-    parser.add_argument(
-        "--views",
-        default="whole,lesion",
-        help="whole (the breast), lesion (around each at twice the magnification) or both (default both)",
-    )
-    parser.add_argument(
-        "--split", choices=("training", "test"), help="of the images whose tables name none (default: unknown)"
-    )
+    add_fields(parser, PrepareSettings)
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--sheets", type=int, default=1, metavar="N", help="pages of the contact sheet (default 1)")
     parser.add_argument("--skip-bad", action="store_true", help="list unusable files in skipped.csv and go on")
@@ -51,15 +44,13 @@ def run(args: argparse.Namespace) -> None:
     """Prepares with a progress bar, and says what there is to look at."""
     from gbci_fast.cli.progress import image_progress
     from gbci_fast.data.prepare import SKIPPED, prepare
-    from gbci_fast.data.prepare_image import PrepareSettings
     from gbci_fast.data.qc import QC_FOLDER, REPORT
 
-    settings = PrepareSettings(size=args.size, views=tuple(args.views.split(",")), split=args.split)
     with image_progress("preparing", args.output) as on_image:
         made = prepare(
             args.roots,
             args.output,
-            settings,
+            settings_of(args, PrepareSettings),
             workers=args.workers,
             resume=args.resume,
             check=args.check,

@@ -20,7 +20,6 @@ def add_parser(subparsers) -> None:
         description="Fits size, aspect, position and BI-RADS per finding category from the boxes of data sets in the\n"
         "VinDr-Mammo layout. generate --priors draws automatic masks from them.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="a folder in the VinDr-Mammo layout")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the JSON file")

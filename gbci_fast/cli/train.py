@@ -3,18 +3,10 @@
 import argparse
 from pathlib import Path
 
+from gbci_fast.cli.parser import add_fields, changes_of
+from gbci_fast.training.settings import DistillConfig, LDMConfig, LoopConfig
+
 STAGES = ("vae", "ldm", "distill", "classifier")
-OVERRIDES = (
-    "steps",
-    "batch_size",
-    "accumulate",
-    "learning_rate",
-    "precision",
-    "seed",
-    "save_every",
-    "sample_every",
-    "tensorboard",
-)  # of the preset's LoopConfig
 EXAMPLE = """\
 example:
   gbci-fast train vae --data VINDR_ROOT --output runs/vae
@@ -33,11 +25,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="train the autoencoder, the latent diffusion model, its few-step student, or the scorer of `evaluate`",
         description="Train one stage. Ctrl-C saves; --resume continues bit for bit.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for stage in STAGES:
-        stage_parser = stages.add_parser(stage, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+        stage_parser = stages.add_parser(stage, epilog=EXAMPLE)
         _add_common(stage_parser)
         if stage == "ldm":
             stage_parser.add_argument(
@@ -57,29 +48,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             stage_parser.add_argument(
                 "--teacher", type=Path, metavar="DIR", help="the pipeline folder to distill (default: the packaged one)"
             )
-            stage_parser.add_argument("--guidance", type=float, help="guidance scale that the student has built in")
-            stage_parser.add_argument("--student-steps", type=int, metavar="N", help="steps the student takes")
-            stage_parser.add_argument(
-                "--solver-steps", type=int, metavar="N", help="DDIM steps of the teacher, a multiple of the student's"
-            )
-            stage_parser.add_argument(
-                "--trajectories", type=int, metavar="N", help="pairs of image and mask that the teacher paints first"
-            )
-            stage_parser.add_argument("--rank", type=int, help="of the low-rank change of every layer")
-            stage_parser.add_argument(
-                "--latent-crop", type=int, metavar="SIDE", help="of the window of each pair, in latent cells"
-            )
+            add_fields(stage_parser, DistillConfig, default=None)
         if stage == "ldm":
-            stage_parser.add_argument(
-                "--variants", type=int, help="augmented (image, mask) pairs encoded per image before training"
-            )
-            stage_parser.add_argument(
-                "--latent-crops",
-                type=int,
-                nargs="+",
-                metavar="SIDE",
-                help="sides of the random latent crops, of which each batch takes one; the full latent's is no crop",
-            )
+            add_fields(stage_parser, LDMConfig, default=None)
         stage_parser.set_defaults(run=run)
 
 
@@ -95,19 +66,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, required=True, help="run folder: state.pt, samples/, the weights, and what was encoded"
     )
     parser.add_argument("--preset", choices=("tiny", "base"), default="base")
-    parser.add_argument("--steps", type=int, help="optimizer steps in all")
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument(
-        "--accumulate", type=int, help="micro-batches per optimizer step; processes under torchrun share them"
-    )
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--precision", choices=("fp32", "bf16"))
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--save-every", type=int)
-    parser.add_argument("--sample-every", type=int)
-    parser.add_argument(
-        "--tensorboard", action="store_true", default=None, help="write curves to OUTPUT/tensorboard (gbci_fast[train])"
-    )
+    add_fields(parser, LoopConfig, "steps", "batch_size", "accumulate", "learning_rate", "precision", default=None)
+    add_fields(parser, LoopConfig, "seed", "save_every", "sample_every", "tensorboard", default=None)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
 
@@ -116,8 +76,8 @@ def run(args: argparse.Namespace) -> None:
     """Builds the stage from its preset and the given overrides, and trains it."""
     from gbci_fast.training import stages
 
-    overrides = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
-    common = {"preset": args.preset, "overrides": overrides, "resume": args.resume, "device": args.device}
+    common = {"preset": args.preset, "resume": args.resume, "device": args.device}
+    common["overrides"] = changes_of(args, LoopConfig)
     if args.stage == "vae":
         stages.train_vae(args.data, args.output, init=args.init, decoder_only=args.decoder_only, **common)
     elif args.stage == "classifier":
@@ -126,25 +86,8 @@ def run(args: argparse.Namespace) -> None:
         from gbci_fast.model.checkpoint import checkpoint_folder
         from gbci_fast.training.distill import train_distill
 
-        train_distill(
-            args.data,
-            args.output,
-            teacher=checkpoint_folder(args.teacher),
-            guidance=args.guidance,
-            student_steps=args.student_steps,
-            solver_steps=args.solver_steps,
-            trajectories=args.trajectories,
-            rank=args.rank,
-            latent_crop=args.latent_crop,
-            **common,
-        )
+        changes, teacher = changes_of(args, DistillConfig), checkpoint_folder(args.teacher)
+        train_distill(args.data, args.output, teacher=teacher, **changes, **common)
     else:
-        stages.train_ldm(
-            args.data,
-            args.output,
-            vae=args.vae,
-            init=args.init,
-            variants=args.variants,
-            latent_crops=args.latent_crops,
-            **common,
-        )
+        changes = changes_of(args, LDMConfig)
+        stages.train_ldm(args.data, args.output, vae=args.vae, init=args.init, **changes, **common)

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.data.frame import MODEL_SIZE, Box, Frame, box_ellipse, whole_breast_frame
+from gbci_fast.choices import FIELDS, MODEL_SIZE
+from gbci_fast.data.frame import Box, Frame, box_ellipse, whole_breast_frame
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.segmentation import breast_mask, pectoral_mask
 from gbci_fast.data.vindr import TEMPLATE, ImageRecord
 from gbci_fast.dicom.reading import Mammogram
 from gbci_fast.errors import GBCIError
 
-FIELDS = ("whole", "lesion")
 # An image is looked at more closely where it has at least this many native pixels per whole-breast model pixel.
 ZOOM_FROM = 1.6
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gbci_fast.choices import MODEL_SIZE
 from gbci_fast.data.segmentation import chest_wall_side
 from gbci_fast.errors import GBCIError
 
-MODEL_SIZE = 224
 Box = tuple[float, float, float, float]
 
 

@@ -9,41 +9,16 @@ import numpy as np
 import torch
 
 from gbci_fast.data.cache import attribute_columns, frame_columns, pack_masks
-from gbci_fast.data.fields import FIELDS, Lesion, PlacedField, Reading, read_fields
+from gbci_fast.data.fields import Lesion, PlacedField, Reading, read_fields
 from gbci_fast.data.folds import patient_fold
-from gbci_fast.data.frame import MODEL_SIZE
 from gbci_fast.data.segmentation import chest_wall_side
-from gbci_fast.data.vindr import SPLITS, ImageRecord
+from gbci_fast.data.settings import PrepareSettings
+from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.dicom.acquisition import side_contradiction
-from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import sha256_of
 from gbci_fast.jobs.processes import start_worker
 
-MIN_SIZE, MAX_SIZE = 16, 4096
 SATURATED = round(0.999 * 65535)  # resampling takes a little off a white area
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareSettings:
-    """What decides a cache's bytes, besides its inputs.
-
-    Attributes:
-        size: side of the fields of view in pixels.
-        views: out of `gbci_fast.data.fields.FIELDS`.
-        split: of the images whose tables name none ("training", "test" or None = unknown).
-    """
-
-    size: int = MODEL_SIZE
-    views: tuple[str, ...] = FIELDS
-    split: str | None = None
-
-    def __post_init__(self):
-        if not MIN_SIZE <= self.size <= MAX_SIZE:
-            raise GBCIError(f"size is {self.size}; expected {MIN_SIZE} to {MAX_SIZE} pixels")
-        if not self.views or set(self.views) - set(FIELDS) or len(set(self.views)) < len(self.views):
-            raise GBCIError(f"views is {','.join(self.views)!r}; expected one or more of {', '.join(FIELDS)}")
-        if self.split not in (None, *SPLITS):
-            raise GBCIError(f"split is {self.split!r}; expected one of {', '.join(SPLITS)}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

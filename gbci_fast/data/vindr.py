@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 
 from gbci_fast.attributes import NO_FINDING, Attributes, is_unknown
+from gbci_fast.choices import SPLITS
 from gbci_fast.data.walk import Found, fault_of, walk_files
 from gbci_fast.dicom.bounds import bounded_lines, check_regular
 from gbci_fast.dicom.reading import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
@@ -26,7 +27,6 @@ from gbci_fast.errors import GBCIError, InputWarning, one_line
 
 BREAST_TABLE = "breast-level_annotations.csv"
 FINDING_TABLE = "finding_annotations.csv"
-SPLITS = ("training", "test")
 IMAGE_COLUMNS = (
     "study_id",
     "series_id",

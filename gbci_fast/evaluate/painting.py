@@ -10,28 +10,12 @@ import numpy as np
 import torch
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress
+from gbci_fast.evaluate.settings import PaintSettings
 from gbci_fast.jobs.files import atomically
 from gbci_fast.jobs.folder import JobFolder, Kept
 from gbci_fast.model.pipeline import GBCIPipeline
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaintSettings:
-    """How lesions are painted; `runtime` and `tier` are those of `gbci_fast.accelerate`."""
-
-    steps: int = 20
-    guidance: float = GUIDANCE_SCALE
-    batch_size: int = 8
-    runtime: str = "auto"
-    tier: str = "tolerance"
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

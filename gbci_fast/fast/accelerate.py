@@ -17,7 +17,7 @@ from typing import overload
 import torch
 from diffusers import UNet2DConditionModel
 
-from gbci_fast.choices import RUNTIMES, TIERS
+from gbci_fast.choices import RUNTIME, RUNTIMES, TIER, TIERS
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast.decision import decide, decide_unet
 from gbci_fast.fast.devices import as_device, fastest_layout
@@ -47,8 +47,8 @@ def accelerate(
 ) -> FastUNet: ...
 def accelerate(
     pipe: GBCIPipeline | UNet2DConditionModel,
-    runtime: str = "auto",
-    tier: str = "tolerance",
+    runtime: str = RUNTIME,
+    tier: str = TIER,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     few_step: bool = True,

@@ -3,8 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from gbci_fast.choices import GUIDANCE_SCALE, SHARD_SIZE
+from gbci_fast.choices import GUIDANCE_SCALE, SHARD_SIZE, STEPS
 from gbci_fast.errors import GBCIError
+from gbci_fast.options import check_least, option
 
 FORMATS = ("dicom", "png", "webdataset")
 
@@ -13,8 +14,10 @@ FORMATS = ("dicom", "png", "webdataset")
 class SamplerSettings:
     """How every batch is sampled."""
 
-    num_inference_steps: int = 20
-    guidance_scale: float = GUIDANCE_SCALE
+    num_inference_steps: int = option(STEPS, "denoising steps (default %(default)s)", flag="--steps")
+    guidance_scale: float = option(
+        GUIDANCE_SCALE, "classifier-free guidance scale (default %(default)s)", flag="--guidance"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,22 +25,27 @@ class JobSettings:
     """What decides a job's bytes; written to ``job.json`` and compared when a job is resumed.
 
     Attributes:
-        seed: of the whole job.
-        formats: out of `FORMATS`.
-        batch_size: images sampled together (bytes are equal when it is).
-        shard_size: images of a WebDataset shard, which holds whole batches: as many as hold so many images.
-        compression: of DICOM files: "none", "rle" or "jpeg2000"; lossless.
+        batch_size: bytes are equal when it is.
+        shard_size: a shard holds whole batches, as many as hold so many images.
         sampler: steps and guidance.
         runtime, tier, dtype, device, weights_hash: how and with what it is sampled.
         priors_hash: of the priors that automatic masks and natural frequencies come from (`Priors.digest`).
         copies_hash: of the gate that rejects copies (`CopyGate.digest`); empty = none.
     """
 
-    seed: int
-    formats: tuple[str, ...] = ("dicom", "png")
-    batch_size: int = 8
-    shard_size: int = SHARD_SIZE
-    compression: str = "rle"
+    seed: int = option(help="of the whole job (default %(default)s)")
+    formats: tuple[str, ...] = option(
+        ("dicom", "png"),
+        "dicom, png and webdataset (tar files of many images), one or more, comma-separated (default %(default)s)",
+        flag="--format",
+    )
+    batch_size: int = option(
+        8, "images sampled together (default %(default)s); the templates of three batches are in memory", least=1
+    )
+    shard_size: int = option(
+        SHARD_SIZE, f"images per tar file of webdataset, in whole batches (default {SHARD_SIZE})", least=1
+    )
+    compression: str = option("rle", "of DICOM, lossless", choices=("none", "rle", "jpeg2000"))
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     runtime: str = "eager"
     tier: str = "exact"
@@ -50,9 +58,7 @@ class JobSettings:
     def __post_init__(self):
         if not self.formats or set(self.formats) - set(FORMATS):
             raise GBCIError(f"format is {','.join(self.formats)!r}; expected one or more of {', '.join(FORMATS)}")
-        for name in ("batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check_least(self)
         if not 0 <= self.seed < 2**63:  # the manifest's column has 64 bits
             raise GBCIError(f"seed is {self.seed}; expected a whole number from 0 to {2**63 - 1}")
 

@@ -19,7 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.choices import GUIDANCE_SCALE
+from gbci_fast.choices import GUIDANCE_SCALE, STEPS
 from gbci_fast.errors import GBCIError
 from gbci_fast.model.arguments import (
     broadcast_inputs,
@@ -151,7 +151,7 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         strength: float = 1.0,
-        num_inference_steps: int = 20,
+        num_inference_steps: int = STEPS,
         guidance_scale: float = GUIDANCE_SCALE,
         eta: float = 0.0,
         num_images_per_prompt: int = 1,

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from gbci_fast.dicom.writing import mammogram_dataset, uid_from_seed, write_dico
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import is_empty, real_path, remove_temporaries, sync, sync_tree
 from gbci_fast.jobs.processes import close_pool, how_it_ended, processes_of, worker_pool
-from gbci_fast.phantom.population import Population
 from gbci_fast.phantom.preview import PREVIEW, write_preview
+from gbci_fast.phantom.settings import PhantomJob, Population
 from gbci_fast.phantom.study import (
     LesionTruth,
     PhantomImage,
@@ -45,54 +45,19 @@ PHANTOM_COLUMNS = (
 Rows = list[dict[str, object]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PhantomJob:
-    """What `generate_phantom` writes.
-
-    Args:
-        seed: of the data set; a study depends on it and on its index alone.
-        size: height (and width) in pixels; see `study.render_study`.
-        population: what patients are drawn from.
-        timepoints: studies per patient, of growing lesions; see `study.growth_series`.
-        interval: days from one timepoint to the next.
-        twins: write the healthy twin of every image with a finding.
-        truth: write masks of the breast and of the pectoral muscle.
-        ultrasound: write a B-mode slice of every finding that has a body; with ``twins`` also of the breast without it.
-
-    Raises:
-        GBCIError: an impossible size, number of timepoints or interval.
-    """
-
-    seed: int = 0
-    size: int | tuple[int, int] = 512
-    population: Population = field(default_factory=Population)
-    timepoints: int = 1
-    interval: int = 365
-    twins: bool = False
-    truth: bool = False
-    ultrasound: bool = False
-
-    def __post_init__(self):
-        make_grid(self.size)
-        if not 1 <= self.timepoints <= 100:
-            raise GBCIError(f"number of timepoints is {self.timepoints}; expected 1 to 100")
-        if not 1 <= self.interval <= 3650:
-            raise GBCIError(f"interval between timepoints is {self.interval}; expected 1 to 3650 days")
-
-
 def generate_phantom(
     output: str | os.PathLike[str],
     studies: int,
-    seed: int = 0,
-    size: int | tuple[int, int] = 512,
+    seed: int = PhantomJob.seed,
+    size: int | tuple[int, int] = PhantomJob.size,
     progress: Callable[[int], None] = lambda done: None,
     *,
     population: Population | None = None,
-    timepoints: int = 1,
-    interval: int = 365,
-    twins: bool = False,
-    truth: bool = False,
-    ultrasound: bool = False,
+    timepoints: int = PhantomJob.timepoints,
+    interval: int = PhantomJob.interval,
+    twins: bool = PhantomJob.twins,
+    truth: bool = PhantomJob.truth,
+    ultrasound: bool = PhantomJob.ultrasound,
     workers: int = 1,
 ) -> None:
     """Writes ``studies`` patients of four images per timepoint; patient ``i`` is the same for any number of them.
@@ -117,14 +82,15 @@ def generate_phantom(
         seed: see `PhantomJob`, as the others.
 
     Raises:
-        GBCIError: an ``output`` that holds something, fewer than one study or worker, or options that `PhantomJob`
-            refuses.
+        GBCIError: an ``output`` that holds something, fewer than one study or worker, an impossible size, or options
+            that `PhantomJob` refuses.
     """
     output = Path(output)
     if studies < 1:
         raise GBCIError(f"number of studies is {studies}; expected at least 1")
     if workers < 1:
         raise GBCIError(f"number of workers is {workers}; expected at least 1")
+    make_grid(size)
     job = PhantomJob(
         seed=seed,
         size=size,

@@ -1,11 +1,9 @@
 """Who gets what: densities, ages, the hazard of cancer, and how often each finding occurs."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from gbci_fast.attributes import FINDING_CATEGORIES
-from gbci_fast.errors import GBCIError
+from gbci_fast.phantom.settings import Population
 
 # Per density class: its share of women, fat fraction, compressed thickness in mm.
 DENSITIES = {"A": (0.1, 0.95, 60.0), "B": (0.4, 0.85, 55.0), "C": (0.4, 0.66, 45.0), "D": (0.1, 0.40, 35.0)}
@@ -56,58 +54,40 @@ ASSOCIATED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Population:
-    """What a data set is drawn from.
+def rates(population: Population) -> dict[str, float]:
+    """The share of each category among primary findings.
 
-    Args:
-        prevalence: primary findings per breast, on average, in [0, 1]. Which of them are malignant follows the hazard.
-        balance: draw every category equally often, instead of at VinDr-Mammo's rates.
-
-    Raises:
-        GBCIError: a prevalence outside [0, 1].
+    At VinDr-Mammo's rates, what malignant masses bring along is taken off, so that all rows together agree.
     """
+    if population.balance:
+        return dict.fromkeys(FINDING_CATEGORIES, 1 / len(FINDING_CATEGORIES))
+    lesions = {category: rows / views for category, (rows, views) in VINDR_ROWS.items()}
+    brought = MALIGNANT["Mass"] * lesions["Mass"]
+    primary = {category: lesions[category] - brought * ASSOCIATED.get(category, 0) for category in lesions}
+    total = sum(primary.values())
+    return {category: count / total for category, count in primary.items()}
 
-    prevalence: float = 0.5
-    balance: bool = False
 
-    def __post_init__(self):
-        if not 0 <= self.prevalence <= 1:
-            raise GBCIError(f"prevalence is {self.prevalence}; expected findings per breast from 0 to 1")
+def draw_categories(population: Population, rng: np.random.Generator, hazard: float) -> list[tuple[str, bool]]:
+    """The primary findings of one breast, none to two: category, and whether it is malignant.
 
-    def rates(self) -> dict[str, float]:
-        """The share of each category among primary findings.
-
-        At VinDr-Mammo's rates, what malignant masses bring along is taken off, so that all rows together agree.
-        """
-        if self.balance:
-            return dict.fromkeys(FINDING_CATEGORIES, 1 / len(FINDING_CATEGORIES))
-        lesions = {category: rows / views for category, (rows, views) in VINDR_ROWS.items()}
-        brought = MALIGNANT["Mass"] * lesions["Mass"]
-        primary = {category: lesions[category] - brought * ASSOCIATED.get(category, 0) for category in lesions}
-        total = sum(primary.values())
-        return {category: count / total for category, count in primary.items()}
-
-    def draw_categories(self, rng: np.random.Generator, hazard: float) -> list[tuple[str, bool]]:
-        """The primary findings of one breast, none to two: category, and whether it is malignant.
-
-        A malignant one comes with probability 1 - exp(-hazard x baseline), so that a proportional-hazards model
-        (complementary log-log link) recovers `log_hazard`; a benign one regardless of the hazard.
-        """
-        rates = self.rates()
-        shares = {
-            True: {category: rate * MALIGNANT[category] for category, rate in rates.items()},
-            False: {category: rate * (1 - MALIGNANT[category]) for category, rate in rates.items()},
-        }
-        drawn = []
-        for malignant, share in shares.items():
-            expected = self.prevalence * sum(share.values())
-            probability = 1 - np.exp(-hazard * expected) if malignant else expected
-            chance, weights = rng.uniform(), np.array(list(share.values()))
-            category = str(rng.choice(list(share), p=weights / weights.sum()))
-            if chance < probability:
-                drawn.append((category, malignant))
-        return drawn
+    A malignant one comes with probability 1 - exp(-hazard x baseline), so that a proportional-hazards model
+    (complementary log-log link) recovers `log_hazard`; a benign one regardless of the hazard.
+    """
+    per_category = rates(population)
+    shares = {
+        True: {category: rate * MALIGNANT[category] for category, rate in per_category.items()},
+        False: {category: rate * (1 - MALIGNANT[category]) for category, rate in per_category.items()},
+    }
+    drawn = []
+    for malignant, share in shares.items():
+        expected = population.prevalence * sum(share.values())
+        probability = 1 - np.exp(-hazard * expected) if malignant else expected
+        chance, weights = rng.uniform(), np.array(list(share.values()))
+        category = str(rng.choice(list(share), p=weights / weights.sum()))
+        if chance < probability:
+            drawn.append((category, malignant))
+    return drawn
 
 
 def log_hazard(breast_density: str, age: float) -> float:

@@ -17,8 +17,9 @@ from gbci_fast.phantom.anatomy import BreastShape, Grid, draw_shape, map_anatomy
 from gbci_fast.phantom.findings import PhantomFinding, draw_findings
 from gbci_fast.phantom.lesions import Scene
 from gbci_fast.phantom.placement import Room
-from gbci_fast.phantom.population import AGE_SHARES, AGES, DENSITIES, Population, relative_hazard
+from gbci_fast.phantom.population import AGE_SHARES, AGES, DENSITIES, draw_categories, relative_hazard
 from gbci_fast.phantom.projection import expose, fit_window, present, set_beam
+from gbci_fast.phantom.settings import Population
 from gbci_fast.phantom.texture import glandular_map
 
 MODEL_VERSION = "phantom 2"
@@ -173,7 +174,7 @@ def draw_study(seed: int, index: int, population: Population | None = None) -> S
             )
             for view in VIEW_POSITIONS
         }
-        categories = population.draw_categories(stream(seed, index, laterality, "categories"), hazard)
+        categories = draw_categories(population, stream(seed, index, laterality, "categories"), hazard)
         # Denser than the other breast: one of the two at most.
         if breasts and any("Global Asymmetry" in finding.categories for finding in breasts[0].findings):
             categories = [item for item in categories if item[0] != "Global Asymmetry"]

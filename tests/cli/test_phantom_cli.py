@@ -1,17 +1,17 @@
 """`gbci-fast phantom`: options, exit status, and what it says."""
 
-import argparse
 import csv
 
 import pytest
 
 from gbci_fast.cli import phantom
+from gbci_fast.cli.parser import Parser
 from gbci_fast.errors import GBCIError
 
 
 @pytest.fixture
 def parser():
-    parser = argparse.ArgumentParser(prog="gbci-fast")
+    parser = Parser(prog="gbci-fast")
     phantom.add_parser(parser.add_subparsers())
     return parser
 

@@ -12,10 +12,12 @@ from gbci_fast.phantom.population import (
     AGES,
     DENSITIES,
     VINDR_ROWS,
-    Population,
+    draw_categories,
     log_hazard,
+    rates,
     relative_hazard,
 )
+from gbci_fast.phantom.settings import Population
 from gbci_fast.phantom.study import draw_study
 
 STUDIES = 200
@@ -49,12 +51,12 @@ def test_categories_occur_at_the_rates_of_vindr(plans):
 
 def test_balance_draws_rare_categories_as_often():
     population = Population(prevalence=1.0, balance=True)
-    assert set(population.rates().values()) == {0.1}
+    assert set(rates(population).values()) == {0.1}
     rows = count_rows([draw_study(0, index, population) for index in range(80)])
     lesions = {category: rows[category] / VINDR_ROWS[category][1] for category in FINDING_CATEGORIES}
     assert min(lesions.values()) > 0.3 * max(lesions.values())
-    assert sum(Population().rates().values()) == pytest.approx(1)
-    assert min(Population().rates().values()) > 0
+    assert sum(rates(Population()).values()) == pytest.approx(1)
+    assert min(rates(Population()).values()) > 0
 
 
 @pytest.mark.parametrize("prevalence", [0.0, 0.2, 0.5])
@@ -65,7 +67,7 @@ def test_prevalence(prevalence):
         relative_hazard(rng.choice(list(DENSITIES), p=[row[0] for row in DENSITIES.values()]), age)
         for age in rng.choice(AGES, 4000, p=AGE_SHARES)
     ]
-    number = np.mean([len(population.draw_categories(rng, hazard)) for hazard in hazards])
+    number = np.mean([len(draw_categories(population, rng, hazard)) for hazard in hazards])
     assert number == pytest.approx(prevalence, abs=0.04)
 
 
@@ -101,7 +103,7 @@ def test_a_risk_model_recovers_the_hazard():
     points = []
     for density, age in (("A", 45), ("B", 55), ("D", 70)):
         hazard = relative_hazard(density, age)
-        drawn = [population.draw_categories(rng, hazard) for _ in range(5000)]
+        drawn = [draw_categories(population, rng, hazard) for _ in range(5000)]
         malignant = np.mean([any(is_malignant for _, is_malignant in findings) for findings in drawn])
         benign = np.mean([any(not is_malignant for _, is_malignant in findings) for findings in drawn])
         points.append((np.log(hazard), np.log(-np.log(1 - malignant)), benign))

@@ -8,11 +8,12 @@ from gbci_fast.cli.evaluate.options import (
     add_files,
     add_painting,
     open_pipeline,
-    paint_settings,
     painted_folder,
     print_targets,
     stage_progress,
 )
+from gbci_fast.cli.parser import add_fields, settings_of
+from gbci_fast.evaluate.settings import AdherenceSettings, PaintSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,48 +34,13 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "beside real lesions, the autoencoder alone, erased lesions, and lesions painted by other lesions'\n"
         "descriptions. Writes JSON and a PNG figure, prints a table.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_files(parser)
     add_painting(parser)
-    parser.add_argument("--split", choices=("training", "test"), default="test", help="(default: test)")
-    parser.add_argument("--seed", type=int, default=0, help="of noise, shuffling and bootstrap (default: 0)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use N images, spread evenly over all")
+    add_fields(parser, AdherenceSettings, "split", "seed", "limit")
     parser.add_argument("--scorer", type=Path, metavar="DIR", help="written by `train classifier` (default: packaged)")
-    parser.add_argument(
-        "--guidance-sweep",
-        type=parse_sweep,
-        default=(),
-        metavar="G,G,...",
-        help="paint at these guidance scales, too, such as 1,2,3,5",
-    )
-    parser.add_argument(
-        "--variants",
-        type=int,
-        default=1,
-        metavar="N",
-        help="paint every lesion so many times, with other noise each time: one painting per lesion leaves its luck in "
-        "the figures (default: 1)",
-    )
-    parser.add_argument(
-        "--shuffled",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="paint every lesion by another's description as well, which takes as long again (default: yes)",
-    )
+    add_fields(parser, AdherenceSettings, "sweep", "variants", "shuffled")
     parser.set_defaults(run=run)
-
-
-def parse_sweep(text: str) -> tuple[float, ...]:
-    """Of "1,2,3,5".
-
-    Raises:
-        ArgumentTypeError: a part is no number.
-    """
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"guidance sweep is {text!r}; expected numbers such as 1,2,3,5") from None
 
 
 def run(args: argparse.Namespace) -> None:
@@ -83,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from gbci_fast.evaluate.adherence.evaluation import AdherenceSettings, derange, evaluate_adherence
+    from gbci_fast.evaluate.adherence.evaluation import derange, evaluate_adherence
     from gbci_fast.evaluate.adherence.figure import draw_figure
     from gbci_fast.evaluate.lesions import read_lesions
     from gbci_fast.evaluate.painting import paint, reconstruct
@@ -91,16 +57,8 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.evaluate.scorer import load_scorer
 
     figure = figure_path(args.output, args.figure)
-    painting = paint_settings(args)
-    settings = AdherenceSettings(
-        split=args.split,
-        guidance=painting.guidance,
-        sweep=args.guidance_sweep,
-        shuffled=args.shuffled,
-        variants=args.variants,
-        seed=args.seed,
-        limit=args.limit,
-    )
+    painting = settings_of(args, PaintSettings)
+    settings = settings_of(args, AdherenceSettings, guidance=painting.guidance)
     scorer, folder = load_scorer(args.scorer), painted_folder(args)
     pipe, weights = open_pipeline(args)
     with stage_progress(("reading", "painting")) as on_progress:

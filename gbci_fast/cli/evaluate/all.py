@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 
 from gbci_fast.cli.evaluate.options import add_painting
+from gbci_fast.cli.parser import add_fields
 from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.settings import UtilitySettings
 from gbci_fast.jobs.files import real_path
 
 PAGE, ARGUMENTS = "index.html", "arguments.json"
@@ -25,13 +27,12 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         description="Run every kind of evaluation on the test images of the roots, each with its own defaults,\n"
         f"and put targets, figures and reports on one page, {PAGE}.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder, or with --resume")
     add_painting(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of noise, splits and bootstrap (default: 0)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use N images of each split, spread evenly over all")
+    add_fields(parser, UtilitySettings, "seed", help="of noise, splits and bootstrap (default: %(default)s)")
+    add_fields(parser, UtilitySettings, "limit")
     parser.add_argument(
         "--skip", default="", metavar="KINDS", help="kinds to leave out, comma-separated, such as utility"
     )

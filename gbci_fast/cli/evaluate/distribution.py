@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gbci_fast.cli.evaluate.options import add_files, add_painting, print_targets, refuse_painting, stage_progress
+from gbci_fast.cli.parser import add_fields, settings_of
+from gbci_fast.evaluate.settings import DistributionSettings, PaintSettings
 from gbci_fast.jobs.files import real_path
 
 if TYPE_CHECKING:
@@ -41,12 +43,9 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "patients; diversity, power spectrum, seams. Repaints the real lesions, or takes another data set.\n"
         "Writes JSON and a PNG figure, prints tables.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_files(parser)
-    parser.add_argument("--split", choices=("training", "test"), default="test", help="of the real lesions (test)")
-    parser.add_argument("--seed", type=int, default=0, help="of noise, halves and resamples (default: 0)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use N images of each, real and synthetic")
+    add_fields(parser, DistributionSettings)
     parser.add_argument(
         "--features",
         default="radiomics",
@@ -68,19 +67,14 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates, writes figure and report, and prints the tables."""
     from rich.console import Console
 
-    from gbci_fast.evaluate.distribution.evaluation import (
-        REAL,
-        DistributionSettings,
-        check_patients,
-        evaluate_distribution,
-    )
+    from gbci_fast.evaluate.distribution.evaluation import REAL, check_patients, evaluate_distribution
     from gbci_fast.evaluate.distribution.figure import draw_figure
     from gbci_fast.evaluate.extractors import open_extractors
     from gbci_fast.evaluate.lesions import crop_lesions, read_lesions
     from gbci_fast.evaluate.report import figure_path, write_report
 
     figure = figure_path(args.output, args.figure)
-    settings = DistributionSettings(split=args.split, seed=args.seed, limit=args.limit)
+    settings = settings_of(args, DistributionSettings)
     extractors = open_extractors(args.features)
     make = _painting(args) if args.synthetic is None else _reading(args)
     with stage_progress(("reading",)) as on_progress:
@@ -105,13 +99,13 @@ def _painting(args: argparse.Namespace) -> "Make":
     """Checks the options; what it returns paints."""
     from dataclasses import asdict
 
-    from gbci_fast.cli.evaluate.options import open_pipeline, paint_settings, painted_folder
+    from gbci_fast.cli.evaluate.options import open_pipeline, painted_folder
     from gbci_fast.evaluate.lesions import crop_lesions
     from gbci_fast.evaluate.painting import paint, reconstruct, ring_mean_fill
     from gbci_fast.model.checkpoint import checkpoint_folder
     from gbci_fast.model.devices import pick_device
 
-    settings = paint_settings(args)
+    settings = settings_of(args, PaintSettings)
     checkpoint_folder(args.weights)
     pick_device(args.device)
 

@@ -8,11 +8,12 @@ from gbci_fast.cli.evaluate.options import (
     add_files,
     add_painting,
     open_pipeline,
-    paint_settings,
     painted_folder,
     refuse_painting,
     stage_progress,
 )
+from gbci_fast.cli.parser import add_fields, settings_of
+from gbci_fast.evaluate.settings import MemorisationSettings, PaintSettings
 from gbci_fast.jobs.files import real_path
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "against those of the real test lesions. Synthetic are the test lesions, painted again, or those of\n"
         "--synthetic. Writes JSON and a PNG figure with the nearest pairs, prints a table.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_files(parser)
     add_painting(parser)
@@ -51,11 +51,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         help="also write the index of training crops for generate --reject-copies; it holds PIXELS OF THE TRAINING "
         "DATA: keep it where these may be, and commit it nowhere",
     )
-    parser.add_argument(
-        "--quantile", type=float, default=0.01, help="share of new lesions below the threshold (default: 0.01)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of noise and bootstrap (default: 0)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use N test and N synthetic images, spread evenly")
+    add_fields(parser, MemorisationSettings)
     parser.set_defaults(run=run)
 
 
@@ -68,7 +64,6 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.evaluate.lesions import read_lesions
     from gbci_fast.evaluate.memorisation.evaluation import (
         Lesions,
-        MemorisationSettings,
         evaluate_memorisation,
         read_synthetic,
     )
@@ -83,8 +78,8 @@ def run(args: argparse.Namespace) -> None:
         if real_path(args.index) in (real_path(args.output), real_path(figure)):
             raise GBCIError(f"the index would replace {args.index}, report or figure; choose another name")
         figure_path(args.index, args.index.with_suffix(".npz.png"))  # it, too, can be written
-    settings = MemorisationSettings(quantile=args.quantile, seed=args.seed, limit=args.limit)
-    painting = None if args.synthetic is not None else paint_settings(args)
+    settings = settings_of(args, MemorisationSettings)
+    painting = None if args.synthetic is not None else settings_of(args, PaintSettings)
     opened = None if args.synthetic is not None else open_pipeline(args)
     with stage_progress(("reading",)) as on_progress:
         real_cases = read_lesions(

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbci_fast.choices import GUIDANCE_SCALE, RUNTIMES, TIERS
+from gbci_fast.cli.parser import Parser, add_fields
+from gbci_fast.evaluate.settings import PaintSettings
 
 if TYPE_CHECKING:
-    from gbci_fast.evaluate.painting import PaintSettings
     from gbci_fast.model.pipeline import GBCIPipeline
 
 
@@ -26,13 +26,7 @@ def add_painting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", type=Path, metavar="DIR", help="a pipeline folder (default: the packaged checkpoint)"
     )
-    parser.add_argument("--steps", type=int, default=20, help="sampler steps (default: 20)")
-    parser.add_argument(
-        "--guidance", type=float, default=GUIDANCE_SCALE, help=f"guidance scale (default: {GUIDANCE_SCALE})"
-    )
-    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="what executes the UNet (default: auto)")
-    parser.add_argument("--tier", choices=TIERS, default="tolerance", help="of the fast path (default: tolerance)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images sampled at once (default: 8)")
+    add_fields(parser, PaintSettings, "steps", "guidance", "runtime", "tier", "batch_size")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(
         "--painted",
@@ -47,7 +41,7 @@ def refuse_painting(args: argparse.Namespace) -> None:
     """Raises GBCIError where an option of `add_painting` is given beside --synthetic, which would ignore it."""
     from gbci_fast.errors import GBCIError
 
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_painting(parser)
     for name, default in vars(parser.parse_args([])).items():
         if getattr(args, name) != default:
@@ -58,19 +52,6 @@ def refuse_painting(args: argparse.Namespace) -> None:
 def painted_folder(args: argparse.Namespace) -> Path:
     """Of --painted, or its default."""
     return args.painted or args.output.parent / "painted"
-
-
-def paint_settings(args: argparse.Namespace) -> "PaintSettings":
-    """Of --steps, --guidance, --batch-size, --runtime and --tier; GBCIError where one is out of range."""
-    from gbci_fast.evaluate.painting import PaintSettings
-
-    return PaintSettings(
-        steps=args.steps,
-        guidance=args.guidance,
-        batch_size=args.batch_size,
-        runtime=args.runtime,
-        tier=args.tier,
-    )
 
 
 def open_pipeline(args: argparse.Namespace) -> "tuple[GBCIPipeline, str]":

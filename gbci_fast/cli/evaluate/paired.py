@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.cli.evaluate.options import add_files, print_targets, stage_progress
+from gbci_fast.cli.parser import add_fields, settings_of
+from gbci_fast.evaluate.settings import PairedSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,20 +26,12 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         description="SSIM and PSNR of repainted lesions against the real ones, in the whole image, the breast and the\n"
         "dilated lesion, beside a ceiling and two trivial fillings. Writes JSON and a PNG figure, prints a table.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_files(parser)
     parser.add_argument(
         "--weights", type=Path, metavar="DIR", help="a pipeline folder (default: the packaged checkpoint)"
     )
-    parser.add_argument("--split", choices=("training", "test"), default="test", help="(default: test)")
-    parser.add_argument("--steps", type=int, default=20, help="sampler steps (default: 20)")
-    parser.add_argument(
-        "--guidance", type=float, default=GUIDANCE_SCALE, help=f"guidance scale (default: {GUIDANCE_SCALE})"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of noise and bootstrap (default: 0)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images sampled at once (default: 8)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use N images, spread evenly over all")
+    add_fields(parser, PairedSettings)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.set_defaults(run=run)
 
@@ -47,21 +40,14 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates, writes figure and report, and prints the table."""
     from rich.console import Console
 
-    from gbci_fast.evaluate.paired.evaluation import PairedSettings, evaluate_paired
+    from gbci_fast.evaluate.paired.evaluation import evaluate_paired
     from gbci_fast.evaluate.paired.figure import draw_figure
     from gbci_fast.evaluate.report import figure_path, write_report
     from gbci_fast.model.checkpoint import checkpoint_folder
     from gbci_fast.model.devices import pick_device
 
     figure = figure_path(args.output, args.figure)
-    settings = PairedSettings(
-        split=args.split,
-        steps=args.steps,
-        guidance=args.guidance,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        limit=args.limit,
-    )
+    settings = settings_of(args, PairedSettings)
     device = pick_device(args.device)
     with stage_progress(("reading", "sampling")) as on_progress:
         report, examples = evaluate_paired(

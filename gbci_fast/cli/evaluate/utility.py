@@ -7,10 +7,11 @@ from gbci_fast.cli.evaluate.options import (
     add_files,
     add_painting,
     open_pipeline,
-    paint_settings,
     painted_folder,
     stage_progress,
 )
+from gbci_fast.cli.parser import add_fields, settings_of
+from gbci_fast.evaluate.settings import PaintSettings, UtilitySettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,21 +32,9 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "the training patients, on synthetic ones, on both; with equal steps. Judges it on real patches of the test\n"
         "split; needs both. Writes JSON and a PNG figure, prints a table. A stopped run goes on where it was.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_files(parser)
-    parser.add_argument("--seed", type=int, default=0, help="the first seed (default: 0)")
-    parser.add_argument("--seeds", type=int, default=5, help="trainings per arm and fraction (default: 5)")
-    parser.add_argument(
-        "--fractions",
-        type=_percentages,
-        default=(10.0, 25.0, 50.0, 100.0),
-        metavar="P,P",
-        help="percent of the real training patients (default: 10,25,50,100)",
-    )
-    parser.add_argument("--train-steps", type=int, default=300, help="optimizer steps per training (default: 300)")
-    parser.add_argument("--synthetic-count", type=int, default=256, metavar="N", help="lesions painted (default: 256)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use N images of each split, spread evenly over all")
+    add_fields(parser, UtilitySettings)
     add_painting(parser)
     parser.set_defaults(run=run)
 
@@ -55,19 +44,11 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from gbci_fast.evaluate.report import figure_path, write_report
-    from gbci_fast.evaluate.utility.evaluation import UtilitySettings, evaluate_utility
+    from gbci_fast.evaluate.utility.evaluation import evaluate_utility
     from gbci_fast.evaluate.utility.figure import draw_figure
 
     figure = figure_path(args.output, args.figure)
-    settings = UtilitySettings(
-        seed=args.seed,
-        seeds=args.seeds,
-        fractions=args.fractions,
-        train_steps=args.train_steps,
-        synthetic_count=args.synthetic_count,
-        limit=args.limit,
-        painting=paint_settings(args),
-    )
+    settings = settings_of(args, UtilitySettings, painting=settings_of(args, PaintSettings))
     pipe, weights = open_pipeline(args)
     with stage_progress(("reading training", "reading test", "painting", "training")) as on_progress:
         report, examples = evaluate_utility(
@@ -120,10 +101,3 @@ def build_table(report: dict[str, Any]) -> "Table":
 def _interval(summary: dict[str, Any], form: str, between: str) -> str:
     """Blank where there is none."""
     return "" if summary["low"] is None else f"{summary['low']:{form}}{between}{summary['high']:{form}}"
-
-
-def _percentages(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"fractions is {text!r}; expected percentages such as 10,25,50,100") from None

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, crop_lesions
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
 from gbci_fast.evaluate.painting import Description, ring_mean_fill
 from gbci_fast.evaluate.report import target
 from gbci_fast.evaluate.scorer import SIZE, Scorer, cut_windows, label, labels
+from gbci_fast.evaluate.settings import AdherenceSettings
 
 CHANCE = 0.5
 KEPT_SHARE = 0.8  # of the real crops' advantage over chance that painted ones must have
@@ -22,33 +22,6 @@ CONDITIONS = ("real", "reconstruction", "ring_mean", TOLD, SHUFFLED, ORIGINAL)
 
 Painter = Callable[[Sequence[LesionCase], Sequence[Description], float], Sequence[np.ndarray]]
 """``f(cases, descriptions, guidance)``: float32 [S, S] in [0, 1], one per case."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdherenceSettings:
-    """What is painted; `sweep` are further guidance scales, `shuffled` paints everything twice.
-
-    Attributes:
-        variants: how many times every lesion is painted, with other noise each time.
-    """
-
-    split: str = "test"
-    guidance: float = GUIDANCE_SCALE
-    sweep: tuple[float, ...] = ()
-    shuffled: bool = True
-    variants: int = 1
-    seed: int = 0
-    limit: int | None = None
-
-    def __post_init__(self):
-        for name, lowest in (("variants", 1), ("seed", 0)):
-            if getattr(self, name) < lowest:
-                raise GBCIError(f"{name} is {getattr(self, name)}; expected at least {lowest}")
-        for guidance in (self.guidance, *self.sweep):
-            if not np.isfinite(guidance):
-                raise GBCIError(f"guidance is {guidance}; expected a finite number")
-        if len(set(self.sweep)) < len(self.sweep):
-            raise GBCIError(f"guidance sweep is {', '.join(f'{g:g}' for g in self.sweep)}; expected each value once")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,6 +19,7 @@ from gbci_fast.evaluate.features import Extractor
 from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress
 from gbci_fast.evaluate.metrics import LEVEL, patient_summary
 from gbci_fast.evaluate.report import target, versions
+from gbci_fast.evaluate.settings import DistributionSettings
 
 REAL = "real"
 STANDARDIZED = ("radiomics",)  # features of many units; a network's have one
@@ -29,35 +30,6 @@ QUANTILES = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Weights of a set's items [R, N] and of the real ones [R, M] to R values."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistributionSettings:
-    """How sets are compared.
-
-    Attributes:
-        splits: random halvings of the patients.
-        resamples: of the patients, for intervals.
-        neighbors: k of precision, recall, density and coverage.
-        pairs: of crops, at most, for their similarity.
-    """
-
-    split: str = "test"
-    seed: int = 0
-    limit: int | None = None
-    splits: int = 100
-    resamples: int = 500
-    neighbors: int = 5
-    pairs: int = 2000
-
-    def __post_init__(self):
-        for name in ("splits", "resamples", "neighbors", "pairs"):
-            if getattr(self, name) < 1:
-                raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.limit is not None and self.limit < 1:
-            raise GBCIError(f"limit is {self.limit}; expected at least 1")
-        if self.seed < 0:
-            raise GBCIError(f"seed is {self.seed}; expected at least 0")
 
 
 def evaluate_distribution(

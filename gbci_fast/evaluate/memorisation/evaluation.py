@@ -22,25 +22,11 @@ from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress, crop_lesio
 from gbci_fast.evaluate.memorisation.neighbors import Nearest, TrainingIndex, index_digest
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
 from gbci_fast.evaluate.report import target, versions
+from gbci_fast.evaluate.settings import MemorisationSettings
 
 NUM_CONTROLS = 48  # training crops that are made into copies
 CONTROL_SHIFT, CONTROL_GAIN, CONTROL_NOISE = (2, -3), 0.7, 0.1  # pixels of a crop; the lesion's standard deviations
 CHUNK = 16  # crops between two reports of progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemorisationSettings:
-    """How copies are told; `seed` is of bootstrap and controls."""
-
-    quantile: float = 0.01
-    seed: int = 0
-    limit: int | None = None
-
-    def __post_init__(self):
-        if not 0 < self.quantile <= 0.5:
-            raise GBCIError(f"quantile is {self.quantile:g}; expected above 0, at most 0.5")
-        if self.seed < 0:
-            raise GBCIError(f"seed is {self.seed}; expected at least 0")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

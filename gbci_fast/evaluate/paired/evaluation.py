@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from gbci_fast.attributes import FINDING_CATEGORIES, Attributes
-from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.data.fields import Lesion, read_fields, to_unit
 from gbci_fast.data.vindr import ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
@@ -35,6 +34,7 @@ from gbci_fast.evaluate.metrics import (
     ring_mean,
 )
 from gbci_fast.evaluate.report import target, versions
+from gbci_fast.evaluate.settings import PairedSettings
 from gbci_fast.jobs.files import hash_weights, real_path
 from gbci_fast.model.checkpoint import load_pipeline
 from gbci_fast.model.pipeline import GBCIPipeline
@@ -86,26 +86,6 @@ OnProgress = Callable[[str, float, int], None]
 """Called as ``f(stage, done, total)``, in images."""
 Images = dict[str, np.ndarray]
 """Condition to float32 [S, S] in [0, 1]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedSettings:
-    """What is evaluated and how it is sampled; `limit` takes that many images, spread evenly over all."""
-
-    split: str = "test"
-    steps: int = 20
-    guidance: float = GUIDANCE_SCALE
-    seed: int = 0
-    batch_size: int = 8
-    limit: int | None = None
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise GBCIError(f"{name} is {value}; expected at least 1")
-        if self.seed < 0:
-            raise GBCIError(f"seed is {self.seed}; expected at least 0")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,7 +11,7 @@ traces instead of lesions, which would show as a low figure on real patches.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ import torch
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress, read_lesions
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
-from gbci_fast.evaluate.painting import PaintSettings, paint
+from gbci_fast.evaluate.painting import paint
 from gbci_fast.evaluate.report import versions
+from gbci_fast.evaluate.settings import UtilitySettings
 from gbci_fast.evaluate.utility.patch_classifier import (
     RECIPE,
     PatchSet,
@@ -57,42 +58,6 @@ NUM_EXAMPLES = 8
 
 Examples = dict[str, np.ndarray]
 """Kind ("real lesion", ...) to patches float32 [n, P, P]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class UtilitySettings:
-    """What is trained and on how much.
-
-    Attributes:
-        seed: of patches, moved masks, noise and bootstrap; the trainings' seeds count up from it.
-        seeds: trainings per arm and fraction, each with its own choice of patients and first weights.
-        fractions: percent of the real training patients, ascending.
-        train_steps: optimizer steps of every training, in every arm.
-        train_batch: patches per step, half of them lesions.
-        synthetic_count: synthetic lesions.
-        limit: take that many training images and that many test images.
-    """
-
-    seed: int = 0
-    seeds: int = 5
-    fractions: tuple[float, ...] = (10, 25, 50, 100)
-    train_steps: int = 300
-    train_batch: int = 32
-    synthetic_count: int = 256
-    limit: int | None = None
-    painting: PaintSettings = field(default_factory=PaintSettings)
-
-    def __post_init__(self):
-        for name, lowest in (("seed", 0), ("seeds", 1), ("train_steps", 2), ("synthetic_count", 1), ("limit", 1)):
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise GBCIError(f"{name} is {value}; expected at least {lowest}")
-        if self.train_batch < 2 or self.train_batch % 2:
-            raise GBCIError(f"train_batch is {self.train_batch}; expected an even number, half of it lesions")
-        ascending = tuple(sorted(set(self.fractions)))
-        if not ascending or ascending != self.fractions or not all(0 < value <= 100 for value in ascending):
-            told = ",".join(f"{value:g}" for value in self.fractions)
-            raise GBCIError(f"fractions is {told!r}; expected ascending percentages up to 100 such as 10,25,50,100")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

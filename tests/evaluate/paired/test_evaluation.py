@@ -1,6 +1,5 @@
 """`gbci-fast evaluate paired`: cases, conditions, report and command line, on a phantom and an untrained tiny model."""
 
-import argparse
 import json
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ from PIL import Image
 
 from gbci_fast.attributes import Attributes
 from gbci_fast.cli import evaluate as command
+from gbci_fast.cli.parser import Parser
 from gbci_fast.data.fields import Lesion
 from gbci_fast.data.frame import whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask
@@ -56,7 +56,7 @@ def evaluation(root, weights):
 
 @pytest.fixture
 def parser():
-    parser = argparse.ArgumentParser(prog="gbci-fast")
+    parser = Parser(prog="gbci-fast")
     command.add_parser(parser.add_subparsers())
     return parser
 

@@ -1,0 +1,145 @@
+"""What the evaluations can be told. Without torch, so that the command line takes its options from here."""
+
+import math
+from dataclasses import dataclass, field
+
+from gbci_fast.choices import GUIDANCE_SCALE, RUNTIME, RUNTIMES, SPLITS, STEPS, TIER, TIERS
+from gbci_fast.errors import GBCIError
+from gbci_fast.options import check_least, like, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintSettings:
+    """How lesions are painted; `runtime` and `tier` are those of `gbci_fast.accelerate`."""
+
+    steps: int = option(STEPS, "sampler steps (default: %(default)s)", least=1)
+    guidance: float = option(GUIDANCE_SCALE, "guidance scale (default: %(default)s)")
+    batch_size: int = option(8, "images sampled at once (default: %(default)s)", least=1)
+    runtime: str = option(RUNTIME, "what executes the UNet (default: %(default)s)", choices=RUNTIMES)
+    tier: str = option(TIER, "of the fast path (default: %(default)s)", choices=TIERS)
+
+    def __post_init__(self):
+        check_least(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedSettings:
+    """What is evaluated and how it is sampled: by the eager pipeline, otherwise as `PaintSettings` say."""
+
+    split: str = option("test", "(default: %(default)s)", choices=SPLITS)
+    steps: int = like(PaintSettings, "steps")
+    guidance: float = like(PaintSettings, "guidance")
+    seed: int = option(0, "of noise and bootstrap (default: %(default)s)", least=0)
+    batch_size: int = like(PaintSettings, "batch_size")
+    limit: int | None = option(None, "use N images, spread evenly over all", least=1, metavar="N")
+
+    def __post_init__(self):
+        check_least(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionSettings:
+    """How sets are compared.
+
+    Attributes:
+        splits: random halvings of the patients.
+        resamples: of the patients, for intervals.
+        neighbors: k of precision, recall, density and coverage.
+        pairs: of crops, at most, for their similarity.
+    """
+
+    split: str = option("test", "of the real lesions (%(default)s)", choices=SPLITS)
+    seed: int = option(0, "of noise, halves and resamples (default: %(default)s)", least=0)
+    limit: int | None = option(None, "use N images of each, real and synthetic", least=1, metavar="N")
+    splits: int = field(default=100, metadata={"least": 1})
+    resamples: int = field(default=500, metadata={"least": 1})
+    neighbors: int = field(default=5, metadata={"least": 1})
+    pairs: int = field(default=2000, metadata={"least": 1})
+
+    def __post_init__(self):
+        check_least(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdherenceSettings:
+    """What is painted; `sweep` are further guidance scales, `shuffled` paints everything twice."""
+
+    split: str = like(PairedSettings, "split")
+    guidance: float = PaintSettings.guidance
+    sweep: tuple[float, ...] = option(
+        (),
+        "paint at these guidance scales, too, such as 1,2,3,5",
+        flag="--guidance-sweep",
+        metavar="G,G,...",
+        such="numbers such as 1,2,3,5",
+    )
+    shuffled: bool = option(
+        True, "paint every lesion by another's description as well, which takes as long again (default: yes)"
+    )
+    variants: int = option(
+        1,
+        "paint every lesion so many times, with other noise each time: one painting per lesion leaves its luck in "
+        "the figures (default: %(default)s)",
+        least=1,
+        metavar="N",
+    )
+    seed: int = option(0, "of noise, shuffling and bootstrap (default: %(default)s)", least=0)
+    limit: int | None = like(PairedSettings, "limit")
+
+    def __post_init__(self):
+        check_least(self)
+        for guidance in (self.guidance, *self.sweep):
+            if not math.isfinite(guidance):
+                raise GBCIError(f"guidance is {guidance}; expected a finite number")
+        if len(set(self.sweep)) < len(self.sweep):
+            raise GBCIError(f"guidance sweep is {', '.join(f'{g:g}' for g in self.sweep)}; expected each value once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorisationSettings:
+    """How copies are told; `seed` is of bootstrap and controls."""
+
+    quantile: float = option(0.01, "share of new lesions below the threshold (default: %(default)s)")
+    seed: int = option(0, "of noise and bootstrap (default: %(default)s)", least=0)
+    limit: int | None = option(None, "use N test and N synthetic images, spread evenly", least=1, metavar="N")
+
+    def __post_init__(self):
+        if not 0 < self.quantile <= 0.5:
+            raise GBCIError(f"quantile is {self.quantile:g}; expected above 0, at most 0.5")
+        check_least(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtilitySettings:
+    """What is trained and on how much.
+
+    Attributes:
+        seed: of patches, moved masks, noise and bootstrap; the trainings' seeds count up from it.
+        seeds: each with its own choice of patients and first weights.
+        fractions: ascending.
+        train_steps: the same in every arm.
+        train_batch: patches per step, half of them lesions.
+    """
+
+    seed: int = option(0, "the first seed (default: %(default)s)", least=0)
+    seeds: int = option(5, "trainings per arm and fraction (default: %(default)s)", least=1)
+    fractions: tuple[float, ...] = option(
+        (10, 25, 50, 100),
+        "percent of the real training patients (default: %(default)s)",
+        metavar="P,P",
+        such="percentages such as 10,25,50,100",
+    )
+    train_steps: int = option(300, "optimizer steps per training (default: %(default)s)", least=2)
+    train_batch: int = 32
+    synthetic_count: int = option(256, "lesions painted (default: %(default)s)", least=1, metavar="N")
+    limit: int | None = option(None, "use N images of each split, spread evenly over all", least=1, metavar="N")
+    painting: PaintSettings = field(default_factory=PaintSettings)
+
+    def __post_init__(self):
+        check_least(self)
+        if self.train_batch < 2 or self.train_batch % 2:
+            raise GBCIError(f"train_batch is {self.train_batch}; expected an even number, half of it lesions")
+        ascending = tuple(sorted(set(self.fractions)))
+        if not ascending or ascending != self.fractions or not all(0 < value <= 100 for value in ascending):
+            told = ",".join(f"{value:g}" for value in self.fractions)
+            raise GBCIError(f"fractions is {told!r}; expected ascending percentages up to 100 such as 10,25,50,100")
