@@ -49,8 +49,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     tensorrt = formats.add_parser(
         "tensorrt",
         help="TensorRT engines of UNet and decoder",
-        description="Plans of what `export onnx` writes, built by TensorRT for the GPU that is here or by\n"
-        "TensorRT-RTX for any. They are kept in the cache of engines, too, where the tensorrt runtime finds those of\n"
+        description="Engines of what `export onnx` writes, built by TensorRT for the GPU that is here or by\n"
+        "TensorRT-RTX for any. They are kept in the user's cache, too, where the tensorrt runtime finds those of\n"
         "the sizes that it asks for: batches of 1, 2, 4 and so on, up to 256 (up to 16 of the decoder).",
         epilog=EXAMPLE,
     )
@@ -152,7 +152,7 @@ def run_onnx(args: argparse.Namespace) -> None:
 
 
 def run_tensorrt(args: argparse.Namespace) -> None:
-    """Builds, or finds in the cache, and writes and names the plans."""
+    """Builds, or finds in the cache, and writes and names the engines."""
     import torch
     from rich.console import Console
     from torch import nn
@@ -185,12 +185,12 @@ def run_tensorrt(args: argparse.Namespace) -> None:
             recipe = decoder_recipe(module, bucket.batch, bucket.height, bucket.width, digest(module))
         built: list[Built] = []
         with build_progress(console, str(recipe)) as on_progress:
-            plan = obtain(
+            engine = obtain(
                 recipe, flavor, EngineCache(), capability, device=device, on_progress=on_progress, on_built=built.append
             )
         path = args.output / f"{recipe}-{flavor.name}-{flavor.version}-sm{capability}.plan"
         args.output.mkdir(parents=True, exist_ok=True)
-        atomically(path, lambda temporary, plan=plan: temporary.write_bytes(plan))
+        atomically(path, lambda temporary, engine=engine: temporary.write_bytes(engine))
         how = f"built in {built[0].seconds:.1f} s from {len(built[0].layers)} layers" if built else "from the cache"
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {how}", flush=True)
 

@@ -8,13 +8,15 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 from scipy.special import ndtr, ndtri
 
 from gbci_fast.attributes import FINDING_CATEGORIES, VIEW_POSITIONS
@@ -30,20 +32,33 @@ BIRADS_OF_FINDINGS = (2, 3, 4, 5)
 GRID = 8  # cells of a position map along each side
 
 
-@dataclass(frozen=True, kw_only=True)
-class LogNormal:
+Count = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Amount = Annotated[float, Meta(ge=0, le=1e12)]
+Positive = Annotated[float, Meta(ge=1e-6, le=1e6)]
+Cells = Annotated[list[Positive], Meta(min_length=GRID, max_length=GRID)]
+
+
+class LogNormal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A log-normal distribution cut to what was observed.
 
     Attributes:
         median: of the uncut distribution.
         log_sd: standard deviation of the natural logarithm.
         low, high: nothing is drawn outside.
+
+    Raises:
+        GBCIError: the median does not lie between `low` and `high`.
     """
 
-    median: float
-    log_sd: float
-    low: float
-    high: float
+    median: Positive
+    log_sd: Positive
+    low: Positive
+    high: Positive
+
+    def __post_init__(self):
+        if not self.low <= self.median <= self.high:
+            raise GBCIError("Expected low <= median <= high")
 
     def draw(self, rng: np.random.Generator, limits: tuple[float, float] = (0.0, math.inf)) -> float:
         """One value inside `low` to `high` and inside `limits`; the nearer limit where the two do not meet."""
@@ -51,9 +66,6 @@ class LogNormal:
         inside = ndtr((np.log((low, high)) - np.log(self.median)) / self.log_sd)
         value = self.median * np.exp(self.log_sd * ndtri(rng.uniform(*inside)))
         return float(np.clip(value, low, high))
-
-    def to_json(self) -> dict[str, float]:
-        return {"median": self.median, "log_sd": self.log_sd, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,13 +113,13 @@ class CategoryPrior:
         return _digest(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        """The inverse of `_parse_prior`."""
+        """As in the file, see `_Entry`."""
         return {
             "boxes": dict(self.boxes),
             "own_weight": self.own_weight,
-            "diameter": self.diameter.to_json(),
+            "diameter": msgspec.structs.asdict(self.diameter),
             "diameter_mm": dict(self.diameter_mm) if self.diameter_mm else None,
-            "aspect": self.aspect.to_json(),
+            "aspect": msgspec.structs.asdict(self.aspect),
             "position": {view: np.asarray(grid).tolist() for view, grid in self.position.items()},
             "birads": {str(grade): share for grade, share in self.birads.items()},
             "frequency": self.frequency,
@@ -182,111 +194,91 @@ def load_priors(path: Path | None = None) -> Priors:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else content
         raise GBCIError(f"{path}: format is {str(found)[:60]!r}; expected {FORMAT!r}")
-    reader = _Reader(path)
-    names = (POOLED, *FINDING_CATEGORIES)
-    entries = reader.mapping(content, "categories", names)
-    priors = {name: _parse_prior(reader.inside("categories", name), name, entries[name]) for name in names}
-    sources = reader.mapping(content, "sources")
+    try:
+        file = msgspec.convert(content, _File)
+    except msgspec.ValidationError as error:
+        raise GBCIError(f"{path}: {_sentence(str(error), content)}") from None
+    entries = dict(zip((POOLED, *FINDING_CATEGORIES), msgspec.structs.astuple(file.categories), strict=True))
+    priors = {name: entry.prior(name) for name, entry in entries.items()}
     return Priors(
-        notes=tuple(reader.texts(content, "notes")),
-        sources={name: reader.inside("sources").counts(sources, name) for name in sources},
-        shrinkage=reader.number(content, "shrinkage", low=0),
+        notes=tuple(file.notes),
+        sources=file.sources,
+        shrinkage=file.shrinkage,
         pooled=priors.pop(POOLED),
         categories=priors,
     )
 
 
-def _parse_prior(reader: "_Reader", category: str, entry: object) -> CategoryPrior:
-    grades = tuple(map(str, BIRADS_OF_FINDINGS))
-    shares = reader.mapping(entry, "birads", grades)
-    birads = {int(grade): reader.inside("birads").number(shares, grade, low=0, high=1) for grade in grades}
-    if not math.isclose(sum(birads.values()), 1, abs_tol=0.01):
-        raise reader.error("birads", shares, "shares that add up to 1")
-    views = reader.mapping(entry, "position", VIEW_POSITIONS)
-    millimeters = None
-    if entry.get("diameter_mm") is not None:
-        quantiles = reader.mapping(entry, "diameter_mm", ("boxes", "p05", "median", "p95"))
-        millimeters = {key: reader.inside("diameter_mm").number(quantiles, key, low=0) for key in quantiles}
-    return CategoryPrior(
-        category=category,
-        boxes=reader.counts(entry, "boxes"),
-        own_weight=reader.number(entry, "own_weight", low=0, high=1),
-        diameter=_parse_log_normal(reader, entry, "diameter"),
-        diameter_mm=millimeters,
-        aspect=_parse_log_normal(reader, entry, "aspect"),
-        position={view: reader.inside("position").grid(views, view) for view in VIEW_POSITIONS},
-        birads=birads,
-        frequency=reader.number(entry, "frequency", low=0),
-    )
+def _object(names: Iterable[str], value: Any, **methods: Any) -> type[msgspec.Struct]:
+    """The type of a JSON object of exactly these keys, every one with a value of that type."""
+    fields = [(f"field_{i}", value, msgspec.field(name=name)) for i, name in enumerate(names)]
+    return msgspec.defstruct("Object", fields, namespace=methods, forbid_unknown_fields=True)
 
 
-def _parse_log_normal(reader: "_Reader", entry: object, key: str) -> LogNormal:
-    names = ("median", "log_sd", "low", "high")
-    values = reader.mapping(entry, key, names)
-    inside = reader.inside(key)
-    numbers = {name: inside.number(values, name, low=1e-6, high=1e6) for name in names}
-    if not numbers["low"] <= numbers["median"] <= numbers["high"]:
-        raise reader.error(key, values, "low <= median <= high")
-    return LogNormal(**numbers)
+def _add_up(shares: msgspec.Struct) -> None:
+    if not math.isclose(sum(msgspec.structs.astuple(shares)), 1, abs_tol=0.01):
+        raise ValueError("Expected shares that add up to 1")
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Takes values out of parsed JSON and says where one is wrong."""
+Views = _object(VIEW_POSITIONS, Annotated[list[Cells], Meta(min_length=GRID, max_length=GRID)])
+Grades = _object(map(str, BIRADS_OF_FINDINGS), Share, __post_init__=_add_up)
 
-    path: Path
-    place: tuple[str, ...] = ()
 
-    def inside(self, *names: str) -> "_Reader":
-        return _Reader(self.path, (*self.place, *names))
+class _Quantiles(msgspec.Struct, forbid_unknown_fields=True):
+    boxes: Count
+    p05: Amount
+    median: Amount
+    p95: Amount
 
-    def error(self, key: str, value: object, expected: str) -> GBCIError:
-        text = json.dumps(value, default=str)
-        shown = text if len(text) <= 80 else f"{text[:77]}..."
-        return GBCIError(f"{self.path}: {'.'.join((*self.place, key))} is {shown}; expected {expected}")
 
-    def get(self, entry: object, key: str) -> object:
-        if not isinstance(entry, dict):
-            raise GBCIError(f"{self.path}: {'.'.join(self.place) or 'it'} holds no {key}; expected a JSON object")
-        if key not in entry:
-            raise GBCIError(f"{self.path}: {'.'.join((*self.place, key))} is missing")
-        return entry[key]
+class _Entry(msgspec.Struct):
+    """`CategoryPrior` in the file."""
 
-    def mapping(self, entry: object, key: str, names: tuple[str, ...] | None = None) -> dict[str, Any]:
-        """A JSON object; with `names`, with exactly these keys."""
-        value = self.get(entry, key)
-        if not isinstance(value, dict) or (names is not None and set(value) != set(names)):
-            expected = "a JSON object" if names is None else f"an object of {', '.join(names)}"
-            raise self.error(key, list(value) if isinstance(value, dict) else value, expected)
-        return value
+    boxes: dict[str, Count]
+    own_weight: Share
+    diameter: LogNormal
+    aspect: LogNormal
+    position: Views
+    birads: Grades
+    frequency: Amount
+    diameter_mm: _Quantiles | None = None
 
-    def number(self, entry: object, key: str, *, low: float, high: float = 1e12) -> float:
-        value = self.get(entry, key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise self.error(key, value, f"a number from {low:g} to {high:g}")
-        return value
+    def prior(self, category: str) -> CategoryPrior:
+        grids = map(np.array, msgspec.structs.astuple(self.position))
+        return CategoryPrior(
+            category=category,
+            boxes=self.boxes,
+            own_weight=self.own_weight,
+            diameter=self.diameter,
+            diameter_mm=None if self.diameter_mm is None else msgspec.structs.asdict(self.diameter_mm),
+            aspect=self.aspect,
+            position=dict(zip(VIEW_POSITIONS, grids, strict=True)),
+            birads=dict(zip(BIRADS_OF_FINDINGS, msgspec.structs.astuple(self.birads), strict=True)),
+            frequency=self.frequency,
+        )
 
-    def counts(self, entry: object, key: str) -> dict[str, int]:
-        value = self.mapping(entry, key)
-        if not all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in value.values()):
-            raise self.error(key, value, "whole numbers")
-        return value
 
-    def texts(self, entry: object, key: str) -> list[str]:
-        value = self.get(entry, key)
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            raise self.error(key, value, "a list of texts")
-        return value
+class _File(msgspec.Struct):
+    """`Priors` in the file."""
 
-    def grid(self, entry: object, key: str) -> np.ndarray:
-        """Weights of a position map, all positive: no place is impossible."""
-        value = self.get(entry, key)
-        rows = value if isinstance(value, list) and all(isinstance(row, list) for row in value) else []
-        if [len(row) for row in rows] != [GRID] * GRID:
-            raise self.error(key, value, f"{GRID} rows of {GRID} numbers")
-        cells = {f"{row} {column}": weight for row, line in enumerate(rows) for column, weight in enumerate(line)}
-        weights = [self.inside(key).number(cells, name, low=1e-6, high=1e6) for name in cells]
-        return np.array(weights, np.float64).reshape(GRID, GRID)
+    notes: list[str]
+    sources: dict[str, dict[str, Count]]
+    shrinkage: Amount
+    categories: _object((POOLED, *FINDING_CATEGORIES), _Entry)
+
+
+def _sentence(error: str, content: Any) -> str:
+    """Where the value lies that an error of msgspec is about, what it is, and what was expected."""
+    said, _, place = error.replace("[...]", "").partition(" - at `$")
+    place = place.strip(".`")
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", place):
+        content = content[name] if name else content[int(index)]
+    for message, expected in (("missing required", "expected the"), ("contains unknown", "expected no")):
+        if said.startswith(f"Object {message}"):
+            said, content = said.replace(f"Object {message}", expected), list(content)
+    shown = json.dumps(content)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return f"{place or 'it'} is {shown}; {said[0].lower()}{said[1:].replace('`', '')}"
 
 
 def _digest(content: dict[str, Any]) -> str:

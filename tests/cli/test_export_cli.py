@@ -109,13 +109,13 @@ def test_engines_are_built_once_and_then_found(tensorrt, tmp_path):
     options = ("--part", "decoder", "--dtype", "float16", "--compute-capability", "8.0, 8.6")
     (first, built), (second, found) = tensorrt(*options), tensorrt(*options)
     assert first == second == 0
-    [plan] = (tmp_path / "out").iterdir()
-    assert plan.name.startswith("decoder-b1-16x16-float16-tensorrt-rtx-")
-    assert plan.name.endswith("-sm8.0+8.6.plan")
-    assert plan.read_bytes()[:4] == b"vtrt"
-    assert built.out.startswith(f"{plan}: ")
+    [engine] = (tmp_path / "out").iterdir()
+    assert engine.name.startswith("decoder-b1-16x16-float16-tensorrt-rtx-")
+    assert engine.name.endswith("-sm8.0+8.6.plan")
+    assert engine.read_bytes()[:4] == b"vtrt"
+    assert built.out.startswith(f"{engine}: ")
     assert " built in " in built.out
-    assert found.out.startswith(f"{plan}: ")
+    assert found.out.startswith(f"{engine}: ")
     assert found.out.endswith(" from the cache\n")
 
 
@@ -123,9 +123,9 @@ def test_engines_are_built_once_and_then_found(tensorrt, tmp_path):
 def test_a_unet_is_built_for_any_gpu(tensorrt, tmp_path):
     status, said = tensorrt("--part", "unet", "--tokens", "32", "--no-guidance")
     assert status == 0, said.err
-    [plan] = (tmp_path / "out").iterdir()
-    assert plan.name.startswith("unet-b1-16x16-t32-unguided-bfloat16-tensorrt-rtx-")
-    assert plan.name.endswith("-smgeneric.plan")
+    [engine] = (tmp_path / "out").iterdir()
+    assert engine.name.startswith("unet-b1-16x16-t32-unguided-bfloat16-tensorrt-rtx-")
+    assert engine.name.endswith("-smgeneric.plan")
 
 
 @pytest.mark.parametrize(

@@ -205,23 +205,47 @@ def at(*path):
     return change
 
 
+def mass(*path):
+    return at("categories", "Mass", *path)
+
+
 BAD = {
     "format": (at("format"), "other 7", "format is 'other 7'; expected 'gbci_fast lesion priors 1'"),
-    "category": (at("categories", "Mass"), ..., 'categories is ["all categories", "Suspicious'),
-    "unknown category": (at("categories", "Lump"), {}, "expected an object of all categories, Mass"),
-    "entry": (at("categories", "Mass"), 3, "categories.Mass holds no birads; expected a JSON object"),
-    "missing": (at("categories", "Mass", "diameter"), ..., "categories.Mass.diameter is missing"),
-    "text": (at("categories", "Mass", "diameter", "median"), "big", 'Mass.diameter.median is "big"; expected a number'),
-    "negative": (at("categories", "Mass", "diameter", "median"), -3, "Mass.diameter.median is -3; expected a number"),
-    "nan": (at("categories", "Mass", "aspect", "log_sd"), math.nan, "Mass.aspect.log_sd is NaN; expected a number"),
-    "order": (at("categories", "Mass", "diameter", "low"), 1e3, "expected low <= median <= high"),
-    "rows": (at("categories", "Mass", "position", "CC"), [[1.0]], "Mass.position.CC is [[1.0]]; expected 8 rows of 8"),
-    "cell": (at("categories", "Mass", "position", "CC", 2, 3), 0, "Mass.position.CC.2 3 is 0; expected a number from"),
-    "view": (at("categories", "Mass", "position", "MLO"), ..., 'position is ["CC"]; expected an object of CC, MLO'),
-    "shares": (at("categories", "Mass", "birads", "4"), 1, "expected shares that add up to 1"),
-    "counts": (at("categories", "Mass", "boxes"), {"x": 1.5}, 'Mass.boxes is {"x": 1.5}; expected whole numbers'),
-    "notes": (at("notes"), "text", 'notes is "text"; expected a list of texts'),
-    "shrinkage": (at("shrinkage"), True, "shrinkage is true; expected a number from 0"),
+    "category": (at("categories", "Mass"), ..., "; expected the field Mass"),
+    "unknown category": (at("categories", "Lump"), {}, "; expected no field Lump"),
+    "entry": (at("categories", "Mass"), 3, "categories.Mass is 3; expected object, got int"),
+    "missing": (mass("diameter"), ..., "; expected the field diameter"),
+    "text": (
+        mass("diameter", "median"),
+        "big",
+        'Mass.diameter.median is "big"; expected float, got str',
+    ),
+    "negative": (
+        mass("diameter", "median"),
+        -3,
+        "Mass.diameter.median is -3; expected float >= 1e-06",
+    ),
+    "nan": (
+        mass("aspect", "log_sd"),
+        math.nan,
+        "Mass.aspect.log_sd is NaN; expected float >= 1e-06",
+    ),
+    "order": (mass("diameter", "low"), 1e3, "expected low <= median <= high"),
+    "rows": (
+        mass("position", "CC"),
+        [[1.0]],
+        "Mass.position.CC is [[1.0]]; expected array of length >= 8",
+    ),
+    "cell": (
+        mass("position", "CC", 2, 3),
+        0,
+        "Mass.position.CC[2][3] is 0; expected float >= 1e-06",
+    ),
+    "view": (mass("position", "MLO"), ..., 'Mass.position is ["CC"]; expected the field MLO'),
+    "shares": (mass("birads", "4"), 1, "expected shares that add up to 1"),
+    "counts": (mass("boxes"), {"x": 1.5}, 'Mass.boxes is {"x": 1.5}; expected int, got float'),
+    "notes": (at("notes"), "text", 'notes is "text"; expected array, got str'),
+    "shrinkage": (at("shrinkage"), True, "shrinkage is true; expected float, got bool"),
 }
 
 

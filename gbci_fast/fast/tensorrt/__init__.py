@@ -1,1 +1,1 @@
-"""Engines of TensorRT: built, kept, refitted, run; and the denoiser that runs them."""
+"""Engines of TensorRT: built, kept, run; and the denoiser that runs them."""

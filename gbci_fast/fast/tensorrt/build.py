@@ -1,9 +1,8 @@
-"""An ONNX file to a serialized engine, a plan.
+"""An ONNX file to a serialized engine.
 
 Networks are strongly typed: every tensor has the type that the ONNX file gives it, and the builder chooses none.
 """
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -39,23 +38,21 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A plan, and how it came about.
+    """An engine, and how it came about.
 
     Attributes:
-        plan: the serialized engine.
+        engine: its serialized bytes.
         seconds: that the builder took, without parsing.
         log: all that TensorRT said.
         layers: of the network as parsed; the engine's own are known on a GPU alone.
         inputs: the type of each.
-        structure: if its weights can be exchanged, the digest of the ONNX file without them; else None.
     """
 
-    plan: bytes
+    engine: bytes
     seconds: float
     log: tuple[Record, ...]
     layers: tuple[Layer, ...]
     inputs: dict[str, str]
-    structure: str | None
 
     @property
     def dtypes(self) -> dict[str, str]:
@@ -76,10 +73,9 @@ def build(
     Args:
         onnx: one file with static shapes.
         flavor: whose builder.
-        capabilities: compute capabilities that the plan is for, such as "8.6"; none, or `GENERIC`, leaves it to the
+        capabilities: compute capabilities that the engine is for, such as "8.6"; none, or `GENERIC`, leaves it to the
             builder.
-        device: the GPU to build on; None on a machine without one. A plan is refittable if there is one, as the builder
-            of refittable plans asks the driver.
+        device: the GPU to build on; None on a machine without one.
         on_progress: see `Progress`.
 
     Raises:
@@ -97,7 +93,7 @@ def build(
     def work() -> None:
         try:
             with on(device):
-                outcome.append(_build(module, onnx, flavor, named, device is not None, monitor))
+                outcome.append(_build(module, onnx, flavor, named, monitor))
         except BaseException as error:  # whatever it is, it belongs to the caller's thread
             outcome.append(error)
         finally:
@@ -134,32 +130,11 @@ def _check_capabilities(flavor: Flavor, capabilities: Sequence[str]) -> None:
         if known and capability not in known:
             raise GBCIError(
                 f"compute capability {capability} is none that {flavor.name} {flavor.version} can be asked for; "
-                f"expected some of {', '.join(known)}, or none for a plan that names none"
+                f"expected some of {', '.join(known)}, or none for an engine that names none"
             )
 
 
-def structure(onnx: Path) -> str:
-    """SHA-256 of an ONNX file without the values of its weights: files that differ in these alone have the same.
-
-    Raises:
-        GBCIError: the package onnx is not installed.
-    """
-    try:
-        import onnx as package
-    except ImportError as error:
-        raise GBCIError("onnx is not installed: pip install 'gbci_fast[export]'") from error
-    model = package.load(onnx)
-    floating = (package.TensorProto.FLOAT, package.TensorProto.FLOAT16, package.TensorProto.BFLOAT16)
-    for tensor in model.graph.initializer:
-        if tensor.data_type in floating and tensor.dims:  # whole numbers are shapes, and scalars belong to formulas
-            for values in ("raw_data", "float_data", "int32_data"):
-                tensor.ClearField(values)
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-
-
-def _build(
-    module: ModuleType, onnx: Path, flavor: Flavor, capabilities: Sequence[str], refittable: bool, monitor: Any
-) -> Built:
+def _build(module: ModuleType, onnx: Path, flavor: Flavor, capabilities: Sequence[str], monitor: Any) -> Built:
     with _BUILDING, flavor.logger.capture() as log:
         try:
             builder = module.Builder(flavor.logger.native)
@@ -174,8 +149,6 @@ def _build(
             raise GBCIError(f"{flavor.name} cannot take {onnx.name}: {_refusal(parser)}; choose the fused runtime")
         config = builder.create_builder_config()
         config.clear_flag(module.BuilderFlag.TF32)  # float32 means float32
-        if refittable:
-            config.set_flag(module.BuilderFlag.REFIT)
         if capabilities and not flavor.needs_gpu:
             config.num_compute_capabilities = len(capabilities)
             for i, capability in enumerate(capabilities):
@@ -187,19 +160,12 @@ def _build(
         seconds = time.perf_counter() - start
         if memory is None and monitor.stopped is None:
             raise GBCIError(_failure(flavor, onnx, errors(log)))
-        plan = b"" if memory is None else bytes(memory)
+        engine = b"" if memory is None else bytes(memory)
         layers = tuple(_layer(network.get_layer(i)) for i in range(network.num_layers))
         inputs = {
             tensor.name: TORCH_DTYPES[tensor.dtype.name] for tensor in map(network.get_input, range(network.num_inputs))
         }
-    return Built(
-        plan=plan,
-        seconds=seconds,
-        log=tuple(log),
-        layers=layers,
-        inputs=inputs,
-        structure=structure(onnx) if refittable else None,
-    )
+    return Built(engine=engine, seconds=seconds, log=tuple(log), layers=layers, inputs=inputs)
 
 
 def _layer(layer: Any) -> Layer:

@@ -1,42 +1,33 @@
-"""Plans that were built before, as files.
+"""Serialized engines that were built before: one file per key in the user's cache directory.
 
-A file is a line that names the format, a line of JSON with the key and the plan's size and digest, and the plan. Its
-name follows from what it is asked for with; the version of TensorRT is told by the key inside, so that a plan of
-another version is met, and replaced.
+A file is the SHA-256 of the engine, 32 bytes, and the engine.
 """
 
-import fcntl
 import hashlib
-import json
 import logging
-import os
-import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from gbci_fast.errors import GBCIError
-from gbci_fast.fast.tensorrt.build import Built
-from gbci_fast.jobs.files import atomically
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+
+from gbci_fast.jobs.files import atomically, make_folder
 
 logger = logging.getLogger(__name__)
-FORMAT = b"gbci_fast engine 1\n"
-MAX_BYTES = 10 * 2**30
-_MAX_HEADER = 10_000  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKey:
-    """What a plan depends on.
+    """What an engine depends on.
 
     Attributes:
         part: "unet" or "decoder".
         shape: of its tensors, as `gbci_fast.fast.export.Bucket` writes it.
         dtype: such as "bfloat16".
         weights: the digest of the weights.
-        graph: the digest of all else that decides on the ONNX file.
+        graph: the digest of everything else that decides on the ONNX file.
         flavor, version: of TensorRT.
         capability: the compute capabilities that it is for, such as "8.0+8.6".
     """
@@ -52,185 +43,70 @@ class EngineKey:
 
     @property
     def file_name(self) -> str:
-        """Without the version, which the file itself tells."""
-        of = hashlib.sha256(f"{self.weights} {self.graph}".encode()).hexdigest()[:16]
+        of = hashlib.sha256(f"{self.weights} {self.graph} {self.version}".encode()).hexdigest()[:16]
         return f"{self.part}-{self.shape}-{self.dtype}-{self.flavor}-sm{self.capability}-{of}.engine"
 
 
 def default_folder() -> Path:
     """``gbci_fast/engines`` in the user's cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gbci_fast" / "engines"
+    return user_cache_path("gbci_fast") / "engines"
 
 
+@dataclass(frozen=True)
 class EngineCache:
-    """A folder of plans.
+    """A folder of engines, made when it is first written to. Processes and threads may share it."""
 
-    Args:
-        folder: made when it is first written to; `default_folder` by default.
-        max_bytes: of all plans together; the least recently used make room for a new one.
+    folder: Path = field(default_factory=default_folder)
 
-    Processes and threads may share it: they build each plan once, and read only whole ones.
-    """
+    def get_or_build(self, key: EngineKey, build: Callable[[], bytes]) -> bytes:
+        """The serialized engine, built and kept if there is none yet; whoever else asks for it meanwhile waits.
 
-    def __init__(self, folder: Path | None = None, max_bytes: int = MAX_BYTES):
-        if max_bytes <= 0:
-            raise GBCIError(f"max_bytes is {max_bytes}; expected more than 0")
-        self.folder = folder or default_folder()
-        self.max_bytes = max_bytes
-
-    def path(self, key: EngineKey) -> Path:
-        """Where its plan is, or would be."""
-        return self.folder / key.file_name
-
-    def get(self, key: EngineKey) -> bytes | None:
-        """The plan, or one for several compute capabilities of which the key's is one; None if there is none.
-
-        A damaged or outdated file is none, and one line of the log says so.
-        """
-        for path in self._candidates(key):
-            try:
-                header, plan = _read(path)
-            except FileNotFoundError:
-                continue
-            except _UnusableError as error:
-                logger.warning("%s is not used and will be built again: %s", path, error)
-                continue
-            asked, found = asdict(key), header["key"]
-            if key.capability in str(found["capability"]).split("+"):
-                asked["capability"] = found["capability"]
-            differ = [f"{name} {found[name]}, not {asked[name]}" for name in asked if asked[name] != found[name]]
-            if differ:
-                logger.warning("%s is not used and will be built again: it is of %s", path, ", ".join(differ))
-                continue
-            with suppress(FileNotFoundError):  # if another process has just removed it
-                os.utime(path)
-            return plan
-        return None
-
-    def siblings(self, key: EngineKey, structure: str) -> Iterator[bytes]:
-        """Plans that take the weights of an ONNX file of this `structure`: they were built with others."""
-        asked = {**asdict(key), "weights": None}
-        for path in sorted(self.folder.glob("*.engine")):
-            try:
-                header, plan = _read(path)
-            except (FileNotFoundError, _UnusableError):
-                continue
-            if header["structure"] == structure and {**header["key"], "weights": None} == asked:
-                yield plan
-
-    def get_or_build(self, key: EngineKey, build: Callable[[], Built]) -> bytes:
-        """The plan, built and kept if there is none yet; whoever else asks for it meanwhile waits for it.
+        An engine for several compute capabilities serves each of them. A damaged file is built again.
 
         Raises:
             What `build` raises: then nothing is kept.
         """
-        before = self._state(key)
-        plan = self.get(key)
-        if plan is not None:
-            return plan
         with self._one_at_a_time(key):
-            plan = None if self._state(key) == before else self.get(key)  # the one that we waited for
-            if plan is None:
-                built = build()
-                self._put(key, built)
-                plan = built.plan
-        return plan
+            for path in (self.folder / key.file_name, *self._files_for_several(key)):
+                engine = _read(path)
+                if engine is not None:
+                    return engine
+            engine = build()
+            content = hashlib.sha256(engine).digest() + engine
+            atomically(self.folder / key.file_name, lambda temporary: temporary.write_bytes(content))
+            return engine
 
-    def _state(self, key: EngineKey) -> tuple[int, int] | None:
-        """Changes when the key's file is written."""
-        try:
-            status = self.path(key).stat()
-        except FileNotFoundError:
-            return None
-        return status.st_ino, status.st_mtime_ns
-
-    def _candidates(self, key: EngineKey) -> list[Path]:
-        """The file of the key, and those that are for other compute capabilities as well."""
-        own = self.path(key)
-        before, after = own.name.split(f"-sm{key.capability}-")
-        name = re.compile(f"{re.escape(before)}-sm([^-]+)-{re.escape(after)}")
-        others = (path for path in sorted(self.folder.glob("*.engine")) if path != own)
-        matches = ((path, name.fullmatch(path.name)) for path in others)
-        return [own, *(path for path, match in matches if match and key.capability in match[1].split("+"))]
-
-    def _put(self, key: EngineKey, built: Built) -> None:
-        header = {
-            "key": asdict(key),
-            "size": len(built.plan),
-            "sha256": hashlib.sha256(built.plan).hexdigest(),
-            "structure": built.structure,
-        }
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                file.write(FORMAT)
-                file.write(json.dumps(header).encode() + b"\n")
-                file.write(built.plan)
-                file.flush()
-                os.fsync(file.fileno())
-
-        path = self.path(key)
-        atomically(path, write)
-        self._make_room(path)
-
-    def _make_room(self, kept: Path) -> None:
-        """Removes the least recently used plans until the rest fits, but never `kept`."""
-        found = []
-        for path in self.folder.glob("*.engine"):
-            try:
-                status = path.stat()
-            except FileNotFoundError:
-                continue
-            found.append((status.st_mtime_ns, status.st_size, path))
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if total <= self.max_bytes:
-                return
-            if path != kept:
-                path.unlink(missing_ok=True)
-                logger.info("%s made room for a new engine", path)
-                total -= size
+    def _files_for_several(self, key: EngineKey) -> Iterator[Path]:
+        """Files for several compute capabilities of which the key's is one."""
+        for path in sorted(self.folder.glob(replace(key, capability="*").file_name)):
+            several = path.name.split("-")[-2].removeprefix("sm").split("+")
+            if len(several) > 1 and key.capability in several:
+                yield path
 
     @contextmanager
     def _one_at_a_time(self, key: EngineKey) -> Iterator[None]:
-        """Holds the lock of a key; the empty file that carries it stays, as a lock on a removed file locks nothing."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f".{key.file_name}.lock"
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("waiting for another process that builds %s", key.file_name)
-                fcntl.flock(file, fcntl.LOCK_EX)
+        """Holds the lock of a key; its empty file stays."""
+        make_folder(self.folder)
+        lock = FileLock(self.folder / f".{key.file_name}.lock")
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("waiting for another process that builds %s", key.file_name)
+            held = lock.acquire()
+        with held:
             for left in self.folder.glob(f".{key.file_name}.*.tmp"):  # by a process that was killed
-                left.unlink(missing_ok=True)
+                left.unlink()
             yield
 
 
-class _UnusableError(Exception):
-    """A file that is no whole plan; the message says why."""
-
-
-def _read(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The header and the plan behind it.
-
-    Raises:
-        FileNotFoundError: it is not there, or no longer.
-        _UnusableError: it is no file of this format, or not a whole one, or its bytes have changed.
-    """
-    with path.open("rb") as file:
-        if file.readline(len(FORMAT)) != FORMAT:
-            raise _UnusableError("it is no engine of gbci_fast")
-        line = file.readline(_MAX_HEADER)
-        try:
-            header = json.loads(line)
-            size, digest, _ = header["size"], header["sha256"], header["structure"]
-            EngineKey(**header["key"])
-        except (ValueError, KeyError, TypeError):
-            raise _UnusableError("its header is damaged") from None
-        plan = file.read()
-    if len(plan) != size:
-        raise _UnusableError(f"its plan has {len(plan)} bytes, and {size} were written")
-    if hashlib.sha256(plan).hexdigest() != digest:
-        raise _UnusableError("its bytes have changed since it was written")
-    return header, plan
+def _read(path: Path) -> bytes | None:
+    """The engine in a file; None if there is none, or it is damaged."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, engine = content[:32], content[32:]
+    if hashlib.sha256(engine).digest() == digest:
+        return engine
+    logger.warning("%s is damaged and will be built again", path)
+    return None

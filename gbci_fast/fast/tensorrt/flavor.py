@@ -23,7 +23,7 @@ import torch
 from gbci_fast.errors import GBCIError, one_line
 
 GENERIC = "generic"
-"""Stands where a plan is for whatever compute capabilities the flavor's builder takes by itself."""
+"""Stands where an engine is for whatever compute capabilities the flavor's builder takes by itself."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,14 @@
-"""A plan on a GPU: an engine whose inputs and outputs are PyTorch's tensors."""
+"""An engine on a GPU, whose inputs and outputs are PyTorch's tensors."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast.tensorrt.build import TORCH_DTYPES, Built, structure
+from gbci_fast.fast.tensorrt.build import TORCH_DTYPES
 from gbci_fast.fast.tensorrt.flavor import Flavor, errors, on
 
 ALIGNMENT = 256
@@ -29,10 +27,10 @@ class Binding:
 
 
 class Engine:
-    """A deserialized plan and the memory that it works in, which PyTorch allocates.
+    """A deserialized engine and the memory that it works in, which PyTorch allocates.
 
     Args:
-        plan: as `gbci_fast.fast.tensorrt.build.build` makes it.
+        serialized: as `gbci_fast.fast.tensorrt.build.build` makes it.
         flavor: which built it, in this version.
         device: the GPU.
 
@@ -43,14 +41,14 @@ class Engine:
     other.
 
     Raises:
-        GBCIError: the plan cannot run here; the sentence says why.
+        GBCIError: it cannot run here; the sentence says why.
     """
 
-    def __init__(self, plan: bytes, flavor: Flavor, device: torch.device):
+    def __init__(self, serialized: bytes, flavor: Flavor, device: torch.device):
         self._flavor = flavor
         module = flavor.load()
         with on(device), flavor.logger.capture() as log:
-            self._engine = deserialize(plan, flavor)
+            self._engine = deserialize(serialized, flavor)
             self._context = self._engine.create_execution_context(
                 module.ExecutionContextAllocationStrategy.USER_MANAGED
             )
@@ -109,8 +107,8 @@ class Engine:
             raise GBCIError(f"{what} at {tensor.data_ptr():#x} is refused by {self._flavor.name}")
 
 
-def deserialize(plan: bytes, flavor: Flavor) -> Any:
-    """The engine of a plan, on the current GPU.
+def deserialize(serialized: bytes, flavor: Flavor) -> Any:
+    """The engine of its bytes, on the current GPU.
 
     Raises:
         GBCIError: it is of another version, or for another GPU, or there is no driver that is new enough.
@@ -120,34 +118,16 @@ def deserialize(plan: bytes, flavor: Flavor) -> Any:
     with flavor.logger.capture() as log:
         runtime = module.Runtime(flavor.logger.native)
         if hasattr(runtime, "get_engine_validity"):
-            validity, bits = runtime.get_engine_validity(plan)
+            validity, bits = runtime.get_engine_validity(serialized)
             if validity == module.EngineValidity.INVALID:
                 members = module.EngineInvalidityDiagnostics.__members__.items()
                 reasons = [name.lower().replace("_", " ") for name, member in members if bits & int(member)]
                 why = ", ".join(reasons) or errors(log)
                 raise GBCIError(f"{flavor.name} {flavor.version} cannot run the engine here ({why}); {remedy}")
-        engine = runtime.deserialize_cuda_engine(plan)
+        engine = runtime.deserialize_cuda_engine(serialized)
         if engine is None:
             raise GBCIError(f"{flavor.name} {flavor.version} cannot load the engine here ({errors(log)}); {remedy}")
     return engine
-
-
-def refit(plan: bytes, onnx: Path, flavor: Flavor, device: torch.device) -> Built | None:
-    """A plan with the weights of an ONNX file of the same `structure`; None if it does not take them after all."""
-    module = flavor.load()
-    start = time.perf_counter()
-    with on(device), flavor.logger.capture() as log:
-        engine = deserialize(plan, flavor)
-        refitter = module.Refitter(engine, flavor.logger.native)
-        parser = module.OnnxParserRefitter(refitter, flavor.logger.native)
-        complete = parser.refit_from_file(str(onnx)) and not refitter.get_missing_weights()
-        if not complete or not refitter.refit_cuda_engine():
-            return None
-        config = engine.create_serialization_config()
-        config.set_flag(module.SerializationFlag.INCLUDE_REFIT)
-        refitted = bytes(engine.serialize_with_config(config))
-    seconds = time.perf_counter() - start
-    return Built(plan=refitted, seconds=seconds, log=tuple(log), layers=(), inputs={}, structure=structure(onnx))
 
 
 def _stream(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""Engines of a module by what is asked of them: from this process, from the cache, refitted, or built."""
+"""Engines of a module by what is asked of them: from this process, from the cache, or built."""
 
 import hashlib
 import json
@@ -16,14 +16,13 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
-from gbci_fast.errors import GBCIError
 from gbci_fast.fast import export
 from gbci_fast.fast.modules import blocks
 from gbci_fast.fast.runtimes import fused
-from gbci_fast.fast.tensorrt.build import Built, Progress, build, structure
+from gbci_fast.fast.tensorrt.build import Built, Progress, build
 from gbci_fast.fast.tensorrt.cache import EngineCache, EngineKey
 from gbci_fast.fast.tensorrt.flavor import Flavor
-from gbci_fast.fast.tensorrt.run import Engine, refit
+from gbci_fast.fast.tensorrt.run import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class Recipe:
         return f"{self.part}-{self.shape}-{self.dtype}"
 
     def key(self, flavor: Flavor, capability: str) -> EngineKey:
-        """Of its plan for a compute capability, or for several ("8.0+8.6")."""
+        """Of its engine for a compute capability, or for several ("8.0+8.6")."""
         return EngineKey(
             part=self.part,
             shape=self.shape,
@@ -114,51 +113,33 @@ def obtain(
     on_progress: Progress | None = None,
     on_built: Callable[[Built], None] | None = None,
 ) -> bytes:
-    """The plan: from the cache, or from a refitted one of the same graph, or built; and then kept.
+    """The serialized engine: from the cache, or built and then kept.
 
     Args:
         recipe: of the engine.
         flavor: that builds it.
         cache: to look in, and to put it into.
         capability: compute capabilities that it is for, such as "8.0+8.6", or `GENERIC`.
-        device: the GPU to build on; None on a machine without one, where nothing is refitted either.
+        device: the GPU to build on; None on a machine without one.
         on_progress: of the builder.
         on_built: called with what the builder made, if it had to.
 
     Raises:
         GBCIError: as of `build`, and where the export fails.
     """
-    key = recipe.key(flavor, capability)
 
-    def make() -> Built:
+    def make() -> bytes:
         with tempfile.TemporaryDirectory(prefix="gbci_fast-") as folder:
             onnx = Path(folder) / f"{recipe}.onnx"
             with torch.inference_mode(False), torch.no_grad():
                 recipe.write(onnx)
-            built = None if device is None else _refitted(key, onnx, flavor, cache, device)
-            if built is None:
-                logger.warning("building %s with %s %s, which may take minutes", recipe, flavor.name, flavor.version)
-                built = build(onnx, flavor, capabilities=capability.split("+"), device=device, on_progress=on_progress)
-                if on_built is not None:
-                    on_built(built)
-            return built
+            logger.warning("building %s with %s %s, which may take minutes", recipe, flavor.name, flavor.version)
+            built = build(onnx, flavor, capabilities=capability.split("+"), device=device, on_progress=on_progress)
+        if on_built is not None:
+            on_built(built)
+        return built.engine
 
-    return cache.get_or_build(key, make)
-
-
-def _refitted(key: EngineKey, onnx: Path, flavor: Flavor, cache: EngineCache, device: torch.device) -> Built | None:
-    """A cached plan of the same graph with the new weights; None if there is none that takes them."""
-    for plan in cache.siblings(key, structure(onnx)):
-        try:
-            built = refit(plan, onnx, flavor, device)
-        except GBCIError as error:
-            logger.warning("an engine of other weights is not refitted: %s", error)
-            continue
-        if built is not None:
-            logger.info("refitted an engine of other weights of %s", key.file_name)
-            return built
-        logger.warning("an engine of other weights is not refitted: it does not take these")
-    return None
+    return cache.get_or_build(recipe.key(flavor, capability), make)
 
 
 class Engines:
@@ -183,8 +164,8 @@ class Engines:
         """
         with self._lock:
             if (shape, device) not in self._loaded:
-                plan = obtain(recipe(), self.flavor, self.cache, self.flavor.target(device), device=device)
-                self._loaded[shape, device] = Engine(plan, self.flavor, device)
+                serialized = obtain(recipe(), self.flavor, self.cache, self.flavor.target(device), device=device)
+                self._loaded[shape, device] = Engine(serialized, self.flavor, device)
             return self._loaded[shape, device]
 
     def clear(self) -> None:

@@ -1,6 +1,7 @@
 """TensorRT's Python API as far as the project uses it, with onnxruntime on the CPU in place of engines.
 
-A plan is b"fake" and the ONNX file. Tensors are read and written through their addresses, as by the real one.
+A serialized engine is b"fake" and the ONNX file. Tensors are read and written through their addresses, as by the real
+one.
 """
 
 import ctypes
@@ -34,12 +35,7 @@ class IProgressMonitor:
 
 
 class BuilderFlag(enum.IntEnum):
-    REFIT = 1
     TF32 = 2
-
-
-class SerializationFlag(enum.IntEnum):
-    INCLUDE_REFIT = 3
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
@@ -93,7 +89,6 @@ class Behavior:
     no_context = False
     refused_address: str | None = None
     run_error: str | None = None
-    refit_error = False
     built: ClassVar[list[bytes]] = []
 
 
@@ -205,13 +200,6 @@ class Engine:
         assert strategy == ExecutionContextAllocationStrategy.USER_MANAGED
         return None if Behavior.no_context else Context(self)
 
-    def create_serialization_config(self):
-        return Config()
-
-    def serialize_with_config(self, config):
-        assert SerializationFlag.INCLUDE_REFIT in config.on
-        return MAGIC + self.onnx
-
 
 class Context:
     def __init__(self, engine):
@@ -248,36 +236,14 @@ class Runtime:
     def __init__(self, logger):
         self.logger = logger
 
-    def get_engine_validity(self, plan):
+    def get_engine_validity(self, serialized):
         return Behavior.validity
 
-    def deserialize_cuda_engine(self, plan):
-        if Behavior.load_error is not None or not plan.startswith(MAGIC):
+    def deserialize_cuda_engine(self, serialized):
+        if Behavior.load_error is not None or not serialized.startswith(MAGIC):
             self.logger.log(Severity.ERROR, Behavior.load_error or "wrong magic")
             return None
-        return Engine(plan.removeprefix(MAGIC), self.logger)
-
-
-class Refitter:
-    def __init__(self, engine, logger):
-        self.engine, self.new = engine, None
-
-    def get_missing_weights(self):
-        return []
-
-    def refit_cuda_engine(self):
-        self.engine.onnx = self.new
-        return True
-
-
-class OnnxParserRefitter:
-    def __init__(self, refitter, logger):
-        self.refitter = refitter
-
-    def refit_from_file(self, path):
-        with open(path, "rb") as file:  # noqa: PTH123
-            self.refitter.new = file.read()
-        return not Behavior.refit_error
+        return Engine(serialized.removeprefix(MAGIC), self.logger)
 
 
 class FakeFlavor(flavor.Flavor):

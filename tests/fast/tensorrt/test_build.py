@@ -1,4 +1,4 @@
-"""Building plans: with TensorRT-RTX, which needs no GPU, where it is installed; and what is said when it fails."""
+"""Building engines: with TensorRT-RTX, which needs no GPU, where it is installed; and what is said when it fails."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast.tensorrt.build import Layer, build, structure
+from gbci_fast.fast.tensorrt.build import Layer, build
 from gbci_fast.fast.tensorrt.flavor import FLAVORS, GENERIC, Record
 
 CPU = torch.device("cpu")
@@ -23,20 +23,19 @@ def rtx():
     return FLAVORS["tensorrt-rtx"]
 
 
-def is_whole(plan):
-    """A TensorRT-RTX plan begins with a tag and, in bytes 16 to 24, its own size."""
-    return plan[:4] == b"vtrt" and int.from_bytes(plan[16:24], "little") == len(plan)
+def is_whole(engine):
+    """A TensorRT-RTX engine begins with a tag and, in bytes 16 to 24, its own size."""
+    return engine[:4] == b"vtrt" and int.from_bytes(engine[16:24], "little") == len(engine)
 
 
 @pytest.mark.parametrize("dtype", ["FLOAT", "FLOAT16", "BFLOAT16"])
-def test_a_plan_is_built_without_a_gpu_and_keeps_its_types(rtx, tmp_path, onnx_writer, dtype):
+def test_an_engine_is_built_without_a_gpu_and_keeps_its_types(rtx, tmp_path, onnx_writer, dtype):
     small = onnx_writer(tmp_path / "small.onnx", dtype=dtype)
     steps = []
     made = build(small, rtx, capabilities=("8.0", "8.6"), on_progress=lambda *step: steps.append(step))
-    assert is_whole(made.plan)
+    assert is_whole(made.engine)
     assert made.seconds > 0
     assert {record.severity for record in made.log} <= {"INFO", "VERBOSE"}
-    assert made.structure is None
     expected = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}[dtype]
     assert made.dtypes == {"x": expected, "h": expected, "y": expected, "z": "float32"} | {
         name: kind for name, kind in made.dtypes.items() if name not in "xyzh"
@@ -46,11 +45,11 @@ def test_a_plan_is_built_without_a_gpu_and_keeps_its_types(rtx, tmp_path, onnx_w
     assert all(0 <= done <= total for _, done, total in steps)
 
 
-def test_capabilities_make_other_plans(rtx, small):
-    plans = {build(small, rtx, capabilities=named).plan for named in ((), ("8.0",), ("8.0", "8.6"), ("12.0",))}
-    assert len(plans) == 4
-    assert all(map(is_whole, plans))
-    assert is_whole(build(small, rtx, capabilities=(GENERIC,)).plan)
+def test_capabilities_make_other_engines(rtx, small):
+    engines = {build(small, rtx, capabilities=named).engine for named in ((), ("8.0",), ("8.0", "8.6"), ("12.0",))}
+    assert len(engines) == 4
+    assert all(map(is_whole, engines))
+    assert is_whole(build(small, rtx, capabilities=(GENERIC,)).engine)
 
 
 def test_an_unknown_capability_is_refused(rtx, small):
@@ -74,19 +73,13 @@ def test_a_file_that_is_no_onnx_is_refused(rtx, tmp_path):
         build(tmp_path / "no.onnx", rtx)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what is said where there is no driver")
-def test_a_refittable_plan_needs_a_driver(rtx, small):
-    with pytest.raises(GBCIError, match=r"tensorrt-rtx cannot build small.onnx: .*CUDA"):
-        build(small, rtx, device=CPU)
-
-
 def test_a_progress_callback_s_error_ends_the_build(rtx, small):
     def on_progress(*step):
         raise OSError("the terminal is gone")
 
     with pytest.raises(OSError, match="the terminal is gone"):
         build(small, rtx, on_progress=on_progress)
-    assert is_whole(build(small, rtx).plan)
+    assert is_whole(build(small, rtx).engine)
 
 
 def test_ctrl_c_ends_the_build(rtx, small):
@@ -106,7 +99,7 @@ def test_ctrl_c_ends_the_build(rtx, small):
         signal.signal(signal.SIGINT, before)
     assert seen[0] is not threading.main_thread()
     assert not any(thread.name == "TensorRT builder" for thread in threading.enumerate())
-    assert is_whole(build(small, rtx).plan)
+    assert is_whole(build(small, rtx).engine)
 
 
 def test_ctrl_c_leaves_a_process_with_its_status_and_no_file(rtx, small, tmp_path):
@@ -122,7 +115,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the b
 sent = []  # one Ctrl-C; a signal at every step could reach the interpreter as it ends
 stop = lambda *step: sent or sent.append(os.kill(os.getpid(), signal.SIGINT))
 try:
-    make = lambda: build(Path({str(small)!r}), FLAVORS["tensorrt-rtx"], on_progress=stop)
+    make = lambda: build(Path({str(small)!r}), FLAVORS["tensorrt-rtx"], on_progress=stop).engine
     EngineCache(Path({str(tmp_path)!r})).get_or_build(KEY, make)
 except KeyboardInterrupt:
     sys.exit(130)
@@ -132,24 +125,10 @@ except KeyboardInterrupt:
     assert not list(tmp_path.glob("*.engine")) + list(tmp_path.glob("*.tmp"))
 
 
-def test_a_refittable_plan_knows_what_it_can_be_refitted_with(fake, small):
+def test_layers_and_log_are_reported(fake, small):
     made = build(small, FLAVORS["fake"], device=CPU)
-    assert made.structure == structure(small)
     assert made.layers == (Layer(kind="NONE", name="a layer", dtypes={"a tensor": "FP8"}),)
     assert Record("INFO", "built") in made.log
-
-
-def test_the_structure_is_all_but_the_weights(small, tmp_path, onnx_writer):
-    first = structure(small)
-    assert structure(onnx_writer(tmp_path / "other.onnx", weight=2.0)) == first
-    assert structure(onnx_writer(tmp_path / "other.onnx", operator="Sigmoid")) != first
-    assert structure(onnx_writer(tmp_path / "other.onnx", dtype="FLOAT16")) != first
-
-
-def test_the_structure_needs_onnx(small, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(GBCIError, match=r"onnx is not installed: pip install 'gbci_fast\[export\]'"):
-        structure(small)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +158,7 @@ def test_the_one_for_data_centers_builds_for_no_other_gpu(fake, small, monkeypat
     flavor = fake.FakeFlavor(**{**vars(FLAVORS["fake"]), "needs_gpu": True})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert build(small, flavor, capabilities=("9.0",)).plan
+    assert build(small, flavor, capabilities=("9.0",)).engine
     with pytest.raises(
         GBCIError, match=r"fake builds for the GPU that is there \(compute capability 9.0\), not for 8.6"
     ):

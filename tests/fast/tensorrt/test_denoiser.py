@@ -91,7 +91,7 @@ def test_the_whole_pipeline_equals_eager(pipe, image, mask, fake, caplog, tmp_pa
         for name, data in zip(("core.onnx", "decoder.onnx"), fake.Behavior.built, strict=True):
             (tmp_path / name).write_bytes(data)
             real = build(tmp_path / name, rtx, capabilities=("8.0", "8.6"))
-            assert real.plan[:4] == b"vtrt"
+            assert real.engine[:4] == b"vtrt"
             assert {record.severity for record in real.log} <= {"INFO", "VERBOSE"}
             assert set(real.dtypes.values()) <= {"float32", "int32", "int64", "bool"}
     sample(accelerate(pipe, runtime="tensorrt", dtype=torch.float32), image, mask, output_type="pt")

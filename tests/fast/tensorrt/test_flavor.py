@@ -70,7 +70,7 @@ def test_it_says_that_it_runs_on_gpus_alone(fake, monkeypatch):
     assert reason == "fake runs on NVIDIA GPUs alone; device is cpu"
 
 
-def test_a_gpu_without_a_name_gets_the_generic_plan(fake, monkeypatch):
+def test_a_gpu_without_a_name_gets_the_generic_engine(fake, monkeypatch):
     class Real(flavor_module.Flavor):
         pass
 

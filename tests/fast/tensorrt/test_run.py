@@ -1,4 +1,4 @@
-"""Running plans on PyTorch's tensors: with the stand-in on the CPU, and with the real ones on a GPU."""
+"""Running engines on PyTorch's tensors: with the stand-in on the CPU, and with the real ones on a GPU."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast.tensorrt.build import build
 from gbci_fast.fast.tensorrt.flavor import FLAVORS
-from gbci_fast.fast.tensorrt.run import Binding, Engine, deserialize, refit
+from gbci_fast.fast.tensorrt.run import Binding, Engine, deserialize
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def x():
 
 @pytest.fixture
 def engine(fake, small):
-    return Engine(build(small, FLAVORS["fake"]).plan, FLAVORS["fake"], CPU)
+    return Engine(build(small, FLAVORS["fake"]).engine, FLAVORS["fake"], CPU)
 
 
 def test_it_reads_and_writes_tensors_where_they_are(engine, x):
@@ -72,8 +72,8 @@ def test_what_tensorrt_refuses_is_passed_on(engine, x, fake):
         engine({"x": x})
 
 
-def test_a_plan_that_cannot_be_loaded_names_reason_and_remedy(fake, small):
-    flavor, plan = FLAVORS["fake"], build(small, FLAVORS["fake"]).plan
+def test_an_engine_that_cannot_be_loaded_names_reason_and_remedy(fake, small):
+    flavor, engine = FLAVORS["fake"], build(small, FLAVORS["fake"]).engine
     remedy = "build it on this machine, or choose the fused runtime"
     with pytest.raises(GBCIError, match=rf"^fake 10.13.0 cannot load the engine here \(wrong magic\); {remedy}$"):
         deserialize(b"junk", flavor)
@@ -81,18 +81,18 @@ def test_a_plan_that_cannot_be_loaded_names_reason_and_remedy(fake, small):
     fake.Behavior.validity = fake.EngineValidity.INVALID, bits
     expected = rf"cannot run the engine here \(unsupported cc, old cuda driver\); {remedy}"
     with pytest.raises(GBCIError, match=expected):
-        deserialize(plan, flavor)
+        deserialize(engine, flavor)
     fake.Behavior.validity = fake.EngineValidity.INVALID, 0
     with pytest.raises(GBCIError, match=r"cannot run the engine here \(it says no reason\)"):
-        deserialize(plan, flavor)
+        deserialize(engine, flavor)
     fake.Behavior.validity, fake.Behavior.no_context = (fake.EngineValidity.VALID, 0), True
     with pytest.raises(GBCIError, match="fake cannot run an engine on cpu: it says no reason"):
-        Engine(plan, flavor, CPU)
+        Engine(engine, flavor, CPU)
 
 
-def test_a_flavor_that_cannot_tell_whether_a_plan_is_valid_is_asked_to_load_it(fake, small, x, monkeypatch):
+def test_a_flavor_that_cannot_tell_whether_an_engine_is_valid_is_asked_to_load_it(fake, small, x, monkeypatch):
     monkeypatch.delattr(fake.Runtime, "get_engine_validity")  # the one for data centers has none
-    engine = Engine(build(small, FLAVORS["fake"]).plan, FLAVORS["fake"], CPU)
+    engine = Engine(build(small, FLAVORS["fake"]).engine, FLAVORS["fake"], CPU)
     torch.testing.assert_close(engine({"x": x})["y"], reference(x))
 
 
@@ -100,32 +100,22 @@ def test_a_flavor_that_cannot_tell_whether_a_plan_is_valid_is_asked_to_load_it(f
 def test_without_a_driver_the_real_one_says_so(small):
     pytest.importorskip("tensorrt_rtx_bindings")
     flavor = FLAVORS["tensorrt-rtx"]
-    plan = build(small, flavor, capabilities=("8.0",)).plan
+    engine = build(small, flavor, capabilities=("8.0",)).engine
     with pytest.raises(GBCIError, match=r"tensorrt-rtx .* cannot run the engine here .*GPU driver is installed"):
-        deserialize(plan, flavor)
-
-
-def test_a_plan_takes_the_weights_of_another_file(fake, small, tmp_path, onnx_writer, x):
-    flavor, other = FLAVORS["fake"], onnx_writer(tmp_path / "other.onnx", weight=2.0)
-    first = build(small, flavor, device=CPU)
-    made = refit(first.plan, other, flavor, CPU)
-    torch.testing.assert_close(Engine(made.plan, flavor, CPU)({"x": x})["y"], reference(x, 2.0))
-    assert made.structure == first.structure
-    fake.Behavior.refit_error = True
-    assert refit(first.plan, other, flavor, CPU) is None
+        deserialize(engine, flavor)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", FLAVORS)
-def test_on_a_gpu(name, small, tmp_path, onnx_writer, x):
-    """Built for this GPU, run, captured in a CUDA graph, and refitted."""
+def test_on_a_gpu(name, small, x):
+    """Built for this GPU, run, and captured in a CUDA graph."""
     device = torch.device("cuda", torch.cuda.current_device())
     flavor = FLAVORS[name]
     if flavor.refusals(device):
         pytest.skip(flavor.refusals(device)[0])
     made = build(small, flavor, capabilities=(flavor.target(device),), device=device)
-    engine, x = Engine(made.plan, flavor, device), x.to(device)
+    engine, x = Engine(made.engine, flavor, device), x.to(device)
     torch.testing.assert_close(engine({"x": x})["y"].cpu(), reference(x.cpu()), rtol=1e-4, atol=1e-4)
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -136,9 +126,6 @@ def test_on_a_gpu(name, small, tmp_path, onnx_writer, x):
     x.mul_(2)
     graph.replay()
     torch.testing.assert_close(outputs["y"].cpu(), reference(x.cpu()), rtol=1e-4, atol=1e-4)
-    refitted = refit(made.plan, onnx_writer(tmp_path / "other.onnx", weight=3.0), flavor, device)
-    other = Engine(refitted.plan, flavor, device)({"x": x})["y"]
-    torch.testing.assert_close(other.cpu(), reference(x.cpu(), 3.0), rtol=1e-4, atol=1e-4)
     offset = torch.empty(x.numel() + 1, device=device)[1:].view_as(x).copy_(x)
     with pytest.raises(GBCIError, match="expected an address that 256 divides"):
         engine({"x": offset})

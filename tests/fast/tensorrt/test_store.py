@@ -1,7 +1,7 @@
-"""A module to a plan: from the cache, refitted, or built; and real plans of the packaged checkpoint."""
+"""A module to an engine: from the cache, or built; and real engines of the packaged checkpoint."""
 
-import logging
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,70 +33,42 @@ def cache(tmp_path):
     return EngineCache(tmp_path)
 
 
-def output(plan):
-    return Engine(plan, FLAVORS["fake"], CPU)({"x": torch.ones(2, 3, 8, 8)})["y"][0, 0, 4, 4].item()
+def output(engine):
+    return Engine(engine, FLAVORS["fake"], CPU)({"x": torch.ones(2, 3, 8, 8)})["y"][0, 0, 4, 4].item()
 
 
 def test_a_hit_exports_nothing(fake, recipe, cache):
-    plan = obtain(recipe(1.0), FLAVORS["fake"], cache, "8.6")
+    engine = obtain(recipe(1.0), FLAVORS["fake"], cache, "8.6")
 
     def write(path):
         raise AssertionError("it was exported again")
 
     again = Recipe(**{**vars(recipe(1.0)), "write": write})
-    assert obtain(again, FLAVORS["fake"], cache, "8.6") == plan
+    assert obtain(again, FLAVORS["fake"], cache, "8.6") == engine
     assert len(fake.Behavior.built) == 1
 
 
 def test_what_was_built_is_reported_once(fake, recipe, cache, caplog):
     built, steps = [], []
     for _ in range(2):
-        plan = obtain(
+        engine = obtain(
             recipe(1.0), FLAVORS["fake"], cache, "8.0+8.6",
             on_progress=lambda *step: steps.append(step), on_built=built.append,
         )  # fmt: skip
     (only,) = built
-    assert only.plan == plan
+    assert only.engine == engine
     assert steps[-1] == ("building", 2, 2)
     lines = [record.getMessage() for record in caplog.records]
     assert lines == ["building unet-b2-float32 with fake 10.13.0, which may take minutes"]
 
 
-def test_other_weights_are_put_into_the_plan_of_the_same_graph(fake, recipe, cache, caplog):
-    caplog.set_level(logging.INFO)
-    first, second = (obtain(recipe(w), FLAVORS["fake"], cache, "8.6", device=CPU) for w in (1.0, 2.0))
-    assert "refitted an engine of other weights" in caplog.text
-    assert len(fake.Behavior.built) == 1
-    assert (output(first), output(second)) == (27.0, 54.0)
-    assert EngineCache(cache.folder).get(recipe(2.0).key(FLAVORS["fake"], "8.6")) == second
-
-
 @pytest.mark.parametrize(
-    "changes", [{"shape": "b4"}, {"dtype": "float16"}, {"graph": "h"}, {"part": "decoder"}], ids=str
+    "changes", [{"weights": "2"}, {"shape": "b4"}, {"dtype": "float16"}, {"graph": "h"}, {"part": "decoder"}], ids=str
 )
-def test_a_plan_of_another_graph_is_not_refitted(fake, recipe, cache, changes):
-    obtain(recipe(1.0), FLAVORS["fake"], cache, "8.6", device=CPU)
-    obtain(recipe(2.0, **changes), FLAVORS["fake"], cache, "8.6", device=CPU)
+def test_another_module_has_an_engine_of_its_own(fake, recipe, cache, changes):
+    obtain(recipe(1.0), FLAVORS["fake"], cache, "8.6")
+    obtain(replace(recipe(2.0), **({"weights": "1.0"} | changes)), FLAVORS["fake"], cache, "8.6")
     assert len(fake.Behavior.built) == 2
-
-
-def test_without_a_gpu_nothing_is_refitted(fake, recipe, cache):
-    for weight in (1.0, 2.0):
-        obtain(recipe(weight), FLAVORS["fake"], cache, "8.6")
-    assert len(fake.Behavior.built) == 2
-
-
-def test_where_refitting_fails_it_is_built(fake, recipe, cache, caplog):
-    obtain(recipe(1.0), FLAVORS["fake"], cache, "8.6", device=CPU)
-    fake.Behavior.refit_error = True
-    assert output(obtain(recipe(2.0), FLAVORS["fake"], cache, "8.6", device=CPU)) == 54.0
-    assert "an engine of other weights is not refitted: it does not take these" in caplog.text
-    fake.Behavior.load_error = "wrong driver"
-    plan = obtain(recipe(3.0), FLAVORS["fake"], cache, "8.6", device=CPU)
-    assert "an engine of other weights is not refitted: fake 10.13.0 cannot load the engine here" in caplog.text
-    fake.Behavior.load_error = None
-    assert output(plan) == 81.0
-    assert len(fake.Behavior.built) == 3
 
 
 def test_a_failed_build_is_not_kept(fake, recipe, cache):
@@ -137,12 +109,12 @@ def test_real_engines_of_the_packaged_checkpoint(pipe, cache, part, dtype, convo
     else:
         recipe = decoder_recipe(module, 8, 56, 56, digest(module))
     built = []
-    plan = obtain(recipe, FLAVORS["tensorrt-rtx"], cache, "8.0+8.6", on_built=built.append)
+    engine = obtain(recipe, FLAVORS["tensorrt-rtx"], cache, "8.0+8.6", on_built=built.append)
     (made,) = built
-    assert plan[:4] == b"vtrt"
-    assert int.from_bytes(plan[16:24], "little") == len(plan)
+    assert engine[:4] == b"vtrt"
+    assert int.from_bytes(engine[16:24], "little") == len(engine)
     weights = sum(parameter.numel() for parameter in (module if part == "unet" else module.decoder).parameters())
-    assert len(plan) > weights  # bytes: at least half of the weights are in it
+    assert len(engine) > weights  # bytes: at least half of the weights are in it
     for record in made.log:
         assert record.severity in ("INFO", "VERBOSE"), record
         assert not any(word in record.text.lower() for word in ("fallback", "falling back", "unsupported")), record
@@ -152,8 +124,7 @@ def test_real_engines_of_the_packaged_checkpoint(pipe, cache, part, dtype, convo
     assert {kind for layer, kind in kinds if layer in ISLANDS} == {"float32"}
     assert kinds["CONVOLUTION", narrow] >= convolutions
     assert made.inputs["latents"] == narrow
-    assert cache.get(recipe.key(FLAVORS["tensorrt-rtx"], "8.6")) == plan
+    assert obtain(recipe, FLAVORS["tensorrt-rtx"], cache, "8.6", on_built=built.append) == engine
+    assert len(built) == 1
     with capsys.disabled():  # for the log of the tests
-        print(
-            f"\n{recipe}: {len(plan)} bytes in {made.seconds:.1f} s, {len(made.layers)} layers of the network", end=" "
-        )
+        print(f"\n{recipe}: {len(engine)} bytes in {made.seconds:.1f} s, {len(made.layers)} layers", end=" ")
