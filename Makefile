@@ -26,9 +26,15 @@ TORCH :=
 floor: .venv/.test
 	$(BIN)/python tests/floor.py $(if $(TORCH),--torch $(TORCH))
 
-lint: .venv/.test
+lint: .venv/.test .venv/.types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+# The type checker takes a minute, and runs when a module changed.
+TYPED := $(shell find gbci_fast kernels training -name '*.py') tests/check_types.py tests/type_errors.txt
+.venv/.types: .venv/.test $(TYPED)
+	$(BIN)/python tests/check_types.py
+	touch $@
 
 bench: .venv/.test
 	mkdir -p out
@@ -50,7 +56,7 @@ dev: .venv/.test
 	ln -sfn ../training gbci_fast/training
 
 clean:
-	rm -rf build dist out/demo *.egg-info gbci_fast/_C*.so gbci_fast/ops gbci_fast/training .venv/.demo .venv/.test
+	rm -rf build dist out/demo *.egg-info gbci_fast/_C*.so gbci_fast/ops gbci_fast/training .venv/.demo .venv/.test .venv/.types
 	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage
 
 # Stamps: an install is repeated when the metadata or the extension's sources change.

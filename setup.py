@@ -128,6 +128,7 @@ setup(
     package_dir=MAPPED,
     package_data={
         "gbci_fast": [
+            "py.typed",
             "generate/*.json",
             *(f"weights/**/{name}" for name in ("*.safetensors", "*.json", "*.md", "*.txt", "LICENSE*")),
         ]

@@ -1,6 +1,14 @@
 """Generative Breast Cancer Imaging, fast: synthetic lesions in real mammograms, for research data sets only."""
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors and type checkers; `__getattr__` imports them otherwise
+    from gbci_fast.attributes import Attributes
+    from gbci_fast.errors import GBCIError
+    from gbci_fast.fast.accelerate import accelerate
+    from gbci_fast.model.conditioning import ConditionEncoder
+    from gbci_fast.model.pipeline import GBCIPipeline
 
 __version__ = "0.1.0"
 __all__ = ["Attributes", "ConditionEncoder", "GBCIError", "GBCIPipeline", "accelerate"]
