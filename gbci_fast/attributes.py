@@ -1,4 +1,4 @@
-"""The vocabulary of a mammogram's description: VinDr-Mammo's values, exact tokens."""
+"""The vocabulary that describes a mammogram and a lesion: the values of VinDr-Mammo's annotations."""
 
 import ast
 import re
@@ -30,10 +30,13 @@ UNKNOWN_TEXT = ("", "nan", "none", "unknown")
 
 @dataclass(frozen=True, kw_only=True)
 class Attributes:
-    """What is known of one lesion (or of its absence); ``None`` means unknown.
+    """Description of one lesion (or of its absence) and of its breast; ``None`` means unknown.
 
-    ``finding_categories`` is a tuple out of `FINDING_CATEGORIES`; the empty tuple means "No Finding".
+    ``finding_categories`` is a tuple of `FINDING_CATEGORIES`; the empty tuple means "No Finding".
     ``age`` is in years, ``pixel_spacing`` in mm per pixel of the *model* image.
+
+    Raises:
+        GBCIError: a value outside the vocabulary or range.
     """
 
     laterality: str | None = None
@@ -60,7 +63,7 @@ class Attributes:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "Attributes":
-        """Reads VinDr spellings ("BI-RADS 4", "DENSITY C", "['Mass']") and plain values (4, "C", ["Mass"]).
+        """Attributes from VinDr's spellings ("BI-RADS 4", "DENSITY C", "['Mass']") or plain values (4, "C", ["Mass"]).
 
         Raises:
             GBCIError: not a mapping, an unknown key, or a value outside the vocabulary.
@@ -81,9 +84,13 @@ class Attributes:
 
 
 def parse_categories(key: str, value: Any) -> tuple[str, ...] | None:
-    """A list, a Python-list string as VinDr writes it, or one or more names separated by commas.
+    """Finding categories as a tuple in the order of `FINDING_CATEGORIES`; None if unknown.
 
-    The empty list and "No Finding" are the same: the empty tuple.
+    ``value`` is a list, a Python list as a string (VinDr's format), or names separated by commas. The empty list and
+    "No Finding" both give the empty tuple.
+
+    Raises:
+        GBCIError: another type, an unknown category, or "No Finding" beside a finding; the message begins with ``key``.
     """
     if is_unknown(value):
         return None
@@ -107,7 +114,7 @@ def parse_categories(key: str, value: Any) -> tuple[str, ...] | None:
 
 
 def is_unknown(value: Any) -> bool:
-    """Blank, NaN, None and "unknown" all mean: not known."""
+    """Whether a value means "unknown": None, NaN, blank, or one of `UNKNOWN_TEXT`."""
     if value is None or (isinstance(value, float) and value != value):
         return True
     return isinstance(value, str) and value.strip().lower() in UNKNOWN_TEXT

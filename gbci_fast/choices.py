@@ -1,4 +1,4 @@
-"""What can be asked for, and what is taken unasked. Without torch, so that the command line starts fast."""
+"""Choices and defaults of commands. The module does not import torch, so that the command line starts fast."""
 
 RUNTIMES = ("auto", "eager", "fused", "compile", "tensorrt")
 RUNTIME = "auto"
@@ -6,7 +6,7 @@ TIERS = ("exact", "tolerance", "approximate")
 TIER = "tolerance"
 STEPS = 20
 GUIDANCE_SCALE = 2.0  # classifier-free guidance; how it was chosen: docs/training.md
-SHARD_SIZE = 1000  # images of a WebDataset shard
-MODEL_SIZE = 224  # side of the whole-breast view in pixels
+SHARD_SIZE = 1000  # images per WebDataset shard
+MODEL_SIZE = 224  # pixels along a side of the model image
 SPLITS = ("training", "test")
-FIELDS = ("whole", "lesion")  # of view, in a cache
+FIELDS = ("whole", "lesion")  # kinds of field of view in a cache

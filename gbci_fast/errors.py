@@ -1,10 +1,10 @@
-"""The one exception that reaches a user as a sentence instead of a traceback, and notes on inputs."""
+"""The exception that the command line shows as a sentence instead of a traceback, and warnings about inputs."""
 
 import re
 
 LONGEST = 1000  # characters
-# A sentence quotes a file behind "is" or "are", in parentheses or in quotation marks. Always our own: numbers, sizes,
-# and what is spelled out here.
+# Error sentences quote the content of files after "is" or "are", in parentheses or in quotation marks. The phrases in
+# the lookaheads, numbers and sizes are never quotations.
 _VALUES = re.compile(
     r"""(?: (?<=\bis\ ) (?! (?:CC|MLO|unknown)\ and\ side\ | a\ link\ that\ leads\ nowhere | all\ zero )
             (?! [\d.x-]+ (?:;\ expected|$) )
@@ -17,10 +17,10 @@ _VALUES = re.compile(
 
 
 class GBCIError(ValueError):
-    """Bad input or a failed run: one sentence naming the file, the value and what was expected.
+    """Bad input or a failed run: one sentence that names the file, the value and what was expected.
 
-    Texts out of files stand in it where `without_values` looks for them. Whatever does not print is escaped, and the
-    middle of a sentence that grew too long is left out.
+    The sentence quotes text from files only where `without_values` removes it. Unprintable characters are escaped, and
+    the middle of an overlong sentence is left out (`one_line`).
     """
 
     def __init__(self, sentence: str):
@@ -28,12 +28,12 @@ class GBCIError(ValueError):
 
 
 def without_values(sentence: str) -> str:
-    """A sentence of a `GBCIError` that names nobody: "..." for its values, from the first to what was expected."""
+    """A `GBCIError`'s sentence that identifies no patient: "..." replaces its values, up to "; expected"."""
     return _VALUES.sub("...", sentence, count=1)
 
 
 class InputWarning(UserWarning):
-    """A note on an input that is used in spite of it; the command line prints it as one."""
+    """A note on an input that is used nevertheless; the command line prints it as a note."""
 
 
 def one_line(text: str) -> str:

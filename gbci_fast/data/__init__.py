@@ -1,1 +1,1 @@
-"""Data sets: the VinDr-Mammo layout, frames and fields of view, segmentation, the cache of `prepare`."""
+"""Data sets: the VinDr-Mammo layout, fields of view and their frames, segmentation, the cache of `prepare`."""

@@ -1,14 +1,14 @@
-"""The prepared form of a data set: fields of view in memory-mapped arrays, with an index of where each came from.
+"""The prepared form of a data set: fields of view in memory-mapped arrays, with an index of their origins.
 
 A cache is a folder, written by `gbci_fast.data.prepare`:
 
 - ``pixels.npy``: uint16 [N, S, S] (65535 = 1.0), one image per field of view;
-- ``masks.npy``: uint8 [M, ceil(S * S / 8)], bit masks as `numpy.packbits` makes them. A field of view has one run of
-  rows from ``mask`` on: the breast, the pectoral muscle, then each of its lesions (they may overlap);
+- ``masks.npy``: uint8 [M, ceil(S * S / 8)], bit masks packed by `numpy.packbits`. A field of view has consecutive rows
+  from its index column ``mask`` on: the breast, the pectoral muscle, then each of its lesions (they may overlap);
 - ``index.parquet``: one row per field of view, with the columns of `INDEX_SCHEMA`;
-- ``cache.json``: `FORMAT`, the settings, and size and SHA-256 of the other three. Written last: a folder that has it is
-  complete;
-- ``qc/``: contact sheet and report; ``skipped.csv`` where files were skipped.
+- ``cache.json``: `FORMAT`, the settings, and size and SHA-256 of the other three files. It is written last: a folder
+  that has it is complete;
+- ``qc/``: contact sheet and report; ``skipped.csv``, if files were skipped.
 """
 
 import json
@@ -47,8 +47,8 @@ _LESION = pa.struct(
     [
         ("finding", pa.int32()),  # its position among the image's findings
         ("box", _BOX),  # native pixels
-        ("model_box", _BOX),  # of the annotated box in the field of view, which it may leave
-        ("pixels", pa.int32()),  # of its mask in the field of view
+        ("model_box", _BOX),  # the same box in model pixels; it may reach beyond the field of view
+        ("pixels", pa.int32()),  # number of mask pixels in the field of view
         ("inside", pa.float64()),  # share of its native pixels that lie in the segmented breast
         ("report", pa.string()),
         ("attributes", pa.struct(_ATTRIBUTES)),
@@ -74,21 +74,21 @@ INDEX_SCHEMA = pa.schema(
         ("row_spacing", pa.float64()),  # native mm per pixel; null = unknown
         ("column_spacing", pa.float64()),
         ("frame", pa.struct([(name, pa.bool_() if name == "flip" else pa.int32()) for name in _FRAME_FIELDS])),
-        ("findings", pa.int32()),  # of the image
-        ("lesions", pa.list_(_LESION)),  # those that are seen in this field of view
+        ("findings", pa.int32()),  # number of findings of the whole image
+        ("lesions", pa.list_(_LESION)),  # the findings visible in this field of view
         ("notes", pa.list_(pa.string())),
         ("extra", pa.string()),  # the table's other columns, JSON
-        ("breast_fraction", pa.float64()),  # of the native image
+        ("breast_fraction", pa.float64()),  # breast area / area of the native image
         ("brightness", pa.float64()),  # mean in the breast, 0 to 1
         ("saturated", pa.float64()),  # share of the breast's pixels at 0.999 or more
         ("aspect", pa.float64()),  # height / width of the native crop
-        ("mask", pa.int64()),  # its first row of ``masks.npy``
+        ("mask", pa.int64()),  # first row in ``masks.npy``
     ]
 )
 
 
 class Selected(Sequence[FieldOfView]):
-    """Some items of another sequence, fetched when they are asked for."""
+    """A lazy view of some items of another sequence."""
 
     def __init__(self, items: Sequence[FieldOfView], picks: Sequence[int]):
         self._items, self._picks = items, picks
@@ -106,7 +106,7 @@ class Selected(Sequence[FieldOfView]):
 
 
 class Cache(Sequence[FieldOfView]):
-    """A finished cache; its images are memory-mapped, so that they take memory only as far as they are looked at.
+    """A finished cache as a sequence of fields of view; its arrays are memory-mapped.
 
     Args:
         path: the folder.
@@ -117,7 +117,7 @@ class Cache(Sequence[FieldOfView]):
         index: pyarrow table of `INDEX_SCHEMA`.
 
     Raises:
-        GBCIError: no finished cache, one of another format, or one whose files are not those it was written with.
+        GBCIError: no finished cache, a cache of another format, or files that differ from those that were written.
     """
 
     def __init__(self, path: str | Path):
@@ -130,7 +130,7 @@ class Cache(Sequence[FieldOfView]):
                 raise GBCIError(f"{file} is absent or cut; expected {stated['bytes']} bytes as {CACHE_FILE} says")
         self._check_digest(INDEX)
         self._pixels = self._array(PIXELS)
-        # A few bytes of Parquet can claim any number of equal rows.
+        # A Parquet file of a few bytes can claim any number of equal rows: check before reading.
         if (rows := pq.read_metadata(self.path / INDEX).num_rows) != len(self._pixels):
             raise GBCIError(f"{self.path / INDEX} has {rows} rows; expected {len(self._pixels)}, one per field of view")
         self.index = pq.read_table(self.path / INDEX).combine_chunks()
@@ -148,15 +148,15 @@ class Cache(Sequence[FieldOfView]):
         return Selected(self, picked) if isinstance(key, slice) else self._field_of_view(picked)
 
     def row(self, position: int) -> dict[str, Any]:
-        """One row of the index."""
+        """One row of the index as a dictionary."""
         return self.index.slice(position, 1).to_pylist()[0]
 
     def frame(self, position: int) -> Frame:
-        """Where in the native image the field of view lies."""
+        """The affine between the native image and the field of view."""
         return Frame(size=self.size, **self.row(position)["frame"])
 
     def pectoral(self, position: int) -> np.ndarray:
-        """The pectoral muscle as far as it lies in the breast, bool [S, S]."""
+        """The part of the pectoral muscle within the breast, bool [S, S]."""
         first = self.row(position)["mask"]
         return unpack_masks(self._masks[first + 1 : first + 2], self.size)[0]
 
@@ -166,10 +166,10 @@ class Cache(Sequence[FieldOfView]):
         return Selected(self, [position for position, found in enumerate(splits) if found == split])
 
     def verify(self) -> None:
-        """Compares every file with its digest; reads everything.
+        """Compares every file with its SHA-256, which reads all of the cache.
 
         Raises:
-            GBCIError: a file is not the one that was written.
+            GBCIError: a file differs from the one that was written.
         """
         for name in self.info["files"]:
             self._check_digest(name)
@@ -206,20 +206,20 @@ class Cache(Sequence[FieldOfView]):
 
 
 def is_cache(path: str | Path) -> bool:
-    """Whether the folder is a cache, finished or under way (which `Cache` refuses)."""
+    """Whether the folder is a cache, finished or unfinished (`Cache` refuses unfinished ones)."""
     path = Path(path)
     return (path / CACHE_FILE).is_file() or (path / PROGRESS_FOLDER / PIXELS).is_file()
 
 
 def attribute_columns(attributes: Attributes) -> dict[str, Any]:
-    """Every attribute as one value of the index; `None` = unknown."""
+    """The attributes as columns of the index; ``None`` = unknown."""
     columns = asdict(attributes)
     categories = columns["finding_categories"]
     return columns | {"finding_categories": None if categories is None else list(categories)}
 
 
 def frame_columns(frame: Frame) -> dict[str, Any]:
-    """A frame as the index keeps it: without `size`, which is the cache's."""
+    """A frame as a column of the index, without ``size``, which is the same in the whole cache."""
     return {name: getattr(frame, name) for name in _FRAME_FIELDS}
 
 

@@ -1,7 +1,7 @@
-"""Pseudonyms by a keyed digest, after the Basic Profile of DICOM PS3.15 Annex E: what leaves in place of a true id.
+"""Pseudonyms that replace true identifiers in outputs, after the Basic Profile of DICOM PS3.15 Annex E.
 
-HMAC-SHA256 (RFC 2104) under a secret key: the same id gives the same pseudonym, and without the key nobody can test a
-guess. `KeptIdentifiers` has the same methods and changes nothing.
+A pseudonym is an HMAC-SHA256 (RFC 2104) under a secret key: the same id gives the same pseudonym, and without the key
+nobody can test a guess. `KeptIdentifiers` has the same methods and changes nothing.
 """
 
 import hmac
@@ -9,43 +9,43 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-OLDEST = 89  # years; whoever is older is written as `OLDER`
+OLDEST = 89  # years; higher ages are written as `OLDER`
 OLDER = 90.0
 LONGEST_SHIFT = timedelta(days=3650)
 
 
 class KeptIdentifiers:
-    """Identifiers as they are."""
+    """Keeps all identifiers unchanged."""
 
     removes = False
 
     def patient(self, patient: str) -> str:
-        """Of a patient's id."""
+        """Replacement for a patient's id."""
         return patient
 
     def name(self, text: str, digits: int = 16) -> str:
-        """Of the name of a study, an image or a file; a pseudonym has so many digits."""
+        """Replacement for the name of a study, an image or a file; a pseudonym has ``digits`` hexadecimal digits."""
         return text
 
     def uid(self, uid: str) -> str:
-        """Of a DICOM UID; blank stays blank."""
+        """Replacement for a DICOM UID; blank stays blank."""
         return uid
 
     def age(self, years: float | None) -> float | None:
-        """Of an age in years; ``None`` = unknown."""
+        """Replacement for an age in years; ``None`` = unknown."""
         return years
 
     def shift(self, patient: str) -> timedelta:
-        """What is added to every date and time of a patient."""
+        """The time span that is added to every date and time of a patient."""
         return timedelta(0)
 
 
 @dataclass(frozen=True)
 class Deidentifier(KeptIdentifiers):
-    """Pseudonyms under a secret `key`: hexadecimal digits for names, ``2.25.<UUID>`` (PS3.5 B.2) for UIDs.
+    """Pseudonyms under a secret ``key``: hexadecimal digits for names, ``2.25.<UUID>`` (PS3.5 B.2) for UIDs.
 
-    Ages above `OLDEST` become `OLDER`. A patient's dates and times move back together by a second to `LONGEST_SHIFT`,
-    so that the time between two studies stays.
+    Ages above `OLDEST` become `OLDER`. All dates and times of a patient move back by the same span, from one second to
+    `LONGEST_SHIFT`, so that the time between two studies stays the same.
     """
 
     key: bytes = field(repr=False)

@@ -1,6 +1,6 @@
 """Fields of view: a mammogram and its lesions resampled into model space.
 
-A mammogram gives the whole breast, and a closer look at every lesion that fits into one.
+A mammogram gives one field of view of the whole breast, and a magnified one around every lesion that fits.
 """
 
 import os
@@ -20,15 +20,15 @@ from gbci_fast.data.vindr import TEMPLATE, ImageRecord
 from gbci_fast.dicom.reading import Mammogram
 from gbci_fast.errors import GBCIError
 
-# An image is looked at more closely where it has at least this many native pixels per whole-breast model pixel.
+# Native pixels per model pixel of the whole breast, from which magnified fields of view are made.
 ZOOM_FROM = 1.6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lesion:
-    """One finding in model space: its pixels (bool [S, S]), what is known of it, and the report sentence.
+    """One finding in model space: its pixels (bool [S, S]), its attributes, and its report sentence.
 
-    ``finding`` is its position among the image's findings.
+    ``finding`` is its position among the image's findings, from 0.
     """
 
     pixels: np.ndarray
@@ -58,7 +58,7 @@ class FieldOfView:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedField:
-    """One field of view, its kind (of `FIELDS`) and where in the native image it lies."""
+    """One field of view, its kind (one of `FIELDS`) and its frame in the native image."""
 
     kind: str
     frame: Frame
@@ -67,13 +67,13 @@ class PlacedField:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reading:
-    """One opened image.
+    """One decoded image with its masks and fields of view.
 
     Attributes:
-        mammogram: as read.
+        mammogram: the image as read.
         breast: bool [H, W].
-        truth: one bool [H, W] per finding of the record.
-        fields: its fields of view, the whole breast first.
+        truth: lesion masks, one bool [H, W] per finding of the record.
+        fields: the fields of view, the whole breast first.
     """
 
     mammogram: Mammogram
@@ -83,24 +83,25 @@ class Reading:
 
     @property
     def pectoral(self) -> np.ndarray:
-        """The pectoral muscle, bool [H, W], found anew at every call."""
+        """The pectoral muscle, bool [H, W], computed at every call."""
         return pectoral_mask(self.mammogram.unit(), self.breast, self.mammogram.view_position)
 
 
 def read_fields(record: ImageRecord, root: Path, size: int = MODEL_SIZE, kinds: Sequence[str] = FIELDS) -> Reading:
-    """Opens one image and resamples it into its fields of view.
+    """Decodes one image and resamples it into its fields of view.
 
-    "whole" is the whole breast. "lesion" adds, where the native resolution is at least `ZOOM_FROM` times that of the
-    whole breast in model space, one field of view at twice its magnification around each lesion that fits.
+    "whole" is the whole breast. "lesion" is one field of view around each lesion that fits, at twice the magnification
+    of the whole breast. It needs a native resolution of at least `ZOOM_FROM` times that of the whole breast in model
+    space.
 
     Args:
-        record: what the tables say.
-        root: holds ``masks/``, where there are any.
+        record: the image's record.
+        root: folder of the data set, with ``masks/`` and ``finding_masks/`` if there are any.
         size: side of the model image in pixels.
-        kinds: out of `FIELDS`.
+        kinds: one or more of `FIELDS`.
 
     Raises:
-        GBCIError: the image or its lesion mask is damaged, or shows no breast; the sentence names the file.
+        GBCIError: the image or its lesion mask is damaged, or no breast is found; the sentence names the file.
     """
     mammogram = record.read()
     unit = mammogram.unit()
@@ -128,18 +129,18 @@ def field_of_view(
     truth: list[np.ndarray],
     frame: Frame,
 ) -> FieldOfView:
-    """Resamples one opened image.
+    """Resamples one decoded image into one field of view.
 
     Args:
-        record: its tables.
-        mammogram: the image; of it spacing and patient, and view and side where no table states them.
-        unit: float32 [H, W] in [0, 1], its pixels.
+        record: the image's record, with findings and attributes.
+        mammogram: the source of spacing and patient, and of view and side if no table lists the image.
+        unit: float32 [H, W] in [0, 1], display values.
         breast: bool [H, W].
-        truth: from `lesion_truth`.
-        frame: where to look.
+        truth: lesion masks from `lesion_truth`.
+        frame: the affine to model space.
     """
     known = {"pixel_spacing": frame.model_spacing(mammogram.spacing)}
-    if not record.listed:  # the header knows better than the file's name
+    if not record.listed:  # the header is more reliable than the file's name
         known |= {"view_position": mammogram.view_position, "laterality": mammogram.laterality}
     elif mammogram.other_view:
         known["view_position"] = None
@@ -149,7 +150,7 @@ def field_of_view(
         share = frame.to_model(pixels)
         in_model = share > min(0.25, share.max() / 2)  # even the smallest finding keeps a pixel
         if in_model.any():
-            inside |= in_model  # where there is a finding there is tissue, whatever the outline says
+            inside |= in_model  # a finding lies in tissue, even outside the segmented breast
             attributes = replace(finding.attributes, **known)
             lesions.append(Lesion(pixels=in_model, attributes=attributes, report=finding.report(record), finding=index))
     return FieldOfView(
@@ -162,7 +163,7 @@ def field_of_view(
 
 
 def lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> list[np.ndarray]:
-    """One bool [H, W] per finding: its pixel mask inside its box where there is one, else the box's ellipse."""
+    """One mask, bool [H, W], per finding: its pixel mask inside its box if there is one, else the box's ellipse."""
     known = known_truth(record, root, shape)
     return [
         box_ellipse(finding.box, shape) if pixels is None else pixels
@@ -171,11 +172,11 @@ def lesion_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> lis
 
 
 def known_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> list[np.ndarray | None]:
-    """One bool [H, W] per finding: its pixel mask inside its box; None where there is none.
+    """One pixel mask, bool [H, W], per finding, cut to its box; None where no mask file shows the finding.
 
-    A finding's own mask is ``finding_masks/<study_id>/<image_id>-<k>.png``, k being its ``number``;
-    ``masks/<study_id>/<image_id>.png`` is that of all other findings of the image, but not of those whose source is
-    `TEMPLATE`: `generate` lists them beside what it painted, and ``masks/`` is where it painted.
+    A finding's own mask is ``finding_masks/<study_id>/<image_id>-<k>.png``, where k is its ``number``. Findings without
+    an own mask share ``masks/<study_id>/<image_id>.png``. Findings of source `TEMPLATE` do not use the shared mask: in
+    outputs of `generate` it shows only the painted lesions.
     """
     name = f"{record.study_id}/{record.image_id}"
     drawn = _mask_of_shape(root / "masks" / f"{name}.png", shape)
@@ -193,7 +194,7 @@ def known_truth(record: ImageRecord, root: Path, shape: tuple[int, int]) -> list
 
 
 def _mask_of_shape(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """The mask, bool [H, W]; None where there is no such file."""
+    """The mask, bool [H, W]; None if the file does not exist."""
     drawn = read_mask(path) if os.path.lexists(path) else None
     if drawn is not None and drawn.shape != shape:
         raise GBCIError(f"{path} is {drawn.shape[1]}x{drawn.shape[0]}; expected the image's {shape[1]}x{shape[0]}")
@@ -211,7 +212,7 @@ def _fits(whole: Frame, box: Box) -> bool:
 
 
 def _zoomed(whole: Frame, box: Box) -> Frame:
-    """The field of view at twice the magnification of `whole`, centered on `box`."""
+    """The frame at twice the magnification of ``whole``, centered on ``box``."""
     half = round(whole.size / whole.scale[0] / 4)
     x, y = round((box[0] + box[2]) / 2), round((box[1] + box[3]) / 2)
     return replace(

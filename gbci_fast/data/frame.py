@@ -1,4 +1,4 @@
-"""From native pixels to model space and back: the affine, both resampling directions.
+"""The affine between native pixels and model space, and resampling in both directions.
 
 Coordinates are continuous with pixel *i* covering ``[i, i + 1)``; boxes are half-open ``(xmin, ymin, xmax, ymax)``.
 Model space is a square image whose chest wall lies on the left.
@@ -21,8 +21,9 @@ Box = tuple[float, float, float, float]
 class Frame:
     """An axis-aligned affine between a native image and the model's square image.
 
-    The native box ``[x0, x1) x [y0, y1)`` (it may reach outside the image: zeros there) is flipped left-right when
-    `flip` is set, resampled to ``width x height`` and placed at ``(left, top)`` of a ``size x size`` image of zeros.
+    The native box ``[x0, x1) x [y0, y1)`` is flipped left-right if ``flip`` is set, resampled to ``width x height`` and
+    placed at ``(left, top)`` of a ``size x size`` image of zeros. The box may reach outside the image, which is
+    continued by zeros.
     """
 
     x0: int
@@ -68,14 +69,14 @@ class Frame:
     def window_affine(
         self, window: tuple[int, int, int, int], origin: tuple[float, float] = (0.0, 0.0)
     ) -> tuple[float, float, float, float]:
-        """Where the native pixels of `window` lie in model space: scale_x, offset_x, scale_y, offset_y.
+        """The affine of a native window's pixels to model space: (scale_x, offset_x, scale_y, offset_y).
 
         Pixel (X, Y) of the window, counted from its own corner, has its center at model coordinate
         ``(scale_x (X + 1/2) + offset_x, scale_y (Y + 1/2) + offset_y)``, counted from `origin`.
 
         Args:
             window: (xmin, ymin, xmax, ymax) in native pixels.
-            origin: model coordinates (x, y) to count from: the corner of a decoded part of the model's image.
+            origin: model coordinates (x, y) of the origin, such as the corner of a decoded part of the model's image.
         """
         (sx, sy), (xmin, ymin, _, _) = self.scale, window
         scale_x, offset_x = (-sx, (self.x1 - xmin) * sx) if self.flip else (sx, (xmin - self.x0) * sx)
@@ -118,7 +119,15 @@ class Frame:
 
 
 def whole_breast_frame(mask: np.ndarray, size: int = MODEL_SIZE) -> Frame:
-    """Crop to the breast mask [H, W] with a margin of 2 %, flip the chest wall to the left, fit, center, pad."""
+    """The frame of the whole breast: crop with a margin of 2 %, chest wall flipped to the left, fitted and padded.
+
+    Args:
+        mask: the breast, bool [H, W].
+        size: side of the model image in pixels.
+
+    Raises:
+        GBCIError: an empty mask.
+    """
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(ys):
         raise GBCIError("the breast mask is empty; expected at least one pixel")
@@ -136,9 +145,9 @@ def whole_breast_frame(mask: np.ndarray, size: int = MODEL_SIZE) -> Frame:
 
 
 def box_ellipse(box: Box, shape: tuple[int, int]) -> np.ndarray:
-    """The ellipse inscribed in a box (xmin, ymin, xmax, ymax), bool [H, W]: the pixels whose centers it holds.
+    """The ellipse inscribed in a box (xmin, ymin, xmax, ymax), bool [H, W]: all pixels whose centers lie inside.
 
-    Where it holds none, the pixel that holds its center; none where that lies outside the image.
+    An ellipse that contains no pixel center gives the pixel at its own center, if that lies inside the image.
     """
     xmin, ymin, xmax, ymax = box
     y, x = np.ogrid[: shape[0], : shape[1]]

@@ -1,4 +1,4 @@
-"""Drawn masks: gray images of any common format, whichever two values their writer chose."""
+"""Reads hand-drawn or computed masks: gray images of any common format, with any two values."""
 
 import logging
 import warnings
@@ -11,20 +11,20 @@ from gbci_fast.dicom.bounds import MAX_DEFLATE, MAX_PIXELS, BoundedFile
 from gbci_fast.errors import GBCIError
 
 MASK_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG")
-# Soft edges have more grays than `FEW`, and where the largest value is below `SMALL`, more than that.
+# More than `FEW` grays (or `SMALL`, if the largest value is below `SMALL`) are soft edges; fewer are labels.
 FEW, SMALL = 8, 16
 
-# What Pillow logs of damaged files it raises as well; without a handler Python would print it.
+# Pillow logs damaged files and also raises. Without a handler Python would print the log.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Above half of the image's largest value = drawn: bool [H, W], possibly nowhere.
+    """Reads a mask, bool [H, W]: True above half of the image's largest value. The mask may be empty.
 
-    0 and 1, 0 and 255, 16 bits and anti-aliased edges all mean the same. A palette of grays is applied.
+    So values of 0 and 1, 0 and 255, 16 bits, and anti-aliased edges all work. A palette of grays is applied.
 
     Raises:
-        GBCIError: absent, not an image, in color, a map of labels, or of a size that a file of its length cannot hold.
+        GBCIError: the file is absent, not an image, in color, a map of labels, or too short for its stated size.
     """
     try:
         with (
@@ -55,10 +55,14 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def above_half(values: np.ndarray, name: object) -> np.ndarray:
-    """Where one mask's `values`, on any scale, are above half of its largest and above 0; bool of the same shape.
+    """Where a mask's values are above half of their maximum and above 0; bool of the same shape.
+
+    Args:
+        values: the mask on any scale.
+        name: begins the error message.
 
     Raises:
-        GBCIError: three whole numbers or a few more: labels, of which it is not known which to draw.
+        GBCIError: three or a few more whole numbers: a map of labels, of which none can be chosen.
     """
     largest = values.max()
     most = SMALL if largest < SMALL else FEW
@@ -70,7 +74,7 @@ def above_half(values: np.ndarray, name: object) -> np.ndarray:
 
 
 def _levels(values: np.ndarray, most: int) -> list[float]:
-    """The values in rising order; where there are more than `most`, some of them, more than `most`."""
+    """The distinct values in rising order; if there are more than ``most``, any ``most + 1`` of them."""
     levels, rest = [], values.ravel()
     while rest.size and len(levels) <= most:
         levels.append(rest[0].item())

@@ -1,8 +1,8 @@
-"""Data sets to a cache: read once in parallel, append in order, resume where it stopped, the same bytes every time.
+"""Prepares data sets into a cache: in parallel, resumable, and with the same bytes every time.
 
-Worker processes read images and send back what the cache keeps of them, a few hundred kilobytes each; this process
-alone writes. Until a cache is finished everything lies in the progress folder of a `JobFolder`: arrays that only grow,
-and a note per image of the bytes it added. A resumed job cuts the arrays to what the notes vouch for.
+Worker processes read images and return their part of the cache, a few hundred kilobytes each. Only the main process
+writes, in the order of the inputs. An unfinished cache lies in the progress folder of a `JobFolder`: arrays that are
+appended to, and one note per image of the bytes that it added. A resumed job truncates the arrays to the noted bytes.
 """
 
 import csv
@@ -45,14 +45,14 @@ from gbci_fast.jobs.files import atomically, locked, naming_file, sha256_of, syn
 from gbci_fast.jobs.folder import JOB_FILE, PROGRESS_FOLDER, SKIPPED, JobFolder, Kept
 from gbci_fast.jobs.processes import close_pool, how_it_ended, processes_of, worker_pool
 
-# What moves up out of the progress folder at the end, in this order.
+# Files that move from the progress folder to the output at the end, in this order.
 RESULTS = (PIXELS, MASKS, INDEX, SKIPPED, QC_FOLDER, CACHE_FILE)
 ROW_GROUP = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One root: its name in the index, its images, and how many of its boxes were cut or repeated (see `VinDr`)."""
+    """One root: its name in the index, its images, and its numbers of clamped and repeated boxes (see `VinDr`)."""
 
     name: str
     root: Path
@@ -63,7 +63,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What a finished job made: numbers of images read and skipped, and of fields of view."""
+    """Numbers of a finished job: images read, images skipped, and fields of view."""
 
     images: int
     skipped: int
@@ -71,13 +71,14 @@ class Prepared:
 
 
 def open_sources(roots: Sequence[Path], *, skip_bad: bool = False) -> list[Source]:
-    """The images of VinDr roots, folders or files; roots of one name are told apart as ``name-2``, ``name-3`` …
+    """The images of VinDr roots, folders or files. Further roots of the same name become ``name-2``, ``name-3`` …
 
     Args:
         skip_bad: see `find_inputs`.
 
     Raises:
-        GBCIError: a root is absent, or in the folder of another, holds no image, or its tables are not legal.
+        GBCIError: a root is absent, given twice, a file in the folder of an earlier root, without images, or has
+            illegal tables.
     """
     sources: list[Source] = []
     for root in map(Path, roots):
@@ -110,22 +111,22 @@ def prepare(
     sheets: int = 1,
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> Prepared:
-    """Writes the cache of every image below `roots` into `output`.
+    """Writes the cache of every image below ``roots`` into ``output``.
 
-    Whatever stops it, `output` stays resumable; where no image is finished, nothing stays.
+    An interrupted job can be resumed. If no image was finished, nothing is left in ``output``.
 
     Args:
-        workers: processes; the machine's cores by default. The bytes do not depend on it.
+        workers: number of processes, by default one per core. The cache's bytes do not depend on it.
         resume: continue an interrupted job with the same settings and inputs; a finished cache is left as it is.
-        check: how inputs and finished parts are looked at then: "digests" reads them, "sizes" nothing.
+        check: how a resumed job checks inputs and finished parts: "digests" reads them, "sizes" compares sizes only.
         skip_bad: list files that cannot be used in ``skipped.csv`` instead of stopping at the first.
         sheets: pages of the contact sheet.
-        on_image: called with the numbers of images done and in all, at the start and after each.
+        on_image: called with the numbers of finished and of all images, at the start and after each.
 
     Raises:
-        GBCIError: an input or option is not legal; `output` holds something else; a prepared image, or a finished
-            cache, is not what it was.
-        OSError: `output` cannot be written, as where the disk is full; names it.
+        GBCIError: an illegal input or option; ``output`` holds other files or another job; a prepared image or a
+            finished cache has changed.
+        OSError: ``output`` cannot be written, such as on a full disk; the error names a file.
     """
     settings = settings or PrepareSettings()
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -149,7 +150,7 @@ def prepare(
 
 
 class _Preparation:
-    """Sources on their way into a folder."""
+    """One job: the sources, the output folder, and the progress so far."""
 
     def __init__(self, sources: list[Source], output: Path, settings: PrepareSettings, sheets: int):
         self.output, self.settings, self.sheets = output, settings, sheets
@@ -167,24 +168,24 @@ class _Preparation:
         self.done = self.views = self.masks = self.skipped = 0
 
     def is_complete(self, *, resume: bool, check: str) -> bool:
-        """Whether the cache is finished, and whole.
+        """Whether the cache is finished; if so, its files are checked.
 
         Raises:
-            GBCIError: the folder cannot be used, or the cache's files are not those it was finished with.
+            GBCIError: the folder cannot be used, or the files of the finished cache have changed.
         """
         if not self.folder.begun(resume=resume) or not (self.output / CACHE_FILE).exists():
             return False
         cache = Cache(self.output)
         if check == "digests":
             cache.verify()
-        if self.progress.exists():  # where the run that finished it was killed
+        if self.progress.exists():  # the run that finished the cache was killed before it removed the folder
             with locked(self.output):
                 shutil.rmtree(self.progress, ignore_errors=True)
         return True
 
     @contextmanager
     def opened(self, check: str) -> Iterator[None]:
-        """The arrays, cut to the images that are whole; where none is in the end, nothing stays."""
+        """Opens the arrays, truncated to the sound images. If the block ends without any, all notes are deleted."""
         self._recover(check)
         with ExitStack() as stack:
             for array in self._arrays.values():
@@ -196,14 +197,14 @@ class _Preparation:
                     self.folder.forget(list(self.folder))
 
     def check_files(self) -> None:
-        """Raises GBCIError where a listed image is not there: before the hours of work, not within them."""
+        """Raises GBCIError if a listed image is absent: at the start, not after hours of work."""
         faults = [fault for _, record in self._tasks[self.done :] if (fault := record.file_fault())]
         if faults:
             more = f" ({len(faults) - 1} more cannot be read either)" if len(faults) > 1 else ""
             raise GBCIError(f"{faults[0]}{more}; expected every listed image, or --skip-bad")
 
     def check_space(self) -> None:
-        """Raises GBCIError where not even one field of view per image would fit on the disk."""
+        """Raises GBCIError if the disk has no space for even one field of view per image."""
         size = self.settings.size
         expected = (len(self._tasks) - self.done) * (2 * size * size + packed_length(size))
         free = shutil.disk_usage(self.output).free
@@ -213,7 +214,7 @@ class _Preparation:
             )
 
     def run(self, workers: int, skip_bad: bool, on_image: Callable[[int, int], None]) -> None:
-        """Reads every image that is not finished; appends in the order of the tables."""
+        """Reads every unfinished image and appends it, in the order of the inputs."""
         total = len(self._tasks)
         on_image(self.done, total)
         todo = self._tasks[self.done :]
@@ -226,13 +227,13 @@ class _Preparation:
                 arguments = (record, source.root, source.name, self.settings)
                 pending.append((source, record, pool.submit(prepare_image, *arguments)))
                 processes = processes_of(pool) or processes
-                if len(pending) >= 4 * workers:  # what waits for its turn is bounded, and with it the memory
+                if len(pending) >= 4 * workers:  # bounds the memory of finished images that wait for their turn
                     self._take(*pending.popleft(), skip_bad=skip_bad)
                     on_image(self.done, total)
             while pending:
                 self._take(*pending.popleft(), skip_bad=skip_bad)
                 on_image(self.done, total)
-        except BrokenProcessPool as error:  # from a result, or from `submit` while earlier results are still good
+        except BrokenProcessPool as error:  # raised by a result, or by `submit` while earlier results are still sound
             close_pool(pool)
             _, record = self._tasks[self.done]
             raise GBCIError(
@@ -243,7 +244,7 @@ class _Preparation:
             close_pool(pool)
 
     def finish(self) -> Prepared:
-        """Index, report and description; then everything moves up, the description last."""
+        """Writes index, report and ``cache.json``, then moves everything to the output, ``cache.json`` last."""
         if not self.views:
             first = next(self._entries(), None)
             why = f"; the first: {first['skipped']}" if first and "skipped" in first else ""
@@ -294,7 +295,7 @@ class _Preparation:
         self._note({"rows": image.rows, "masks": [len(part) for part in image.masks]}, kept)
 
     def _skip(self, source: Source, record: ImageRecord, reason: str) -> None:
-        # Neither the table nor the cache depends on where the data lie.
+        # Neither the table of skipped files nor the cache depends on the location of the data.
         reason = reason.replace(one_line(f"{source.root}{os.sep}"), "")
         file = one_line(record.path.relative_to(source.root).as_posix())
         self._note({"file": f"{source.name}/{file}", "skipped": one_line(reason)})
@@ -313,8 +314,8 @@ class _Preparation:
         return (self.folder.entry(number) for number in range(self.done))
 
     def _recover(self, check: str) -> None:
-        """Brings the folder back to the last image that is whole in both arrays; a new job to their headers."""
-        for name in RESULTS[:2]:  # where an earlier run was killed while it moved its results up
+        """Truncates the arrays to the images before the first damaged one; in a new job, to their headers."""
+        for name in RESULTS[:2]:  # an earlier run was killed while it moved its results to the output
             if (self.output / name).exists():
                 (self.output / name).rename(self.progress / name)
         for name in RESULTS[2:]:
@@ -329,7 +330,7 @@ class _Preparation:
             self._arrays[name].cut(rows)
 
     def _check_unchanged(self, check: str) -> None:
-        """Raises GBCIError where a prepared image is another file now."""
+        """Raises GBCIError if the file of a prepared image has changed."""
 
         def fault(number: int) -> str | None:
             (_, record), rows = self._tasks[number], self.folder.entry(number).get("rows")
@@ -371,7 +372,7 @@ class _Preparation:
 
 
 def _identify(sources: list[Source], settings: PrepareSettings, sheets: int) -> dict[str, Any]:
-    """What tells a job from others; a damaged file may be repaired before a resume, so that contents do not count."""
+    """The identity of a job. It omits the files' contents: a damaged file may be repaired before a resume."""
     digest = hashlib.sha256()
     for source in sources:
         for record in source.records:
@@ -390,12 +391,12 @@ def _identify(sources: list[Source], settings: PrepareSettings, sheets: int) -> 
 
 
 def _arrays(size: int) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-    """Name, type and shape of a row of the arrays."""
+    """(name, dtype, shape of one row) of the cache's arrays."""
     return (PIXELS, "<u2", (size, size)), (MASKS, "|u1", (packed_length(size),))
 
 
 class _Array:
-    """A ``.npy`` file that grows; its header says how many rows there are once it is finished."""
+    """A ``.npy`` file to append to. Its header states 0 rows until `finish` writes their number."""
 
     def __init__(self, path: Path, dtype: str, row: tuple[int, ...]):
         self._path, self._dtype, self._row = path, dtype, row
@@ -410,7 +411,7 @@ class _Array:
         self._file.close()
 
     def append(self, content: bytes, job: Path) -> Kept:
-        """Adds rows; when it returns, they are on the disk."""
+        """Appends the bytes of rows; on return they are on the disk."""
         start = self._file.tell()
         self._file.write(content)
         self._file.flush()
@@ -419,7 +420,7 @@ class _Array:
         return Kept.of(job, self._path, span=(start, start + len(content)), sha256=digest)
 
     def cut(self, rows: int) -> None:
-        """Leaves so many rows of a closed file, which is made where it is not there."""
+        """Truncates the closed file to ``rows`` rows; makes the file if absent."""
         if not self._path.exists():
             atomically(self._path, lambda temporary: temporary.write_bytes(self._header(0)))
         os.truncate(self._path, self._start + rows * self._row_bytes)
@@ -433,7 +434,7 @@ class _Array:
             os.fsync(file.fileno())
 
     def _header(self, rows: int) -> bytes:
-        # NumPy pads it so that its length does not depend on the first axis.
+        # NumPy pads the header so that its length does not depend on the number of rows.
         buffer = io.BytesIO()
         layout = {"descr": self._dtype, "fortran_order": False, "shape": (rows, *self._row)}
         np.lib.format.write_array_header_1_0(buffer, layout)

@@ -1,4 +1,4 @@
-"""One image of a cache: its pixels, its masks and its rows of the index. What the worker processes do."""
+"""Prepares one image of a cache in a worker process: its pixels, masks and rows of the index."""
 
 import json
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from gbci_fast.dicom.acquisition import side_contradiction
 from gbci_fast.jobs.files import sha256_of
 from gbci_fast.jobs.processes import start_worker
 
-SATURATED = round(0.999 * 65535)  # resampling takes a little off a white area
+SATURATED = round(0.999 * 65535)  # resampling may lower white areas slightly
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,9 +26,9 @@ class PreparedImage:
     """The fields of view of one image.
 
     Attributes:
-        rows: of the index, without ``mask``.
-        pixels: uint16 [n, S, S].
-        masks: uint8 [k, bytes], the rows' runs one after another.
+        rows: rows of the index, one per field of view, without ``mask``.
+        pixels: uint16 [n, S, S], one image per field of view.
+        masks: packed masks, uint8 [k, bytes], one array per field of view.
     """
 
     rows: list[dict[str, Any]]
@@ -37,13 +37,13 @@ class PreparedImage:
 
 
 def start_reader() -> None:
-    """One thread per process, or the processes would fight over the cores."""
+    """Initializer of the workers. One torch thread per process: more would compete for the cores."""
     start_worker()
     torch.set_num_threads(1)
 
 
 def prepare_image(record: ImageRecord, root: Path, source: str, settings: PrepareSettings) -> PreparedImage:
-    """Reads an image and everything the cache keeps of it.
+    """Reads an image and computes its part of the cache.
 
     Raises:
         GBCIError: see `read_fields`.
@@ -71,7 +71,7 @@ def prepare_image(record: ImageRecord, root: Path, source: str, settings: Prepar
 
 
 def _masks(placed: PlacedField, pectoral: np.ndarray) -> np.ndarray:
-    """The run of one field of view in ``masks.npy``: breast, pectoral muscle, lesions."""
+    """The rows of one field of view in ``masks.npy``: breast, pectoral muscle, lesions."""
     muscle = placed.frame.to_model(pectoral) > 0.5
     return pack_masks([placed.field.breast, muscle & placed.field.breast, *(x.pixels for x in placed.field.lesions)])
 
@@ -122,7 +122,7 @@ def _lesion_columns(record: ImageRecord, reading: Reading, placed: PlacedField, 
 
 
 def contradictions(record: ImageRecord, reading: Reading) -> list[str]:
-    """Where table or file name, header and pixels disagree about side or view, a phrase each."""
+    """One phrase per disagreement about side or view between table or file name, header, and pixels."""
     mammogram, notes = reading.mammogram, list[str | None]()
     source = "the table" if record.listed else "the file's name"
     stated = {"laterality": mammogram.laterality, "view_position": mammogram.other_view or mammogram.view_position}

@@ -1,4 +1,4 @@
-"""Quality control of a cache: counts, what looks wrong and where, as one HTML page beside its pictures."""
+"""Quality control of a cache: counts and suspicious images as one HTML page, with contact sheets."""
 
 import base64
 import html
@@ -20,7 +20,7 @@ QC_FOLDER = "qc"
 REPORT, SUMMARY = "report.html", "summary.png"
 SMALL_LESION = 3  # model pixels
 MAX_Z = 5.0
-# Measure of an image, and the least spread that counts as one: a set of near-equal images has no outliers.
+# Measures of an image, each with the smallest spread to divide by: a set of near-equal images has no outliers.
 MEASURES = {"breast_fraction": 0.02, "brightness": 0.02, "aspect": 0.05, "saturated": 0.005}
 LISTED = 12  # images shown per kind of issue
 NOTE_KINDS = 20
@@ -29,7 +29,7 @@ THUMBNAIL = 96
 
 @dataclass(frozen=True, kw_only=True)
 class Issue:
-    """Something to look at: its kind, the field of view that shows it, and what it is."""
+    """Something to inspect: its kind, the index of a field of view that shows it, and a description."""
 
     kind: str
     position: int
@@ -37,10 +37,10 @@ class Issue:
 
 
 def write_qc(cache: Cache, folder: Path, *, skipped: Sequence[tuple[str, str]] = (), sheets: int = 1) -> None:
-    """Writes contact sheets, `SUMMARY` and `REPORT` into `folder`.
+    """Writes contact sheets, `SUMMARY` and `REPORT` into ``folder``.
 
     Args:
-        skipped: (file, reason) of what could not be read.
+        skipped: (file, reason) of every skipped file.
         sheets: pages of the contact sheet.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,8 +54,8 @@ def write_qc(cache: Cache, folder: Path, *, skipped: Sequence[tuple[str, str]] =
 
 
 def image_table(cache: Cache) -> pd.DataFrame:
-    """One row per image: the index of its first field of view, with its ``position``."""
-    nested = ["lesions", "notes"]  # pandas would turn their integers into floats
+    """One row per image: the index row of its first field of view, with its ``position`` in the cache."""
+    nested = ["lesions", "notes"]  # pandas would convert their integers to floats
     table = cache.index.drop_columns([*nested, "frame"]).to_pandas()
     table = table.assign(**{name: cache.index.column(name).to_pylist() for name in nested})
     table["position"] = range(len(table))
@@ -63,7 +63,7 @@ def image_table(cache: Cache) -> pd.DataFrame:
 
 
 def find_issues(cache: Cache, table: pd.DataFrame) -> Iterator[Issue]:
-    """Everything that deserves a look, by kind; `table` is `image_table`."""
+    """Yields everything that deserves inspection, by kind; ``table`` is from `image_table`."""
     yield from _notes(table)
     yield from _lesion_issues(table)
     yield from _outliers(table)
@@ -77,7 +77,7 @@ def robust_z(values: np.ndarray, floor: float) -> np.ndarray:
 
 
 def _notes(table: pd.DataFrame) -> Iterator[Issue]:
-    """Contradictions, and what the reader found unusual; a kind for each of the most frequent."""
+    """Issues from the images' notes (`INDEX_SCHEMA`). Each of the most frequent notes is a kind of its own."""
     notes = [(row.position, note) for row in table.itertuples() for note in row.notes]
     frequent = [note for note, _ in Counter(note for _, note in notes).most_common(NOTE_KINDS)]
     for position, note in notes:
@@ -105,7 +105,7 @@ def _lesion_issues(table: pd.DataFrame) -> Iterator[Issue]:
 
 
 def _outliers(table: pd.DataFrame) -> Iterator[Issue]:
-    """Against the other images of the same source, since film and detectors differ."""
+    """Outliers among the images of the same source; film and detectors differ too much to be compared."""
     for name, floor in MEASURES.items():
         for _, group in table.groupby("source", sort=False):
             values = group[name].to_numpy(np.float64)
@@ -135,7 +135,7 @@ def _copies(table: pd.DataFrame) -> Iterator[Issue]:
 
 
 def count_tables(cache: Cache, table: pd.DataFrame) -> dict[str, dict[str, Counter]]:
-    """Title to label to images (for findings: boxes) per source."""
+    """{title: {label: count per source}} of images, of boxes for findings, and of fields of view."""
     lesions = [(row.source, lesion) for row in table.itertuples() for lesion in row.lesions]
     spacing = table["row_spacing"].map(lambda value: "unknown" if pd.isna(value) else f"{value:.3f} mm")
     columns = {
@@ -163,7 +163,7 @@ def _categories(lesion: dict[str, Any]) -> list[str | None]:
 
 
 def _count(pairs: Iterable[tuple[str, Any]]) -> dict[str, Counter]:
-    """Label to count per source, by label; the 12 most frequent where there are more, the rest in one line."""
+    """{label: count per source}, sorted by label. Beyond the 12 most frequent labels, the rest is one entry."""
     counts: dict[str, Counter] = {}
     for source, value in pairs:
         label = "unknown" if value is None or pd.isna(value) else str(value)
@@ -189,7 +189,7 @@ def build_report(
     skipped: Sequence[tuple[str, str]],
     pages: Sequence[str],
 ) -> str:
-    """The page as HTML; every text that comes from the data is escaped, and the page may load and run nothing."""
+    """The page as HTML. Text from the data is escaped, and a content security policy forbids scripts and loading."""
     sources = [source["name"] for source in cache.info["sources"]]
     by_kind: dict[str, list[Issue]] = {}
     for issue in issues:

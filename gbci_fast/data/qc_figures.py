@@ -1,4 +1,4 @@
-"""The pictures of a cache's quality control: contact sheets and distributions."""
+"""Figures of a cache's quality control: contact sheets and distributions."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ BREAST_COLOR, MUSCLE_COLOR, LESION_COLOR, BOX_COLOR = (64, 200, 96), (80, 160, 2
 
 
 def draw_sheets(cache: Cache, positions: list[int], folder: Path, pages: int) -> list[Path]:
-    """Writes ``contact-sheet.png``, ``contact-sheet-2.png`` …: fields of view spread evenly over `positions`.
+    """Writes ``contact-sheet.png``, ``contact-sheet-2.png`` … with fields of view spread evenly over ``positions``.
 
-    Outlines: the breast green, the pectoral muscle blue, a lesion orange; its annotated box red. Returns the paths;
-    there are no more pages than there are images to fill them.
+    Outlines: breast green, pectoral muscle blue, lesions orange; annotated boxes red. Returns the paths of at most
+    ``pages`` pages, fewer if there are too few images.
     """
     count = min(len(positions), pages * COLUMNS * ROWS)
     chosen = [positions[i * len(positions) // count] for i in range(count)]
@@ -75,7 +75,7 @@ def draw_summary(table: pd.DataFrame, path: Path) -> None:
     for place, (title, values) in zip(axes.flat, panels.items(), strict=True):
         _histogram(place, title, values.astype(float), lesions["source"] if values is sides else table["source"])
         place.set_ylabel("boxes" if values is sides else "images", fontsize=8)
-    axes[1, 0].set_yscale("log")  # nearly all images have none
+    axes[1, 0].set_yscale("log")  # nearly all images have no saturated pixels
     axes[0, 0].legend(fontsize=8)
     figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
 
@@ -92,7 +92,7 @@ def _histogram(axes: Axes, title: str, values: pd.Series, sources: pd.Series) ->
         low, high = float(values.min()), float(values.max())
         bins = np.linspace(low, high if high > low else low + 1e-3, 33)
         for name, group in groups.items():
-            # An underscore at the beginning would hide the name from the legend.
+            # A leading underscore would hide the name from the legend.
             axes.hist(group, bins=bins, histtype="step", label=f" {name}".replace("$", r"\$"))
     else:
         axes.set_axis_off()

@@ -1,6 +1,6 @@
-"""Where the breast is, where the pectoral muscle covers it, and where a lesion may lie. No learned weights.
+"""Segmentation without learned weights: the breast, the pectoral muscle, and the area in which a lesion may lie.
 
-All outlines are found at 256 pixels, whatever the size of the image; constants in pixels refer to that grid.
+Outlines are computed with a longer side of 256 pixels; constants in pixels refer to that grid.
 """
 
 from dataclasses import dataclass
@@ -13,32 +13,32 @@ from skimage.filters import threshold_otsu
 
 from gbci_fast.errors import GBCIError
 
-_SIDE = 256  # pixels of the longer side while an outline is found
+_SIDE = 256  # pixels of the longer side at which outlines are computed
 _MIN_BREAST_FRACTION = 0.01
 
 # Breast: gray levels as shares of the way from black to Otsu's threshold, which separates dense tissue from the rest.
-_DIMMEST_FAT = 0.3  # nothing above it is air
-_AIR_MARGIN = 0.12  # what tissue has over the air, at least
-_AIR_NOISE = 4.0  # and in standard deviations of the air
-_RIM = 6  # pixels: what is thinner than twice this (rims, tape, light leaks) is cut off the breast ...
-_NIPPLE = 4  # ... and as far from the cut, what was the breast's own comes back
+_DIMMEST_FAT = 0.3  # brighter pixels are never air
+_AIR_MARGIN = 0.12  # tissue is brighter than air by at least this ...
+_AIR_NOISE = 4.0  # ... plus this many standard deviations of the air
+_RIM = 6  # pixels: structures thinner than twice this (rims, tape, light leaks) are cut off the breast
+_NIPPLE = 4  # pixels: up to this distance from the cut, the breast's own edge is restored
 
 # Muscle: lengths as shares of the breast's height.
 _ANGLES = np.deg2rad(np.arange(6, 61, 3))  # between the muscle's edge and the chest wall
 _BLUR = 0.009
 _SKIN = 0.02
-_BAND = 0.05  # how far the edge may leave the straight line
+_BAND = 0.05  # largest distance of the edge from the straight line
 _LINE_SAMPLES = 48
-_FAINTEST = 0.2  # score of a line that still counts
-_SMALLEST = 32  # pixels: no muscle is looked for in a breast that is not as high
+_FAINTEST = 0.2  # smallest score of a line that counts as an edge
+_SMALLEST = 32  # pixels: no muscle is searched for in a breast of less height
 
 
 def breast_mask(unit: np.ndarray) -> np.ndarray:
     """The breast with its skin as the largest bright region, bool [H, W]; labels, tape and bright rims are left out.
 
-    The threshold follows the air of this very image: its most frequent dark level plus its noise. What it
-    brightens is opened, so that thin attachments fall off, reduced to the largest component, grown back where the
-    opening took the breast's own edge, and smoothed.
+    The threshold is the image's most frequent dark level (air) plus a multiple of its noise. Pixels above the threshold
+    are opened, so that thin attachments fall off, reduced to the largest component, grown back where the opening
+    removed the breast's own edge, and smoothed.
 
     Args:
         unit: float32 [H, W] in [0, 1], bright = dense.
@@ -63,7 +63,7 @@ def breast_mask(unit: np.ndarray) -> np.ndarray:
 
 
 def chest_wall_side(mask: np.ndarray) -> str:
-    """The side, "L" or "R", on which the breast in the mask [H, W] is taller (pixels are trusted over tags)."""
+    """The side of the image, "L" or "R", on which the breast in the mask, bool [H, W], is taller: the chest wall."""
     columns = np.trim_zeros(mask.sum(0))
     half = len(columns) // 2
     return "L" if columns[:half].sum() >= columns[len(columns) - half :].sum() else "R"
@@ -73,23 +73,23 @@ def pectoral_mask(unit: np.ndarray, breast: np.ndarray, view_position: str | Non
     """The pectoral muscle, the bright triangle between chest wall and upper edge of an oblique view, bool [H, W].
 
     Its border is first the straight line across which the image darkens most consistently (Karssemeijer, Phys. Med.
-    Biol. 43, 1998, found it by a Hough transform), then the path of least cost along it, which may bulge. Where
-    nothing stands out there is no muscle; but a faint border counts, because nearly every oblique view has one.
+    Biol. 43, 1998, found it by a Hough transform), then the path of least cost near that line, which may bulge. Even a
+    faint border counts, because nearly every oblique view has a muscle.
 
     Args:
         unit: float32 [H, W] in [0, 1], bright = dense.
         breast: bool [H, W], from `breast_mask`; the chest wall may be on either side.
-        view_position: a CC view has no muscle. Where it is not stated (None), the breast tells: an oblique view is cut
-            off by the image's upper edge, a CC view tapers toward it.
+        view_position: a CC view has no muscle. If None (unknown), the shape of the breast decides: an oblique view is
+            cut off by the image's upper edge, a CC view tapers toward it.
 
     Returns:
-        Part of `breast`; all False where no muscle is found.
+        A subset of ``breast``, all False if no muscle is found.
     """
     muscle = np.zeros_like(breast)
     if view_position == "CC" or not breast.any():
         return muscle
     ys, xs = np.flatnonzero(breast.any(1)), np.flatnonzero(breast.any(0))
-    # A view whose left-right direction has the chest wall first.
+    # The breast's bounding box, flipped so that the chest wall lies on the left.
     window = np.s_[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
     forward = slice(None, None, 1 if chest_wall_side(breast) == "L" else -1)
     inside = breast[window][:, forward]
@@ -106,7 +106,7 @@ def pectoral_mask(unit: np.ndarray, breast: np.ndarray, view_position: str | Non
         return muscle
     height, width = inside.shape
     rows = (np.arange(height) + 0.5) * shape[0] / height - 0.5
-    # The muscle thins out toward its border: it ends at the foot of the edge, not where the edge is steepest.
+    # The muscle thins out toward its border, so it ends at the foot of the edge, not at the steepest point.
     border = border + _BLUR * shape[0] / line.normal[0]
     reach = np.interp(rows, np.arange(len(border)), border, right=0.0) * width / shape[1]
     muscle[window][:, forward] = (np.arange(width) + 0.5 < reach[:, None]) & inside
@@ -114,31 +114,30 @@ def pectoral_mask(unit: np.ndarray, breast: np.ndarray, view_position: str | Non
 
 
 def placement_mask(breast: np.ndarray, pectoral: np.ndarray, skin: float) -> np.ndarray:
-    """Where a lesion's pixels may lie: in the breast, off the muscle, `skin` pixels or more from the skin.
+    """The pixels where a lesion may lie, bool [H, W]: in the breast, off the muscle, away from the skin.
 
-    Where the breast leaves the image (chest wall, axilla) there is no skin. Where it is so small that `skin` pixels
-    reach more than half way into its tissue, the margin is half of that depth: it shrinks before anything else
-    gives way, and no pixel on the muscle or outside the breast is ever part of the result.
+    The edges of the image (chest wall, axilla) are not skin. In a breast so small that the margin would exceed half of
+    its greatest depth, the margin is half of that depth.
 
     Args:
         breast, pectoral: bool [H, W].
-        skin: margin in pixels, >= 0.
+        skin: margin to the skin in pixels, >= 0.
 
     Raises:
-        GBCIError: no pixel of the breast is off the muscle, or a negative margin.
+        GBCIError: every pixel of the breast lies on the muscle, or the margin is negative.
     """
     if not skin >= 0:
         raise GBCIError(f"the skin margin is {skin} pixels; expected 0 or more")
     tissue = breast & ~pectoral
     if not tissue.any():
         raise GBCIError("no place for a lesion: no pixel of the breast is off the pectoral muscle")
-    # Distance to the nearest air in the image; a breast that fills the whole image has none.
+    # Distance to the nearest air in the image; infinite if the breast fills the whole image.
     depth = np.full(breast.shape, np.inf) if breast.all() else ndimage.distance_transform_edt(breast)
     return tissue & (depth > min(skin, depth[tissue].max() / 2))
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
-    """The mask's own outermost pixels, bool [H, W], to draw over an image; closed along the image's border."""
+    """The outermost pixels of a mask, bool [H, W], to draw over an image; closed along the image's border."""
     return mask & ~ndimage.binary_erosion(mask)
 
 
@@ -148,7 +147,7 @@ def _small_shape(shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def _shrunk(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """float32 [shape], each pixel the mean of its area."""
+    """The image reduced to ``shape``, float32: each pixel is the mean of its area."""
     tensor = torch.from_numpy(np.array(image, np.float32))[None, None]
     return F.interpolate(tensor, shape, mode="area")[0, 0].numpy()
 
@@ -176,16 +175,20 @@ def _largest(foreground: np.ndarray) -> np.ndarray:
 
 
 def _is_cut_off(inside: np.ndarray) -> bool:
-    """Whether a breast that fills its box [H, W] meets the upper edge wide, and not as a curve that has just begun."""
+    """Whether the breast, bool [H, W] in its bounding box, is wide at the upper edge instead of tapering toward it."""
     widths = inside.sum(1)
     return widths[0] > 0.5 * widths[round(0.05 * (len(widths) - 1))]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Shading:
-    """A breast [H, W], chest wall on the left: smoothed gray values, their falls along x and y, and where they count.
+    """Maps [H, W] of a breast with the chest wall on the left.
 
-    Falls are in units of the breast's root-mean-square gradient, zero at the skin.
+    Attributes:
+        gray: smoothed gray values.
+        fall_x, fall_y: decrease of ``gray`` along x and y, in units of the breast's root-mean-square gradient; zero
+            near the skin.
+        deep: bool, pixels away from the skin, where the gradient counts.
     """
 
     gray: np.ndarray
@@ -196,7 +199,7 @@ class _Shading:
     @classmethod
     def of(cls, small: np.ndarray, inside: np.ndarray) -> "_Shading":
         sigma = _BLUR * len(small)
-        # Smoothed inside the breast alone: the air makes no gradient.
+        # Smoothed within the breast only, so that the air causes no gradient.
         weight = ndimage.gaussian_filter(inside.astype(np.float32), sigma, mode="nearest")
         gray = ndimage.gaussian_filter(np.where(inside, small, 0), sigma, mode="nearest") / np.maximum(weight, 1e-3)
         deep = ndimage.binary_erosion(inside, iterations=max(1, round(_SKIN * len(small))), border_value=1)
@@ -208,7 +211,7 @@ class _Shading:
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    """From (`top`, 0) on the upper edge to (0, `tip`) on the chest wall, in pixels; `score` says how clear it is."""
+    """A line from (``top``, 0) on the upper edge to (0, ``tip``) on the chest wall, in pixels, and its score."""
 
     top: float
     tip: float
@@ -222,7 +225,10 @@ class _Line:
 
 
 def _strongest_line(field: _Shading) -> _Line | None:
-    """The line of largest (mean fall across it) x sqrt(its length in breast heights); None in too small a breast."""
+    """The line with the largest score: mean fall across it times the square root of its length in breast heights.
+
+    None in too small a breast.
+    """
     height, width = field.gray.shape
     tops = np.arange(0.06, min(width / height, 0.75), 0.012) * height
     top, angle = (grid.ravel() for grid in np.meshgrid(tops, _ANGLES, indexing="ij"))
@@ -236,7 +242,7 @@ def _strongest_line(field: _Shading) -> _Line | None:
     seen = (y < height) & (x < width)
     y, x = np.minimum(y, height - 1), np.minimum(x, width - 1)
     seen &= field.deep[y, x]
-    # Clipped: one bright speck does not make a line.
+    # Clipped, so that a single bright speck does not make a line.
     fall = np.clip(field.fall_x[y, x] * np.cos(angle) + field.fall_y[y, x] * np.sin(angle), -1.5, 1.5) * seen
     share = seen.mean(1)
     length = share * np.hypot(top, tip)[:, 0] / height
@@ -246,10 +252,10 @@ def _strongest_line(field: _Shading) -> _Line | None:
 
 
 def _border(field: _Shading, line: _Line) -> np.ndarray:
-    """Where the muscle ends in each row, in pixels from the chest wall; the rows end where it does.
+    """The end of the muscle in each row, in pixels from the chest wall; one entry per row that has muscle.
 
-    Dynamic programming over offsets from the line: the fall across it is the gain, a step aside and the distance to the
-    line are costs.
+    Dynamic programming over offsets from the line: the fall across the line is the gain; steps aside and the distance
+    from the line are costs.
     """
     height, width = field.gray.shape
     rows = np.arange(min(height, round(1.15 * line.tip)))  # a bulging muscle ends below the line
@@ -266,7 +272,7 @@ def _border(field: _Shading, line: _Line) -> np.ndarray:
 
 
 def _best_path(gain: np.ndarray, step_cost: float) -> np.ndarray:
-    """One column per row of `gain` [N, K], neighbors at most one apart, of the largest sum."""
+    """The path with the largest sum of ``gain`` [N, K]: one column per row, at most one apart in neighboring rows."""
     total, came = gain[0], np.zeros(gain.shape, int)
     for row in range(1, len(gain)):
         padded = np.pad(total, 1, constant_values=-np.inf)
@@ -282,7 +288,7 @@ def _best_path(gain: np.ndarray, step_cost: float) -> np.ndarray:
 
 
 def _stands_out(field: _Shading, line: _Line, border: np.ndarray) -> bool:
-    """Whether the border is a muscle's: clear, mostly falling, brighter above than below."""
+    """Whether the border is that of a muscle: clear, mostly falling, and brighter on the muscle's side."""
     rows = np.arange(len(border))
     counts = ndimage.map_coordinates(field.deep.astype(np.float32), [rows, border], order=0, mode="nearest") > 0
     if not counts.any():

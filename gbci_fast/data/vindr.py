@@ -1,7 +1,7 @@
 """The VinDr-Mammo folder layout, and plain files or folders of mammograms, as one list of lazy records.
 
 A root holds ``breast-level_annotations.csv``, ``finding_annotations.csv`` and ``images/<study_id>/<image_id>.dicom``
-(Nguyen et al., "VinDr-Mammo", Scientific Data 2023). Only the tables are read here; pixels wait for `ImageRecord.read`.
+(Nguyen et al., "VinDr-Mammo", Scientific Data 2023). The tables are read at once, pixels by `ImageRecord.read`.
 """
 
 import csv
@@ -39,13 +39,13 @@ IMAGE_COLUMNS = (
     "breast_density",
     "split",
 )
-# 0 (incomplete) and 6 (proven by biopsy) are legal BI-RADS categories that say nothing of the picture.
+# 0 (incomplete) and 6 (proven by biopsy) are legal BI-RADS categories that do not describe the image: unknown.
 OTHER_BIRADS = re.compile(r"(BI-?RADS\s*)?[06](\.0)?", re.IGNORECASE)
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 FINDING_COLUMNS = ("image_id", "finding_categories", "finding_birads", *BOX_COLUMNS)
-LONGEST_ID = 200  # bytes; file names hold 255, with a suffix
-TEMPLATE = "template"  # source of a finding that a synthetic image has from the real one
-AGE_COLUMN = "age"  # not VinDr's, but understood where a table has it
+LONGEST_ID = 200  # bytes; a file name holds 255, including its suffix
+TEMPLATE = "template"  # source of a synthetic image's finding that comes from the real image
+AGE_COLUMN = "age"  # an optional column that VinDr-Mammo does not have
 _NO_TEXT = "has a name that is not plain text (UTF-8); rename it"
 
 Box = tuple[float, float, float, float]
@@ -53,11 +53,14 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One annotated box; ``attributes`` are the image's with the finding's categories and BI-RADS added.
+    """One annotated box.
 
-    ``box`` is (xmin, ymin, xmax, ymax) in native pixels, half-open and inside the image; ``extra`` holds the
-    row's other columns where they are not blank; ``number`` is the row's place among the image's rows with a box, from
-    1. Rows that are left out as repeated count, so that it names the file of the finding's own mask.
+    Attributes:
+        box: (xmin, ymin, xmax, ymax) in native pixels, half-open and inside the image.
+        attributes: those of the image, with the finding's categories and BI-RADS.
+        extra: the row's other columns that are not blank.
+        number: the row's number among the image's rows with a box, from 1. Repeated rows count, because the file name
+            of the finding's own mask has this number.
     """
 
     box: Box
@@ -66,17 +69,20 @@ class Finding:
     number: int = 1
 
     def report(self, image: "ImageRecord") -> str | None:
-        """Its own, or that of its image."""
+        """The finding's report, or else its image's; None if neither has one."""
         return self.extra.get("report") or image.extra.get("report")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """What is known of one image before it is opened; ``None`` means unknown.
+    """One image before it is decoded; ``None`` means unknown.
 
-    ``attributes.finding_categories`` is the empty tuple where the tables say "No Finding", else ``None``; ``listed`` is
-    False for a plain file, of which no table tells the patient; ``fault`` is why it cannot be read, where that is known
-    before (see `find_inputs`).
+    Attributes:
+        height, width: native pixels.
+        attributes: ``finding_categories`` is the empty tuple if the tables say "No Finding", else ``None``.
+        extra: the row's other columns that are not blank.
+        listed: whether a table lists the image; False for a plain file, whose patient no table states.
+        fault: why the file cannot be read, if that is known already (see `find_inputs`).
     """
 
     study_id: str
@@ -96,18 +102,18 @@ class ImageRecord:
 
     @property
     def root(self) -> Path:
-        """The folder of the tables, of an image that is `listed`."""
+        """The data set's folder with the tables; only for a `listed` image."""
         return self.path.parents[2]
 
     @property
     def patient(self) -> str:
-        """Who must not be split: the table's ``patient_id``, or the study where it has none (VinDr-Mammo)."""
+        """Group for patient-disjoint splits: the table's ``patient_id``, or else the study (as in VinDr-Mammo)."""
         return self.extra.get("patient_id", self.study_id)
 
     def patient_in(self, mammogram: Mammogram) -> str:
-        """`patient`; of a plain file, whose folder may hold many, a digest of the PatientID in its header, if any.
+        """`patient`; for a plain file, whose folder may hold many patients, a digest of its header's PatientID, if any.
 
-        The digest is no protection against guessing; what `generate` publishes is a keyed one (`Identities`).
+        The digest does not protect against guessing. `generate` publishes keyed digests instead (`Deidentifier`).
         """
         named = without_view(mammogram.patient_id or "")
         if self.listed or not named:
@@ -115,7 +121,7 @@ class ImageRecord:
         return hashlib.sha256(f"patient\x1f{named}".encode()).hexdigest()[:16]
 
     def read(self) -> Mammogram:
-        """Decodes the image; where its header states no view or side, the record's is filled in.
+        """Decodes the image. View and side are the header's, or else the record's.
 
         Raises:
             GBCIError: the file is absent, not a mammogram, damaged, or not of the size that the table states.
@@ -131,12 +137,12 @@ class ImageRecord:
         )
 
     def file_fault(self) -> str | None:
-        """Why there is no file to open, as a sentence that begins with its path; None where there is one."""
+        """Why the path is not a usable file, as a sentence that begins with the path; None if it is one."""
         fault = self.fault or fault_of(self.path)
         return fault and _sentence(self.path, fault)
 
     def check_shape(self, shape: tuple[int, int]) -> None:
-        """Raises GBCIError where the file's (height, width) is not what the table states."""
+        """Raises GBCIError if the file's (height, width) differs from the table's."""
         stated = (self.height or shape[0], self.width or shape[1])
         if shape != stated:
             raise GBCIError(
@@ -149,17 +155,17 @@ class VinDr:
     """A data set in the VinDr-Mammo layout.
 
     Args:
-        root: folder with the two tables and ``images/``. Without `FINDING_TABLE` no image has findings. Ids are plain
-            file names, so that no row leads out of it; a link inside it leads where its owner wants.
+        root: folder with the two tables and ``images/``. Without `FINDING_TABLE` no image has findings. Ids have to be
+            plain file names, so that no row leads out of the folder. Links inside the folder are followed.
 
     Attributes:
         images: one `ImageRecord` per row of `BREAST_TABLE`, in its order.
-        clamped: number of boxes that reached over the image's edge and were cut there (VinDr-Mammo itself has 42).
-        repeated: number of finding rows left out because an earlier row states the same box, categories and BI-RADS of
-            the same image: one lesion. An `InputWarning` says so.
+        clamped: number of boxes that exceeded the image and were cut at its edge (VinDr-Mammo itself has 42).
+        repeated: number of finding rows left out because an earlier row of the same image states the same box,
+            categories and BI-RADS: one lesion. An `InputWarning` says so.
 
     Raises:
-        GBCIError: a table or column is absent, or a row is not legal; the sentence names file, row and value.
+        GBCIError: a table or column is absent, or a row is illegal; the sentence names file, row and value.
     """
 
     def __init__(self, root: str | Path):
@@ -171,13 +177,17 @@ class VinDr:
         self.images = list(images.values())
 
     def of_split(self, split: str) -> list[ImageRecord]:
-        """The images of ``"training"`` or ``"test"``, possibly none."""
+        """The images of ``"training"`` or ``"test"``, possibly none.
+
+        Raises:
+            GBCIError: another split.
+        """
         if split not in SPLITS:
             raise GBCIError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
         return [image for image in self.images if image.split == split]
 
     def missing(self) -> list[ImageRecord]:
-        """The images that the table lists and the disk does not hold."""
+        """The listed images without a file on the disk."""
         return [image for image in self.images if not image.path.is_file()]
 
     def _read_images(self) -> dict[str, ImageRecord]:
@@ -209,7 +219,7 @@ class VinDr:
         return images
 
     def _locate(self, study_id: str, image_id: str, listings: dict[str, set[str]]) -> Path:
-        """The image's file, or where VinDr-Mammo would keep it; every study folder is listed once."""
+        """The image's file, or its VinDr-Mammo path if absent. Every study folder is listed only once."""
         folder = self.root / "images" / study_id
         if study_id not in listings:
             try:
@@ -235,7 +245,7 @@ class VinDr:
                 raise GBCIError(f"{where}: {NO_FINDING!r} comes with the box {box}; expected blanks")
             if known.finding_categories and box is None:
                 raise GBCIError(f"{where}: {row['finding_categories']} comes without a box; expected xmin to ymax")
-            # A row without category and box says nothing.
+            # A row without category and box carries no information.
             if healthy or box is not None:
                 findings.setdefault(image.image_id, [])
             if box is not None:
@@ -273,26 +283,26 @@ class VinDr:
 
 
 def is_data_set(folder: Path) -> bool:
-    """Whether a folder is a `VinDr` root: it has one of the tables, or a link to one."""
+    """Whether a folder is a `VinDr` root: it has at least one of the tables, or a link to one."""
     return any(os.path.lexists(folder / table) for table in (BREAST_TABLE, FINDING_TABLE))
 
 
 def find_inputs(path: str | Path, *, skip_bad: bool = False) -> list[ImageRecord]:
-    """The images behind an INPUT argument, sorted by path, unopened.
+    """The images of an INPUT argument, not yet decoded; plain files are sorted by path.
 
     Args:
         path: one DICOM or PNG file, a folder of them (searched recursively and through links, see `walk_files`; other
             files are ignored), or a `VinDr` root.
-        skip_bad: what cannot be looked at (a folder that cannot be listed, a link that leads nowhere, a name that is
-            not UTF-8) becomes a record whose `fault` says so, for the caller to list, instead of an error.
+        skip_bad: a folder that cannot be listed, a broken link, or a name that is not UTF-8 becomes a record with a
+            ``fault`` instead of an error.
 
     Returns:
-        Records with unique ``image_id``. For plain files it is the file's stem (with ``-2``, ``-3`` … where stems
-        repeat), ``study_id`` the folder below `path` (``001-left`` for ``001/left/``, the folder's own name for
-        `path` itself), and view and side what the file name says.
+        Records with unique ``image_id``. For plain files, ``image_id`` is the file's stem (with ``-2``, ``-3`` … for
+        repeated stems), ``study_id`` is the folder below ``path`` (``001-left`` for ``001/left/``, the folder's own
+        name for ``path`` itself), and view and side come from the file name.
 
     Raises:
-        GBCIError: the path is absent or holds no image; or see `skip_bad`.
+        GBCIError: the path is absent or holds no image; without ``skip_bad`` also the faults above.
     """
     path = Path(path)
     if path.is_dir():
@@ -316,7 +326,7 @@ def find_inputs(path: str | Path, *, skip_bad: bool = False) -> list[ImageRecord
 
 
 def _may_be_image(entry: Found) -> bool:
-    """Whether a file looks like an image, or cannot be looked at and might be one, or a folder of them."""
+    """Whether an entry looks like an image, or cannot be read and might be an image or a folder of images."""
     hidden = entry.path.name.startswith(".")
     if entry.fault is None:
         return looks_like_image(entry.path) or not (hidden or _opens(entry.path))
@@ -326,7 +336,7 @@ def _may_be_image(entry: Found) -> bool:
 
 
 def _opens(path: Path) -> bool:
-    """Whether a file can be read; why not, is said by whoever reads it."""
+    """Whether a file can be read."""
     try:
         with path.open("rb") as file:
             file.read(1)
@@ -336,12 +346,12 @@ def _opens(path: Path) -> bool:
 
 
 def is_text(text: str | Path) -> bool:
-    """Whether a name or an argument is UTF-8; Python takes other bytes for lone surrogates."""
+    """Whether a name or an argument is UTF-8; Python decodes other bytes as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in str(text))
 
 
 def _plain(name: str) -> str:
-    """A name as a table can hold it: what is not text is escaped."""
+    """A name for a table: bytes that are not UTF-8 are escaped."""
     return name if is_text(name) else one_line(name)
 
 
@@ -351,7 +361,7 @@ def _sentence(path: Path, fault: str) -> str:
 
 def _file_records(found: Sequence[Found], root: Path) -> Iterator[ImageRecord]:
     taken: set[str] = set()
-    names: dict[str, Iterator[str]] = {}  # of every stem, those not tried yet
+    names: dict[str, Iterator[str]] = {}  # per stem, the names that were not tried yet
     for entry in found:
         file, stem = entry.path, _plain(entry.path.stem)
         image_id = next(name for name in names.setdefault(stem, _numbered(stem)) if name not in taken)
@@ -375,9 +385,13 @@ def _numbered(stem: str) -> Iterator[str]:
 
 
 def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields ("file, line n", {column: text}) of every row that is not blank; texts are stripped.
+    """Yields ("file, line n", {column: text}) for every row that is not blank, with stripped texts.
 
-    The standard library's reader, because pandas takes rows that are too short or too long without a word.
+    Uses the standard library's reader, because pandas silently accepts rows that are too short or too long.
+
+    Raises:
+        GBCIError: the file is absent or no table, a column is absent or repeated, or a row has too few or too many
+            fields.
     """
     try:
         check_regular(path)
@@ -402,7 +416,7 @@ def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dic
 
 
 def _check_id(where: str, key: str, value: str) -> str:
-    """An id becomes a file name: nothing that could leave ``images/``, or be no name."""
+    """Refuses an id that is no plain file name: ids become file names, which must not lead out of ``images/``."""
     legal = value.isprintable() and not any(character in value for character in "/\\:")
     if not legal or value in ("", ".", "..") or len(value.encode(errors="replace")) > LONGEST_ID:
         raise GBCIError(f"{where}: {key} is {value!r}; expected an identifier that is a plain file name")
@@ -452,7 +466,7 @@ def _clamp(where: str, box: Box, image: ImageRecord) -> Box:
 
 
 def _with_findings(image: ImageRecord, findings: list[Finding] | None) -> ImageRecord:
-    """``None`` = no row at all: unknown; ``[]`` = only "No Finding" rows: known to be healthy."""
+    """The image with its findings: ``None`` = no row, unknown; ``[]`` = only "No Finding" rows, healthy."""
     if findings is None:
         return image
     if not findings:

@@ -1,4 +1,4 @@
-"""Files below a folder, through links: each once, and none left out without a word."""
+"""Lists files below a folder, also through links: each file once, with a fault where it cannot be inspected."""
 
 import os
 import stat
@@ -9,12 +9,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A file below a folder, or something that cannot be looked at.
+    """A file below a folder, or an entry that cannot be inspected.
 
     Attributes:
-        path: below the folder that was searched; parts of it may be links.
-        fault: what is wrong, as a sentence goes on after the path; None = a regular file.
-        mode: of what the path leads to, as `os.stat` has it; 0 = not known.
+        path: below the searched folder; parts of it may be links.
+        fault: what is wrong, as a phrase that follows the path; None = a regular file.
+        mode: ``st_mode`` of the path's target; 0 = unknown.
     """
 
     path: Path
@@ -23,17 +23,17 @@ class Found:
 
 
 def walk_files(folder: Path) -> list[Found]:
-    """Everything below `folder` that is no folder, sorted by path.
+    """Everything below ``folder`` except folders, sorted by path.
 
-    Links to files and folders are followed. A file that can be reached by several paths is listed once: by the path
-    without a link where there is one, else by the first. A folder is searched once, so that loops end. A link that
-    leads nowhere and a folder that cannot be listed are listed with their fault.
+    Links to files and folders are followed. A file with several paths is listed once: by a path without links if there
+    is one, else by the first. A folder is searched once, so that loops end. Broken links, folders that cannot be listed
+    and special files are listed with their fault.
     """
     files: dict[str, tuple[bool, Path]] = {}  # by their real path
     faults: list[Found] = []
     seen: set[str] = set()
     folders, linked = deque([folder]), deque[Path]()
-    while folders or linked:  # what is behind links comes last, when everything else is known
+    while folders or linked:  # linked folders come last, after all real ones
         behind_link = not folders
         current = (folders or linked).popleft()
         real = os.path.realpath(current)
@@ -59,7 +59,7 @@ def walk_files(folder: Path) -> list[Found]:
 
 
 def fault_of(path: Path) -> str | None:
-    """Why there is no file at `path`, see `Found.fault`; None where there is one."""
+    """Why ``path`` is not a usable file, as `Found.fault`; None if it is a regular file."""
     mode, _, fault = _look_at(path)
     if not stat.S_ISDIR(mode):
         return fault
@@ -71,7 +71,7 @@ def fault_of(path: Path) -> str | None:
 
 
 def _look_at(path: Path) -> tuple[int, bool, str | None]:
-    """The mode of what a path leads to (0 where that is not known), whether it is a link, and what is wrong with it."""
+    """``st_mode`` of a path's target (0 = unknown), whether the path is a link, and its fault (`Found.fault`)."""
     is_link = False
     try:
         is_link = stat.S_ISLNK(path.lstat().st_mode)

@@ -1,3 +1,3 @@
 """Mammograms in DICOM: reading, presentation, writing."""
 
-import zlib  # noqa: F401  (before pydicom loads GDCM: its zlib would corrupt the system's if that were loaded later)
+import zlib  # noqa: F401  (loaded before pydicom loads GDCM: GDCM's own zlib corrupts a system zlib loaded after it)

@@ -1,4 +1,4 @@
-"""How a mammogram was taken: spacing in the plane of the breast, age, and what a user of the image should know."""
+"""Acquisition data of a mammogram: pixel spacing in the plane of the breast, patient age, and notes for the user."""
 
 import re
 from collections.abc import Iterator
@@ -13,17 +13,20 @@ from gbci_fast.errors import GBCIError
 # Plausible spacing in mm per pixel, from a fine film scan to a thumbnail.
 MIN_SPACING, MAX_SPACING = 0.01, 10.0
 MAX_MAGNIFICATION = 10.0
-# A breast on the detector is magnified by a few percent, too.
+# Contact views are magnified by a few percent, too: the breast has a thickness. Only larger factors are noted.
 NOTED_MAGNIFICATION = 1.2
 NOTED_ASPECT = 1.01
 
 
 def spacing(dataset: Dataset) -> tuple[float, float] | None:
-    """mm per pixel (between rows, between columns) in the plane of the breast, from the first attribute that says it.
+    """mm per pixel (between rows, between columns) in the plane of the breast; ``None`` where no attribute states it.
 
-    ImagerPixelSpacing is that of the detector; `magnification` takes it to the breast (PS3.3 C.8.7.10). PixelSpacing
-    is taken as it is. An absurd value is an error, not unknown: a missing spacing has a documented default downstream,
-    but a wrong one would silently mis-scale every lesion.
+    The first of ImagerPixelSpacing, PixelSpacing and NominalScannedPixelSpacing counts. ImagerPixelSpacing is measured
+    at the detector and is divided by `magnification` (PS3.3 C.8.7.10); the others are taken as they are.
+
+    Raises:
+        GBCIError: an implausible value. A missing spacing has a documented default; a wrong spacing would silently
+            mis-scale every lesion.
     """
     for keyword in ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing"):
         values = numbers(dataset, keyword)
@@ -39,7 +42,11 @@ def spacing(dataset: Dataset) -> tuple[float, float] | None:
 
 
 def magnification(dataset: Dataset) -> float:
-    """EstimatedRadiographicMagnificationFactor: size at the detector per size of the breast; 1 where unstated."""
+    """EstimatedRadiographicMagnificationFactor: size at the detector divided by size in the breast; 1 where unstated.
+
+    Raises:
+        GBCIError: a factor below 1 or above `MAX_MAGNIFICATION`.
+    """
     value = next(iter(numbers(dataset, "EstimatedRadiographicMagnificationFactor")), 0)
     if value == 0:
         return 1.0
@@ -60,7 +67,7 @@ def age(dataset: Dataset) -> float | None:
 
 
 def notes(dataset: Dataset, presentation: Presentation) -> Iterator[str]:
-    """What is unusual about an image and was taken care of, or has to be known: a short phrase each."""
+    """Short phrases on what is unusual about an image: how it was handled, or what its user has to know."""
     if is_for_processing(dataset):
         shown = "by its own histogram" if presentation.kind == "for processing" else "by the VOI that it states"
         yield f"For Processing, not for reading: displayed {shown}"
@@ -89,12 +96,12 @@ def notes(dataset: Dataset, presentation: Presentation) -> Iterator[str]:
 
 
 def side_contradiction(laterality: str | None, chest_wall: str) -> str | None:
-    """A phrase where the stated side and the pixels disagree. The pixels decide how the image is flipped.
+    """A phrase if the stated side and the pixels disagree, else ``None``. The pixels decide how the image is flipped.
 
     Args:
-        laterality: the stated side of the patient, "L" or "R"; ``None`` contradicts nothing.
-        chest_wall: the side of the image, "L" or "R", on which the breast meets its edge; for a left breast the left
-            one (PatientOrientation ``A\\...``).
+        laterality: the stated side of the patient, "L" or "R"; ``None`` where unknown, which contradicts nothing.
+        chest_wall: the edge of the image, "L" or "R", at which the chest wall lies. A left breast has it on the left
+            (PatientOrientation ``A\\...``).
     """
     if laterality in (None, chest_wall):
         return None
@@ -103,7 +110,7 @@ def side_contradiction(laterality: str | None, chest_wall: str) -> str | None:
 
 
 def _aspect(dataset: Dataset) -> tuple[float, float]:
-    """PixelAspectRatio (vertical, horizontal), which is stated where a spacing is not; square where it is not legal."""
+    """PixelAspectRatio (vertical, horizontal), which stands in for a missing spacing; (1, 1) if absent or illegal."""
     values = numbers(dataset, "PixelAspectRatio")
     if len(values) == 2 and min(values) > 0:
         return values[0], values[1]

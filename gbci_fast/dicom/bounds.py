@@ -1,7 +1,6 @@
-"""What a file may make its reader allocate: no more than a file of its length can hold.
+"""Limits on the memory that a file may make its reader allocate: no more than a file of its length can hold.
 
-Headers are a few bytes, and damaged or made-up ones claim gigabytes. Everything here looks at lengths alone, before
-memory is taken.
+A damaged or forged header of a few bytes can claim gigabytes. The checks compare lengths before memory is allocated.
 """
 
 import io
@@ -19,49 +18,53 @@ from pydicom.uid import UID, JPEGLossless, JPEGLosslessSV1, JPEGTransferSyntaxes
 from gbci_fast.errors import GBCIError
 
 MEBIBYTE = 2**20
-# Several times the largest detector; a header that claims more is damaged, and would exhaust memory when decoded.
+# Several times the pixels of the largest detector. A header that claims more is damaged; decoding would exhaust memory.
 MAX_PIXELS = 150_000_000
-# Deflate makes at most 1032 bytes of one (RFC 1951: 258 bytes per match, of 2 bits at least).
+# Largest expansion of deflate (RFC 1951): a match yields at most 258 bytes and takes at least 2 bits.
 MAX_DEFLATE = 1032
-# An inflated data set: bytes per byte. Grain barely shrinks; air and header do.
+# Largest accepted expansion of a deflated data set. Noise barely compresses; air and the header do.
 MAX_INFLATED = 100
-# Image bytes per encoded byte. RLE: a run of 128 takes 2 (PS3.5 G.3.1). Lossless JPEG: a bit per sample at least
-# (ISO/IEC 10918-1 H.1.2.2); other JPEG: two bits per block of 64. JPEG-LS and JPEG 2000 have no such limit; grain on
-# 0.2 % of an otherwise black detector comes to 1550.
+# Image bytes per encoded byte. RLE: a run of 128 bytes takes 2 (PS3.5 G.3.1). Lossless JPEG: at least a bit per sample
+# (ISO/IEC 10918-1 H.1.2.2); other JPEG: two bits per block of 64. JPEG-LS and JPEG 2000 have no such limit; noise on
+# 0.2 % of an otherwise black detector reaches 1550.
 MAX_RLE, MAX_LOSSLESS_JPEG, MAX_JPEG, MAX_OTHER = 64, 16, 512, 4000
-# Longest value of an element that is parsed into numbers or strings; an explicit VR allows no more (PS3.5 7.1.2).
+# Longest value, in bytes, of an element that is parsed into numbers or strings. An explicit VR allows no more
+# (PS3.5 7.1.2).
 MAX_SHORT_VALUE = 65536
 BULK = ("OB", "OW", "OF", "OD", "OL", "OV", "OB or OW", "UN", "SQ", "UC", "UR", "UT", "US or OW", "US or SS or OW")
 MAX_LUT_BYTES = 2 * 65536
-# Of a data set: pydicom asks for every tag, length, value and item by itself, and a header has some thousand. An item
-# of 8 bytes becomes an object of 700.
+# Limits of one data set. pydicom reads every tag, length, value and item separately; a header takes some thousand
+# reads. An item of 8 bytes becomes an object of 700 bytes.
 MAX_READS = 60_000
 MAX_ITEMS = 10_000
 ITEM_TAGS = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"  # in either byte order
-MAX_LINE = MEBIBYTE  # characters of a table's line
+MAX_LINE = MEBIBYTE  # characters in one line of a table
 
 
 class BoundedFile(io.BufferedReader):
-    """A file for libraries that ask for as many bytes as a header claims: no memory is taken beyond the file's end.
+    """A file for libraries that read as many bytes as a header claims: large reads are cut to the rest of the file.
 
     Raises:
-        GBCIError: a pipe or device, of which a reader would wait for ever.
+        GBCIError: the path is a pipe, a socket or a device, on which a read could wait for ever.
     """
 
     def __init__(self, path: Path):
         check_regular(path)
-        super().__init__(io.FileIO(str(path)))  # pydicom takes a file's name for a text
+        super().__init__(io.FileIO(str(path)))  # pydicom expects the file's name to be a string
         self._size = path.stat().st_size
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As `io.BufferedReader.read`."""
+        """As `io.BufferedReader.read`; a size of more than a mebibyte is cut to the rest of the file."""
         if size is not None and size > MEBIBYTE:
             size = min(size, max(0, self._size - self.tell()))
         return super().read(size)
 
 
 class BoundedDicom(BoundedFile):
-    """A DICOM file for pydicom, which asks for the rest of a file only to inflate it all at once."""
+    """A DICOM file for pydicom, with limits on the number of reads and on the size of an inflated data set.
+
+    pydicom reads "the rest of the file" (no size) only to inflate a deflated data set in one step.
+    """
 
     def __init__(self, path: Path):
         super().__init__(path)
@@ -69,15 +72,16 @@ class BoundedDicom(BoundedFile):
 
     @property
     def overrun(self) -> bool:
-        """Whether more than `MAX_READS` pieces were asked for."""
+        """Whether there were more than `MAX_READS` reads."""
         return self._reads > MAX_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As `BoundedFile.read`.
 
         Raises:
-            EOFError: an `overrun`.
-            GBCIError: the rest is asked for, and inflates to more than `MAX_INFLATED` times its length.
+            EOFError: more than `MAX_READS` reads.
+            GBCIError: the rest of the file is read, and is no complete deflated data set, or inflates to more than
+                `MAX_INFLATED` times its length (at least 16 MiB) or to more than `MAX_ITEMS` items.
         """
         self._reads += 1
         if self.overrun:
@@ -89,11 +93,11 @@ class BoundedDicom(BoundedFile):
 
 
 def check_regular(path: Path) -> None:
-    """Refuses what is neither a file nor a folder; opening it or reading it could wait for ever.
+    """Refuses a path that is neither a file nor a folder: opening or reading it could wait for ever.
 
     Raises:
-        GBCIError: it is a pipe, a socket or a device.
-        OSError: it does not exist.
+        GBCIError: the path is a pipe, a socket or a device.
+        OSError: the path does not exist.
     """
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -118,7 +122,11 @@ def _check_deflated(packed: bytes) -> None:
 
 
 def check_short_values(dataset: Dataset) -> None:
-    """Refuses numbers, strings and sequences that would become millions of objects (an implicit VR allows 4 GB)."""
+    """Refuses numbers, strings and sequences that would become millions of objects (an implicit VR allows 4 GB).
+
+    Raises:
+        GBCIError: a value longer than `MAX_SHORT_VALUE` bytes, or a sequence of more than `MAX_ITEMS` items.
+    """
     for element in dataset.values():
         if not isinstance(element, RawDataElement) or not element.value or len(element.value) <= MAX_SHORT_VALUE:
             continue
@@ -133,7 +141,11 @@ def check_short_values(dataset: Dataset) -> None:
 
 
 def check_lut(item: Dataset) -> None:
-    """Refuses a Modality or VOI LUT item whose table is longer than a descriptor can say."""
+    """Refuses a Modality or VOI LUT item whose table is longer than any LUTDescriptor can state.
+
+    Raises:
+        GBCIError: LUTData holds more than `MAX_LUT_BYTES` bytes, or as `check_short_values`.
+    """
     check_short_values(item)
     data = item.get_item("LUTData")
     if data is not None and isinstance(data.value, bytes) and len(data.value) > MAX_LUT_BYTES:
@@ -141,14 +153,24 @@ def check_lut(item: Dataset) -> None:
 
 
 def check_native(found: int, rows: int, columns: int, bits: int) -> None:
-    """Whether `found` bytes can be the unencapsulated pixels that the header states."""
+    """Refuses native (unencapsulated) pixel data of ``found`` bytes that cannot hold ``rows`` x ``columns`` pixels.
+
+    Raises:
+        GBCIError: fewer bytes than ``rows * columns * bits // 8``.
+    """
     expected = rows * columns * bits // 8
     if found < expected:
         raise GBCIError(f"damaged or not decodable (PixelData holds {found} of {expected} bytes); cut short")
 
 
 def check_frame(frame: bytes, syntax: UID, rows: int, columns: int, bits: int) -> None:
-    """Whether an encoded frame can hold the pixels that the header states; small images always can."""
+    """Refuses an encoded frame too short to hold ``rows`` x ``columns`` pixels of ``bits`` allocated bits each.
+
+    Images of up to a mebibyte always pass.
+
+    Raises:
+        GBCIError: the pixels exceed the largest possible expansion of the frame under ``syntax``.
+    """
     if syntax == RLELossless:
         most = MAX_RLE
     elif syntax in (JPEGLossless, JPEGLosslessSV1):
@@ -163,17 +185,21 @@ def check_frame(frame: bytes, syntax: UID, rows: int, columns: int, bits: int) -
 
 
 def check_png(path: Path, width: int, height: int, bits: int) -> None:
-    """Whether a PNG file is long enough to hold its pixels."""
+    """Refuses a PNG file that is too short to hold the pixels that its header states.
+
+    Raises:
+        GBCIError: the pixels exceed `MAX_DEFLATE` times the file's length.
+    """
     length = path.stat().st_size
     if width * height * bits // 8 > MAX_DEFLATE * length:
         raise GBCIError(f"the header claims {width} x {height} pixels; a file of {length} bytes cannot hold them")
 
 
 def bounded_lines(file: TextIO) -> Iterator[str]:
-    """The lines of a table.
+    """Yields the lines of a table.
 
     Raises:
-        GBCIError: a line is longer than `MAX_LINE`.
+        GBCIError: a line is longer than `MAX_LINE` characters.
     """
     while line := file.readline(MAX_LINE + 1):
         if len(line) > MAX_LINE:

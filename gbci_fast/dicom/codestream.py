@@ -1,4 +1,4 @@
-"""What an encoded frame says of itself, and how many frames there are: this decides where the header says otherwise."""
+"""The encoded frame of a DICOM image and its own header, which is believed where the DICOM header contradicts it."""
 
 import struct
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from pydicom.uid import UID, RLELossless
 
 from gbci_fast.errors import GBCIError
 
-# JPEG and JPEG-LS; a JPEG 2000 codestream; the signature of a JP2 file around one.
+# First bytes of JPEG and JPEG-LS; of a JPEG 2000 codestream; of a JP2 file that wraps such a codestream.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
-_RLE_HEADER = 64  # bytes, where the first segment begins (PS3.5 G.5)
+_RLE_HEADER = 64  # bytes; the first segment begins after them (PS3.5 G.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,11 @@ class Codestream:
 
     Attributes:
         precision: bits per sample.
-        lossy: its coding loses information, or cannot be told from one that does.
-        layered: it has several quality layers, of which the last may not be complete.
-        method: as LossyImageCompressionMethod names the coding (PS3.3 C.7.6.1.1.5.1).
-        signed: whether its samples are signed; ``None`` where the format does not say (JPEG, JPEG-LS).
-        syntaxes: the transfer syntaxes that it may stand in, by which its decoder is chosen; none for any.
+        lossy: whether the coding loses information, or cannot be told from a coding that does.
+        layered: whether there are several quality layers. The last layer may be incomplete.
+        method: the coding, as a value of LossyImageCompressionMethod (PS3.3 C.7.6.1.1.5.1).
+        signed: whether the samples are signed; ``None`` where the format does not say (JPEG, JPEG-LS).
+        syntaxes: the transfer syntaxes that allow this coding, from which the decoder is chosen; empty = any.
     """
 
     precision: int
@@ -39,7 +39,7 @@ def only_frame(dataset: Dataset, syntax: UID) -> bytes:
     """The one encoded frame of `dataset`, whose NumberOfFrames is absent or 1.
 
     Raises:
-        GBCIError: PixelData holds several frames, or is damaged.
+        GBCIError: PixelData holds several frames, none, or is cut short.
     """
     offsets = parse_basic_offsets(dataset.PixelData)
     fragments = list(generate_fragments(dataset.PixelData[8 + 4 * len(offsets) :]))

@@ -1,4 +1,4 @@
-"""What decoders print: C and Rust libraries write to the process's standard error, past Python."""
+"""Messages of decoders: C and Rust libraries print them to the process's standard error, bypassing Python."""
 
 import os
 import re
@@ -8,29 +8,29 @@ from contextlib import contextmanager, suppress
 
 from gbci_fast.errors import GBCIError
 
-# libjpeg goes on over damage with a warning (jerror.h), and hands out whatever it has ...
+# After damage libjpeg prints a warning (jerror.h), goes on, and returns a partly wrong image.
 _DAMAGE = re.compile(r"Corrupt JPEG data|Premature end of JPEG|Bogus |Inconsistent |Invalid |Unsupported ")
-# ... but what it skips between the last pixel and the next marker costs none.
+# Extra bytes between the last pixel and the next marker change no pixel.
 _HARMLESS = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker")
 _STDERR = 2
 CODEC_LOCK = threading.Lock()
-"""Held while a frame is decoded or encoded: OpenJPEG's wrapper crashes where two threads are in it."""
+"""Held while a frame is decoded or encoded: OpenJPEG's wrapper crashes when two threads use it at once."""
 
 
 @contextmanager
 def no_complaints() -> Iterator[None]:
-    """Runs a decoder with standard error kept aside.
+    """Runs a decoder with the process's standard error redirected, one caller at a time (`CODEC_LOCK`).
 
-    What is printed while it fails is dropped, because the exception says it. Lines that are not a decoder's (another
-    thread's) are printed afterwards. One caller at a time: the descriptor belongs to the process.
+    If the decoder raises, its messages are dropped: the exception tells the same. If the decoder succeeds, lines that
+    report no damage (such as another thread's) are printed afterwards.
 
     Raises:
-        GBCIError: the decoder succeeded, but said that its data are damaged.
+        GBCIError: the decoder succeeded, but reported damaged data.
     """
     with CODEC_LOCK, os.fdopen(os.memfd_create("stderr"), "w+b") as aside:
         try:
             kept = os.dup(_STDERR)
-        except OSError:  # closed: nothing would be seen anyway
+        except OSError:  # standard error is closed: no message would be seen
             yield
             return
         try:

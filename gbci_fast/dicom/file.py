@@ -1,4 +1,4 @@
-"""A DICOM data set from a file, with or without the preamble that PS3.10 asks for."""
+"""Reads a DICOM data set from a file, with or without the preamble that PS3.10 requires."""
 
 import re
 from pathlib import Path
@@ -15,8 +15,8 @@ from gbci_fast.errors import GBCIError
 MAGIC_LENGTH = 132
 LUT_ELEMENTS = [tag_for_keyword(name) for name in ("LUTDescriptor", "LUTExplanation", "ModalityLUTType", "LUTData")]
 DICOM_MAGIC = b"DICM"  # after a preamble of 128 bytes, PS3.10 section 7.1
-# What older software wrote: the data set alone. It begins with a short element of group 2 or 8, in either byte order,
-# with an explicit VR or a length of at most 65535.
+# Older software wrote the data set alone. It begins with a short element of group 2 or 8, in either byte order, with
+# an explicit VR or a length of at most 65535.
 _BARE = re.compile(rb"[\x02\x08]\0.\0(?:[A-Z]{2}|..\0\0)|\0\x08\0.[A-Z]{2}", re.DOTALL)
 
 
@@ -26,15 +26,16 @@ def is_dicom(head: bytes) -> bool:
 
 
 def is_bare_dicom(head: bytes) -> bool:
-    """Whether they are those of a data set without a preamble. Other formats can begin alike."""
+    """Whether the first bytes of a file can begin a data set without a preamble. Other formats may match, too."""
     return _BARE.match(head) is not None
 
 
 def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
-    """Reads a data set; its ``file_meta`` names a transfer syntax even where the file does not.
+    """Reads a data set. Its ``file_meta`` states a transfer syntax even where the file does not.
 
     Raises:
-        GBCIError: the file is cut short, or holds encoded pixels of a transfer syntax that nothing names.
+        GBCIError: the file is cut short, has too many elements, or holds encoded pixels without a transfer syntax.
+        OSError: the file cannot be opened or read.
     """
     with BoundedDicom(path) as file:
         try:
@@ -44,7 +45,7 @@ def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
                 raise
             if not file.overrun:
                 raise GBCIError("damaged or not decodable (an element or sequence has no end); cut short") from error
-        if file.overrun:  # of which pydicom may make a shorter data set
+        if file.overrun:  # pydicom may turn the EOFError into a shorter data set
             raise GBCIError(f"more than {MAX_READS // 4} elements and items; expected an image")
     if "TransferSyntaxUID" not in dataset.file_meta:
         if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
@@ -58,10 +59,10 @@ def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
 
 
 def numbers(dataset: Dataset, keyword: str) -> list[float]:
-    """The values of an attribute that holds numbers; none where it is absent or blank.
+    """The values of a numeric attribute; an empty list where the attribute is absent or blank.
 
     Raises:
-        GBCIError: a value is no number, such as one with a decimal comma.
+        GBCIError: a value is not a number, such as one with a decimal comma.
     """
     try:
         value = dataset.get(keyword)
@@ -76,7 +77,7 @@ def numbers(dataset: Dataset, keyword: str) -> list[float]:
 
 
 def trim_luts(dataset: Dataset) -> None:
-    """Deletes from the items of Modality and VOI LUTs all but the LUT: sequences that are nested there without end."""
+    """Deletes everything but the LUT from the items of Modality and VOI LUTs, such as endlessly nested sequences."""
     for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
         for item in dataset.get(keyword) or ():
             for tag in set(item.keys()).difference(LUT_ELEMENTS):
@@ -84,10 +85,10 @@ def trim_luts(dataset: Dataset) -> None:
 
 
 def flatten_functional_groups(dataset: Dataset) -> None:
-    """Copies what the functional groups of an enhanced single-frame image say to where a plain image says it.
+    """Copies the functional groups of an enhanced single-frame image to the top level, where a plain image has them.
 
-    Only what the data set itself does not state: Frame VOI LUT, Pixel Value Transformation, Pixel Measures, … of
-    PS3.3 C.7.6.16, one item each.
+    The groups are Frame VOI LUT, Pixel Value Transformation, Pixel Measures, … (PS3.3 C.7.6.16), with one item each.
+    Attributes that the top level already states are kept.
     """
     for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         groups = dataset.get(keyword)

@@ -1,4 +1,4 @@
-"""A look at a JPEG frame's structure before it is decoded."""
+"""Parses and checks the marker segments of a JPEG or JPEG-LS frame before it is decoded."""
 
 import re
 import struct
@@ -16,22 +16,23 @@ _DCT = (0xC0, 0xC1, 0xC2)
 _START_OF_SCAN, _RESTART_INTERVAL = 0xDA, 0xDD
 # Frame, Huffman and quantization tables, restart interval, JPEG-LS parameters, application data, comment, scan.
 _SEGMENT = re.compile(rb"\xff+([\xc0-\xc4\xf7\xdb\xdd\xf8\xe0-\xef\xfe\xda])(..)", re.DOTALL)
-# Coded data holds no marker but restarts: 0xFF is followed by zero, in JPEG-LS by any byte whose first bit is zero.
+# The only markers within coded data are restarts: a data byte 0xFF is followed by zero, in JPEG-LS by any byte whose
+# first bit is zero.
 _END_OF_SCAN = re.compile(rb"\xff+([\x80-\xcf\xd8-\xfe])")
 _RESTART = re.compile(rb"\xff+([\xd0-\xd7])")
 _START_OF_IMAGE, _END_OF_IMAGE = b"\xff\xd8", b"\xd9"
 
 
 def read_jpeg(frame: bytes, *, rows: int, columns: int, bits: int) -> Codestream:
-    """Walks the marker segments (ISO/IEC 10918-1 annex B, 14495-1 annex C) up to the end of the only scan.
+    """The header of a JPEG or JPEG-LS frame, whose marker segments are checked up to the end of its only scan.
 
-    GDCM, the one freely licensed decoder of lossless JPEG, ends the whole process over some frames that are damaged
-    there. Lossless JPEG and JPEG-LS are lossy all the same where they shift low bits out (point transform), and JPEG-LS
-    where it may deviate (NEAR).
+    Segments follow ISO/IEC 10918-1 annex B and 14495-1 annex C. The check protects the process: GDCM, the only freely
+    licensed decoder of lossless JPEG, ends the process on some frames with damaged segments. Lossless JPEG and JPEG-LS
+    lose information if they shift low bits out (point transform), JPEG-LS also if it allows deviations (NEAR).
 
     Raises:
-        GBCIError: a segment is out of place, the frame is not one component of that size with at most ``bits`` bits,
-            it has no end, its restarts are not those that it states, or another image follows.
+        GBCIError: a segment is out of place, the frame is not one component of ``rows`` x ``columns`` with at most
+            ``bits`` bits, the end is absent, the restarts are not the stated ones, or another image follows.
     """
     if not frame.startswith(_START_OF_IMAGE):
         raise GBCIError("damaged JPEG data: no start of image")
@@ -62,7 +63,7 @@ def read_jpeg(frame: bytes, *, rows: int, columns: int, bits: int) -> Codestream
         raise GBCIError("PixelData holds several frames; expected a single image")
     if kind in _DCT and interval:
         _check_restarts(frame[position : end.start()], blocks=-(-rows // 8) * -(-columns // 8), interval=interval)
-    # The scan's header ends with the predictor or NEAR, the end of the spectrum or the interleave, and the shift.
+    # The scan header ends with three bytes: predictor or NEAR, end of spectrum or interleave mode, point transform.
     deviation, shift = frame[position - 3], frame[position - 1] & 0x0F
     exact = shift == 0 and (kind == _LOSSLESS or (kind == _JPEG_LS and deviation == 0))
     return Codestream(
@@ -74,9 +75,12 @@ def read_jpeg(frame: bytes, *, rows: int, columns: int, bits: int) -> Codestream
 
 
 def _check_restarts(scan: bytes, *, blocks: int, interval: int) -> None:
-    """Whether a lossy scan of one component restarts after each ``interval`` blocks of 8 x 8 (ISO/IEC 10918-1 E.1.4).
+    """Refuses a lossy scan of one component that does not restart after each ``interval`` blocks of 8 x 8 pixels.
 
-    Decoders go on over missing ones with a gray image.
+    See ISO/IEC 10918-1 E.1.4. Where restarts are missing, decoders continue with gray pixels.
+
+    Raises:
+        GBCIError: restarts are missing, superfluous or out of order.
     """
     expected = (blocks - 1) // interval
     restarts = b"".join(_RESTART.findall(scan))

@@ -1,4 +1,4 @@
-"""A look at a JPEG 2000 or HTJ2K codestream before it is decoded: its main header, and whether it is whole."""
+"""Parses and checks a JPEG 2000 or HTJ2K codestream before it is decoded: main header and tile-parts."""
 
 import struct
 from collections import Counter
@@ -14,13 +14,14 @@ _IRREVERSIBLE = 0  # the 9-7 transform (ISO/IEC 15444-1 A.6.1)
 
 
 def read_jpeg2000(frame: bytes, *, rows: int, columns: int, bits: int) -> Codestream:
-    """Reads SIZ, CAP, COD and COC (ISO/IEC 15444-1 A.5 and A.6).
+    """The main header of a codestream, from SIZ, CAP, COD and COC (ISO/IEC 15444-1 A.5 and A.6).
 
-    The 9-7 transform is lossy. Several quality layers may be: each but the last is a coarser image, and nothing says
-    whether the last one is complete.
+    The 9-7 transform is lossy. Several quality layers may be lossy: all but the last are coarser images, and the
+    codestream does not say whether the last layer is complete.
 
     Raises:
-        GBCIError: no codestream, or not one of one component of that size with at most ``bits`` bits.
+        GBCIError: the frame holds no codestream, is cut short, or is not one component of ``rows`` x ``columns`` with
+            at most ``bits`` bits.
     """
     start = frame.find(_START)
     if start < 0:
@@ -47,10 +48,10 @@ def read_jpeg2000(frame: bytes, *, rows: int, columns: int, bits: int) -> Codest
 
 
 def check_tiles(frame: bytes) -> None:
-    """Walks the tile-parts (ISO/IEC 15444-1 A.4.2) of a codestream that `read_jpeg2000` lets pass, up to its end.
+    """Follows the tile-parts (ISO/IEC 15444-1 A.4.2) of a codestream that passed `read_jpeg2000`, up to its end.
 
     Raises:
-        GBCIError: it has no end there, or a tile or a part of one is absent.
+        GBCIError: the codestream has no end marker, or lacks a tile or a part of a tile.
     """
     start = frame.find(_START)
     try:
@@ -61,8 +62,8 @@ def check_tiles(frame: bytes) -> None:
         while frame[position : position + 2] == _START_OF_TILE_PART:
             tile, length, _, parts = struct.unpack_from(">HIBB", frame, position + 4)
             found[tile] += 1
-            stated[tile] = max(parts, stated.get(tile, 0))  # 0 where it is left open
-            # The last tile-part may leave its length open.
+            stated[tile] = max(parts, stated.get(tile, 0))  # a number of parts of 0 means unstated
+            # The last tile-part may state a length of 0: up to the end marker.
             position = position + length if length else frame.rfind(_END, position)
     except (struct.error, ZeroDivisionError):
         position = len(frame)
@@ -77,7 +78,7 @@ def check_tiles(frame: bytes) -> None:
 
 
 def _coding(frame: bytes, position: int) -> tuple[bool, int, set[int], int]:
-    """Whether CAP is there, the number of layers, the transforms, and where the first tile-part begins."""
+    """Whether CAP is present, the number of layers, the transforms, and the position of the first tile-part."""
     capabilities, layers, transforms = False, 1, set()
     while (marker := struct.unpack_from(">H", frame, position)[0]) != _TILE_PART:
         if marker == _CAPABILITIES:

@@ -37,16 +37,16 @@ CLASSES = (
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
-# Of any part of the body: storage phosphor plates, other detectors, films.
+# Modalities of radiographs of any body part: storage phosphor plates, other detectors, films.
 RADIOGRAPHY = ("CR", "DX", "RG")
-# What a Secondary Capture may say, or a header that was emptied.
+# Modalities of a Secondary Capture or of an emptied header.
 UNSPECIFIC = ("", "OT", "SC")
-BREAST = ("BREAST", "MAM")  # how vendors write it: BREAST, LEFT BREAST, MAMMO, MAMMA, MAMA
-# The breast, right, left and both, in AnatomicRegionSequence: SNOMED CT, and the retired SNOMED-RT codes.
+BREAST = ("BREAST", "MAM")  # parts of vendors' spellings: BREAST, LEFT BREAST, MAMMO, MAMMA, MAMA
+# Codes in AnatomicRegionSequence of breast, right, left and both breasts: SNOMED CT, then the retired SNOMED-RT codes.
 BREAST_CODES = ("76752008", "73056007", "80248007", "63762007", "T-04000", "T-04020", "T-04030", "T-04080")
 BREAST_VIEWS = tuple(view[0] for view in MAMMOGRAPHY_VIEWS)
 OTHER_VIEWS = tuple(view[0] for view in BODY_VIEWS)
-# ImageType of parts of a tomosynthesis, and of images that look like a mammogram and are not a plain one.
+# Values of ImageType: of parts of a tomosynthesis, and of images that look like a plain mammogram but are not one.
 TOMOSYNTHESIS = ("TOMO", "TOMO_PROJ", "TOMOSYNTHESIS")
 SYNTHETIC_2D = ("GENERATED_2D", "TOMO_2D")
 TYPE_NOTES = {
@@ -54,7 +54,7 @@ TYPE_NOTES = {
     "POST_CONTRAST": "taken after a contrast agent",
     "SUBTRACTION": "a subtraction of images",
 }
-# Terms that sentences and notes repeat (PS3.3 C.7.3.1.1.1, PS3.16 annex L); other text may hold anything.
+# Terms that errors and notes may quote (PS3.3 C.7.3.1.1.1, PS3.16 annex L). Other header text may identify a patient.
 MODALITIES = ("MG", *RADIOGRAPHY, "BI", "BMD", "CT", "DR", "DS", "ES", "GM", "IO", "IVUS", "KO", "MR", "NM", "OCT",
               "OT", "PR", "PT", "PX", "REG", "RF", "RTDOSE", "RTIMAGE", "RTPLAN", "RTSTRUCT", "SC", "SEG", "SM", "SR",
               "US", "XA", "XC")  # fmt: skip
@@ -64,10 +64,10 @@ BODY_PARTS = ("ABDOMEN", "ANKLE", "ARM", "AXILLA", "CHEST", "CLAVICLE", "CSPINE"
 
 
 def check_kind(dataset: Dataset) -> None:
-    """Refuses what is not a mammogram (2D).
+    """Refuses objects that are not 2D mammograms.
 
     Raises:
-        GBCIError: another kind of object, or a radiograph that does not say that it is of a breast.
+        GBCIError: another kind of object, or a radiograph whose header does not name the breast.
     """
     sop_class = dataset.get("SOPClassUID") or _meta_class(dataset)
     name = _name(sop_class)
@@ -86,7 +86,7 @@ def check_kind(dataset: Dataset) -> None:
 
 
 def _check_radiograph(dataset: Dataset) -> None:
-    """Of a class that is not a mammogram's: whether Modality, body part or view says that it is of a breast."""
+    """Refuses an object of a general SOP class whose Modality, body part and view do not fit a breast."""
     modality, body = _text(dataset, "Modality"), _text(dataset, "BodyPartExamined")
     shown = _term(modality, MODALITIES)
     if modality not in ("MG", *RADIOGRAPHY, *UNSPECIFIC):
@@ -105,7 +105,7 @@ def _check_radiograph(dataset: Dataset) -> None:
 
 
 def kind_notes(dataset: Dataset) -> Iterator[str]:
-    """What is unusual about the kind of an image that `check_kind` lets pass."""
+    """Short phrases on what is unusual about the kind of an image that passed `check_kind`."""
     modality, body = _text(dataset, "Modality"), _text(dataset, "BodyPartExamined")
     if dataset.get("SOPClassUID") in MAMMOGRAPHY and modality not in ("MG", ""):
         yield f"Modality is {_term(modality, MODALITIES)}, though its SOP class is that of a mammogram"
@@ -121,7 +121,7 @@ def _is_mammography(dataset: Dataset) -> bool:
 
 
 def _states_breast(dataset: Dataset) -> bool:
-    """Whether BodyPartExamined, or where there is none AnatomicRegionSequence, is a breast."""
+    """Whether BodyPartExamined is a breast, or AnatomicRegionSequence if BodyPartExamined is absent."""
     if body := _text(dataset, "BodyPartExamined"):
         return _is_breast(body)
     regions = dataset.get("AnatomicRegionSequence") or ()
@@ -129,7 +129,7 @@ def _states_breast(dataset: Dataset) -> bool:
 
 
 def _term(text: str, known: tuple[str, ...]) -> str:
-    """How a sentence or note shows a header's text: as it stands only where it is a known term."""
+    """A header's text as errors and notes show it: unchanged if it is a known term, else a placeholder."""
     return text if text in known else UNKNOWN_TERM if text else "not stated"
 
 
@@ -138,12 +138,12 @@ def _is_breast(body: str) -> bool:
 
 
 def _meta_class(dataset: Dataset) -> str | None:
-    """A DICOMDIR states its class in the file meta information alone."""
+    """The SOP class of the file meta information, the only place where a DICOMDIR states it."""
     return getattr(dataset, "file_meta", Dataset()).get("MediaStorageSOPClassUID")
 
 
 def _name(sop_class: str | None) -> str:
-    """What the standard calls it; empty where it is absent, private or unknown."""
+    """The standard's name of a SOP class; empty where the class is absent, private or unknown."""
     name = UID(sop_class).name if sop_class else ""
     return "" if name == sop_class else name
 

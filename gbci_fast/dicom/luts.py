@@ -1,4 +1,4 @@
-"""The entries of a Modality or VOI LUT, in words or in bytes: its reader and its writer take them alike."""
+"""The entries of a Modality or VOI LUT, stored as words or bytes; shared by reading and writing."""
 
 import numpy as np
 from pydicom import Dataset
@@ -8,15 +8,15 @@ from gbci_fast.errors import GBCIError
 
 
 def lut_size(item: Dataset) -> int:
-    """How many entries a LUT's descriptor states, 0 meaning 65536."""
+    """Number of entries that the LUT's descriptor states, where 0 means 65536."""
     return int(item.LUTDescriptor[0]) & 0xFFFF or 0x10000
 
 
 def lut_bits(item: Dataset) -> int:
-    """Bits per entry.
+    """Bits per entry that the LUT's descriptor states.
 
     Raises:
-        GBCIError: not 8 to 16.
+        GBCIError: fewer than 8 or more than 16 bits.
     """
     bits = int(item.LUTDescriptor[2])
     if not 8 <= bits <= 16:
@@ -27,11 +27,12 @@ def lut_bits(item: Dataset) -> int:
 def lut_entries(item: Dataset, *, big_endian: bool) -> np.ndarray:
     """LUTData of a Modality or VOI LUT item (PS3.3 C.11.1.1.1, C.11.2.1.1), integers [N] as LUTDescriptor states.
 
-    uint8 where the entries are bytes: they have 8 bits, and the data are one byte for each, or one more to be even.
-    Otherwise words, in the byte order of the file; what lies behind the last entry is left out.
+    The entries are uint8 if they have 8 bits and the data are one byte per entry, perhaps padded to an even length.
+    Otherwise they are 16-bit words in the byte order of the file. Data after the last entry are ignored.
 
     Raises:
-        GBCIError: too few entries, one beyond the bits, or a length that is neither that of bytes nor that of words.
+        GBCIError: too few entries, an entry that exceeds the stated bits, or a length that fits neither bytes nor
+            words.
     """
     check_lut(item)
     size, bits, data = lut_size(item), lut_bits(item), item.LUTData
@@ -53,6 +54,9 @@ def lut_entries(item: Dataset, *, big_endian: bool) -> np.ndarray:
 
 
 def _is_half_of_words(data: np.ndarray, *, big_endian: bool) -> bool:
-    """Whether the high bytes that words would have are all zero, and others not: as bytes no display is like that."""
+    """Whether bytes are the first half of a table of words: every high byte is zero, and several low bytes are not.
+
+    No real table of bytes has a zero in every other entry.
+    """
     high, low = (data[::2], data[1::2]) if big_endian else (data[1::2], data[::2])
     return not high.any() and np.count_nonzero(low) > 1

@@ -1,4 +1,4 @@
-"""The stored integers of a DICOM image: what is refused before decoding, which decoder, which bits."""
+"""Decodes the stored integers of a DICOM image: checks before decoding, choice of the decoder, bits in use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,18 +29,21 @@ from gbci_fast.dicom.kinds import check_kind
 from gbci_fast.errors import GBCIError
 
 READABLE = "uncompressed, deflated, RLE, JPEG (8 bits or lossless), JPEG-LS, JPEG 2000 or HTJ2K"
-# Pillow before GDCM, which ends the process over some damaged lossy frames. pylibjpeg is the fastest where there is a
-# choice (RLE, JPEG 2000), up to 4 times, and prints nothing of its own.
+# Pillow comes before GDCM, which ends the process on some damaged lossy frames. pylibjpeg is the fastest where there is
+# a choice (RLE, JPEG 2000), up to 4 times, and prints nothing itself.
 PREFERRED_PLUGINS = ("pylibjpeg", "pillow", "gdcm")
-# What is not JPEG may be lossless under these, too.
+# JPEG-LS and JPEG 2000 frames may be lossless under these, too.
 LOSSY_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 
 
 def check_header(dataset: Dataset, *, has_pixels: bool) -> None:
-    """Refuses, before anything is decoded, what is not one mammogram in gray of 8 to 16 bits.
+    """Refuses, before decoding, every data set that is not a single gray mammogram of 8 to 16 bits.
+
+    Args:
+        has_pixels: whether the file holds PixelData.
 
     Raises:
-        GBCIError: what was found and what was expected.
+        GBCIError: with what was found and what was expected.
     """
     check_short_values(dataset)
     check_kind(dataset)
@@ -69,22 +72,27 @@ def check_header(dataset: Dataset, *, has_pixels: bool) -> None:
 
 
 def check_size(width: int | None, height: int | None) -> None:
-    """Refuses a size that is absent or beyond `MAX_PIXELS`."""
+    """Refuses a size that is absent or exceeds `MAX_PIXELS`.
+
+    Raises:
+        GBCIError: width or height is absent or 0, or their product exceeds `MAX_PIXELS`.
+    """
     if not width or not height or width * height > MAX_PIXELS:
         raise GBCIError(f"the header claims {width} x {height} pixels; expected 1 to {MAX_PIXELS} in all")
 
 
 def decode(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
-    """Integers [H, W] in the type that the header states, from the BitsStored bits up to HighBit, and notes.
+    """Stored integers [H, W] in the type that the header states, and notes on contradictions.
 
-    HighBit is BitsStored - 1 today (PS3.5 8.1.1). In older files the value may lie higher in its cell, and the bits
-    around it hold overlays or nothing; it is moved down. An encoded frame states its own bit depth, and its coding is
-    lossy or not: where that contradicts the header, the frame is believed, `dataset` says so afterwards, and so does
-    a note.
+    Native pixels: the value occupies the BitsStored bits up to HighBit of its cell. HighBit is BitsStored - 1 today
+    (PS3.5 8.1.1); in older files the value may lie higher, between overlay or unused bits, and is shifted down.
+
+    Encoded frames state their own bit depth and whether their coding is lossy. Where that contradicts the header, the
+    frame is believed: `dataset` is corrected in place, and a note says so.
 
     Raises:
-        GBCIError: no decoder, several frames, or a frame that is damaged, cut short, not of the size that the header
-            states, or of other signs.
+        GBCIError: no decoder, several frames, or a frame that is damaged, cut short, or of another size or sign than
+            the header states.
     """
     syntax = _decoder(dataset.file_meta.TransferSyntaxUID).UID
     if not syntax.is_encapsulated:
@@ -110,7 +118,7 @@ def decode(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
 
 
 def _codestream(frame: bytes, syntax: UID, dataset: Dataset) -> Codestream | None:
-    """The frame's own header, or ``None`` for RLE, which codes cells as they are."""
+    """The frame's own header; ``None`` for RLE, which encodes whole cells and has none."""
     expected = {"rows": dataset.Rows, "columns": dataset.Columns, "bits": dataset.BitsAllocated}
     if syntax in JPEG2000TransferSyntaxes:
         return read_jpeg2000(frame, **expected)
@@ -125,7 +133,7 @@ def _codestream(frame: bytes, syntax: UID, dataset: Dataset) -> Codestream | Non
 
 
 def _cells(dataset: Dataset, decoder: Decoder, bits: int | None = None) -> np.ndarray:
-    """What the decoder makes of the only frame, [H, W] unsigned of BitsAllocated; GDCM cuts samples to ``bits``."""
+    """The decoded cells of the only frame, [H, W] unsigned, BitsAllocated wide. GDCM cuts samples to ``bits`` bits."""
     plugin = next((name for name in PREFERRED_PLUGINS if name in decoder.available_plugins), "")
     with no_complaints() if decoder.UID.is_encapsulated else nullcontext():
         cells, _ = decoder.as_array(
@@ -142,7 +150,7 @@ def _cells(dataset: Dataset, decoder: Decoder, bits: int | None = None) -> np.nd
 
 @contextmanager
 def _said_damaged(coding: UID) -> Iterator[None]:
-    """Says that a frame cannot be decoded, in place of what a decoder says of itself."""
+    """Replaces a decoder's own exception by a `GBCIError` that says that the frame cannot be decoded."""
     try:
         yield
     except (GBCIError, MemoryError):
@@ -153,7 +161,7 @@ def _said_damaged(coding: UID) -> Iterator[None]:
 
 
 def _check_native(dataset: Dataset) -> None:
-    """Whether PixelData is one image long, or somewhat longer."""
+    """Refuses PixelData that is shorter than one image or as long as several."""
     found, expected = len(dataset.PixelData), dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
     check_native(found, dataset.Rows, dataset.Columns, dataset.BitsAllocated)
     if (frames := (found - expected % 2) // expected) > 1:
@@ -161,7 +169,7 @@ def _check_native(dataset: Dataset) -> None:
 
 
 def _used_bits(cells: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, list[str]]:
-    """The values in the cells, and a note where the bits around them are set and nothing declares an overlay there."""
+    """The values in the cells, and a note where unused bits are set although no overlay is declared there."""
     signed, bits = dataset.PixelRepresentation == 1, dataset.BitsStored
     above, unused = dataset.BitsAllocated - 1 - dataset.HighBit, dataset.BitsAllocated - bits
     values = cells.view(f"{'ui'[signed]}{cells.itemsize}")
@@ -177,19 +185,18 @@ def _used_bits(cells: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, list[st
 
 
 def _by_frame(cells: np.ndarray, codestream: Codestream, dataset: Dataset) -> tuple[np.ndarray, str | None]:
-    """The samples of an encoded frame, of its own precision and sign, and a note where the header states others.
+    """The samples of an encoded frame, by its own precision and sign, and a note where the header contradicts them.
 
-    BitsStored may be less than the precision, as long as every sample fits in it. Otherwise the precision becomes
-    BitsStored.
+    BitsStored may be less than the precision if every sample fits in it. Otherwise BitsStored is set to the precision.
 
     Raises:
-        GBCIError: a sample is negative by the one and positive by the other.
+        GBCIError: a sample is negative according to the frame and positive according to the header, or vice versa.
     """
     precision, bits, signed = codestream.precision, dataset.BitsStored, dataset.PixelRepresentation == 1
     own = signed if codestream.signed is None else codestream.signed
     codes = cells & np.array(2**precision - 1, cells.dtype)
     top = int(codes.max())
-    # An overlay takes the bits above, or a signed sample leaves them empty, where JPEG does not say what they are.
+    # The bits above BitsStored hold an overlay; or JPEG, which states no sign, leaves them empty in signed samples.
     if precision > bits and (_overlay_in_cells(dataset) or (codestream.signed is None and signed and top < 2**bits)):
         codes, own, precision = codes & np.array(2**bits - 1, cells.dtype), signed, bits
     samples = _signed(codes, precision) if own else codes
@@ -210,7 +217,7 @@ def _by_frame(cells: np.ndarray, codestream: Codestream, dataset: Dataset) -> tu
 
 
 def _signed(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Two's complement of that many bits, unsigned [H, W], as signed integers."""
+    """Signed integers [H, W] from two's complement codes of ``bits`` bits, unsigned [H, W]."""
     unused = 8 * codes.itemsize - bits
     return (codes.view(f"i{codes.itemsize}") << unused) >> unused
 
@@ -220,7 +227,7 @@ def _sign(signed: bool) -> str:
 
 
 def _overlay_in_cells(dataset: Dataset) -> bool:
-    """Whether an overlay plane lies in unused bits of the pixels (legal until 2004, PS3.5 8.1.2)."""
+    """Whether unused bits of the pixel cells hold an overlay plane (legal until 2004, PS3.5 8.1.2)."""
     planes = (dataset.get((group, 0x0100)) for group in range(0x6000, 0x6020, 2))  # OverlayBitsAllocated
     return any(plane is not None and plane.value != 1 for plane in planes)
 
@@ -228,7 +235,7 @@ def _overlay_in_cells(dataset: Dataset) -> bool:
 def _decoder(syntax: UID) -> Decoder:
     try:
         decoder = get_decoder(syntax)
-    except NotImplementedError:  # how pydicom says that no decoder of it exists
+    except NotImplementedError:  # pydicom knows no decoder for this transfer syntax
         raise GBCIError(f"transfer syntax {syntax.name} cannot be decoded; expected {READABLE}") from None
     if not decoder.is_available:
         raise GBCIError(f"no decoder for {decoder.UID.name} is installed; expected python-gdcm or a pylibjpeg plugin")
@@ -236,7 +243,7 @@ def _decoder(syntax: UID) -> Decoder:
 
 
 def _check_high_bit(dataset: Dataset, syntax: UID) -> None:
-    """Encoded frames have a bit depth of their own, which would contradict a value that lies higher in its cell."""
+    """Refuses a HighBit other than BitsStored - 1: an encoded sample begins at bit 0 of its cell."""
     if dataset.HighBit != dataset.BitsStored - 1:
         raise GBCIError(
             f"HighBit is {dataset.HighBit} and BitsStored {dataset.BitsStored} in {syntax.name}; "
@@ -245,9 +252,9 @@ def _check_high_bit(dataset: Dataset, syntax: UID) -> None:
 
 
 def _state_lossy(dataset: Dataset, syntax: UID, codestream: Codestream, length: int) -> str | None:
-    """Once lossy, always lossy: `dataset` outlives the frame. A note where the header denies it.
+    """Records lossy coding in ``dataset``, which outlives the frame; returns a note where the header denied it.
 
-    Several quality layers of a reversible coding are complete under a lossless syntax, as far as anybody knows.
+    Several quality layers of a reversible coding are taken as complete if the transfer syntax is lossless.
     """
     stated = str(dataset.get("LossyImageCompression") or "").strip()
     perhaps = codestream.lossy or codestream.layered

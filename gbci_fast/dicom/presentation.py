@@ -21,7 +21,7 @@ from gbci_fast.dicom.file import numbers
 from gbci_fast.dicom.luts import lut_bits, lut_entries
 from gbci_fast.errors import GBCIError
 
-# Without a VOI transformation: display from the first percentile of the breast to the second (percent).
+# Percentiles of the breast (percent) shown as black and white where the header states no VOI transformation.
 BREAST_PERCENTILES = (0.5, 99.9)
 FOR_PROCESSING_CLASSES = (
     DigitalMammographyXRayImageStorageForProcessing,
@@ -35,14 +35,14 @@ class Presentation:
     """The mapping between stored integers and display values in [0, 1] (0 = black, bright = dense).
 
     Attributes:
-        levels: float32 [2 ** bits_stored], the display value of every stored value, before padding. Indexed by the
-            stored value itself: negative ones count from the end, which is two's complement.
+        levels: float32 [2 ** bits_stored], the display value of every stored value, before padding is set to 0. The
+            index is the stored value; negative values index from the end, as two's complement does.
         signed: whether stored values are two's complement (PixelRepresentation 1).
         padding: lowest and highest stored value that mean "no image here" (PS3.3 C.7.5.1.1.2), or ``None``.
-        kind: which VOI transformation: "window", "sigmoid", "lut", "percentiles", "for processing" or "full scale".
-        window: WindowCenter and WindowWidth (LINEAR, of modality values) that a copy of the image needs in order to
-            display alike; ``None`` where the header states a VOI transformation already, or `lut` is needed.
-        lut: the same as a VOI LUT, where no window does it: its first input value, and uint16 [N] (65535 = 1).
+        kind: the VOI transformation: "window", "sigmoid", "lut", "percentiles", "for processing" or "full scale".
+        window: WindowCenter and WindowWidth (LINEAR, of modality values) that a copy of the image must state in order
+            to display alike; ``None`` if the header states a VOI transformation, or if `lut` is needed.
+        lut: VOI LUT that a copy must state if no window displays alike: first input value, and uint16 [N] (65535 = 1).
     """
 
     levels: np.ndarray
@@ -141,19 +141,19 @@ class Presentation:
 
 
 def full_scale(bits_stored: int) -> Presentation:
-    """Black is 0 and white the largest value of ``bits_stored`` unsigned bits."""
+    """A presentation of unsigned values in which 0 is black and ``2 ** bits_stored - 1`` is white."""
     size = 2**bits_stored
     return Presentation(levels=np.linspace(0, 1, size, dtype=np.float32), kind="full scale", window=(size / 2, size))
 
 
 def presentation_of(dataset: Dataset, stored: np.ndarray) -> Presentation:
-    """The presentation that a monochrome image's header asks for, or percentiles where it asks for none.
+    """The presentation that a monochrome image's header states, or one by percentiles if the header states no VOI.
 
-    The first of several VOI transformations is taken, a VOI LUT before a window. PresentationLUTShape is not looked
-    at: it has to agree with PhotometricInterpretation (PS3.3 C.8.11.7), and MONOCHROME1 alone decides the inversion.
+    The first of several VOI transformations is used, a VOI LUT before a window. PresentationLUTShape is ignored: it has
+    to agree with PhotometricInterpretation (PS3.3 C.8.11.7), and MONOCHROME1 alone decides the inversion.
 
     An image For Processing holds X-ray intensity and states no VOI. PixelIntensityRelationship (LIN: the logarithm is
-    taken) and its sign (1: more is less dense; PS3.3 C.8.11.3.1.2) then make it bright = dense, whatever
+    taken) and its sign (1: larger values are less dense; PS3.3 C.8.11.3.1.2) then make dense tissue bright, whatever
     PhotometricInterpretation says.
 
     Args:
@@ -161,7 +161,7 @@ def presentation_of(dataset: Dataset, stored: np.ndarray) -> Presentation:
         stored: integers [H, W] within BitsStored.
 
     Raises:
-        GBCIError: a window, rescale, LUT or padding value is not legal, or the image displays as one single value.
+        GBCIError: a window, rescale, LUT or padding value is illegal, or the image displays as a single value.
     """
     bits, signed = int(dataset.BitsStored), dataset.PixelRepresentation == 1
     padding = _padding(dataset, bits, signed)
@@ -204,13 +204,13 @@ def is_for_processing(dataset: Dataset) -> bool:
 
 
 def _displays_dense_bright(dataset: Dataset, inverted: bool) -> bool:
-    """Whether an image For Processing states a VOI all the same, and one that does not show dense tissue dark."""
+    """Whether an image For Processing states a VOI nevertheless, and that VOI shows dense tissue bright."""
     stated = dataset.get("VOILUTSequence") or _first(dataset, "WindowCenter") is not None
     return bool(stated) and _falls(dataset, inverted) == inverted
 
 
 def _falls(dataset: Dataset, inverted: bool) -> bool:
-    """Whether larger values are less dense; where PixelIntensityRelationshipSign is silent, as the display has it."""
+    """Whether larger values are less dense: by PixelIntensityRelationshipSign, else by MONOCHROME1 (``inverted``)."""
     sign = dataset.get("PixelIntensityRelationshipSign")
     return sign == 1 if sign in (1, -1) else inverted
 
@@ -218,10 +218,11 @@ def _falls(dataset: Dataset, inverted: bool) -> bool:
 def _processed(
     dataset: Dataset, values: np.ndarray, counts: np.ndarray, inverted: bool
 ) -> tuple[np.ndarray, tuple[int, np.ndarray]]:
-    """X-ray intensity, float64 [N], as attenuation between percentiles of the breast: VOI output [N] and its LUT.
+    """VOI output [N] in [0, 1] and VOI LUT that show attenuation between percentiles of the breast.
 
-    Attenuation is the logarithm of the intensity, so that a millimeter of tissue changes the display by the same
-    amount anywhere (Beer-Lambert). Values up to 0 were not exposed: they do not count in the percentiles.
+    Of linear X-ray intensities ``values``, float64 [N], attenuation is minus the logarithm: a millimeter of tissue then
+    changes the display by the same amount everywhere (Beer-Lambert). Intensities up to 0 were not exposed and do not
+    count in the percentiles.
     """
     if dataset.get("ModalityLUTSequence") or (values != np.rint(values)).any() or np.ptp(values) != len(values) - 1:
         raise GBCIError("an image For Processing with a modality transformation; expected none (PS3.3 C.8.11.3)")
@@ -247,14 +248,14 @@ def _padding(dataset: Dataset, bits: int, signed: bool) -> tuple[int, int] | Non
         return None
     ends = sorted(_as_stored(end, signed) for end in (value, value if other is None else other))
     lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    # Values that BitsStored cannot hold mark no pixel.
+    # No pixel can hold a value outside BitsStored.
     if ends[0] > highest or ends[1] < lowest:
         return None
     return max(ends[0], lowest), min(ends[1], highest)
 
 
 def _only(dataset: Dataset, keyword: str) -> int | None:
-    """The integer that an attribute holds, ``None`` where absent or blank."""
+    """The single integer of an attribute; ``None`` where absent or blank."""
     values = numbers(dataset, keyword)
     if len(values) > 1 or not all(map(float.is_integer, values)):
         raise GBCIError(f"{keyword} holds {values}; expected one integer")
@@ -262,7 +263,7 @@ def _only(dataset: Dataset, keyword: str) -> int | None:
 
 
 def _as_stored(value: int, signed: bool) -> int:
-    """Padding values are US or SS as PixelRepresentation says, but often written with the other sign."""
+    """A padding value with the sign of the pixels. Its VR (US or SS) often contradicts PixelRepresentation."""
     value &= 0xFFFF
     return value - 0x10000 if signed and value >= 0x8000 else value
 
@@ -297,11 +298,13 @@ def _window(dataset: Dataset, values: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def _breast_range(values: np.ndarray, counts: np.ndarray, inverted: bool) -> tuple[float, float]:
-    """Lowest and highest modality value of the pixels brighter than the darkest, cut at `BREAST_PERCENTILES`.
+    """Lowest and highest modality value of the breast, cut at `BREAST_PERCENTILES`.
+
+    Every pixel that is not of the darkest value counts as breast.
 
     Args:
         values: float64 [N], modality value of each stored value.
-        counts: int [N], how many pixels hold it.
+        counts: int [N], number of pixels that hold each stored value.
         inverted: whether larger values are darker.
     """
     present = np.flatnonzero(counts)
@@ -327,12 +330,12 @@ def _lookup(dataset: Dataset, item: Dataset, values: np.ndarray) -> np.ndarray:
     """The entries of a Modality or VOI LUT item at ``values``, float64 [N] -> [N]."""
     table = lut_entries(item, big_endian=dataset.original_encoding[1] is False)
     first = int(item.LUTDescriptor[1])
-    # Its sign is that of the LUT's input, which an implicit VR or PixelRepresentation cannot tell after a rescale.
+    # The first input value is signed if the LUT's input is; after a rescale neither VR nor PixelRepresentation tells.
     if first >= 0x8000 and values.min() < 0:
         first -= 0x10000
     return table.astype(np.float64)[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.intp)]
 
 
 def _first(dataset: Dataset, keyword: str) -> float | None:
-    """The first value of a possibly multi-valued number, ``None`` where absent or blank."""
+    """The first value of a possibly multi-valued numeric attribute; ``None`` where absent or blank."""
     return next(iter(numbers(dataset, keyword)), None)

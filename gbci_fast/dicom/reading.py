@@ -1,4 +1,4 @@
-"""One mammogram from a DICOM file or a gray PNG: stored integers, how to present them, view, side and spacing."""
+"""Reads one mammogram from a DICOM file or a gray PNG: stored integers, presentation, view, side and spacing."""
 
 import struct
 import threading
@@ -39,17 +39,18 @@ class Mammogram:
 
     Attributes:
         path: the file.
-        stored: integers [H, W] as stored (uint8, uint16, int8 or int16), without the bits around BitsStored.
-        presentation: stored <-> display values.
+        stored: integers [H, W] as stored (uint8, uint16, int8 or int16), without the unused bits of their cells.
+        presentation: the mapping between stored and display values.
         spacing: mm per pixel (between rows, between columns), in the plane of the breast.
         view_position: "CC" or "MLO".
-        other_view: the view that the header states where it is neither: no name and no table replaces it.
+        other_view: the view that the header states if it is neither CC nor MLO. It takes precedence over file names and
+            tables.
         laterality: "L" or "R".
         patient_id: PatientID.
         age: years.
-        dataset: the DICOM header without PixelData, which says that the image is lossy where its encoding was;
-            ``None`` for PNG.
-        notes: what is unusual about the image, a short phrase each ("breast implant").
+        dataset: the DICOM header without PixelData; ``None`` for PNG. It states lossy compression where the decoded
+            frame was lossy.
+        notes: short phrases on what is unusual about the image, such as "breast implant".
     """
 
     path: Path
@@ -82,7 +83,7 @@ class Mammogram:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageHeader:
-    """What an image file says before its pixels are decoded; ``None`` means unknown.
+    """The header of an image file, read without decoding its pixels; ``None`` means unknown.
 
     Attributes:
         shape: (height, width) in pixels.
@@ -96,10 +97,10 @@ class ImageHeader:
 
 
 def read_header(path: str | Path) -> ImageHeader:
-    """Reads what stands before the pixels of a DICOM file or PNG, in a millisecond.
+    """Reads the header before the pixels of a DICOM file or PNG, in about a millisecond.
 
     Raises:
-        GBCIError: as `read_mammogram`, as far as the header can tell.
+        GBCIError: as `read_mammogram`, as far as the header shows it.
     """
     path = Path(path)
     with _one_sentence(path):
@@ -124,11 +125,11 @@ def read_header(path: str | Path) -> ImageHeader:
 
 
 def read_mammogram(path: str | Path) -> Mammogram:
-    """Reads a DICOM file or an 8- or 16-bit gray PNG, told apart by content.
+    """Reads a DICOM file or an 8- or 16-bit gray PNG; the content, not the name, decides which.
 
     Raises:
-        GBCIError: the file is absent, damaged, of another format, without pixels, not a mammogram, in color, of several
-            frames, or displays as a single value.
+        GBCIError: the file is absent, damaged, of another format, without pixels, not a mammogram, in color, has
+            several frames, or displays as a single value.
     """
     path = Path(path)
     with _one_sentence(path):
@@ -136,7 +137,7 @@ def read_mammogram(path: str | Path) -> Mammogram:
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether a file's name or content is that of a DICOM or PNG image; a DICOMDIR is an index, not an image."""
+    """Whether a file is a DICOM or PNG image by its name or content. A DICOMDIR is an index, not an image."""
     if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not path.is_file():
         return False
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -147,7 +148,8 @@ def looks_like_image(path: Path) -> bool:
 
 
 def _checked_magic(path: Path) -> str:
-    # A file that was named is believed to be DICOM on less than one that lies in a folder.
+    # The user named this file, so the weaker evidence of a data set without a preamble is enough. In a folder it is not
+    # (`looks_like_image`).
     magic = _magic(path) or ("dicom" if is_bare_dicom(_head(path)) else None)
     if magic is None:
         found = "an empty file" if path.stat().st_size == 0 else "neither DICOM nor PNG by its content"
@@ -169,7 +171,7 @@ def _head(path: Path) -> bytes:
 
 
 class _Silence:
-    """No warnings while any thread reads (overlapping `warnings.catch_warnings` would restore the wrong filters)."""
+    """Suppresses warnings while any thread reads. Overlapping `warnings.catch_warnings` restore the wrong filters."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -194,7 +196,7 @@ _silence = _Silence()
 
 @contextmanager
 def _one_sentence(path: Path) -> Iterator[None]:
-    """Silences the libraries' warnings and makes any failure one sentence that begins with the file."""
+    """Suppresses the libraries' warnings and turns any failure into a `GBCIError` that begins with the file's path."""
     with _silence:
         try:
             yield
@@ -206,7 +208,7 @@ def _one_sentence(path: Path) -> Iterator[None]:
             raise
         except RecursionError as error:
             raise GBCIError(f"{path}: its sequences are nested too deeply; expected an image") from error
-        except BaseException as error:  # decoders fail in any way they like; a Rust panic is not even an Exception
+        except BaseException as error:  # decoders raise anything; a Rust panic is not even an Exception
             reason = " ".join(str(error).split()) or type(error).__name__
             raise GBCIError(f"{path}: damaged or not decodable ({reason})") from error
 
@@ -235,10 +237,10 @@ def _read_dicom(path: Path) -> Mammogram:
 
 
 def _read_png(path: Path) -> Mammogram:
-    """A gray PNG with the chunk sBIT is taken at its type's full scale, as that chunk implies (PNG, 11.3.2.7).
+    """Reads a gray PNG; white is the largest value of its type if it has an sBIT chunk (PNG, 11.3.2.7).
 
-    Any other at that of the fewest bits (8 at least) that hold its largest value: 12- or 14-bit images are often kept
-    in 16-bit files as they are.
+    Without sBIT, white is the largest value of the fewest bits (at least 8) that hold the largest pixel: 12- or 14-bit
+    images are often stored unscaled in 16-bit files.
     """
     _png_size(path)
     with BoundedFile(path) as file, Image.open(file, formats=("PNG",)) as image:
@@ -258,19 +260,19 @@ def _read_png(path: Path) -> Mammogram:
 
 
 def _has_sbit(path: Path) -> bool:
-    """Whether the chunk sBIT stands where it may, before the pixels."""
+    """Whether the file has an sBIT chunk before the pixels, its only legal place."""
     with path.open("rb") as file:
         file.seek(8)  # the signature
         while len(header := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", header)
             if kind in (b"sBIT", b"IDAT"):
                 return kind == b"sBIT"
-            file.seek(length + 4, 1)  # a checksum follows
+            file.seek(length + 4, 1)  # the data and a checksum of 4 bytes
     return False
 
 
 def _png_size(path: Path) -> tuple[int, int]:
-    """Width and height of a gray PNG, from its header."""
+    """(width, height) of a gray PNG in pixels, from its checked header."""
     with path.open("rb") as file:
         header = file.read(26)
     width, height, bit_depth, color_type = struct.unpack(">IIBB", header[16:26])

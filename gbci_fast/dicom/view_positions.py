@@ -22,7 +22,7 @@ MAMMOGRAPHY_VIEWS = (
     ("XCCM", "399101009", "R-1024B", "cranio-caudal exaggerated medially", "exaggerated cranio-caudal medially"),
     ("SPECIMEN", "127457009", "G-8310", "tissue specimen from breast"),
 )
-# PS3.16 CID 4010 "DX View", of other parts of the body.
+# PS3.16 CID 4010 "DX View": views of other parts of the body.
 BODY_VIEWS = (
     ("AP", "399348003", "R-10206", "antero-posterior"),
     ("PA", "272479007", "R-10214", "postero-anterior"),
@@ -34,12 +34,12 @@ BODY_VIEWS = (
     ("RPO", "399038007", "R-10210", "right posterior oblique"),
     *(("LLD",), ("RLD",), ("LLO",), ("RLO",)),
 )
-# Of either: a breast may be shown from the side, too.
+# Views of either context: a breast may be imaged from the side, too.
 _OTHER_VIEWS = (("LAT", "399067008", "R-102CD", "lateral"), ("OBL", "399182000", "R-102C1", "oblique"))
 _NAMED_VIEWS = (*MAMMOGRAPHY_VIEWS, *BODY_VIEWS, *_OTHER_VIEWS)
 VIEW_CODES = {code: name for name, *rest in _NAMED_VIEWS for code in rest[:2] if code}
 UNKNOWN_TERM = "(not a known term)"
-# What says nothing of the view, besides `attributes.UNKNOWN_TEXT`.
+# Values of ViewPosition that mean unknown, besides `attributes.UNKNOWN_TEXT`.
 _NO_VIEW = ("U", "UNK", "N/A", "NA", "OTHER", "UNDEFINED", "UNSPECIFIED", "NOT SPECIFIED", "NOT AVAILABLE", "-", "?")
 # PS3.16 CID 4015 "View Modifier for Mammography": SNOMED CT, retired SNOMED-RT, meaning.
 VIEW_MODIFIERS = (
@@ -64,13 +64,13 @@ _SIDE = r"(?:LEFT|RIGHT|LT|RT|L|R)"
 _VIEW = r"(?:CC|MLO)"
 # LCC, L_CC, LEFT-MLO, LeftMLO; CC_L, MLO-RIGHT; or the view by itself.
 _VIEW_TOKEN = re.compile(rf"(?<![A-Z0-9]){_SIDE}?({_VIEW})(?![A-Z0-9])")
-# A single letter is a side only next to a view: "Dr_R_Smith" says nothing. The words stand alone.
+# A single letter is a side only next to a view: "Dr_R_Smith" names none. LEFT and RIGHT count anywhere.
 _SIDE_TOKENS = (
     re.compile(rf"(?<![A-Z0-9])({_SIDE})[^A-Z0-9]*{_VIEW}(?![A-Z0-9])"),
     re.compile(rf"(?<![A-Z0-9]){_VIEW}[^A-Z0-9]*({_SIDE})(?![A-Z0-9])"),
     re.compile(r"(?<![A-Z0-9])(LEFT|RIGHT)(?![A-Z0-9])"),
 )
-# A name or meaning as the whole text, of which letters alone count.
+# Names and meanings that have to be the whole text. Only its letters are compared.
 _WHOLE_NAMES = {re.sub(r"[^A-Z]", "", text.upper()): name for name, *rest in _NAMED_VIEWS for text in (name, *rest[2:])}
 _WHOLE_NAME = re.compile(rf"{_SIDE}?({'|'.join(sorted(_WHOLE_NAMES, key=len, reverse=True))}){_SIDE}?")
 _VIEW_OR_SIDE = re.compile(
@@ -79,24 +79,25 @@ _VIEW_OR_SIDE = re.compile(
 
 
 def view_in_text(text: str) -> str | None:
-    """``"CC"`` or ``"MLO"`` if the text names exactly one of them, as in ``P_1_LEFT_MLO`` or ``RCC``."""
+    """``"CC"`` or ``"MLO"`` if the text names exactly one of them, as in ``P_1_LEFT_MLO`` or ``RCC``; else ``None``."""
     return _only(_VIEW_TOKEN.findall(text.upper()))
 
 
 def laterality_in_text(text: str) -> str | None:
-    """``"L"`` or ``"R"`` if the text names exactly one side, as in ``P_1_LEFT_MLO`` or ``RCC``."""
+    """``"L"`` or ``"R"`` if the text names exactly one side, as in ``P_1_LEFT_MLO`` or ``RCC``; else ``None``."""
     return _only(match[0] for pattern in _SIDE_TOKENS for match in pattern.findall(text.upper()))
 
 
 def without_view(text: str) -> str:
-    """The text in capitals without views and sides: a PatientID such as CBIS-DDSM's ``P_1_LEFT_MLO`` names them."""
+    """The text in capitals without views and sides, which a PatientID such as CBIS-DDSM's ``P_1_LEFT_MLO`` contains."""
     return _VIEW_OR_SIDE.sub("", text.upper()).strip(" _-")
 
 
 def view_position(dataset: Dataset, file_stem: str) -> str | None:
-    """The first of ViewPosition, ViewCodeSequence, PatientOrientation, then names, that says something.
+    """``"CC"`` or ``"MLO"``, from the first source that states a view; ``None`` if unknown or another view.
 
-    A view that is neither CC nor MLO (ML, XCCL, …) is ``None``, whatever the names say; see `other_view`.
+    The sources are ViewPosition, ViewCodeSequence, PatientOrientation, then free text: SeriesDescription, PatientID and
+    ``file_stem``. If the header states another view (ML, XCCL, …; see `other_view`), free text does not replace it.
     """
     if stated := stated_view(dataset):
         return stated if stated in VIEW_POSITIONS else None
@@ -104,9 +105,9 @@ def view_position(dataset: Dataset, file_stem: str) -> str | None:
 
 
 def other_view(dataset: Dataset) -> str | None:
-    """The view that a header states where it is neither CC nor MLO, such as "ML", or `UNKNOWN_TERM`.
+    """The view that a header states if it is neither CC nor MLO, such as "ML" or `UNKNOWN_TERM`; else ``None``.
 
-    No name and no table replaces it.
+    It takes precedence over any view that a file name or a table states.
     """
     stated = stated_view(dataset)
     return None if stated in VIEW_POSITIONS else stated
@@ -115,8 +116,8 @@ def other_view(dataset: Dataset) -> str | None:
 def stated_view(dataset: Dataset) -> str | None:
     """The view in ViewPosition, or else in ViewCodeSequence, as the standard's term; ``None`` where none is stated.
 
-    A code that is not in the table counts by its meaning, and not at all where that is no view's name. Any other
-    ViewPosition is `UNKNOWN_TERM`: it is not repeated, because it may hold any text.
+    A code outside `VIEW_CODES` counts if its meaning names a view. Any other text in ViewPosition becomes
+    `UNKNOWN_TERM` and is not quoted, because it may identify a patient.
     """
     position = str(dataset.get("ViewPosition") or "").strip().upper()
     stated = not is_unknown(position) and position not in _NO_VIEW
@@ -130,18 +131,20 @@ def stated_view(dataset: Dataset) -> str | None:
 
 
 def named_view(text: str) -> str | None:
-    """The term of the view that a text names, with a side or without, such as "XCCL" for RXCCL.
+    """The standard's term of the view that a text names, with or without a side, such as "XCCL" for RXCCL; or ``None``.
 
-    "cranio-caudal" and the other names of the standard count where they are the whole text; in a longer text CC or
-    MLO alone.
+    The standard's names, such as "cranio-caudal", count only as the whole text. Within a longer text only CC and MLO
+    count.
     """
     whole = _WHOLE_NAME.fullmatch(re.sub(r"[^A-Z]", "", text.upper()))
     return _WHOLE_NAMES[whole[1]] if whole else view_in_text(text)
 
 
 def laterality(dataset: Dataset, file_stem: str) -> str | None:
-    """The first of ImageLaterality (of an enhanced image: FrameLaterality), Laterality, PatientOrientation, then names,
-    that says L or R.
+    """``"L"`` or ``"R"``, from the first source that states a side; ``None`` if unknown.
+
+    The sources are ImageLaterality, FrameLaterality (enhanced images), Laterality, PatientOrientation, then free text
+    as in `view_position`.
     """
     for keyword in ("ImageLaterality", "FrameLaterality", "Laterality"):
         if (stated := str(dataset.get(keyword) or "").strip().upper()) in ("L", "R"):
@@ -150,10 +153,10 @@ def laterality(dataset: Dataset, file_stem: str) -> str | None:
 
 
 def view_modifiers(dataset: Dataset) -> list[tuple[str, str]]:
-    """(SNOMED CT code, meaning) of each known ViewModifierCodeSequence item, in their order."""
+    """(SNOMED CT code, meaning) of each known item of ViewModifierCodeSequence, in the order of the file."""
     known = {code: (sct, meaning) for sct, srt, meaning in VIEW_MODIFIERS for code in (sct, srt)}
     views = dataset.get("ViewCodeSequence")
-    # Inside the view's item (PS3.3 C.8.11.7); some files put it beside.
+    # The sequence belongs inside the item of ViewCodeSequence (PS3.3 C.8.11.7); some files have it at the top level.
     items = (*((views[0].get("ViewModifierCodeSequence") or ()) if views else ()),
              *(dataset.get("ViewModifierCodeSequence") or ()))  # fmt: skip
     codes = (str(item.get("CodeValue", "")).strip() for item in items)
@@ -161,10 +164,10 @@ def view_modifiers(dataset: Dataset) -> list[tuple[str, str]]:
 
 
 def _orientation(dataset: Dataset) -> tuple[str | None, str | None]:
-    """View and side from PatientOrientation (PS3.3 C.7.6.1.1.1), whose second value is where columns lead to.
+    """View and side from PatientOrientation (PS3.3 C.7.6.1.1.1), whose second value is the direction of the columns.
 
-    Down a CC view of the left breast is the patient's right (``A\\R``); down an MLO view is foot and right
-    (``A\\FR``). Some files write the view's name there instead.
+    The columns of a left CC view lead to the patient's right (``A\\R``), those of a left MLO view to foot and right
+    (``A\\FR``). Some files hold the name of the view there instead.
     """
     value = dataset.get("PatientOrientation") or ""
     values = [value] if isinstance(value, str) else [str(part) for part in value]

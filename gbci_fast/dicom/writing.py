@@ -35,10 +35,11 @@ COMPRESSIONS = {"none": ExplicitVRLittleEndian, "rle": RLELossless, "jpeg2000": 
 
 _UID_NAMESPACE = uuid.UUID("6b0c1c0e-8f0f-5d0a-9a53-1d0f8a3e6f11")
 _VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
-# PatientOrientation (PS3.3 C.7.6.1.1.1): where rows lead to, by the side of the chest wall, and columns.
+# PatientOrientation (PS3.3 C.7.6.1.1.1): direction of the rows by the side of the chest wall; of the columns by view
+# and side.
 _ALONG_ROWS = {"L": "A", "R": "P"}
 _DOWN_COLUMNS = {("CC", "L"): "R", ("CC", "R"): "L", ("MLO", "L"): "FR", ("MLO", "R"): "FL"}
-# What gives the stored values of a source their meaning: modality, padding, VOI and calibrated size.
+# Attributes that give a source's stored values their meaning: modality, padding, VOI and calibrated size.
 _VOI = ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence")
 _NUMBERS = (
     "RescaleIntercept",
@@ -52,7 +53,7 @@ _NUMBERS = (
     "PixelIntensityRelationshipSign",
     "EstimatedRadiographicMagnificationFactor",
 )
-# Of words those that the standard defines; free text may name somebody, and is not copied.
+# Defined terms that are copied from a source. Free text is not copied: it may identify a patient.
 _YES_NO = ("YES", "NO")
 _MODALITY_UNITS = ("OD", "HU", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT")
 _WORDS = {
@@ -77,7 +78,7 @@ _WORDS = {
     ),
 }
 _TABLES = ("ModalityLUTSequence", "VOILUTSequence")
-# PS3.15 E.1 and the options of CID 7050 that may hold.
+# De-identification methods (PS3.15 E.1, PS3.16 CID 7050): the profile and the options that may apply.
 _PROFILE = ("113100", "Basic Application Confidentiality Profile")
 _MODIFIED_DATES = ("113107", "Retain Longitudinal Temporal Information Modified Dates Option")
 _CHARACTERISTICS = ("113108", "Retain Patient Characteristics Option")
@@ -93,14 +94,24 @@ class SourceImage:
 
 @dataclass(frozen=True, kw_only=True)
 class MammogramHeader:
-    """Who, what and when: everything in a file that the pixels do not say. No clock and no random UID is ever used.
+    """Identity, geometry and provenance of a file to write. Equal headers give equal files: no clock, no random UID.
 
-    ``spacing`` is in mm per pixel (row, column) in the plane of the breast; ``None`` is written as an assumed 0.05 mm
-    and said so in DerivationDescription. ``chest_wall`` is the side of the image, "L" or "R", on which it lies, where
-    that is not ``laterality``. ``patient_age`` is in years. ``derivation`` is the text of DerivationDescription.
-    ``from_scratch``: rendered without a source image, and so without annotation, implant or partial view.
-    ``deidentified``: whether what identifies the source's patient was left out; ``None`` where nobody was imaged.
-    ``dates``: whether date and time are the source's ("UNMODIFIED"), shifted ("MODIFIED") or invented ("REMOVED").
+    Attributes:
+        view_position: "CC" or "MLO".
+        laterality: "L" or "R".
+        derivation: text of DerivationDescription.
+        synthetic: value of SyntheticData.
+        spacing: mm per pixel (row, column) in the plane of the breast. ``None`` is written as an assumed 0.05 mm, which
+            DerivationDescription then states.
+        chest_wall: side of the image, "L" or "R", at which the chest wall lies; ``None`` = the side of ``laterality``.
+        patient_age: years.
+        from_scratch: rendered without a source image, and so without annotation, implant or partial view.
+        deidentified: whether everything that identifies the source's patient was left out; ``None`` if there is no
+            patient.
+        dates: date and time are those of the source ("UNMODIFIED"), shifted ("MODIFIED") or invented ("REMOVED").
+
+    Raises:
+        GBCIError: another view or side, or a ``derivation`` that exceeds DICOM's 1024 characters.
     """
 
     view_position: str
@@ -136,14 +147,14 @@ class MammogramHeader:
 
     @property
     def derivation_description(self) -> str:
-        """``derivation``, and a sentence about the spacing where it is assumed."""
+        """``derivation``, followed by a sentence about the spacing if that is assumed."""
         if self.spacing is not None:
             return self.derivation
         return f"{self.derivation} Pixel spacing unknown; {ASSUMED_SPACING[0]} mm assumed.".lstrip()
 
 
 def uid_from_seed(*parts: object) -> str:
-    """The same UID for the same parts, anywhere and always: ``2.25.<UUID version 5>`` (PS3.5 B.2)."""
+    """A UID that depends on ``parts`` alone: ``2.25.<UUID version 5>`` (PS3.5 B.2)."""
     return f"2.25.{uuid.uuid5(_UID_NAMESPACE, chr(31).join(map(str, parts))).int}"
 
 
@@ -155,21 +166,22 @@ def mammogram_dataset(
     window: tuple[float, float] | None = None,
     lut: tuple[int, np.ndarray] | None = None,
 ) -> Dataset:
-    """A mammogram For Presentation whose stored values mean what they mean in ``like``.
+    """A mammogram For Presentation whose stored values have the same meaning as in ``like``.
+
+    The standard allows only unsigned pixels and an identity rescale. Other sources keep theirs, because a conversion
+    would change every stored value. BurnedInAnnotation is mandatory: YES if ``like`` does not state it, because nobody
+    has looked.
 
     Args:
-        stored: the pixels, written as they are.
+        stored: the pixels, written unchanged.
         header: identity, geometry and provenance.
-        like: header of the source image; its photometric interpretation, bit depth, modality transform, VOI, padding,
-            calibrated spacing, magnification, view modifiers, and what it says of annotations, implants and lossy
-            compression are kept as numbers and defined terms, and nothing else: no patient data, no free text, and
-            of the first Modality and VOI LUT descriptor and data alone. Without it: MONOCHROME2, all bits of the dtype.
-            (The standard allows unsigned pixels and an identity rescale only. Other sources are kept as they are,
-            because changing them would change every stored value.) BurnedInAnnotation must be stated: where the
-            source does not, nobody has looked, and it is YES.
-        window: WindowCenter and WindowWidth (linear, after the modality transform), used where ``like`` has no VOI.
-            Without any: the full range.
-        lut: VOI LUT as in `Presentation`, used instead of whatever ``like`` has.
+        like: header of the source image. Copied are its photometric interpretation, bit depth, modality transform, VOI,
+            padding, calibrated spacing, magnification, view modifiers, and its statements on annotations, implants and
+            lossy compression: only numbers, defined terms, and descriptor and data of the first Modality and VOI LUT.
+            Patient data and free text are not copied. ``None``: MONOCHROME2, all bits of the dtype.
+        window: WindowCenter and WindowWidth (linear, after the modality transform), used if ``like`` has no VOI.
+            ``None``: the full range.
+        lut: VOI LUT as in `Presentation`, used instead of the VOI of ``like``.
 
     Raises:
         GBCIError: pixels that are not [H, W] of those types, or do not fit the bit depth of ``like``.
@@ -185,10 +197,14 @@ def mammogram_dataset(
 
 
 def write_dicom(dataset: Dataset, path: str | os.PathLike[str], *, compression: str = "none") -> None:
-    """Writes the file whole or not at all; ``compression`` is lossless: "none", "rle" or "jpeg2000".
+    """Writes a data set to a DICOM file, atomically.
+
+    Args:
+        compression: "none", "rle" or "jpeg2000"; all are lossless.
 
     Raises:
         GBCIError: an unknown compression.
+        OSError: the file cannot be written.
     """
     if compression not in COMPRESSIONS:
         raise GBCIError(f"compression is {compression!r}; expected one of {', '.join(COMPRESSIONS)}")
@@ -202,7 +218,11 @@ def write_dicom(dataset: Dataset, path: str | os.PathLike[str], *, compression: 
 
 
 def _compress(dataset: Dataset, syntax: UID) -> None:
-    """RLE codes whole cells (PS3.5 G.2), but its encoder would take 8 bits stored in 16 to be cells of 8."""
+    """Compresses the pixels in place, losslessly.
+
+    RLE encodes whole cells (PS3.5 G.2), but pydicom's encoder takes 8 bits stored in 16 for cells of 8 bits. So
+    BitsStored is BitsAllocated while it runs.
+    """
     stated = dataset.BitsStored
     if syntax == RLELossless:
         dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1
@@ -222,7 +242,7 @@ def _file_meta(dataset: Dataset) -> FileMetaDataset:
 
 
 def _set_general(dataset: Dataset, header: MammogramHeader) -> None:
-    """Patient, General Study, SOP Common and the provenance attributes of General Image and Enhanced Equipment."""
+    """Sets Patient, General Study, SOP Common, and the provenance in General Image and Enhanced Equipment."""
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.ImageType = ["DERIVED", "PRIMARY", ""]
     dataset.SOPClassUID = DigitalMammographyXRayImageStorageForPresentation
@@ -268,7 +288,7 @@ def _set_series(dataset: Dataset, header: MammogramHeader) -> None:
 
 
 def _set_geometry(dataset: Dataset, header: MammogramHeader, like: Dataset | None) -> None:
-    """Mammography Image, DX Anatomy Imaged, DX Detector and DX Positioning."""
+    """Sets the modules Mammography Image, DX Anatomy Imaged, DX Detector and DX Positioning."""
     dataset.BodyPartExamined = "BREAST"
     dataset.OrganExposed = "BREAST"
     dataset.AnatomicRegionSequence = _code("76752008", "SCT", "Breast")
@@ -292,7 +312,7 @@ def _set_geometry(dataset: Dataset, header: MammogramHeader, like: Dataset | Non
 
 
 def _set_pixels(dataset: Dataset, stored: np.ndarray, like: Dataset | None) -> None:
-    """Image Pixel, with the photometric interpretation and bit depth of ``like``."""
+    """Sets the module Image Pixel, with the photometric interpretation and bit depth of ``like``."""
     if stored.ndim != 2 or stored.dtype not in (np.uint8, np.uint16, np.int8, np.int16):
         raise GBCIError(f"pixels are {stored.dtype} {list(stored.shape)}; expected [H, W] uint8, uint16, int8 or int16")
     bits = 8 * stored.dtype.itemsize
@@ -315,14 +335,14 @@ def _set_pixels(dataset: Dataset, stored: np.ndarray, like: Dataset | None) -> N
 
 
 def stated(dataset: Dataset | None, keyword: str) -> list[str]:
-    """What a header says of `keyword` in terms that the standard defines (`_WORDS`); other text counts as nothing."""
+    """The values of ``keyword`` in a header that are defined terms (`_WORDS`); other text is left out."""
     value = dataset.get(keyword) if dataset is not None else None
     words = value if isinstance(value, list | MultiValue) else [value or ""]
     return [word for each in words if (word := str(each).strip().upper()) in _WORDS[keyword]]
 
 
 def _copy_meaning(dataset: Dataset, like: Dataset, unless: Collection[str]) -> None:
-    """Numbers, defined terms and the LUT in use of `like`, element by element."""
+    """Copies the numbers, defined terms and first LUTs of ``like``, except the keywords in ``unless``."""
     for keyword in (*_NUMBERS, *_WORDS, *_TABLES):
         if keyword in unless or keyword not in like or like[keyword].is_empty:
             continue
@@ -340,13 +360,16 @@ def _copy_meaning(dataset: Dataset, like: Dataset, unless: Collection[str]) -> N
 
 
 def _copied_table(item: Dataset, keyword: str, *, big_endian: bool) -> Dataset:
-    """A LUT without what else its item holds, in little endian: words (OW) lie in memory as they did in the file."""
+    """A LUT's descriptor and data in little endian, without the rest of its item.
+
+    pydicom keeps OW values in the byte order of the file.
+    """
     table = Dataset()
     table["LUTDescriptor"] = copy.deepcopy(item["LUTDescriptor"])
     table["LUTData"] = copy.deepcopy(item["LUTData"])
     if isinstance(item.LUTData, bytes):
         entries = lut_entries(item, big_endian=big_endian)
-        if entries.itemsize == 1:  # of bytes there is no order
+        if entries.itemsize == 1:  # single bytes have no byte order
             table.LUTData = entries.tobytes() + b"\0" * (entries.size % 2)
         else:
             table.LUTData = entries.astype("<u2").tobytes()
@@ -371,7 +394,7 @@ def _set_display(
     window: tuple[float, float] | None,
     lut: tuple[int, np.ndarray] | None,
 ) -> None:
-    """Modality LUT, VOI LUT and Presentation LUT Shape: how stored values become brightness."""
+    """Sets Modality LUT, VOI LUT and Presentation LUT Shape: how stored values become brightness."""
     if like is not None:
         _copy_meaning(dataset, like, unless=() if lut is None else _VOI)
     if "ModalityLUTSequence" not in dataset:
@@ -385,13 +408,13 @@ def _set_display(
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
     dataset.PresentationLUTShape = "INVERSE" if inverted else "IDENTITY"
     dataset.setdefault("PixelIntensityRelationship", "LOG")
-    # Bright is dense: in MONOCHROME2 a higher value is less X-ray at the detector, in MONOCHROME1 more.
+    # Bright is dense: a higher value means less X-ray at the detector in MONOCHROME2, more in MONOCHROME1.
     if dataset.get("PixelIntensityRelationshipSign") not in (1, -1):
         dataset.PixelIntensityRelationshipSign = 1 if inverted else -1
 
 
 def _set_assurances(dataset: Dataset, header: MammogramHeader) -> None:
-    """What has to be stated and the source did not state; nothing is claimed that nobody looked at."""
+    """Sets mandatory statements that the source lacks, cautiously: what nobody has checked is not ruled out."""
     dataset.setdefault("LossyImageCompression", "00")
     dataset.setdefault("BurnedInAnnotation", "NO" if header.from_scratch else "YES")
     if header.from_scratch:
@@ -403,7 +426,7 @@ def _set_assurances(dataset: Dataset, header: MammogramHeader) -> None:
 
 
 def _set_deidentification(dataset: Dataset, header: MammogramHeader) -> None:
-    """Says what was done, after PS3.15 E.1; text in the pixels that nobody has ruled out may still name the patient."""
+    """Sets the de-identification attributes (PS3.15 E.1). YES requires that burned-in text is ruled out, too."""
     removed = header.deidentified and dataset.BurnedInAnnotation == "NO"
     dataset.PatientIdentityRemoved = "YES" if removed else "NO"
     if removed:
@@ -414,7 +437,7 @@ def _set_deidentification(dataset: Dataset, header: MammogramHeader) -> None:
 
 
 def _lut_sequence(first: int, table: np.ndarray) -> Sequence:
-    """A VOI LUT of 16 bits; its first input value is two's complement where it is negative."""
+    """VOILUTSequence with one LUT of 16 bits. A negative first input value is written in two's complement."""
     item = Dataset()
     item.add_new("LUTDescriptor", "US", [len(table) & 0xFFFF, first & 0xFFFF, 16])
     item.add_new("LUTData", "OW", np.ascontiguousarray(table, "<u2").tobytes())
@@ -422,7 +445,7 @@ def _lut_sequence(first: int, table: np.ndarray) -> Sequence:
 
 
 def _full_window(dataset: Dataset) -> tuple[float, float]:
-    """Center and width that map the whole output of the modality transform onto black to white (PS3.3 C.11.2.1.2)."""
+    """Center and width that map the whole output range of the modality transform to [0, 1] (PS3.3 C.11.2.1.2)."""
     if "ModalityLUTSequence" in dataset:
         first, last = 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
     else:

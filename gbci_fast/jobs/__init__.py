@@ -1,1 +1,1 @@
-"""What every long command is made of: durable files, folders that resume, worker processes."""
+"""Building blocks of long commands: durable files, resumable job folders, worker processes."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all and survive a power cut, folders that one process writes to, and digests."""
+"""Atomic and durable file writes, folders locked to one process, and digests."""
 
 import errno
 import hashlib
@@ -18,15 +18,15 @@ _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 def atomically(path: Path, write: Callable[[Path], object], *, mode: int | None = None) -> None:
-    """Calls ``write(temporary)`` on a sibling name and renames it to `path`.
+    """Writes a file whole or not at all: ``write(temporary)`` fills a sibling, which is then renamed to ``path``.
 
-    When it returns, the file and its name are on the disk (``fsync``): a power cut leaves the old file or the new one.
+    On return the file and its name are on the disk (``fsync``): a power cut leaves the old file or the new one.
 
     Args:
-        mode: of the file, such as 0o600; None = as the process creates files.
+        mode: permissions of the file, such as 0o600; None = the process's default.
 
     Raises:
-        OSError: with the path as its file name, also where the disk is full.
+        OSError: the file cannot be written, such as on a full disk; its ``filename`` is the path.
     """
     temporary = _temporary(path)
     with naming_file(path):
@@ -43,16 +43,19 @@ def atomically(path: Path, write: Callable[[Path], object], *, mode: int | None 
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write(temporary)`` on a sibling name and puts that folder where `path` is: never half-written.
+    """Writes a folder whole or not at all: ``write(temporary)`` makes a sibling, which then replaces ``path``.
 
-    When it returns, its files are on the disk.
+    On return its files are on the disk (``fsync``).
+
+    Raises:
+        OSError: as `atomically`.
     """
     temporary, aside = _temporary(path), _temporary(path.with_name(f"{path.name}.old"))
     with naming_file(path):
         try:
             write(temporary)
             sync_tree(temporary)
-            if path.exists():  # a folder cannot take another's place in one step
+            if path.exists():  # a rename cannot replace a folder that is not empty
                 path.replace(aside)
             temporary.replace(path)
             sync(path.parent)
@@ -62,7 +65,7 @@ def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until the content of a file, or the names in a folder, are on the disk."""
+    """Waits until the content of a file, or the list of names of a folder, is on the disk (``fsync``)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -71,14 +74,18 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """`sync` of a file, or of a folder and everything below."""
+    """Calls `sync` on a file, or on a folder and everything below it."""
     for below in sorted(path.rglob("*")):
         sync(below)
     sync(path)
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, whose names are on the disk when this returns."""
+    """Makes a folder and its parents. On return their names are on the disk.
+
+    Raises:
+        NotADirectoryError: the path or a parent is a file.
+    """
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -91,12 +98,12 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Names `path` in an OSError that names no file: a write to an open file ("No space left on device") does not."""
+    """Adds ``path`` to an OSError that names no file, such as "No space left on device" on writing to an open file."""
     try:
         yield
     except OSError as error:
         first = error
-        while first.errno is None and isinstance(first.__cause__, OSError):  # pydicom packs it into another
+        while first.errno is None and isinstance(first.__cause__, OSError):  # pydicom wraps the OSError
             first = first.__cause__
         if first.errno is None or error.filename is not None:
             raise
@@ -104,18 +111,18 @@ def naming_file(path: Path) -> Iterator[None]:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether `atomically` or `replace_folder` writes under such a name; a kill leaves it behind."""
+    """Whether a name is a temporary one of `atomically` or `replace_folder`, which a killed process leaves behind."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds no file but what killed processes leave there, if it is there at all."""
+    """Whether a folder is absent, or holds only a lock and temporary files, which killed processes leave behind."""
     files = (name for _, _, names in os.walk(folder) for name in names)
     return all(name == LOCK_FILE or is_temporary(name) for name in files)
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Removes what killed processes left below `folder`; nobody may be writing there."""
+    """Removes the temporary files and folders of killed processes below ``folder``. No process may be writing there."""
     for parent, folders, names in os.walk(folder):
         for name in filter(is_temporary, names):
             Path(parent, name).unlink(missing_ok=True)
@@ -126,13 +133,13 @@ def remove_temporaries(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps every other caller out of an existing folder while the block runs.
+    """Locks an existing folder against other processes and threads while the block runs.
 
-    The operating system's lock (``flock``), so that a process that is killed leaves none behind; its `LOCK_FILE` may
-    stay, and means nothing by itself.
+    The lock is the operating system's (``flock``), which ends with a killed process. A `LOCK_FILE` left behind locks
+    nothing.
 
     Raises:
-        GBCIError: somebody else is in there.
+        GBCIError: another run holds the lock.
     """
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
@@ -147,7 +154,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def real_path(path: Path) -> Path:
-    """The path without links and dots; of a loop of links, as far as it can be followed (`Path.resolve` raises)."""
+    """The path without links and dots; a loop of links is followed as far as possible (`Path.resolve` raises)."""
     return Path(os.path.realpath(path))
 
 
@@ -158,11 +165,9 @@ def sha256_of(path: Path) -> str:
 
 
 def hash_weights(folder: Path) -> str:
-    """SHA-256 over the names and bytes of every safetensors and JSON file below `folder`, in sorted order.
+    """SHA-256 over the names and bytes of every safetensors and JSON file below ``folder``, in sorted order.
 
-    Links are followed.
-
-    The JSON files are the configs: another schedule or scaling is another model.
+    Links are followed. The JSON files are the configs: another schedule or scaling is another model.
     """
     digest = hashlib.sha256()
     for path in sorted(path for path in _files_below(folder) if path.suffix in (".safetensors", ".json")):
@@ -171,7 +176,7 @@ def hash_weights(folder: Path) -> str:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Every name of a file, through links; those that lead back up are not followed."""
+    """Yields every file below a folder, also through links; links to a parent folder are not followed."""
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         folders[:] = [name for name in folders if not f"{real}/".startswith(f"{os.path.realpath(Path(parent, name))}/")]

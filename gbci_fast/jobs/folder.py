@@ -1,12 +1,12 @@
-"""A folder that one job writes to, that may be stopped at any moment, and that is resumed.
+"""A job's output folder: the job may be stopped at any moment and resumed.
 
-    JOB/job.json                  the job's identity: what decides its result
-    JOB/.lock                     held while a process works there
-    JOB/.progress/journal.jsonl   a note per finished piece of work, with the digests of the files that hold it
-    JOB/.finished/                what `.progress` is called once the job is done
+    JOB/job.json                  the job's identity: everything that decides its result
+    JOB/.lock                     held while a process works in the folder
+    JOB/.progress/journal.jsonl   one note per finished piece of work, with the digests of its files
+    JOB/.finished/                the new name of `.progress` once the job is finished
 
-A note is on the disk before `JobFolder.note` returns, and its files are before it is called. So a power cut loses what
-was not noted, and nothing else; a damaged note is an unfinished piece of work.
+The files of a piece of work are on the disk before `JobFolder.note` is called, and the note is on the disk when it
+returns. So a power cut loses only work without a note. Work with a damaged note counts as unfinished.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from gbci_fast.jobs.files import (
     sync,
 )
 
-SKIPPED = "skipped.csv"  # what could not be used, with reasons, beside what a job wrote
+SKIPPED = "skipped.csv"  # table of inputs that could not be used, with reasons, in a job's output folder
 JOB_FILE = "job.json"
 PROGRESS_FOLDER = ".progress"
 FINISHED_FOLDER = ".finished"
@@ -46,7 +46,7 @@ Key = int | str
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A file below the job's folder, or `size` bytes of it from `start` on, by their SHA-256."""
+    """A file below the job's folder, or ``size`` bytes of it from ``start`` on, with the SHA-256 of these bytes."""
 
     path: str
     size: int
@@ -55,7 +55,12 @@ class Kept:
 
     @classmethod
     def of(cls, job: Path, path: Path, *, span: tuple[int, int] | None = None, sha256: str | None = None) -> "Kept":
-        """A file as it is now, or what lies between two of its bytes; the digest is made where it is not given."""
+        """Describes a file as it is now.
+
+        Args:
+            span: (start, end) of the described bytes; None = the whole file.
+            sha256: digest of these bytes; None = it is computed.
+        """
         start, end = span or (0, path.stat().st_size)
         digest = _sha256(path, start, end) if sha256 is None else sha256
         return cls(
@@ -66,7 +71,7 @@ class Kept:
         )
 
     def is_in(self, job: Path, check: str) -> bool:
-        """Whether the bytes are still there; of `CHECKS`, "sizes" reads nothing."""
+        """Whether the bytes are still there. ``check`` is one of `CHECKS`; "sizes" compares sizes and reads nothing."""
         path, start = job / self.path, self.start or 0
         try:
             size = path.stat().st_size
@@ -77,17 +82,18 @@ class Kept:
 
 
 class JobFolder:
-    """See the module.
+    """The output folder of a resumable job; its layout is in the module's docstring.
 
     Args:
-        path: of the folder, which need not exist.
-        identity: what decides the job's result, as JSON values; compared when the job is resumed.
-        file: that keeps the identity, below `path`.
-        shared: other files may lie in the folder (a training run's bank of latents).
+        path: the folder, which need not exist.
+        identity: everything that decides the job's result, as JSON values; compared when the job is resumed.
+        file: name of the file below ``path`` that stores the identity.
+        private: further JSON values for that file, which are not compared.
+        shared: whether other files may lie in the folder, such as a training run's bank of latents.
 
     Attributes:
-        progress: the folder of the job's notes; the caller may keep files there that the finished job needs no more.
-        stored: what `file` holds once it is read or written: the identity, and `private`.
+        progress: folder of the job's notes. The caller may keep files there that only an unfinished job needs.
+        stored: content of ``file``, once read or written: the identity and ``private``.
     """
 
     def __init__(
@@ -103,7 +109,7 @@ class JobFolder:
         self.progress = path / PROGRESS_FOLDER
         self.file = path / file
         self.stored: dict[str, Any] = {}
-        self._identity = json.loads(json.dumps(identity))  # as it comes back: tuples are lists
+        self._identity = json.loads(json.dumps(identity))  # as read back from the file: tuples become lists
         self._private = dict(private or {})
         self._shared = shared
         self._created = not path.exists()
@@ -111,20 +117,21 @@ class JobFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether `finish` was reached."""
+        """Whether the job was finished (`finish`)."""
         return (self.path / FINISHED_FOLDER).is_dir()
 
     def begun(self, *, resume: bool, hint: Callable[[Sequence[str]], str] = lambda changed: "") -> bool:
-        """Whether an earlier run of this job left something here; changes nothing.
+        """Whether an earlier run of this job began in this folder. Changes no file.
 
-        Temporary files and the lock of a killed run count as nothing.
+        Temporary files and the lock file of a killed run do not count.
 
         Args:
-            resume: whether that is wanted.
-            hint: the end of the sentence that refuses another job, of the names that differ.
+            resume: whether continuing an earlier run is allowed.
+            hint: called with the names of the identity that differ; ends the error message about another job.
 
         Raises:
-            GBCIError: the folder cannot be used, holds something else, or another job.
+            GBCIError: the path is a file, or the folder holds other files, another job, or an earlier run that
+                ``resume`` does not allow to continue.
         """
         self._check_path()
         if not self.file.exists() and (self._shared or is_empty(self.path)):
@@ -156,18 +163,19 @@ class JobFolder:
 
     @contextmanager
     def claimed(self, *, resume: bool) -> Iterator[None]:
-        """The folder, made where it is not there, with this job's identity in it, and nobody else.
+        """Makes the folder if absent, locks it, and writes the job's identity; the block may then write to it.
 
-        A finished job is unfinished again. Where the block raises and nothing was noted, the folder is left as it was.
+        A finished job becomes unfinished. If the block neither notes anything nor finishes the job, the folder is left
+        as it was before.
 
         Raises:
-            GBCIError: as `begun`; or somebody else is in there.
+            GBCIError: as `begun`, or another run holds the lock.
         """
         self._check_path()
         make_folder(self.path)
         try:
             with locked(self.path):
-                if not self.begun(resume=resume or self._created):  # again, now that nobody else can change it
+                if not self.begun(resume=resume or self._created):  # checked again under the lock
                     remove_temporaries(self.path)
                     self._write_identity()
                 elif self.finished:
@@ -186,18 +194,18 @@ class JobFolder:
                     self.path.rmdir()
 
     def __iter__(self) -> Iterator[Key]:
-        """The keys of what is noted, in order: numbers, then names."""
+        """The keys of all noted pieces of work, sorted: numbers, then names."""
         return iter(self._journal.keys())
 
     def __contains__(self, key: Key) -> bool:
         return key in self._journal
 
     def entry(self, key: Key) -> Any:
-        """What was noted of a piece of work."""
+        """The JSON value that was noted for a piece of work."""
         return self._journal.read(key)["entry"]
 
     def kept(self, key: Key) -> list[Kept]:
-        """The files of a piece of work."""
+        """The files of a piece of work, in their present place."""
         found = [Kept(**each) for each in self._journal.read(key)["kept"]]
         if not self.finished:
             return found
@@ -205,21 +213,21 @@ class JobFolder:
         return [replace(each, path=each.path.replace(f"{PROGRESS_FOLDER}/", moved, 1)) for each in found]
 
     def note(self, key: Key, entry: Any, kept: Sequence[Kept] = ()) -> None:
-        """Notes a piece of work as finished, instead of an earlier note of the same key.
+        """Notes a piece of work as finished; replaces an earlier note of the same key.
 
         Args:
             entry: a JSON value.
-            kept: the files that hold it, which are on the disk already.
+            kept: the files of this piece of work, which must be on the disk already.
         """
         self._journal.append(key, {"entry": entry, "kept": [asdict(each) for each in kept]})
 
     def forget(self, keys: Sequence[Key]) -> None:
-        """Makes pieces of work unfinished."""
+        """Marks pieces of work as unfinished."""
         for key in keys:
             self._journal.append(key, None)
 
     def is_damaged(self, key: Key, check: str = "digests") -> bool:
-        """Whether the files of a finished piece of work are not there as they were written.
+        """Whether a file of a finished piece of work is absent or differs from what was noted.
 
         Args:
             check: "digests" (reads every file) or "sizes".
@@ -227,14 +235,14 @@ class JobFolder:
         return not all(each.is_in(self.path, check) for each in self.kept(key))
 
     def damaged(self, check: str) -> list[Key]:
-        """Every finished piece of work that `is_damaged`, in order."""
+        """The keys of all finished pieces of work that `is_damaged`, in order; reads files in parallel."""
         keys = list(self)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             found = pool.map(lambda key: self.is_damaged(key, check), keys)
             return [key for key, damaged in zip(keys, found, strict=True) if damaged]
 
     def finish(self) -> None:
-        """Keeps the notes, in the order of their keys, as those of a finished job."""
+        """Marks the job as finished: compacts the journal, sorted by key, and renames `.progress` to `.finished`."""
         self._journal.rewrite()
         self.progress.rename(self.path / FINISHED_FOLDER)
         sync(self.path)
@@ -249,7 +257,7 @@ class JobFolder:
             self.file.unlink(missing_ok=True)
 
     def _others(self) -> set[str]:
-        """Names of what is not the job's own account of itself."""
+        """Names in the folder other than the job's own identity, lock, notes and temporary files."""
         own = {LOCK_FILE, self.file.name, PROGRESS_FOLDER}
         return {path.name for path in self.path.iterdir() if path.name not in own and not is_temporary(path.name)}
 
@@ -260,11 +268,11 @@ class JobFolder:
 
 
 class _Journal:
-    """Lines of ``CRC-32, key, note``, of which the last of a key counts; a note may be None (forgotten)."""
+    """A file of lines with CRC-32, key and note. The last line of a key counts; a note of None deletes the key."""
 
     def __init__(self, path: Path):
         self._path = path
-        self._at: dict[Key, tuple[int, int]] = {}  # where a key's line begins, and its length
+        self._at: dict[Key, tuple[int, int]] = {}  # start and length of a key's line in bytes
         self._end = 0
         with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
             for line in file:
@@ -302,7 +310,7 @@ class _Journal:
         self._end += len(line)
 
     def rewrite(self) -> None:
-        """Leaves one line per key, in order."""
+        """Rewrites the journal with one line per key, sorted."""
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
@@ -323,7 +331,7 @@ def _line(key: Key, note: dict[str, Any] | None) -> bytes:
 
 
 def _parse(line: bytes) -> tuple[Key, dict[str, Any] | None] | None:
-    """(key, note) of a line; None where it is damaged."""
+    """(key, note) of a journal line; None if the line is damaged."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     return tuple(json.loads(text)) if checksum == b"%08x" % zlib.crc32(text) else None
 

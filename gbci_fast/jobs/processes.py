@@ -1,4 +1,4 @@
-"""Pools of worker processes: how they start, what they make of signals, and how they end."""
+"""Pools of worker processes: their start, their handling of signals, and their end."""
 
 import os
 import signal
@@ -11,15 +11,15 @@ from threading import Thread
 from typing import Any
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
-LIMIT = 60.0  # seconds that a pool has to end
-_UNKNOWN = 255  # what multiprocessing says of a process of a fork server whose status it could not read
+LIMIT = 60.0  # seconds after which a closing pool is killed
+_UNKNOWN = 255  # multiprocessing's exit code for a process of a fork server whose status it could not read
 
 
 def start_worker() -> None:
-    """What every worker does first: it leaves Ctrl-C and a polite kill of the whole group to the parent.
+    """Initializer of every worker: Ctrl-C and a SIGTERM to the whole process group are left to the parent.
 
-    It ends with the parent, and when the parent terminates it: a worker that was killed would leave a pool, whose queue
-    of results ends in half a message, waiting.
+    The worker ends when the parent ends or itself sends SIGTERM. A SIGKILL may leave half a message in the queue of
+    results, on which the pool waits for ever.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     parent = parent_process()
@@ -30,26 +30,28 @@ def start_worker() -> None:
 def worker_pool(
     workers: int, module: str, initializer: Callable[..., None] = start_worker, initargs: Sequence[Any] = ()
 ) -> ProcessPoolExecutor:
-    """A pool whose processes fork from a server that has imported `module`: quick to start, and without threads.
+    """A pool whose processes fork from a server that has imported ``module``: workers start fast, without threads.
 
     Args:
-        initializer: calls `start_worker`.
+        workers: number of processes.
+        module: importable name of the module to preload.
+        initializer: called first in each worker with ``initargs``; it must call `start_worker`.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([module])
-    resource_tracker.ensure_running()  # which the next call would do first, and that unblocks the signals
-    with _blocked():  # a process blocks what the one that started it does: nothing reaches a worker before it starts
+    resource_tracker.ensure_running()  # otherwise the next call starts it, and that unblocks the signals
+    with _blocked():  # children inherit blocked signals, so none reaches a worker before `start_worker`
         forkserver.ensure_running()
     return ProcessPoolExecutor(workers, context, initializer=initializer, initargs=tuple(initargs))
 
 
 def processes_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
-    """The processes that a pool has started."""
+    """The processes that a pool has started so far."""
     return list((pool._processes or {}).values())
 
 
 def close_pool(pool: ProcessPoolExecutor, limit: float = LIMIT) -> None:
-    """Cancels the calls that have not begun, and waits for the others; kills what takes longer than `limit` seconds."""
+    """Cancels the calls that have not begun and waits for the others; kills the processes after ``limit`` seconds."""
     processes, results = processes_of(pool), pool._result_queue
     closing = Thread(target=pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
     closing.start()
@@ -57,12 +59,12 @@ def close_pool(pool: ProcessPoolExecutor, limit: float = LIMIT) -> None:
     if closing.is_alive():
         for process in processes:
             process.kill()
-        results._writer.close()  # the last end that can write: whoever reads half a message sees its end
+        results._writer.close()  # the last writing end: a thread that reads half a message then gets end of file
         closing.join()
 
 
 def how_it_ended(processes: Sequence[BaseProcess]) -> str:
-    """What became of the first of the processes of a closed pool that ended by itself, as a predicate."""
+    """A predicate such as "was killed by SIGKILL" on the process of a closed pool that ended abnormally."""
     codes = sorted(process.exitcode for process in processes if process.exitcode)
     if not codes or codes[0] == _UNKNOWN:
         return "died (out of memory, or a decoder's crash)"
@@ -88,5 +90,5 @@ def _end_with(parent: BaseProcess) -> None:
 
 def _end_by(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass  # to the group, which the parent answers
+        pass  # a signal to the whole group: the parent handles it
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Every kind of bad file ends in one sentence that names the file and says what is wrong with it."""
+"""Every kind of bad file raises one sentence that names the file and its fault."""
 
 import os
 import re
@@ -28,7 +28,7 @@ WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 
 
 def sentence(path):
-    """The message of the error that reading `path` raises, less the file's name, after checking its form."""
+    """The message of the error that reading `path` raises, checked for its form, without the file's name."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(GBCIError) as caught:
@@ -123,7 +123,7 @@ def test_preamble_without_a_data_set(tmp_path):
         ({"RescaleSlope": 0, "RescaleIntercept": 1}, "RescaleSlope is 0.0 and RescaleIntercept 1.0; expected finite"),
         ({"RescaleSlope": "1e308"}, "RescaleSlope is 1e+308 and RescaleIntercept 0.0; expected finite"),
         ({"VOILUTSequence": lut([4, 0, 16], [1, 2, 3])}, "a LUT holds 3 entries up to 3; expected 4 of 16 bits"),
-        # Fewer words than entries are no bytes, unless entries are of 8 bits.
+        # Fewer words than entries are not taken as bytes, unless the entries have 8 bits.
         ({"VOILUTSequence": words([4, 0, 16], 3)}, "a LUT holds 3 entries up to 512; expected 4 of 16 bits"),
         ({"VOILUTSequence": words([6, 0, 12], 3)}, "a LUT holds 3 entries up to 512; expected 6 of 12 bits"),
         ({"ModalityLUTSequence": words([6, 0, 16], 3)}, "a LUT holds 3 entries up to 512; expected 6 of 16 bits"),
@@ -150,13 +150,13 @@ def test_floating_point_pixels(make_dicom, ramp, keyword):
 
 
 def test_lut_of_bytes(make_dicom, ramp):
-    """Entries of 8 bits may be bytes: 0, 0, 0, 1, 0, 2 is such a LUT, too."""
+    """0, 0, 0, 1, 0, 2 is also a legal LUT of bytes with 8 bits per entry."""
     mammogram = read_mammogram(make_dicom(ramp, VOILUTSequence=words([6, 0, 8], 3)))
     assert mammogram.unit().max() == pytest.approx(2 / 255)
 
 
 def nested_lut(path, depth, *, closed):
-    """Puts a VOI LUT into the file at `path`: 0, 1, … 4095, and in its item another item, and so on."""
+    """Puts a VOI LUT 0, 1, … 4095 into the file at `path`, with deeply nested sequences in its item."""
     table = np.arange(4096, dtype="<u2").tobytes()
     entries = b"\x28\0\x02\x30US\x06\0" + struct.pack("<3H", 4096, 0, 12)
     entries += b"\x28\0\x06\x30OW\0\0" + struct.pack("<I", len(table)) + table
@@ -176,7 +176,7 @@ def nested_lut(path, depth, *, closed):
 
 @pytest.mark.parametrize("depth", [2, 300, 10_000])
 def test_what_is_nested_in_a_lut_is_not_kept(make_dicom, ramp, depth):
-    """Whoever copies or writes the header would follow it down."""
+    """Copying or writing the header would recurse into the nested sequences."""
     mammogram = read_mammogram(nested_lut(make_dicom(ramp, BitsStored=12), depth, closed=True))
     np.testing.assert_allclose(mammogram.unit(), ramp / 4095, atol=1e-6)
     (item,) = mammogram.dataset.VOILUTSequence
@@ -184,7 +184,7 @@ def test_what_is_nested_in_a_lut_is_not_kept(make_dicom, ramp, depth):
 
 
 def test_items_nested_without_lengths(make_dicom, ramp):
-    """They have to be followed down to find their end."""
+    """Sequences of undefined length have to be parsed recursively to find their end."""
     path = nested_lut(make_dicom(ramp, BitsStored=12), 10_000, closed=False)
     assert sentence(path) == "its sequences are nested too deeply; expected an image"
 
@@ -249,7 +249,7 @@ def test_compressed_frame_cut_short(make_dicom, syntax, capfd):
 
 
 def test_rle_segment_that_is_too_long(make_dicom):
-    # The Rust decoder panics where a run crosses the end, and a panic is not an Exception.
+    # The Rust decoder panics if a run crosses the end, and a panic is not an Exception.
     path = make_dicom(NOISE, syntax=RLELossless)
     dataset = pydicom.dcmread(path)
     frame = bytearray(next(generate_frames(dataset.PixelData, number_of_frames=1)))

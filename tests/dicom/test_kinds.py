@@ -1,4 +1,4 @@
-"""What is a mammogram, by what an object says of itself; everything else is refused as what it is."""
+"""Which objects count as mammograms by their headers, and how every other kind of object is refused."""
 
 import numpy as np
 import pydicom
@@ -34,7 +34,7 @@ def region(code, meaning):
 
 
 def sentence(path):
-    """The reason why `path` is refused, the same before and after its pixels are read."""
+    """The reason why `path` is refused, checked to be the same with and without reading the pixels."""
     with pytest.raises(GBCIError) as header:
         read_header(path)
     with pytest.raises(GBCIError) as whole:
@@ -79,7 +79,7 @@ def sentence(path):
             {"SOPClassUID": DX, "Modality": "DX", "AnatomicRegionSequence": region("51185008", "Chest")},
             "Modality is DX and AnatomicRegionSequence names another part; expected a breast",
         ),
-        # Header text that is no term of the standard is not repeated.
+        # Header text that is not a term of the standard is not quoted.
         (
             {"SOPClassUID": CR, "Modality": "CR", "BodyPartExamined": "JANE DOE 1950"},
             "Modality is CR and BodyPartExamined (not a known term); expected a breast",
@@ -148,7 +148,7 @@ def test_objects_without_pixels(tmp_path, sop_class, name):
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = sop_class
     dataset.file_meta.MediaStorageSOPInstanceUID = "2.25.1"
-    if sop_class != MediaStorageDirectoryStorage:  # which states it in the file meta information alone
+    if sop_class != MediaStorageDirectoryStorage:  # a DICOMDIR states it in the file meta information alone
         dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, "2.25.1"
     dataset.save_as(tmp_path / "object", enforce_file_format=True)
     assert sentence(tmp_path / "object") == f"no pixels ({name}); expected an image"

@@ -1,4 +1,4 @@
-"""What stays known of the encoding once the pixels are decoded."""
+"""The statement of lossy compression in the header after decoding."""
 
 import io
 
@@ -24,9 +24,9 @@ def jpeg() -> bytes:
     ("stated", "expected"),
     [
         ({}, ("01", "ISO_10918_1")),
-        # Whatever the tag says, this transfer syntax has no lossless mode.
+        # This transfer syntax has no lossless mode, whatever the tag says.
         ({"LossyImageCompression": "00"}, ("01", "ISO_10918_1")),
-        # A history of its own is kept.
+        # A compression history that the header states is kept.
         (
             {"LossyImageCompression": "01", "LossyImageCompressionMethod": ["ISO_15444_1", "ISO_10918_1"]},
             ("01", ["ISO_15444_1", "ISO_10918_1"]),

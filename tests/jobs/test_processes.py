@@ -1,4 +1,4 @@
-"""Pools: what their processes make of signals, how long they may take to end, and what is said of a dead one."""
+"""Worker pools: their handling of signals, the time limit of closing, and the message on a dead worker."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def pool():
 def test_a_worker_leaves_signals_to_its_parent(pool):
     pid = pool.submit(os.getpid).result()
     for number in (signal.SIGINT, signal.SIGTERM):
-        sent = worker_pool(1, __name__)  # from another process than the parent
+        sent = worker_pool(1, __name__)  # a process other than the parent, to send the signal from
         sent.submit(os.kill, pid, number).result()
         close_pool(sent)
     assert pool.submit(os.getpid).result() == pid

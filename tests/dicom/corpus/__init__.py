@@ -1,1 +1,1 @@
-"""Every kind of DICOM file that is read or refused: built here, with what it must display as."""
+"""Every kind of DICOM file that is read or refused, built in memory, with its expected display or refusal."""

@@ -1,4 +1,4 @@
-"""What a case of the corpus is."""
+"""One case of the corpus: a file and its expected result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,19 +8,20 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """One file and what must become of it.
+    """One file and its expected result.
 
     Attributes:
-        group, name: of the table's row.
-        build: makes the file.
-        display: float64 [H, W], values worked out by hand from the standard's formula; ``None`` where it is refused.
-        refused: how the sentence begins, after the file's name.
-        tolerance: of `display`; 16 bits suffice for an exact one.
-        notes: of the mammogram.
-        spacing, laterality: of the mammogram, whose view is CC.
-        second: dcmtk's tool and options that display the same; empty where it has none.
-        second_tolerance: of the difference to it, in levels of 16 bits.
-        padding: bool [H, W]: where dcmtk displays padding as if it were the image.
+        group, name: first two columns of the table's row.
+        build: returns the file's bytes.
+        display: expected display values, float64 [H, W], worked out by hand from the standard's formula; ``None`` if
+            the file is refused.
+        refused: beginning of the expected error, after the file's name.
+        tolerance: largest absolute difference to ``display``; the default allows only rounding.
+        notes: expected notes.
+        spacing, laterality: expected values; the view is always CC.
+        second: dcmtk's tool and options for the same display; empty if dcmtk cannot render the file.
+        second_tolerance: largest difference to dcmtk's display, in levels of 16 bits.
+        padding: bool [H, W], pixels of padding, which dcmtk displays as if they were image.
     """
 
     group: str
@@ -42,5 +43,5 @@ class Case:
 
     @property
     def id(self) -> str:
-        """The name as pytest shows it."""
+        """The test id that pytest shows."""
         return f"{self.group}-{self.name}".replace(" ", "_")

@@ -29,15 +29,16 @@ BREAST = make_breast()
 
 
 def raw_images() -> Iterator[Case]:
-    """Images For Processing: X-ray intensity, made bright = dense whatever PhotometricInterpretation is."""
+    """Images For Processing: X-ray intensity, shown bright = dense whatever PhotometricInterpretation says."""
     case = partial(Case, group="For Processing", notes=BY_HISTOGRAM, tolerance=1e-5)
-    # Intensity: 4088 is the darkest, then 4080, 4072, 4064 (0.5 % of 510); 8 is the densest, and 0 was not exposed.
+    # Intensity: 4088 is the darkest and is left out; the 0.5th percentile of the other 510 is 4064, the third value.
+    # 8 is the densest. 0 was not exposed.
     logarithm = np.clip(np.log(4064 / np.maximum(P, 8)) / np.log(4064 / 8), 0, 1)
     for photometric in ("MONOCHROME1", "MONOCHROME2"):
         tags = {"PhotometricInterpretation": photometric, "PixelIntensityRelationshipSign": 1}
         build = partial(make, RAMP, PixelIntensityRelationship="LIN", **tags, **RAW)
         yield case(name=f"linear, more is less dense, {photometric}", build=build, display=logarithm)
-        # 4064 is the third from the darkest, 4088; 0 the brightest (0.1 % of 511 is less than one pixel).
+        # 4064 is the third value above the darkest, 4088; 0 is the brightest (0.1 % of 511 is less than one pixel).
         build = partial(make, RAMP, PixelIntensityRelationship="LOG", **tags, **RAW)
         yield case(
             name=f"logarithmic, more is less dense, {photometric}", build=build, display=np.clip(1 - P / 4064, 0, 1)
@@ -64,12 +65,12 @@ def raw_images() -> Iterator[Case]:
 
 
 def kinds() -> Iterator[Case]:
-    """SOP classes and shapes of pixels."""
+    """SOP classes, and numbers of frames and of samples."""
     case = partial(Case, group="Kind of image")
     build = partial(make, RAMP, SOPClassUID=SecondaryCaptureImageStorage, NumberOfFrames=1, **FULL_12)
     yield case(name="Secondary Capture, one frame", build=build, display=P / 4095, second=WINDOW)
     build = partial(make, RAMP, SOPClassUID=BreastProjectionXRayImageStorageForPresentation, **_functional_groups())
-    # Its window is LINEAR, 1000 and 501, of 2p - 1024: black at p = 886.75, white at 1136.75.
+    # The window (LINEAR, center 1000, width 501) acts on 2p - 1024: black at p = 886.75, white at p = 1136.75.
     yield case(
         name="Breast Projection X-Ray (enhanced), one frame",
         build=build,
@@ -237,7 +238,7 @@ def geometries() -> Iterator[Case]:
 
 
 def with_label() -> np.ndarray:
-    """The breast with a white label, as of lead letters, in the corner away from it."""
+    """The breast image with a white label, such as lead letters, in the corner away from the breast."""
     labeled = BREAST.copy()
     labeled[6:16, 74:90] = 4000
     labeled[8:14, 78:80] = labeled[8:14, 84:86] = 120
@@ -245,7 +246,7 @@ def with_label() -> np.ndarray:
 
 
 def _functional_groups() -> dict[str, object]:
-    """Rescale, window, spacing and side where enhanced images have them (PS3.3 C.7.6.16.2)."""
+    """Rescale, window, spacing and side in functional groups, as in enhanced images (PS3.3 C.7.6.16.2)."""
 
     def macro(**tags: object) -> list[Dataset]:
         item = Dataset()

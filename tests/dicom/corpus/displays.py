@@ -1,4 +1,4 @@
-"""Modality and VOI transformations, padding, MONOCHROME1: each display value by the standard's formula, by hand."""
+"""Modality and VOI transformations, padding, MONOCHROME1: display values worked out from the standard's formulas."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +16,7 @@ LINEAR = np.clip((P - 749.5) / 500, 0, 1)
 EXACT = np.clip((P - 749.5) / 501, 0, 1)  # C.11.2.1.3.2: from center - width / 2 to center + width / 2
 SIGMOID = 1 / (1 + np.exp(-4 * (P - 1000) / 501))  # C.11.2.1.3.1
 SQUARES = np.arange(0, 64) ** 2  # a VOI LUT of 12 bits: 0, 1, 4, … 3969
-# Of values 200 to 263, and their nearest outside: 200 -> 0, 208 -> 64, … 256 -> 3136; from 264 on 63² = 3969.
+# The LUT covers values 200 to 263; others get the nearest entry. 200 -> 0, 208 -> 64, … 256 -> 3136, above 63² = 3969.
 LUT = np.select([P <= 200, P < 264], [0, (P - 200) ** 2], 3969) / 4095
 
 
@@ -25,7 +25,7 @@ def windows() -> Iterator[Case]:
     window = {"WindowCenter": 1000, "WindowWidth": 501}
     both = partial(_both, group="VOI")
     yield from both("LINEAR", LINEAR, second=WINDOW, **window)
-    # dcmtk knows no LINEAR_EXACT: LINEAR with 1/2 more center and 1 more width is the same.
+    # dcmtk has no LINEAR_EXACT. LINEAR with a center larger by 1/2 and a width larger by 1 is the same.
     second = ("dcmj2pnm", "+Ww", "1000.5", "502")
     yield from both("LINEAR_EXACT", EXACT, second=second, VOILUTFunction="LINEAR_EXACT", **window)
     yield from both("SIGMOID", SIGMOID, second=(*WINDOW, "+Wfs"), VOILUTFunction="SIGMOID", **window)
@@ -43,11 +43,11 @@ def windows() -> Iterator[Case]:
     note = ("2 VOI LUTs: the first is used",)
     yield from both("several LUTs and a window", LUT, **coarse, notes=note, VOILUTSequence=luts, **window)
     yield from both("width 1: a step", (P > 999.5) * 1.0, second=WINDOW, WindowCenter=1000, WindowWidth=1)
-    # No VOI: 511 values above the darkest, 0; 0.5 % of them are 2.6, the third is 24; 99.9 % are 510.5, the last 4088.
+    # No VOI: 511 values are above the darkest, 0. Percentile 0.5 is the third of them (2.6): 24; 99.9 the last: 4088.
     yield _of(
         "none: percentiles", np.clip((P - 24) / (4088 - 24), 0, 1), "VOI", second=("dcmj2pnm", "+Ww", "2056.5", "4065")
     )
-    # In MONOCHROME1 the darkest is 4088, the third above it 4064, the brightest 0.
+    # In MONOCHROME1 the darkest value is 4088, the third after it 4064, the brightest 0.
     yield _of(
         "none: percentiles, MONOCHROME1",
         1 - np.clip(P / 4064, 0, 1),
@@ -58,7 +58,7 @@ def windows() -> Iterator[Case]:
 
 
 def modalities() -> Iterator[Case]:
-    """Each modality transformation, under LINEAR windows of its output."""
+    """Each modality transformation, followed by a LINEAR window."""
     both = partial(_both, group="Modality")
     rescale = {"RescaleSlope": 2, "RescaleIntercept": -1024}  # 2p - 1024: black at 0, p = 512; white at 999, p = 1011.5
     expected = np.clip((2 * P - 1024) / 999, 0, 1)
@@ -70,19 +70,19 @@ def modalities() -> Iterator[Case]:
     # p / 4 - 10.5: black at 0, p = 42; white at 500, p = 2042.
     expected = np.clip((P - 42) / 2000, 0, 1)
     fraction = {"RescaleSlope": "0.25", "RescaleIntercept": "-10.5"}
-    # dcmtk rounds what a rescale gives to integers: up to half of one in 500.
+    # dcmtk rounds the output of a rescale to integers: an error of up to 0.5 in a window of 500.
     window = {"WindowCenter": "250.5", "WindowWidth": 501}
     yield from both("rescale, fractions", expected, second=WINDOW, second_tolerance=67, **window, **fraction)
-    # Entry i is 2i, from 1000 on: 1000 -> 0, 1008 -> 16, … 1512 and above -> 1022.
+    # Entry i is 2i, and the first input value 1000: 1000 -> 0, 1008 -> 16, … 1512 and above -> 1022.
     table = {"ModalityLUTSequence": lut(np.arange(512) * 2, 1000)}
     expected = np.clip(2 * (P - 1000), 0, 1022) / 1023
     yield from both("LUT", expected, second=WINDOW, WindowCenter=512, WindowWidth=1024, **table)
-    # The same of signed values, from -1048 on.
+    # The same LUT for signed values: the first input value is -1048.
     table = {"ModalityLUTSequence": lut(np.arange(512) * 2, -1048)}
     yield from both(
         "LUT of signed values", expected, stored=SIGNED_RAMP, second=WINDOW, WindowCenter=512, WindowWidth=1024, **table
     )
-    # Rescale before the VOI LUT: 2p - 1800 at p = 1000 is 200.
+    # Rescale, then the VOI LUT: 2p - 1800 is 200 at p = 1000.
     rescale = {"RescaleSlope": 2, "RescaleIntercept": -1800}
     inputs = 2 * P - 1800
     expected = np.select([inputs <= 200, inputs < 264], [0, (inputs - 200) ** 2], 3969) / 4095
@@ -93,7 +93,7 @@ def modalities() -> Iterator[Case]:
 
 
 def paddings() -> Iterator[Case]:
-    """Padding is black, and dcmtk displays it as if it were the image."""
+    """Padding, which is black here; dcmtk displays it as if it were image."""
     both = partial(_both, group="Padding", second=WINDOW, WindowCenter=1000, WindowWidth=501)
     yield from both("a value", LINEAR, padding=P == 1240, PixelPaddingValue=1240)
     inside = (P >= 1200) & (P <= 4000)
@@ -102,7 +102,7 @@ def paddings() -> Iterator[Case]:
         "a range, ends swapped", LINEAR, padding=inside, PixelPaddingValue=4000, PixelPaddingRangeLimit=1200
     )
     yield from both("beyond the stored bits", LINEAR, padding=P < 0, PixelPaddingValue=0x8000)
-    # -2048 written as the unsigned 63488; SIGNED_RAMP is p - 2048, and so is the window.
+    # -2048 is written as the unsigned 63488. SIGNED_RAMP is p - 2048; its window is shifted alike.
     yield from both(
         "signed, written unsigned",
         LINEAR,
@@ -111,7 +111,8 @@ def paddings() -> Iterator[Case]:
         PixelPaddingValue=DataElement("PixelPaddingValue", "US", 0xF800),
         WindowCenter=-1048,
     )
-    # No VOI, and 0 to 80 are padding: 501 values, 88 … 4088, less the darkest; 0.5 % are 2.5, the third is 112.
+    # No VOI; 0 to 80 are padding. Of 88 … 4088 the darkest is left out. Percentile 0.5 of the other 500 values is the
+    # third: 112.
     yield _of(
         "a range, percentiles",
         np.where(P <= 80, 0, np.clip((P - 112) / (4088 - 112), 0, 1)),
@@ -124,7 +125,7 @@ def paddings() -> Iterator[Case]:
 
 
 def refused_displays() -> Iterator[Case]:
-    """Transformations that mean nothing."""
+    """Transformations that are illegal or show nothing."""
     for name, tags, refused in (
         (
             "LINEAR, width 0",
@@ -166,7 +167,7 @@ def refused_displays() -> Iterator[Case]:
 
 
 def _both(name: str, display: np.ndarray, *, group: str, padding: np.ndarray | None = None, **rest) -> Iterator[Case]:
-    """The case and its MONOCHROME1 twin, which is inverted last; padding is black in both."""
+    """A case and its MONOCHROME1 twin, whose display is inverted; padding is black in both."""
     for suffix, photometric, shown in (("", "MONOCHROME2", display), (", MONOCHROME1", "MONOCHROME1", 1 - display)):
         shown = shown if padding is None else np.where(padding, 0, shown)
         yield _of(name + suffix, shown, group, padding=padding, PhotometricInterpretation=photometric, **rest)

@@ -1,4 +1,4 @@
-"""Transfer syntaxes and bit depths; the window is the full range, so that a stored value p displays as p / 4095."""
+"""Transfer syntaxes and bit depths. The window is the full range, so that a stored value p displays as p / 4095."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -37,7 +37,7 @@ READABLE = "expected uncompressed, deflated, RLE, JPEG (8 bits or lossless), JPE
 
 
 def encodings() -> Iterator[Case]:
-    """Each transfer syntax."""
+    """Each transfer syntax that is read."""
     case = partial(Case, group="Transfer syntax", display=RAMP / 4095)
     for name, syntax in (
         ("implicit VR little endian", ImplicitVRLittleEndian),
@@ -55,7 +55,7 @@ def encodings() -> Iterator[Case]:
     ):
         tolerance = deviation / 4095 + 1e-6
         yield case(name=name, build=_ramp(syntax, frame), second=(tool, *WINDOW[1:]), tolerance=tolerance)
-    # dcmtk has no decoder of JPEG 2000. The lossy frames deviate as much when their own encoder decodes them.
+    # dcmtk has no decoder for JPEG 2000. The deviations of the lossy frames are those of their own encoder's decoder.
     for name, syntax, frame, deviation in (
         ("JPEG 2000 lossless", JPEG2000Lossless, frames.JPEG_2000, 0),
         ("JPEG 2000, lossy syntax, lossless frame", JPEG2000, frames.JPEG_2000, 0),
@@ -71,7 +71,7 @@ def encodings() -> Iterator[Case]:
     ):
         yield case(name=name, build=partial(make, SIGNED_RAMP, syntax, frame=frame, **SIGNED_12))
     for name, syntax in (("JPEG baseline, 8 bits", JPEGBaseline8Bit), ("JPEG extended, 8 bits", JPEGExtended12Bit)):
-        # Lossy by up to 2 levels of 8 bits; two decoders may differ by one.
+        # Lossy by up to 2 levels of 8 bits. Two decoders may differ by one level.
         yield case(
             name=name,
             build=partial(make, RAMP_8, syntax, frame=frames.JPEG_8, **FULL_8),
@@ -103,7 +103,7 @@ def encodings() -> Iterator[Case]:
 
 
 def refused_encodings() -> Iterator[Case]:
-    """What no freely licensed decoder takes apart safely, or nobody can."""
+    """Encodings that no freely licensed decoder decodes safely, or that are damaged or contradictory."""
     retired = "JPEG Full Progression, Non-Hierarchical (Process 10 and 12)"
     for name, build, refused in (
         (
@@ -164,7 +164,7 @@ def depths() -> Iterator[Case]:
 
 
 def refused_depths() -> Iterator[Case]:
-    """What no mammogram has."""
+    """Bit depths that no mammogram has."""
     expected = "expected 8 or 16, 8 to BitsAllocated, and BitsStored - 1 to BitsAllocated - 1"
     for name, build, refused in (
         (
@@ -193,5 +193,5 @@ def _ramp(syntax: UID, frame: bytes | None = None) -> Callable[[], bytes]:
 
 def _bare_frame() -> bytes:
     content = make(RAMP, JPEG2000Lossless, frame=frames.JPEG_2000, **FULL_12)
-    length = int.from_bytes(content[140:144], "little")  # of the file meta information after this element
+    length = int.from_bytes(content[140:144], "little")  # of the rest of the file meta information
     return content[144 + length :]

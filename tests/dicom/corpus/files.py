@@ -20,7 +20,7 @@ RAMP_8 = (np.arange(512) // 2).astype(np.uint8).reshape(16, 32)
 
 
 def make_breast() -> np.ndarray:
-    """uint16 [128, 96] of 12 bits: a half ellipse at the left edge that brightens inward, in air with some noise."""
+    """uint16 [128, 96], 12 bits: a half ellipse at the left edge, brighter toward its middle, in slightly noisy air."""
     y, x = np.mgrid[:128, :96]
     depth = 1 - ((y - 64) / 52) ** 2 - (x / 62) ** 2
     air = 100 + np.random.default_rng(0).integers(0, 40, depth.shape)
@@ -57,7 +57,12 @@ def dataset(stored: np.ndarray, **tags: object) -> Dataset:
 def file_bytes(
     header: Dataset, syntax: UID = ExplicitVRLittleEndian, *, frame: bytes | None = None, preamble: bool = True
 ) -> bytes:
-    """The file in a native syntax, RLE, or any syntax that `frame` is encoded in; without preamble: the data set."""
+    """A data set as the bytes of a file.
+
+    Args:
+        syntax: a native syntax, RLE, or the syntax in which `frame` is encoded.
+        preamble: False: the data set alone, without preamble and file meta information.
+    """
     header.file_meta = FileMetaDataset()
     header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
     header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
@@ -89,7 +94,7 @@ def make(
     overlay: int | None = None,
     **tags: object,
 ) -> bytes:
-    """`file_bytes` of a `dataset`; `overlay`: the bit of the cells that holds one (legal until 2004, PS3.5 8.1.2)."""
+    """`file_bytes` of a `dataset`; `overlay` is the bit of the cells that holds one (legal until 2004, PS3.5 8.1.2)."""
     header = dataset(stored, **tags)
     if overlay is not None:
         for element, value in ((0x10, header.Rows), (0x11, header.Columns), (0x100, 16), (0x102, overlay)):
@@ -109,7 +114,7 @@ def lut(data: np.ndarray | list[int], first: int = 0, bits: int = 16) -> list[Da
 
 
 def short_lut(stated: int, count: int, bits: int) -> list[Dataset]:
-    """A LUT of the words 0, 1, … whose descriptor states more of them."""
+    """A LUT of `count` words 0, 1, … whose descriptor states `stated` of them."""
     item = Dataset()
     item.add_new("LUTDescriptor", "US", [stated, 0, bits])
     item.add_new("LUTData", "OW", np.arange(count, dtype="<u2").tobytes())
@@ -117,7 +122,7 @@ def short_lut(stated: int, count: int, bits: int) -> list[Dataset]:
 
 
 def code(value: str, scheme: str = "SCT", **inside: object) -> list[Dataset]:
-    """A code sequence of one item, with further attributes in it."""
+    """A code sequence with one item, which also holds the attributes `inside`."""
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, value
     for keyword, sequence in inside.items():

@@ -1,4 +1,4 @@
-"""Encoded frames of `corpus.files.RAMP` (its 8 highest bits, or less 2048 where signed), by other encoders than ours.
+"""Encoded frames of `corpus.files.RAMP`, `RAMP_8` (8 bits) and `SIGNED_RAMP`, made by encoders other than ours.
 
 JPEG: libjpeg-turbo 3.1; JPEG-LS: CharLS 2.4; JPEG 2000: OpenJPEG 2.5; HTJ2K: OpenJPH 0.26.
 """

@@ -1,4 +1,4 @@
-"""What is done with the breast of unusual files: labels, sides, raw images."""
+"""Segmentation of the breast in unusual files: labels beside it, contradicting sides, raw images."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Where an encoded frame and its header disagree, the frame decides and a note says so, or the file is refused."""
+"""If an encoded frame contradicts its header, the frame decides and a note says so, or the file is refused."""
 
 import io
 import struct
@@ -39,7 +39,7 @@ def frame_of(path):
 
 @pytest.fixture
 def relabel(tmp_path):
-    """`relabel(path, syntax=..., data=..., **tags)`: the file with another header around its pixels."""
+    """`relabel(path, syntax=..., data=..., **tags)` replaces attributes of the header and keeps the pixels."""
 
     def change(path, *, syntax=None, data=None, **tags):
         dataset = pydicom.dcmread(path)
@@ -71,7 +71,7 @@ def test_more_bits_than_the_header_states(make_dicom, relabel, syntax):
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.keyword)
 def test_a_wider_frame_whose_pixels_fit(make_dicom, relabel, syntax):
-    """Common: a frame of whole cells. Nothing disagrees."""
+    """A frame of whole cells is common and contradicts nothing."""
     mammogram = read_mammogram(relabel(make_dicom(FLAT, syntax=syntax, BitsStored=16), BitsStored=12, HighBit=11))
     np.testing.assert_array_equal(mammogram.stored, FLAT)
     assert (mammogram.notes, mammogram.dataset.BitsStored) == ((), 12)
@@ -196,7 +196,7 @@ def test_a_point_transform_is_lossy(make_dicom, relabel):
 
 @pytest.mark.parametrize("stated", [None, "00"])
 def test_several_quality_layers_are_lossless_under_a_lossless_syntax(make_dicom, relabel, stated):
-    """The last of three layers makes the 5-3 transform exact; whether it is there, the codestream does not say."""
+    """The last of three layers makes the 5-3 transform exact. The codestream does not say whether it is complete."""
     frame = jpeg2000(FLAT, quality_mode="rates", quality_layers=[20, 5, 1])
     tags = {} if stated is None else {"LossyImageCompression": stated}
     path = relabel(make_dicom(FLAT, syntax=JPEG2000Lossless), data=encapsulate([frame]), **tags)
@@ -224,7 +224,7 @@ def jpeg2000(stored, **options):
 
 
 def tile_parts(frame):
-    """Where each tile-part of a codestream begins, and where the last one ends."""
+    """The positions at which the tile-parts of a codestream begin, and the end of the last."""
     positions = [frame.index(b"\xff\x90\x00\x0a")]
     while frame[positions[-1] : positions[-1] + 2] == b"\xff\x90":
         positions.append(positions[-1] + struct.unpack_from(">I", frame, positions[-1] + 6)[0])
@@ -258,7 +258,7 @@ def test_a_codestream_that_is_cut_inside_a_tile_and_closed(make_dicom, relabel, 
 
 def test_a_tile_part_that_is_absent(make_dicom, relabel):
     frame = bytearray(jpeg2000(DEEP))
-    frame[tile_parts(frame)[0] + 11] = 2  # how many parts the tile has
+    frame[tile_parts(frame)[0] + 11] = 2  # the number of parts of the tile
     path = relabel(make_dicom(DEEP, syntax=JPEG2000Lossless), data=encapsulate([bytes(frame)]))
     with pytest.raises(GBCIError, match=r"its JPEG 2000 codestream lacks a part of a tile\); cut short"):
         read_mammogram(path)
@@ -273,7 +273,7 @@ def test_a_last_tile_part_of_open_length(make_dicom, relabel):
 
 def test_a_lossy_scan_with_restarts_that_is_cut_and_closed(make_dicom, relabel):
     stored, file = SHALLOW, io.BytesIO()
-    Image.fromarray(stored).save(file, format="JPEG", restart_marker_blocks=2)  # of 6 x 5 blocks
+    Image.fromarray(stored).save(file, format="JPEG", restart_marker_blocks=2)  # the image has 6 x 5 blocks
     frame = file.getvalue()
     path = make_dicom(stored)
     whole = relabel(path, data=encapsulate([frame]), syntax=JPEGBaseline8Bit)
@@ -309,7 +309,7 @@ def test_lossy_jpeg_in_cells_of_16_bits(make_dicom, relabel):
 
 
 def test_a_frame_s_own_coding_limits_its_size(make_dicom, relabel):
-    """A lossy frame of one byte for over 40 pixels, under the syntax of lossless JPEG, which has 16 at most."""
+    """A lossy frame with more than 40 pixels per byte under the syntax of lossless JPEG, which allows at most 16."""
     stored, file = np.zeros((1500, 1400), np.uint8), io.BytesIO()
     stored[:, :700] = np.arange(1500, dtype=np.uint8)[:, None] // 8
     Image.fromarray(stored).save(file, format="JPEG")
@@ -368,7 +368,7 @@ def test_excess_bytes_are_no_second_frame(make_dicom):
 
 
 def test_an_overlay_above_the_pixels_of_a_frame(make_dicom, relabel):
-    """Declared bits above BitsStored are the overlay's, not the image's."""
+    """Bits above BitsStored that are declared as an overlay do not belong to the image."""
     cells = FLAT | (np.uint16(1) << 15)
     path = relabel(make_dicom(cells, syntax=JPEG2000Lossless), BitsStored=12, HighBit=11)
     dataset = pydicom.dcmread(path)

@@ -1,4 +1,4 @@
-"""Every file of the corpus: its display by hand, by a second implementation, and after writing it anew."""
+"""Every file of the corpus: its display against hand-made values and dcmtk, and its copy after a change."""
 
 from datetime import datetime
 
@@ -64,7 +64,7 @@ def test_second_implementation_displays_alike(path, case):
         pytest.param(case, compression, id=f"{case.id}-{compression}")
         for case in READ
         for compression in ("none", "rle", "jpeg2000")
-        if compression != "jpeg2000" or min(case.display.shape) >= 32  # the encoder's least
+        if compression != "jpeg2000" or min(case.display.shape) >= 32  # the encoder takes no smaller image
     ],
 )
 def test_what_was_read_can_be_changed_and_written(path, case, compression, tmp_path):
@@ -78,7 +78,7 @@ def test_what_was_read_can_be_changed_and_written(path, case, compression, tmp_p
     copy = read_mammogram(tmp_path / "copy.dcm")
     np.testing.assert_array_equal(copy.stored, stored)
     np.testing.assert_array_equal(copy.stored[~inside], original.stored[~inside])
-    # The display is a function of the stored value, and the copy has the same one.
+    # The display is a function of the stored value alone, and the copy has the same function.
     np.testing.assert_array_equal(copy.unit(), presentation.to_unit(stored))
     np.testing.assert_array_equal(copy.unit()[~inside], original.unit()[~inside])
     assert copy.spacing == pytest.approx(original.spacing or (0.05, 0.05))

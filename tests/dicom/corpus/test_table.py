@@ -1,4 +1,4 @@
-"""docs/dicom.md is what the corpus says."""
+"""docs/dicom.md agrees with the corpus."""
 
 from .table import DOCUMENT, UNKNOWN, make_document
 
@@ -9,6 +9,6 @@ def test_document_is_up_to_date():
     made = make_document().splitlines()
     assert len(written) == len(made)
     for old, new in zip(written, made, strict=True):
-        if new.endswith(f"| {UNKNOWN} |"):  # the last column takes a dcmtk that is not here
+        if new.endswith(f"| {UNKNOWN} |"):  # the last column needs a dcmtk that is not installed
             old, new = old.rpartition(" | ")[0], new.rpartition(" | ")[0]
         assert old == new
