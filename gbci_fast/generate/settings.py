@@ -1,4 +1,4 @@
-"""What decides a job's bytes."""
+"""The settings that decide a job's bytes."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ FORMATS = ("dicom", "png", "webdataset")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """How every batch is sampled."""
+    """Settings of the sampler, the same for every batch."""
 
     num_inference_steps: int = 20
     guidance_scale: float = GUIDANCE_SCALE
@@ -19,18 +19,22 @@ class SamplerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class JobSettings:
-    """What decides a job's bytes; written to ``job.json`` and compared when a job is resumed.
+    """The settings that decide a job's bytes; written to ``job.json`` and compared when a job is resumed.
 
     Attributes:
-        seed: of the whole job.
+        seed: of the whole job, in [0, 2^63).
         formats: out of `FORMATS`.
-        batch_size: images sampled together (bytes are equal when it is).
-        shard_size: images of a WebDataset shard, which holds whole batches: as many as hold so many images.
-        compression: of DICOM files: "none", "rle" or "jpeg2000"; lossless.
+        batch_size: images sampled together. Bytes are equal only for equal batch sizes.
+        shard_size: images of a WebDataset shard, rounded up to whole batches.
+        compression: of DICOM files, lossless: "none", "rle" or "jpeg2000".
         sampler: steps and guidance.
-        runtime, tier, dtype, device, weights_hash: how and with what it is sampled.
+        runtime, tier, dtype, device: how the model is run (see `gbci_fast.accelerate`).
+        weights_hash: of the model's weights.
         priors_hash: of the priors that automatic masks and natural frequencies come from (`Priors.digest`).
-        copies_hash: of the gate that rejects copies (`CopyGate.digest`); empty = none.
+        copies_hash: of the gate that rejects copies (`CopyGate.digest`); empty = no gate.
+
+    Raises:
+        GBCIError: an unknown format, a size below 1, or a seed out of range.
     """
 
     seed: int
@@ -57,6 +61,6 @@ class JobSettings:
             raise GBCIError(f"seed is {self.seed}; expected a whole number from 0 to {2**63 - 1}")
 
     def columns(self) -> dict[str, Any]:
-        """Every setting as one JSON value."""
+        """{column of the manifest: value} of every setting; all values are JSON scalars."""
         flat = asdict(self)
         return {"job_seed": flat.pop("seed"), "formats": ",".join(flat.pop("formats")), **flat.pop("sampler"), **flat}
