@@ -1,1 +1,1 @@
-"""How good the images are: measured against held-out truth, with everything needed to repeat the measurement."""
+"""Measures the quality of synthetic images against held-out real ones; reports hold all that a repetition needs."""

@@ -1,4 +1,4 @@
-"""Feature extractors by name: radiomics, the packaged scorer, or a folder of a vision transformer."""
+"""Feature extractors by name: radiomics, the packaged scorer, or the folder of a vision transformer."""
 
 import json
 from pathlib import Path
@@ -17,15 +17,15 @@ from gbci_fast.jobs.files import hash_weights, real_path
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TRANSFORMERS = ("dinov2", "dinov2_with_registers")  # model_type of those whose first token is the class token
+TRANSFORMERS = ("dinov2", "dinov2_with_registers")  # model types whose first token is the class token
 PREPROCESSOR = "preprocessor_config.json"
 
 
 def open_extractors(text: str) -> list[Extractor]:
-    """One per name or folder, with commas between.
+    """The extractors of a list of names or folders, separated by commas.
 
     Raises:
-        GBCIError: as `open_extractor`, or one stands there twice.
+        GBCIError: as for `open_extractor`, or an entry occurs twice.
     """
     names = text.split(",")
     if len(set(names)) < len(names):
@@ -34,10 +34,10 @@ def open_extractors(text: str) -> list[Extractor]:
 
 
 def open_extractor(text: str) -> Extractor:
-    """ "radiomics", "scorer", or the extractor of a local folder with a DINOv2 or RAD-DINO model.
+    """The extractor named "radiomics" or "scorer", or that of a local folder with a DINOv2 or RAD-DINO model.
 
     Raises:
-        GBCIError: it is none of them, or the folder cannot be used.
+        GBCIError: `text` is neither a name nor a folder, or the folder cannot be used.
     """
     if text == "radiomics":
         return Radiomics()
@@ -53,10 +53,12 @@ def open_extractor(text: str) -> Extractor:
 class ClassToken:
     """The class token of a DINOv2 (Oquab et al. 2024) or RAD-DINO (Perez-Garcia et al. 2025) model.
 
-    Crops are resized, cut and normalized as the folder's own `PREPROCESSOR` says, in torch, and shown as gray.
+    Crops are resized, center-cropped and normalized in torch, as the folder's own `PREPROCESSOR` says. The three
+    channels are equal.
 
     Args:
-        folder: in the layout of Hugging Face; safetensors only, and nothing is downloaded.
+        folder: in the layout of Hugging Face; safetensors only. Nothing is downloaded.
+        batch_size: crops per forward pass.
 
     Raises:
         GBCIError: transformers is not installed, or the folder holds no such model.
@@ -78,7 +80,7 @@ class ClassToken:
         return torch.cat(parts).double().numpy()
 
     def prepare(self, pixels: np.ndarray) -> torch.Tensor:
-        """Crops float32 [N, C, C] in [0, 1] as the model's input, float32 [N, 3, S, S]."""
+        """The model's input, float32 [N, 3, S, S], of crops, float32 [N, C, C] in [0, 1]."""
         resized, cut, mean, sd = self.preprocessing
         x = F.interpolate(
             torch.from_numpy(pixels)[:, None], (resized, resized), mode="bicubic", antialias=True, align_corners=False
@@ -102,21 +104,21 @@ def _load(folder: Path) -> "PreTrainedModel":
             f"features of {folder} need the package transformers; install it by `pip install gbci_fast[evaluate]`"
         ) from error
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # what it reports is raised as well
+    logging.set_verbosity_error()  # its errors are raised as exceptions, too
     try:
         model, loaded = AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise GBCIError(f"{folder} cannot be loaded as a {config['model_type']} model: {error}") from error
-    # It fills what is missing with noise; the mask token takes no part here.
+    # transformers fills missing weights with noise. The mask token is not used here.
     if missing := sorted(set(loaded["missing_keys"]) - {"embeddings.mask_token"}):
         raise GBCIError(f"{folder} lacks {len(missing)} weights of its model, such as {missing[0]}; expected all")
     return model.eval()
 
 
 def _read_preprocessing(folder: Path) -> tuple[int, int, list[float], list[float]]:
-    """Sides before and after the central cut, and the channels' means and standard deviations."""
+    """The sides before and after the center crop, and the channels' means and standard deviations."""
     path = folder / PREPROCESSOR
     config = _read_json(path)
     resized = _side(path, "size", config.get("size"))
@@ -130,7 +132,7 @@ def _read_preprocessing(folder: Path) -> tuple[int, int, list[float], list[float
 
 
 def _side(path: Path, key: str, value: Any) -> int:
-    """Of a square: `N`, `{"shortest_edge": N}` or `{"height": N, "width": N}`."""
+    """The side of a square, given as `N`, `{"shortest_edge": N}` or `{"height": N, "width": N}`."""
     side = value
     if isinstance(value, dict):
         side = value.get("shortest_edge", value.get("height"))

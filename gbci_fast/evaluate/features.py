@@ -1,4 +1,4 @@
-"""Feature extractors of lesion crops, behind one interface."""
+"""The interface of feature extractors for lesion crops, and radiomic features."""
 
 import hashlib
 import importlib.metadata
@@ -21,27 +21,27 @@ FIRST_ORDER = ("mean", "sd", "skewness", "kurtosis", "p10", "median", "p90", "en
 
 
 class Extractor(Protocol):
-    """Crops to one vector each.
+    """Maps each crop to a feature vector.
 
     Attributes:
         name: of the extractor, in reports.
-        digest: SHA-256 (hexadecimal) of whatever decides its output: weights and settings, or the code's settings.
+        digest: SHA-256 (hexadecimal) of all that decides the output: weights and settings, or the code's settings.
     """
 
     name: str
     digest: str
 
     def __call__(self, crops: Crops) -> np.ndarray:
-        """float64 [N, D]."""
+        """The features, float64 [N, D]."""
         ...
 
 
 class Radiomics:
-    """First-order statistics, gray-level co-occurrence textures and shape, of the masked pixels alone.
+    """First-order statistics, gray-level co-occurrence textures and shape, of the masked pixels only.
 
-    Textures are means over the offsets of `DISTANCES` and `ANGLES` within the mask's box, of `GRAY_LEVELS` between 0
-    and 1 (Haralick et al. 1973; scikit-image). Shape is of the largest bright region, which Otsu's threshold finds
-    among the masked pixels: the mask itself says nothing of what was painted in it.
+    Textures (Haralick et al. 1973; scikit-image) are computed from `GRAY_LEVELS` levels between 0 and 1, at the offsets
+    of `DISTANCES`, averaged over `ANGLES`. Shape is that of the largest bright region that Otsu's threshold finds among
+    the masked pixels, because the mask's own shape does not depend on the painting.
     """
 
     name = "radiomics"
@@ -53,7 +53,7 @@ class Radiomics:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the D features, in their order."""
+        """The names of the D features, in order."""
         textures = tuple(f"glcm_{name}_{distance}" for distance in DISTANCES for name in TEXTURES)
         return tuple(f"first_order_{name}" for name in FIRST_ORDER) + textures + tuple(f"shape_{n}" for n in SHAPES)
 
@@ -74,7 +74,7 @@ def _first_order(values: np.ndarray) -> np.ndarray:
 
 
 def _textures(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Pairs of pixels count where both are masked: the unmasked ones have a level of their own, which is dropped."""
+    """Textures of pairs of masked pixels; unmasked pixels get a level of their own, which is dropped."""
     levels = np.where(mask, np.minimum((pixels * GRAY_LEVELS).astype(np.uint8), GRAY_LEVELS - 1) + 1, 0).astype(
         np.uint8
     )
@@ -88,7 +88,7 @@ def _textures(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def _shape(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     values = pixels[mask]
     if np.ptp(values) < 1e-6:
-        return np.array([1.0, 0.0, 1.0, 1.0])  # nothing stands out: the whole mask, as a disk
+        return np.array([1.0, 0.0, 1.0, 1.0])  # no bright region: the whole mask, taken as a disk
     regions = regionprops(label(mask & (pixels > threshold_otsu(values))))
     largest = max(regions, key=lambda region: region.area)
     return np.array([largest.area / mask.sum(), largest.eccentricity, largest.solidity, largest.extent])

@@ -1,4 +1,4 @@
-"""Fidelity inside a region, and means with confidence intervals over patients."""
+"""Fidelity inside regions, and means with confidence intervals over patients."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -11,9 +11,9 @@ DATA_RANGE = 1.0
 SSIM_WINDOW = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 """The window of Wang et al. 2004; scikit-image cuts it at 11 x 11 pixels."""
 PSNR_LIMIT = 20 * math.log10(65535)
-"""dB of an error of one 16-bit step everywhere, the images' own resolution; stands for the infinity of no error."""
-RING = (3, 8)  # pixels from the mask, both ends included
-ROI_GROWTH = 2  # pixels around a mask, so that a seam counts
+"""PSNR in dB of an error of one 16-bit step in every pixel, the images' resolution; used where there is no error."""
+RING = (3, 8)  # distance from the mask in pixels, both ends included
+ROI_GROWTH = 2  # pixels by which the RoI exceeds the mask, so that a seam counts
 RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
 
 
@@ -22,13 +22,13 @@ def fidelity(
 ) -> dict[str, dict[str, float]]:
     """SSIM and PSNR of `image` in every region.
 
-    SSIM is the mean of scikit-image's full map over the region's pixels, those at the image border included (there the
-    window sees the mirrored image). PSNR takes the mean squared error over the region's pixels, and ends at
-    `PSNR_LIMIT`.
+    SSIM is the mean of scikit-image's full map over the region's pixels, including those at the image border, where the
+    window covers the mirrored image. PSNR is computed from the mean squared error over the region's pixels, and is
+    capped at `PSNR_LIMIT`.
 
     Args:
         reference, image: float [H, W] in [0, 1], sides of at least 11.
-        regions: name to bool [H, W] with at least one pixel.
+        regions: {name: bool [H, W] with at least one pixel}.
 
     Returns:
         ``{region: {"ssim": ..., "psnr": ...}}``, PSNR in dB.
@@ -44,13 +44,13 @@ def fidelity(
 def patient_summary(values: Sequence[float], patients: Sequence[Hashable], seed: int = 0) -> dict[str, float | None]:
     """Mean over images with a percentile bootstrap interval over patients, and the median.
 
-    A resample draws as many patients as there are, with replacement, and each brings all of its images: images of one
+    A resample draws as many patients as there are, with replacement, each with all of their images: images of one
     patient are not independent (the cluster bootstrap of Field and Welsh 2007).
 
     Args:
         values: one per image.
-        patients: whose image it is.
-        seed: of the resamples, so that equal `patients` are resampled alike for every measure.
+        patients: the patient of every image.
+        seed: of the resamples; equal `patients` and seeds give equal resamples for every measure.
 
     Returns:
         ``mean``, ``low``, ``high`` and ``median``; `low` and `high` are None for a single patient.
@@ -68,12 +68,12 @@ def patient_summary(values: Sequence[float], patients: Sequence[Hashable], seed:
 
 
 def grow(mask: np.ndarray, radius: int) -> np.ndarray:
-    """Dilation by a disk of `radius` pixels of a mask, bool [H, W] with at least one pixel."""
+    """A mask, bool [H, W] with at least one pixel, dilated by a disk of `radius` pixels."""
     return ndimage.distance_transform_edt(~mask) <= radius
 
 
 def ring_mean(pixels: np.ndarray, mask: np.ndarray, breast: np.ndarray) -> float:
-    """The mean of the breast around the mask; of all that is not masked where no breast is left there."""
+    """The mean of the breast's pixels in the `RING` around the mask; of all unmasked pixels if there are none."""
     distance = ndimage.distance_transform_edt(~mask)
     ring = (distance >= RING[0]) & (distance <= RING[1]) & breast
     return float(pixels[ring if ring.any() else ~mask].mean())

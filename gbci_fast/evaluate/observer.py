@@ -1,8 +1,8 @@
-"""A model observer: how well a lesion of known shape at a known place can be told from healthy tissue.
+"""A model observer: how well a lesion of known shape and place can be told from healthy tissue.
 
-The non-prewhitening matched filter with a local background: the template is the expected signal, minus the mean of what
-lies around it. Its area under the ROC curve measures how visible a lesion is; it models no search and no eye (Burgess
-et al., "Human observer detection experiments with mammograms and power-law noise", Med. Phys. 28, 2001).
+The non-prewhitening matched filter with a local background: the template is the expected signal minus the mean of its
+surroundings. The area under its ROC curve measures how visible a lesion is. The observer models neither search nor the
+eye (Burgess et al., "Human observer detection experiments with mammograms and power-law noise", Med. Phys. 28, 2001).
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from gbci_fast.errors import GBCIError
 def matched_filter(signal: np.ndarray) -> np.ndarray:
     """The template [h, w] for an expected signal [h, w] that is zero around the lesion.
 
-    Its weights sum to zero, so that the level of the background drops out; a score is the signal's weighted mean
-    height above its surroundings.
+    The weights sum to zero, so that the level of the background cancels. A score is the weighted mean of the signal
+    minus the mean of its surroundings.
 
     Raises:
-        GBCIError: a signal without positive values or without surroundings.
+        GBCIError: the signal has negative values, no positive ones, or no zeros around it.
     """
     around = signal == 0
     if signal.min() < 0 or not signal.any() or not around.any():
@@ -32,7 +32,7 @@ def score(image: np.ndarray, template: np.ndarray, corner: tuple[int, int]) -> f
     """The template's response where its first pixel lies at ``corner`` (row, column) of the image [H, W].
 
     Raises:
-        GBCIError: a template that reaches beyond the image.
+        GBCIError: the template reaches beyond the image.
     """
     (row, column), (height, width) = corner, template.shape
     patch = image[max(row, 0) : row + height, max(column, 0) : column + width]
@@ -44,7 +44,7 @@ def score(image: np.ndarray, template: np.ndarray, corner: tuple[int, int]) -> f
 
 
 def roc_auc(present: Sequence[float], absent: Sequence[float]) -> float:
-    """The chance that a score with the lesion exceeds one without; ties count half (Mann and Whitney's U)."""
+    """The probability that a score with a lesion exceeds one without; ties count half (Mann and Whitney's U)."""
     ranks = stats.rankdata(np.concatenate([present, absent]))[: len(present)]
     return float((ranks.sum() - len(present) * (len(present) + 1) / 2) / (len(present) * len(absent)))
 
@@ -52,7 +52,11 @@ def roc_auc(present: Sequence[float], absent: Sequence[float]) -> float:
 def auc_interval(
     present: Sequence[float], absent: Sequence[float], *, level: float = 0.95, rounds: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Bootstrap interval of `roc_auc` over cases; score ``i`` of both is of the same breast, and they stay together."""
+    """Bootstrap interval of `roc_auc` over cases; scores ``i`` of both lists are of one breast and drawn together.
+
+    Raises:
+        GBCIError: the lists differ in length.
+    """
     present, absent = np.asarray(present), np.asarray(absent)
     if present.shape != absent.shape:
         raise GBCIError(f"{len(present)} scores with and {len(absent)} without a lesion; expected pairs")

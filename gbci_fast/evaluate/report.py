@@ -1,4 +1,4 @@
-"""What every evaluation's report has in common: provenance, and two files that appear whole or not at all."""
+"""The common parts of every evaluation's report: versions, targets, and writing and reading the files."""
 
 import importlib.metadata
 import json
@@ -18,21 +18,21 @@ PACKAGES = ("gbci_fast", "torch", "diffusers", "numpy", "scipy", "scikit-image")
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide figures."""
+    """The versions of Python and of the packages that affect the figures."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def target(name: str, value: float | None, bound: float, *, at_least: bool, note: str = "") -> dict[str, Any]:
-    """A line of a report's ``targets``; `value` is None where the data at hand cannot judge it, and `note` says why."""
+    """An entry of a report's ``targets``; `value` is None where the data cannot judge it, for the reason in `note`."""
     met = None if value is None else (value >= bound if at_least else value <= bound)
     return {"name": name, "value": value, "bound": bound, "at_least": at_least, "met": met, "note": note}
 
 
 def figure_path(output: Path, figure: Path | None) -> Path:
-    """Where the figure goes (by default beside the report); fails before the hour of sampling, not after it.
+    """The path of the figure, by default beside the report; checks both paths before the long sampling starts.
 
     Raises:
-        GBCIError: the two are one file, one is a folder, or a folder cannot be made.
+        GBCIError: report and figure are one file, a path is a folder, or a parent folder cannot be made.
     """
     figure = figure or output.with_suffix(".png")
     if real_path(figure) == real_path(output):
@@ -48,10 +48,10 @@ def figure_path(output: Path, figure: Path | None) -> Path:
 
 
 def write_report(output: Path, figure: Path, report: dict[str, Any], draw: Callable[[Path], object]) -> None:
-    """Writes the PNG by ``draw(path)``, then the JSON; NaN and infinity are refused.
+    """Writes the figure by ``draw(path)``, then the report as JSON; each file is written whole or not at all.
 
-    Args:
-        report: JSON values.
+    Raises:
+        ValueError: the report holds NaN or infinity; then neither file is written.
     """
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     atomically(figure, draw)
@@ -59,10 +59,10 @@ def write_report(output: Path, figure: Path, report: dict[str, Any], draw: Calla
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """What `write_report` wrote.
+    """Reads a report of `write_report`.
 
     Raises:
-        GBCIError: the file cannot be read, or is something else.
+        GBCIError: the file cannot be read, or is not a report.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -74,5 +74,5 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def place(target: dict[str, Any]) -> str:
-    """On which side of a target's bound its value is, in words: "inside", "outside" or "not judged"."""
+    """The side of its bound on which a target's value lies: "inside", "outside" or "not judged"."""
     return {True: "inside", False: "outside", None: "not judged"}[target["met"]]

@@ -1,4 +1,4 @@
-"""A small classifier of lesion crops: an independent judge of what was painted, and a feature extractor."""
+"""A small classifier of lesion crops: an independent judge of painted lesions, and a feature extractor."""
 
 import itertools
 import json
@@ -28,15 +28,18 @@ BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerConfig:
-    """What a scorer judges and what it was trained on.
+    """The tasks of a scorer and the data it was trained on.
 
     Attributes:
         tasks: names of the binary tasks, in the order of the outputs.
-        median_diameter: in model pixels; `size` is positive above it.
+        median_diameter: in model pixels; the task `size` is positive above it.
         channels: widths of the network's stages.
         data: digest of the training tables.
         counts: ``{task: {"real": [negative, positive], "phantom": [negative, positive]}}`` of the training lesions.
-        split, fold: which real patients trained it.
+        split, fold: of the real patients that it was trained on.
+
+    Raises:
+        GBCIError: no task, or an unknown one.
     """
 
     tasks: tuple[str, ...]
@@ -57,9 +60,9 @@ class ScorerConfig:
 
 
 class LesionNet(nn.Module):
-    """Two residual trunks with group norm: one sees masked pixels alone, the other a plain window of fixed scale.
+    """Two residual trunks with group norm: one sees only masked pixels, the other a window of fixed scale.
 
-    The second serves `size` alone, which the enlarged crop of the first does not show.
+    The second serves only the task `size`: the crops of the first are scaled to one size.
     """
 
     def __init__(self, tasks: Sequence[str], channels: Sequence[int]):
@@ -71,7 +74,12 @@ class LesionNet(nn.Module):
         self.dropout = nn.Dropout(0.2)
 
     def forward(self, roi: Tensor, window: Tensor) -> Tensor:
-        """Logits [N, len(tasks)] of gray images [N, C, C] in [0, 1]."""
+        """The logits [N, len(tasks)].
+
+        Args:
+            roi: [N, C, C] in [0, 1], `Crops.roi`.
+            window: [N, C, C] in [0, 1], of `cut_windows`.
+        """
         seen = self.roi_head(self.dropout(self.roi(roi)))
         size = self.window_head(self.dropout(self.window(window)))[:, 0]
         others = iter(seen.unbind(1))
@@ -93,7 +101,7 @@ class _Trunk(nn.Module):
 
 
 class _Block(nn.Module):
-    """Pre-activation residual block (He et al. 2016) with group norm, halving the side."""
+    """Pre-activation residual block (He et al. 2016) with group norm; halves the side."""
 
     def __init__(self, before: int, after: int):
         super().__init__()
@@ -116,10 +124,11 @@ class Scorer:
 
     @torch.no_grad()
     def predict(self, crops: Crops, windows: np.ndarray) -> dict[str, np.ndarray]:
-        """Probability of the positive class by task, each float64 [N].
+        """{task: probability of the positive class, float64 [N]}.
 
         Args:
-            windows: float32 [N, C, C] of `cut_windows`, for `size`.
+            crops: of the lesions.
+            windows: float32 [N, C, C] of `cut_windows`, for the task `size`.
         """
         parts = zip(*(torch.from_numpy(np.array(x)).split(BATCH) for x in (crops.roi, windows)), strict=True)
         logits = torch.cat([self.net(roi, window) for roi, window in parts])
@@ -127,11 +136,11 @@ class Scorer:
 
     @torch.no_grad()
     def features(self, crops: Crops) -> np.ndarray:
-        """What the heads of the masked pixels see: float64 [N, D]."""
+        """The input of the masked pixels' head, float64 [N, D]."""
         return torch.cat([self.net.roi(x) for x in torch.from_numpy(crops.roi).split(BATCH)]).double().numpy()
 
     def save(self, folder: Path) -> None:
-        """Writes config.json and model.safetensors (fp16) to `folder`, which is made."""
+        """Writes config.json and model.safetensors (fp16) to a new `folder`."""
         folder.mkdir(parents=True)
         state = {name: value.detach().half().cpu().contiguous() for name, value in self.net.state_dict().items()}
         save_file(state, folder / MODEL_FILE)
@@ -142,7 +151,7 @@ class ScorerFeatures:
     """The scorer's penultimate layer as an `Extractor`.
 
     Args:
-        folder: of a scorer; None takes the packaged one.
+        folder: of a scorer; None = the packaged one.
     """
 
     name = "scorer"
@@ -157,10 +166,10 @@ class ScorerFeatures:
 
 
 def load_scorer(folder: Path | None = None) -> Scorer:
-    """The scorer in `folder` as `gbci-fast train classifier` writes it, or the packaged one.
+    """The scorer in `folder`, as `gbci-fast train classifier` writes it; None = the packaged one.
 
     Raises:
-        GBCIError: there is none, or a damaged one.
+        GBCIError: the folder holds no scorer, or a damaged one.
     """
     folder = folder or PACKAGED_SCORER
     for name in (CONFIG_FILE, MODEL_FILE):
@@ -176,16 +185,17 @@ def load_scorer(folder: Path | None = None) -> Scorer:
 
 
 def cut_windows(cases: Sequence[LesionCase], images: Sequence[np.ndarray] | None = None) -> np.ndarray:
-    """Plain squares of `CROP_SIZE` model pixels around the masks' middles, black beyond the edge: float32 [N, C, C].
+    """Squares of `CROP_SIZE` model pixels around the masks' centers, float32 [N, C, C]; zero beyond the image's edge.
 
     Args:
-        images: float32 [S, S] in [0, 1], one per case, instead of the cases' own.
+        cases: the lesions.
+        images: float32 [S, S] in [0, 1], one per case; None = the cases' own.
     """
     images = [case.pixels for case in cases] if images is None else images
     windows = np.empty((len(cases), CROP_SIZE, CROP_SIZE), np.float32)
     for i, (case, image) in enumerate(zip(cases, images, strict=True)):
         ys, xs = np.flatnonzero(case.mask.any(1)), np.flatnonzero(case.mask.any(0))
-        # Padding by half a window makes the middle's index the window's first one.
+        # After padding by half a window, the window starts at the center's index.
         top, left = (ys[0] + ys[-1] + 1) // 2, (xs[0] + xs[-1] + 1) // 2
         windows[i] = np.pad(image, CROP_SIZE // 2)[top : top + CROP_SIZE, left : left + CROP_SIZE]
     return windows
@@ -194,7 +204,14 @@ def cut_windows(cases: Sequence[LesionCase], images: Sequence[np.ndarray] | None
 def label(
     task: str, attributes: Attributes, pathology: str | None, diameter: float, median_diameter: float
 ) -> bool | None:
-    """The truth of one binary task; None where it is not known."""
+    """The truth of one binary task; None = unknown.
+
+    Args:
+        task: out of `ScorerConfig.tasks`.
+        attributes, pathology: of the lesion.
+        diameter: of the lesion in model pixels.
+        median_diameter: the task `size` is positive above it.
+    """
     if task.startswith(CATEGORY):
         categories = attributes.finding_categories
         return None if categories is None else task.removeprefix(CATEGORY) in categories
@@ -207,7 +224,7 @@ def label(
 
 
 def labels(cases: Sequence[LesionCase], tasks: Sequence[str], median_diameter: float) -> np.ndarray:
-    """float64 [N, len(tasks)]: 1, 0, or NaN where the truth is not known."""
+    """The truths of all tasks, float64 [N, len(tasks)]: 1, 0, or NaN = unknown."""
     rows = [
         [label(task, case.attributes, case.pathology, case.diameter, median_diameter) for task in tasks]
         for case in cases

@@ -1,4 +1,4 @@
-"""Which lesions a plan holds: evenly over categories and BI-RADS, or as frequent as in the priors' data."""
+"""The choice of a plan's lesions: evenly over categories and BI-RADS, or with the frequencies of the priors' data."""
 
 import hashlib
 import itertools
@@ -14,18 +14,19 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.generate.priors import Priors
 
 NATURAL = "natural"
-LEARNED_CATEGORIES = ("Mass",)  # of which the packaged weights have seen more than a few real cases
-# BI-RADS 1 and 2 need no further look, so VinDr-Mammo marks findings from 3 on.
+LEARNED_CATEGORIES = ("Mass",)  # the packaged weights were trained on more than a few real cases of these only
+# VinDr-Mammo marks findings from BI-RADS 3 on: 1 and 2 need no further examination.
 BALANCED_VALUES = {"finding_categories": tuple((name,) for name in FINDING_CATEGORIES), "finding_birads": (3, 4, 5)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """How the lesions of a plan are chosen, a pure function of the job's seed and the item's index.
+    """Chooses the lesions of a plan. The choice is a pure function of the job's seed and the item's index.
 
     Attributes:
-        lesions: every combination of the balanced attributes' values; empty = drawn from `priors`.
-        given: attributes that are set, and so are not drawn.
+        lesions: every combination of the balanced attributes' values; empty = lesions are drawn from `priors`.
+        given: attributes that the user has set; they are not drawn.
+        priors: frequencies of categories and BI-RADS.
     """
 
     lesions: tuple[Mapping[str, Any], ...] = ()
@@ -36,11 +37,12 @@ class Balance:
     def parse(cls, text: str, given: Mapping[str, Any], priors: Priors) -> "Balance":
         """Reads "natural", or the names of the attributes to balance, separated by commas.
 
-        "natural" draws the category by its frequency in the priors, and the BI-RADS by its share in
-        that category; what is set is not drawn.
+        "natural" draws the category by its frequency in the priors, and the BI-RADS by its share in that category.
+        Attributes in `given` are not drawn.
 
         Raises:
-            GBCIError: another name (a breast's density or view belongs to the template), or an attribute that is set.
+            GBCIError: an attribute that cannot be balanced (density and view belong to the template), is named twice
+                or is in `given`; or "natural" with priors that count no box.
         """
         if text == NATURAL:
             if not sum(prior.frequency for prior in priors.categories.values()):
@@ -61,10 +63,10 @@ class Balance:
         return cls(lesions=lesions, given=given, priors=priors)
 
     def of(self, job_seed: int, index: int) -> dict[str, Any]:
-        """The drawn attributes of item `index`.
+        """The chosen attributes of item `index`.
 
-        Every run of ``len(lesions)`` items holds each lesion once, in an order of its own: a fixed order would tie
-        lesions to views, because templates come in a fixed order too.
+        Every block of ``len(lesions)`` items holds each lesion once, in a random order. A fixed order would tie lesions
+        to views, because templates come in a fixed order too.
         """
         if self.lesions:
             block, place = divmod(index, len(self.lesions))
@@ -85,10 +87,11 @@ class Balance:
 
 
 def hardly_learned(categories: Iterable[tuple[str, ...] | None]) -> Counter[str]:
-    """How many lesions of a plan are of which categories that the packaged weights do not paint.
+    """Counts the lesions of a plan by category, for categories that the packaged weights have not learned.
 
     Args:
-        categories: of every item; healthy tissue, unknown ones and those beside a learned one do not count.
+        categories: the finding categories of every item. Items without a finding, of unknown category, or with at
+            least one of `LEARNED_CATEGORIES` are not counted.
     """
     unlike = (names for names in categories if names and not set(names) & set(LEARNED_CATEGORIES))
     return Counter(", ".join(names) for names in unlike)

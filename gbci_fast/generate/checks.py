@@ -1,4 +1,4 @@
-"""What can be known of a job's inputs before anything is sampled: files, headers, sizes, views. No pixels."""
+"""Checks of a job's inputs before sampling: files, headers, sizes and views. Pixels are not read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from gbci_fast.generate.plan import PlanItem
 
 
 def check_inputs(items: Sequence[PlanItem], formats: Sequence[str]) -> dict[int, GBCIError]:
-    """Looks at every input once, a millisecond each.
+    """Checks every input once, in about a millisecond each.
 
     Returns:
-        The plan index of every item that cannot be made, and why; each sentence names the file.
+        {plan index: error} of the items that cannot be made; each message names the file.
     """
     headers: dict[Path, ImageHeader | GBCIError] = {}
     faults = {}
@@ -30,13 +30,16 @@ def check_inputs(items: Sequence[PlanItem], formats: Sequence[str]) -> dict[int,
 
 
 def check_view(path: Path, view_position: str | None, laterality: str | None, other_view: str | None) -> None:
-    """Refuses a DICOM output without view or side, which the standard demands.
+    """Refuses a DICOM output without view or side: the standard requires both.
 
     Args:
-        other_view: what the header states instead of CC or MLO.
+        path: the input, for the message.
+        view_position: "CC" or "MLO"; None = unknown.
+        laterality: "L" or "R"; None = unknown.
+        other_view: the view that the header states, where it is neither CC nor MLO.
 
     Raises:
-        GBCIError: one is unknown; the sentence says what can be done.
+        GBCIError: view or side is unknown; the message says how to proceed.
     """
     if view_position is None and other_view is not None:
         raise GBCIError(

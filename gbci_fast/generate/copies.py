@@ -1,4 +1,4 @@
-"""The gate of `gbci-fast generate --reject-copies`: no painted lesion that is nearly a training lesion is written."""
+"""The gate of ``gbci-fast generate --reject-copies``: near copies of training lesions are not written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from gbci_fast.generate.template import Template
 
 REJECTED = "near copy of "
-"""How the reason of every rejection begins, in `manifest.SKIPPED`."""
+"""The first words of every rejection's reason in `manifest.SKIPPED`."""
 
 
 class CopyError(GBCIError):
-    """A painted lesion that is nearer to a training lesion than the gate allows."""
+    """A painted lesion is nearer to a training lesion than the gate allows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CopyGate:
-    """Compares painted lesions with training lesions, in pixel space (see `evaluate.neighbors`).
+    """Compares painted lesions with training lesions, in pixel space (see `evaluate.memorisation.neighbors`).
 
     Attributes:
-        index: of the training lesions.
-        threshold: a distance below it is a copy's.
-        digest: SHA-256 of both, hexadecimal.
+        index: the training lesions.
+        threshold: a lesion at a smaller distance is a copy.
+        digest: SHA-256 of index and threshold, hexadecimal.
     """
 
     index: TrainingIndex
@@ -38,24 +38,25 @@ class CopyGate:
 
     @classmethod
     def load(cls, path: Path) -> "CopyGate":
-        """Of the file that ``gbci-fast evaluate memorisation --index`` wrote.
+        """Reads the file that ``gbci-fast evaluate memorisation --index`` wrote.
 
         Raises:
-            GBCIError: it does not exist, is damaged, or is something else.
+            GBCIError: the file does not exist, is damaged, or is not such an index.
         """
         index, threshold = load_index(path)
         return cls(index=index, threshold=threshold, digest=index_digest(index, threshold))
 
     def check(self, item: PlanItem, template: "Template", mask: np.ndarray, painted: np.ndarray) -> None:
-        """Compares one painted lesion; the template's own lesions do not count, as in the evaluation.
+        """Compares one painted lesion with the training lesions, except those of its own template.
 
         Args:
-            template: what was painted into.
-            mask: bool [S, S], what was painted.
+            item: the plan item of the image.
+            template: the image that was painted into.
+            mask: bool [S, S], the painted pixels in model space.
             painted: float32 [S, S] in [0, 1], the sampler's image in model space.
 
         Raises:
-            CopyError: it is nearer than the threshold; names the training lesion.
+            CopyError: the distance is below the threshold; the message names the training lesion.
         """
         if set(self.index.image_ids) == {item.template.image_id}:
             return  # nothing else to compare with
@@ -69,7 +70,7 @@ class CopyGate:
 
 
 def _case(item: PlanItem, template: "Template", mask: np.ndarray) -> LesionCase:
-    """What was painted as a lesion of a data set, so that its crop is cut as those of training lesions are."""
+    """The painted lesion as a `LesionCase`, so that it is cropped as training lesions are."""
     return LesionCase(
         root="",
         image_id=item.image_id,

@@ -1,4 +1,4 @@
-"""Under which names a job publishes its inputs, and the key of these names, which stays in ``job.json``."""
+"""The names under which a job publishes its inputs, and the secret key behind them, kept in ``job.json``."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.jobs.folder import JOB_FILE
 
-KEY = "identity_key"  # of `JOB_FILE`
-HEAD = 2**16  # bytes of an input that count for the key
+KEY = "identity_key"  # field of `JOB_FILE`
+HEAD = 2**16  # bytes read from the beginning of each input to derive the key
 SHORTEST_KEY = 16  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a data set says of the image that one of its own was made from."""
+    """What a synthetic data set's tables say of a template."""
 
     patient_id: str
     study_id: str
@@ -34,16 +34,16 @@ class Origin:
 
 @dataclass(frozen=True)
 class Identities:
-    """How a job names its inputs: `names` are a `Deidentifier`, or `KeptIdentifiers`.
+    """Names a job's inputs; `names` is a `Deidentifier`, or `KeptIdentifiers` to keep the original names.
 
-    The ids of tables in the VinDr layout are pseudonyms already, and stay, so that tables of the input and of the
-    output can be joined. UIDs and ages are treated alike wherever they come from.
+    The ids of tables in the VinDr layout are pseudonyms already. They are kept, so that input and output tables can be
+    joined. UIDs and ages are de-identified whatever their source.
     """
 
     names: KeptIdentifiers
 
     def origin(self, record: ImageRecord, mammogram: Mammogram) -> Origin:
-        """Of an opened input."""
+        """The published ids and file name of an opened input."""
         patient = record.patient_in(mammogram)
         return Origin(
             patient_id=patient if record.listed else self.names.patient(patient),
@@ -53,35 +53,35 @@ class Identities:
         )
 
     def file(self, record: ImageRecord) -> str:
-        """The name of an input's file."""
+        """The published name of an input's file."""
         if record.listed or not self.names.removes:
             return record.path.name
         return self._image(record) + _suffix(record.path)
 
     def item(self, item: PlanItem) -> PlanItem:
-        """With ids that tell nothing of a plain folder's names: by themselves they are digests that can be guessed."""
+        """The item, with keyed ids where the input is a plain folder: unkeyed digests of file names can be guessed."""
         if item.template.listed or not self.names.removes:
             return item
         study, image = (self.names.name(text, digits=32) for text in (item.study_id, item.image_id))
         return replace(item, study_id=study, image_id=image)
 
     def attributes(self, attributes: Attributes) -> Attributes:
-        """Those of the tables."""
+        """The attributes as the tables publish them: the age is de-identified."""
         return replace(attributes, age=self.names.age(attributes.age))
 
     def listing(self, records: Iterable[ImageRecord]) -> dict[Path, str]:
-        """By path, how `manifest.SKIPPED` names inputs: below the folder that all are in, or by `file`."""
+        """{path: name in `manifest.SKIPPED`}: the path below the inputs' common folder, or the pseudonym of `file`."""
         records = {record.path: record for record in records}
         short = names_below(records)
         plain = {path for path, record in records.items() if self.names.removes and not record.listed}
         return {path: self.file(record) if path in plain else short[path] for path, record in records.items()}
 
     def identity(self) -> dict[str, Any]:
-        """What tells a job under these names from others: the key, hexadecimal; ``None`` without one."""
+        """The part of a job's identity that these names decide: the key, hexadecimal; None where names are kept."""
         return {KEY: self.names.key.hex() if isinstance(self.names, Deidentifier) else None}
 
     def templates(self, plan: Sequence[PlanItem]) -> dict[str, str]:
-        """The path behind every image id that the tables name as a template's, below the folder that all are in."""
+        """{published template_image_id: path below the inputs' common folder}."""
         paths = names_below({item.template.path for item in plan})
         return {self._image(item.template): paths[item.template.path] for item in plan}
 
@@ -94,13 +94,14 @@ class Identities:
 def job_identities(
     output: Path, seed: int, inputs: Iterable[Path], *, keep: bool = False, key_file: Path | None = None
 ) -> Identities:
-    """Of the job in `output`, with the key that it began with, or a new one.
+    """The identities of the job in `output`, with the key it began with, or else a new one.
 
     Args:
+        output: the job's folder.
         seed: of the job.
-        inputs: every file of INPUT. Their content and the seed give the key where no file does.
-        keep: without de-identification.
-        key_file: at least `SHORTEST_KEY` bytes: jobs with the same file give the same pseudonyms.
+        inputs: every file of INPUT. Without `key_file`, the key follows from their content and the seed.
+        keep: keep the original names.
+        key_file: a file of at least `SHORTEST_KEY` bytes; jobs with the same file give the same pseudonyms.
 
     Raises:
         GBCIError: `key_file` cannot be read or is too short.
@@ -113,10 +114,10 @@ def job_identities(
 
 
 def derive_key(seed: int, inputs: Iterable[Path]) -> bytes:
-    """A key that follows from the seed, and from names, sizes and first `HEAD` bytes of the inputs.
+    """A key of 32 bytes from the seed and the names, sizes and first `HEAD` bytes of the inputs.
 
-    The seed is published; the inputs are what the key is a secret to: whoever has not all of them, byte by byte, cannot
-    find it. An input that cannot be read counts by its name.
+    The seed is published, so the inputs are the secret: the key cannot be found without all of them. An input that
+    cannot be read counts by its name.
     """
     digest = hashlib.sha256(f"gbci_fast identity key\x1f{seed}\x1f".encode())
     for path, name in sorted(names_below(inputs).items(), key=lambda pair: pair[1]):
@@ -131,7 +132,7 @@ def derive_key(seed: int, inputs: Iterable[Path]) -> bytes:
 
 
 def names_below(paths: Iterable[Path]) -> dict[Path, str]:
-    """Paths below the folder that all have in common: no table says where a user keeps things."""
+    """{path: path below the folder that all have in common}, so that no table shows where a user keeps files."""
     absolute = {path: path.absolute() for path in paths}
     common = os.path.commonpath([path.parent for path in absolute.values()]) if absolute else ""
     return {path: full.relative_to(common).as_posix() for path, full in absolute.items()}
@@ -150,7 +151,7 @@ def _key_of_file(path: Path) -> bytes:
 
 
 def _key_of_job(file: Path) -> bytes | None:
-    """None where no job is there; whether that can be resumed is not asked here."""
+    """The key in a job file; None where there is none. Whether the job can be resumed is checked elsewhere."""
     try:
         return bytes.fromhex(json.loads(file.read_text(encoding="utf-8"))[KEY]) if file.is_file() else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -158,5 +159,5 @@ def _key_of_job(file: Path) -> bytes | None:
 
 
 def _suffix(path: Path) -> str:
-    """That of an image; another one may be a part of a name."""
+    """The suffix of an image file, lower case; "" for any other, which may be part of a patient's name."""
     return path.suffix.lower() if path.suffix.lower() in IMAGE_SUFFIXES else ""

@@ -1,7 +1,7 @@
 """A generation job on disk: batches in, files and tables out; interruptible, resumable, the same bytes every time.
 
-The folder is a `JobFolder`: its notes are the manifest rows of the finished batches, and beside them lie the preview's
-panels. The tables are compiled from them after the last batch, or when the job is stopped.
+The folder is a `JobFolder`. Its notes hold the manifest rows of the finished batches; the preview's panels lie beside
+the notes. Tables and preview are compiled from both after the last batch, or when the job is stopped.
 """
 
 import hashlib
@@ -46,11 +46,15 @@ COMPILED = (*TABLES, SKIPPED, PREVIEW)
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """What a job left: `images` made and `skipped` (items of its plan), and the `preview` of the former.
+    """What a finished job has made.
 
-    Of the images, `mended` were made again: those of an earlier run were lost, damaged, or of another template. Of the
-    skipped, `rejected` were near copies of training lesions. `noted` tells how many inputs that were used are
-    unusual, by each of their notes (the manifest's template_notes).
+    Attributes:
+        preview: path of the contact sheet.
+        images: number of images made.
+        skipped: number of plan items that were not made.
+        mended: images that this run made again, because an earlier run's were lost, damaged or of another template.
+        rejected: skipped items that were near copies of training lesions.
+        noted: {note: number of used inputs with it}, from the manifest's template_notes.
     """
 
     preview: Path
@@ -77,29 +81,30 @@ def run_job(
 ) -> JobResult:
     """Makes every image of `plan` in `output`.
 
-    Whatever stops it, the finished batches stay as a valid data set, without files of an unfinished one. Where no batch
-    is finished, nothing stays. While it runs, no other job can use the folder.
+    A job that is stopped leaves its finished batches as a valid data set and no file of an unfinished batch. Without a
+    finished batch it leaves nothing. While a job runs, no other job can use its folder.
 
-    Headers, sizes and views of all inputs are looked at first; what only the pixels can tell is found at their turn.
-    An item that cannot be made stops the job, or with `skip_bad` leaves a hole: batches are cut from the plan, not
-    from what is left of it, and the noise of an image follows from its index, so that no other image changes beyond
-    the rounding of a smaller batch. A hole in a finished batch stays a hole when the job is resumed; batches that were
-    not finished see an input that was repaired meanwhile. A job that a bad input stopped may go on with `skip_bad`.
-    What the gate rejects is a hole, too, with or without `skip_bad`; it was sampled, so that all others are the same
-    bytes as without a gate.
+    Headers, sizes and views of all inputs are checked first. Faults in the pixels are found when the input is opened.
+    An item that cannot be made stops the job, or with `skip_bad` is skipped. A skipped item changes no other image
+    beyond the rounding of a smaller batch: batches are cut from the whole plan, and an image's noise follows from its
+    index. A job that a bad input stopped can be resumed with `skip_bad`. Resuming does not retry the skipped items of
+    finished batches; inputs of unfinished batches are read again, so repairs count.
+
+    Items that the gate rejects are skipped with or without `skip_bad`. They are sampled with their batch, so that all
+    other images have the same bytes as without a gate.
 
     Args:
-        identities: how inputs are named, see `job_identities`; None = by pseudonyms under a key that follows from the
-            seed and the plan's inputs (so parts of a plan want that of the whole).
-        resume: keep the finished batches of an interrupted run of the same job, but for those whose files are not as
-            they were written, or whose template is another file now. A finished job that is whole is left as it is.
+        identities: how inputs are named, see `job_identities`. None = pseudonyms under a key from the seed and the
+            plan's inputs; the pieces of a plan need the identities of the whole to use the same pseudonyms.
+        resume: keep the finished batches of an interrupted run of the same job, except those whose files or templates
+            have changed since. A finished job whose files are whole is left as it is.
         skip_bad: list items that cannot be made in `SKIPPED` (file, reason) instead of stopping.
-        check: how the files of finished batches are looked at: "digests" reads them and their templates, "sizes"
-            nothing.
+        check: how finished batches are checked: "digests" reads their files and templates, "sizes" reads neither.
         gate: rejects near copies of training lesions and lists them in `SKIPPED`; `settings` hold its digest.
-        workers: processes that read, paste and write beside the sampler; 0 = threads of this one. Same bytes. A script
-            that asks for processes begins with ``if __name__ == "__main__"``, as with all of Python's.
-        on_batch: called with the number of plan items done after each batch (and once for what was already there).
+        workers: processes that read, paste and write beside the sampler; 0 = threads of this process. The bytes are
+            the same. A script that uses processes needs the usual ``if __name__ == "__main__"`` guard.
+        on_batch: called after each batch with the number of plan items done, and once at the start with the number
+            done before.
 
     Raises:
         GBCIError: `output` is not empty and `resume` is not set, or it holds another job or one that is running; an
@@ -129,7 +134,7 @@ def run_job(
 
 
 class _Job:
-    """A plan on its way into a folder."""
+    """A plan that is being made in a folder."""
 
     def __init__(
         self,
@@ -160,7 +165,7 @@ class _Job:
         self._removes = identities.names.removes
 
     def is_complete(self, *, resume: bool, check: str) -> bool:
-        """Whether this job is already finished in the folder, and whole; changes nothing.
+        """Whether the folder holds this job, finished and undamaged; changes no file.
 
         Raises:
             GBCIError: the folder cannot be used.
@@ -171,10 +176,10 @@ class _Job:
         return self.folder.finished and not self._damaged
 
     def check_inputs(self) -> None:
-        """Looks at the headers of what is still to be made.
+        """Checks the headers of the inputs of all pending items.
 
         Raises:
-            GBCIError: an item cannot be made, and must not be skipped; or none can.
+            GBCIError: an item cannot be made and `skip_bad` is not set, or no item can be made.
         """
         pending = [item for i in self._pending() for item in self._batches[i]]
         self._faults = check_inputs(pending, self._settings.formats)
@@ -186,8 +191,8 @@ class _Job:
             raise _all_skipped(len(self._plan), next(iter(self._faults.values())))
 
     def run(self, synthesizer: Synthesizer, on_batch: Callable[[int], None]) -> None:
-        """Every batch that is not finished, in order."""
-        self._remove_unfinished()  # where an earlier run was killed
+        """Makes every pending batch, in order."""
+        self._remove_unfinished()  # an earlier run may have been killed
         self._shown = self._panels(self._done("rows"))
         numbers = self._pending()
         count = len(self._plan) - sum(len(self._batches[i]) for i in numbers)
@@ -205,7 +210,7 @@ class _Job:
             raise _all_skipped(len(self._plan), f"{path}: {first['reason']}")
 
     def compile(self) -> None:
-        """Tables and preview of the finished batches."""
+        """Writes the tables and the preview of the finished batches."""
         rows, skipped = self._done("rows"), self._done("skipped")
         write_tables(rows, self.output)
         if skipped:
@@ -218,9 +223,9 @@ class _Job:
         self.folder.note(TABLES_NOTE, None, [Kept.of(self.output, file) for file in compiled])
 
     def stop(self) -> None:
-        """Makes a valid data set of the finished batches; without any, takes back what this job made.
+        """Makes a valid data set of the finished batches; without any, removes what this job made.
 
-        Batches that lost something and were not made again yet stay as they are.
+        Damaged batches that have not been made again yet stay as they are.
         """
         self._remove_unfinished()
         if self._done("rows"):
@@ -231,7 +236,7 @@ class _Job:
             (self.output / name).unlink(missing_ok=True)
 
     def result(self) -> JobResult:
-        """Of a finished job."""
+        """The result of a finished job."""
         table = pd.read_parquet(self.output / TABLES[0], columns=["template_sha256", "template_notes"])
         notes = table.drop_duplicates("template_sha256")["template_notes"].str.split("; ").explode()
         noted = {note: int(count) for note, count in notes[notes != ""].value_counts().items()}
@@ -245,7 +250,12 @@ class _Job:
         )
 
     def _record(self, number: int, outcomes: Mapping[int, Made[Written] | GBCIError]) -> None:
-        """Takes what was made of a batch into its shard and the preview, and marks it finished."""
+        """Adds a batch's images to its shard and to the preview, and marks the batch as finished.
+
+        Args:
+            number: of the batch.
+            outcomes: {plan index: the image, or why it was not made}.
+        """
         rows, skipped, kept = [], [], []
         shard, start = self._shard(number)
         self._forget_behind(number)
@@ -278,7 +288,7 @@ class _Job:
         self._damaged.discard(number)
 
     def _forget_behind(self, number: int) -> None:
-        """Forgets the batches that share the shard of one that is made again: the shard is cut where that begins."""
+        """Forgets later batches in the shard of a batch that is made again: the shard is cut at its start."""
         if number in self._damaged and "webdataset" in self._settings.formats:
             behind = range(number + 1, (number // self._batches_of_a_shard + 1) * self._batches_of_a_shard)
             lost = [each for each in behind if each in self.folder]
@@ -286,10 +296,10 @@ class _Job:
             self._forgotten.update(lost)
 
     def _skip(self, item: PlanItem, error: GBCIError) -> dict[str, Any]:
-        """The record of an item that was not made; raises the error where that must not be.
+        """The record of a skipped item; raises the error where the item must not be skipped.
 
-        It tells no path of the machine, and unless identifiers are kept, nothing that the header states: an
-        `InputWarning` says what is left out.
+        The recorded reason holds no path of the machine. Unless identifiers are kept, it holds no value of a header
+        either; an `InputWarning` then shows the full message.
         """
         if not self._skip_bad and not isinstance(error, CopyError):
             raise error
@@ -300,7 +310,7 @@ class _Job:
             path = one_line(str(item.mask.path))
             for mask in (f"the mask file {path}", path):
                 reason = reason.replace(mask, "the mask file")
-        if item.template.listed:  # of its own masks
+        if item.template.listed:  # the reason may name masks of the input's own findings
             reason = reason.replace(one_line(f"{item.template.root}{os.sep}"), "")
         if self._removes and not isinstance(error, CopyError):
             said, reason = reason, without_values(reason)
@@ -309,7 +319,7 @@ class _Job:
         return {"index": item.index, "file": name, "reason": reason}
 
     def _shard(self, number: int) -> tuple[Path, int]:
-        """The shard that a batch belongs to, and where in it the batch begins."""
+        """The path of a batch's shard, and the byte at which the batch begins in it."""
         first = number - number % self._batches_of_a_shard
         start = self.folder.entry(number - 1)["shard_end"] if number > first else 0
         return shard_path(number // self._batches_of_a_shard), start
@@ -323,7 +333,7 @@ class _Job:
         return [key for key in self.folder if isinstance(key, int)]
 
     def _pending(self) -> list[int]:
-        """Numbers of the batches that are still to be made, in order."""
+        """Numbers of the batches that are missing or damaged, in order."""
         return [i for i in range(len(self._batches)) if i not in self.folder or i in self._damaged]
 
     def _done(self, kind: str) -> list[dict[str, Any]]:
@@ -331,9 +341,9 @@ class _Job:
         return [entry for number in self._finished() for entry in self.folder.entry(number)[kind]]
 
     def _find_damaged(self, check: str) -> set[Key]:
-        """Notes of what is not there as it was written, or would be written otherwise now."""
+        """Keys of the notes whose files are missing or changed, or would be written differently now."""
         damaged = set(self.folder.damaged(check))
-        if TABLES_NOTE in self.folder and self.folder.is_damaged(TABLES_NOTE):  # they are read
+        if TABLES_NOTE in self.folder and self.folder.is_damaged(TABLES_NOTE):  # `result` reads the tables
             damaged.add(TABLES_NOTE)
         if check == "digests":
             damaged |= self._of_changed_templates()
@@ -342,7 +352,7 @@ class _Job:
         return damaged
 
     def _of_changed_templates(self) -> set[int]:
-        """Finished batches with a template that is another file now."""
+        """Finished batches with a template whose content has changed."""
         paths = {item.index: item.template.path for item in self._plan}
         digests: dict[Path, str | None] = {}
         changed = set()
@@ -350,19 +360,19 @@ class _Job:
             for row in self.folder.entry(number)["rows"]:
                 path = paths[row["index"]]
                 if path not in digests:
-                    digests[path] = sha256_of(path) if path.is_file() else None  # gone: nothing better can be made
+                    digests[path] = sha256_of(path) if path.is_file() else None  # a lost template cannot be used again
                 if digests[path] not in (None, row["template_sha256"]):
                     changed.add(number)
         return changed
 
     def _of_cut_shards(self, damaged: set[Key]) -> set[int]:
-        """Finished batches behind a damaged one in their shard, and the last of a whole shard without its end."""
+        """Finished batches behind a damaged one in their shard, and the last batch of a shard whose end is missing."""
         lost, of_shard = set(), {}
         for number in self._finished():
             of_shard.setdefault(number // self._batches_of_a_shard, []).append(number)
         for shard, numbers in of_shard.items():
             end = self.folder.entry(numbers[-1])["shard_end"]
-            whole = self.folder.finished or shard < max(of_shard)  # to another, more may have been added by a kill
+            whole = self.folder.finished or shard < max(of_shard)  # a killed run may have appended to the last shard
             if end and whole and not is_closed(self.output / shard_path(shard), end):
                 lost.add(numbers[-1])
             first = min(damaged & set(numbers), default=None)
@@ -370,7 +380,7 @@ class _Job:
         return lost
 
     def _panels(self, rows: Sequence[dict[str, Any]]) -> dict[int, Path]:
-        """The preview's panels that finished batches have drawn, by slot: of its first image that was made."""
+        """{slot: panel file} of the preview, as finished batches have drawn it: the first image made in each slot."""
         sound = [row for row in rows if row["batch"] not in self._damaged]
         files = {self._slots[row["index"]]: self._panel_file(row["index"]) for row in reversed(sound)}
         return {slot: file for slot, file in files.items() if file.exists()}
@@ -379,9 +389,9 @@ class _Job:
         return self.folder.progress / f"panels-{index:06d}.png"
 
     def _remove_unfinished(self) -> None:
-        """Removes what unfinished batches left: those before the last finished one, and the next, which can have begun.
+        """Removes the files of unfinished batches, and cuts shards behind their last finished batch.
 
-        Of shards what is behind the last finished batch is cut.
+        Only batches up to the one after the last finished batch can have begun.
         """
         last = max(self._finished(), default=-1)
         for number in sorted({*range(min(last + 2, len(self._batches))), *self._forgotten}):
@@ -397,7 +407,7 @@ class _Job:
 
 
 def _identify(plan: Sequence[PlanItem]) -> dict[str, Any]:
-    """What tells a plan from others. Inputs count by name, so that a damaged one can be repaired before a resume."""
+    """The identity of a plan. Inputs count by name, so that a damaged one can be repaired before a resume."""
     return {
         "images": len(plan),
         "masks": _sha256([item.mask.identity() for item in plan]),
@@ -419,13 +429,13 @@ def _identify(plan: Sequence[PlanItem]) -> dict[str, Any]:
 
 
 def _of_tables(record: ImageRecord) -> list[Any]:
-    """What the tables of the input say of an image, and a job passes on."""
+    """What the input's tables say of an image and a job copies into its own tables."""
     findings = [[*finding.box, finding.attributes.to_mapping(), finding.extra] for finding in record.findings]
     return [record.study_id, record.image_id, record.split, record.extra, findings]
 
 
 def _preview_slots(total: int) -> list[int]:
-    """Which of up to `PREVIEW_ROWS` rows of the preview each plan position belongs to; evenly spread."""
+    """The preview row of each plan position; up to `PREVIEW_ROWS` rows share the plan evenly."""
     rows = min(PREVIEW_ROWS, total)
     starts = [row * total // rows for row in range(rows)]
     return [bisect_right(starts, index) - 1 for index in range(total)]

@@ -1,4 +1,4 @@
-"""The tables of a synthetic data set: VinDr-Mammo's two CSVs, so that any VinDr reader takes it, and the manifest."""
+"""The tables of a synthetic data set: the manifest, and VinDr-Mammo's two CSVs, which any VinDr reader can read."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,15 @@ from gbci_fast.jobs.folder import SKIPPED
 
 MANIFEST = "manifest.parquet"
 TABLES = (MANIFEST, BREAST_TABLE, FINDING_TABLE)
-SYNTHETIC = "synthetic"  # source of what was painted
+SYNTHETIC = "synthetic"  # `source` of painted findings
 
 
 def _columns(kind: pa.DataType, *names: str) -> list[pa.Field]:
     return [pa.field(name, kind, nullable=False) for name in names]
 
 
-# The same for every job, whatever its values, so that the tables of many jobs are read as one. No cell is null: a text
-# that there is none of is "". Text in JSON: "attributes", "template_findings" and "finding_masks", whose keys differ
-# from image to image (docs/data.md).
+# Every job has this schema, so that the tables of many jobs can be read as one. No cell is null: a missing text is "".
+# "attributes", "template_findings" and "finding_masks" are JSON, since their keys differ between images (docs/data.md).
 MANIFEST_SCHEMA = pa.schema(
     [
         *_columns(pa.string(), "image_id", "study_id"),
@@ -52,7 +51,7 @@ MANIFEST_SCHEMA = pa.schema(
         ),
     ]
 )
-# "patient_id" is the template's: variants of one breast must not be split, nor from the real image.
+# "patient_id" is the template's: split by it, so that variants of one breast and the real image stay together.
 _EXTRA = (AGE_COLUMN, "report", "source", "spacing_mm", "patient_id", "template_image_id")
 _FINDING_COLUMNS = (
     *IMAGE_COLUMNS[:-1],
@@ -67,11 +66,11 @@ _FINDING_COLUMNS = (
 
 
 def write_tables(rows: Sequence[dict[str, Any]], output: Path) -> None:
-    """Writes the manifest (one row per image, everything that made it) and the two annotation tables, in their order.
+    """Writes the manifest (one row per image, with all settings) and the two annotation tables, in the order of `rows`.
 
     A template's own findings that were not painted over are listed after the synthetic one, with their own reports and
-    pathology, and `TEMPLATE` as their source: they are still there. Beside them, the report of the image is blank: it
-    would be read as theirs. The column mask_file names the file of a finding's own pixels, where they are known.
+    pathology, and `TEMPLATE` as their source. The report of such an image is left blank, because it describes the
+    synthetic finding only. The column mask_file names the mask of a finding where its pixels are known.
     """
     manifest = pa.Table.from_pylist([manifest_row(row) for row in rows], MANIFEST_SCHEMA)
     breasts = pd.DataFrame([_image_columns(row) for row in rows], columns=[*IMAGE_COLUMNS, *_EXTRA])
@@ -82,7 +81,7 @@ def write_tables(rows: Sequence[dict[str, Any]], output: Path) -> None:
 
 
 def write_skipped(skipped: Sequence[tuple[str, str]], output: Path) -> None:
-    """Writes `SKIPPED`: every (file, reason) once, in their order."""
+    """Writes `SKIPPED`: each distinct (file, reason) once, in order of appearance."""
     lines = [(one_line(file), one_line(reason)) for file, reason in skipped]
     table = pd.DataFrame(list(dict.fromkeys(lines)), columns=["file", "reason"])
     atomically(output / SKIPPED, lambda temporary: table.to_csv(temporary, index=False))
@@ -95,11 +94,14 @@ def read_reasons(output: Path) -> list[str]:
 
 
 def manifest_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as it is in the manifest, and in the JSON of a shard: the columns and types of `MANIFEST_SCHEMA`.
+    """A row of the manifest and of a shard's JSON, with the columns and types of `MANIFEST_SCHEMA`.
 
     Args:
-        row: of `ImageWriter.write` with the job's columns: nested values, and under "files" and "sha256" what was
-            written, by kind ("dicom", "png", "mask", "webdataset", and `finding_kind` of every lesion mask).
+        row: the row of `ImageWriter.write` with the job's columns. "files" and "sha256" hold the written files by kind:
+            "dicom", "png", "mask", "webdataset", and the `finding_kind` of every lesion mask.
+
+    Raises:
+        KeyError: the row's columns are not those of the schema.
     """
     files, digests = row["files"], row["sha256"]
     masks = [
@@ -114,7 +116,7 @@ def manifest_row(row: Mapping[str, Any]) -> dict[str, Any]:
         flat |= {f"{kind}_file": files.get(kind, ""), f"{kind}_sha256": digests.get(kind, "")}
     if unlike := set(flat) ^ set(MANIFEST_SCHEMA.names):
         raise KeyError(f"{', '.join(sorted(unlike))}: in the row or in MANIFEST_SCHEMA, but not in both")
-    # JSON tells 1 from 1.0.
+    # JSON distinguishes 1 from 1.0.
     return {
         field.name: float(flat[field.name]) if field.type == pa.float64() else flat[field.name]
         for field in MANIFEST_SCHEMA
@@ -122,7 +124,7 @@ def manifest_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def finding_kind(number: int) -> str:
-    """Of the lesion mask of an image's finding, counted from 1, among its files."""
+    """The kind of file that holds the lesion mask of an image's finding; findings count from 1."""
     return f"finding_mask_{number}"
 
 

@@ -1,4 +1,4 @@
-"""Where a synthetic lesion goes: automatic masks drawn from priors, boxes, ellipses and mask files."""
+"""Sources of lesion masks: automatic masks drawn from priors, boxes, ellipses and mask files."""
 
 import hashlib
 import math
@@ -16,28 +16,28 @@ from gbci_fast.data.mask_files import read_mask
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.priors import CategoryPrior
 
-# Pixels of the whole-breast view: the lesion diameters that the training masks span. A prior is cut to it.
+# The lesion diameters of the training masks, in pixels of the whole-breast view. Priors are cut to this range.
 DIAMETER_RANGE = (8.0, 64.0)
-# A box does not tell a lesion's tilt. Inside the lesion masks of CBIS-DDSM and CDD-CESM (training split) the
-# correlation of x and y has this standard deviation (median 0.02); beyond the limit an ellipse becomes a line.
+# Priors are fitted from boxes, which hold no tilt. In the lesion masks of CBIS-DDSM and CDD-CESM (training split) the
+# correlation of x and y has this standard deviation (median 0.02). Beyond the limit an ellipse is almost a line.
 TILT_SD, TILT_LIMIT = 0.25, 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutomaticMask:
-    """Drawn from the priors of the description's category, by the item's seed."""
+    """A mask drawn from the prior of the description's category, by the item's seed (see `automatic_mask`)."""
 
     prior: CategoryPrior
     source = "auto"
 
     def identity(self) -> list[Any]:
-        """What tells this mask from others, as JSON: its source, then its pixels."""
+        """The mask's identity as JSON: its source, then what decides its pixels."""
         return [self.source, self.prior.digest]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoxMask:
-    """The ellipse in a box of native pixels; `source` is "annotations" or "plan". Trusted wherever it lies."""
+    """The ellipse in a box of native pixels; `source` is "annotations" or "plan". It may lie outside the breast."""
 
     box: Box
     source: str = "annotations"
@@ -52,11 +52,11 @@ class BoxMask:
 
 @dataclass(frozen=True, kw_only=True)
 class EllipseMask:
-    """An ellipse around a native point.
+    """An ellipse on the native grid.
 
     Attributes:
         center: (x, y) in native pixels.
-        diameter: geometric mean of the two axes.
+        diameter: geometric mean of the two axes' lengths.
         unit: of the diameter, "px" (native) or "mm".
         aspect: vertical axis / horizontal axis, before the tilt.
         tilt: degrees, clockwise on the screen.
@@ -73,16 +73,20 @@ class EllipseMask:
         return [self.source, asdict(self)]
 
     def check(self, shape: tuple[int, int]) -> None:
-        """Raises GBCIError where the center lies outside an image of (height, width)."""
+        """Checks that the center lies in an image of `shape` (height, width).
+
+        Raises:
+            GBCIError: it lies outside.
+        """
         if not (0 <= self.center[0] < shape[1] and 0 <= self.center[1] < shape[0]):
             center = f"{self.center[0]:g}, {self.center[1]:g}"
             raise GBCIError(f"the ellipse's center ({center}) lies outside the image of {shape[1]}x{shape[0]} pixels")
 
     def on(self, shape: tuple[int, int], spacing: tuple[float, float] | None) -> np.ndarray:
-        """bool [H, W], at least the center's pixel; `spacing` is the file's (row, column) in mm.
+        """The mask, bool [H, W], with at least the center's pixel; `spacing` is the file's (row, column) in mm.
 
         Raises:
-            GBCIError: a center outside the image, or a diameter in mm on an image of unknown spacing.
+            GBCIError: the center lies outside the image, or the diameter is in mm and the spacing unknown.
         """
         self.check(shape)
         if self.unit == "mm" and spacing is None:
@@ -100,11 +104,11 @@ class EllipseMask:
 
 @dataclass(frozen=True, kw_only=True)
 class FileMask:
-    """A mask image of the template's size; its pixels are read when they are needed, and must not have changed.
+    """A mask image of the template's size. Its pixels are read when needed, and must not have changed since the plan.
 
     Attributes:
         path: the file.
-        digest: SHA-256 of its mask.
+        digest: SHA-256 of its pixels.
     """
 
     path: Path
@@ -113,17 +117,17 @@ class FileMask:
 
     @classmethod
     def of(cls, path: Path) -> "FileMask":
-        """Reads the file once, so that a bad one is found before any work is done (see `read_mask_file`)."""
+        """Reads the file once, so that a bad file is found before any work is done; errors as `read_mask_file`."""
         return cls(path=path, digest=_digest(read_mask_file(path)))
 
     def identity(self) -> list[Any]:
         return [self.source, self.digest]
 
     def on(self, shape: tuple[int, int], spacing: tuple[float, float] | None) -> np.ndarray:
-        """bool [H, W].
+        """The mask, bool [H, W].
 
         Raises:
-            GBCIError: another size than `shape`, or the file has changed since the plan was made.
+            GBCIError: its size is not `shape`, or the file has changed since the plan was made.
         """
         mask = _unchanged(self)
         if mask.shape != shape:
@@ -142,21 +146,21 @@ def automatic_mask(
 ) -> np.ndarray:
     """A lesion-shaped blob in the tissue; size, aspect and position are drawn from the prior.
 
-    The center is drawn from the prior's position map over those places where the whole blob lies in the tissue. Where
-    there is none, the blob is shrunk until there is: every pixel of the result lies in `tissue`, always.
+    The center is drawn from the prior's position map over the places where the whole blob lies in the tissue. A blob
+    that fits nowhere is shrunk until it fits, so every pixel of the result lies in `tissue`.
 
     Args:
         prior: of the lesion's category; sizes are cut to `DIAMETER_RANGE`.
         breast: bool [S, S] in model space, chest wall left.
-        tissue: bool [S, S], where a lesion's pixels may lie (`placement_mask`); not empty.
+        tissue: bool [S, S], where a lesion's pixels may lie (`placement_mask`).
         view: "CC", "MLO", or None = unknown.
-        seed: decides everything else.
+        seed: of all random draws.
 
     Returns:
         bool [S, S].
 
     Raises:
-        GBCIError: no tissue.
+        GBCIError: `tissue` is empty.
     """
     if not tissue.any():
         raise GBCIError("no place for a lesion: the tissue mask is empty")
@@ -176,12 +180,12 @@ def automatic_mask(
 
 
 def read_mask_file(path: Path) -> np.ndarray:
-    """A gray image; above half of its range = synthesize. Returns bool [H, W].
+    """Reads a mask from a gray image: bool [H, W], true (synthesize) above half of the image's range.
 
     A palette is applied; a palette of colors counts as color.
 
     Raises:
-        GBCIError: absent, not an image, in color, or all zero.
+        GBCIError: the file is absent, not an image, in color, or all zero.
     """
     mask = read_mask(path)
     if not mask.any():
@@ -190,9 +194,9 @@ def read_mask_file(path: Path) -> np.ndarray:
 
 
 def _outline(rng: np.random.Generator) -> np.ndarray:
-    """A closed curve around the origin whose bounding box is [-1, 1]^2: an ellipse, tilted, with three random waves.
+    """A closed curve around the origin with the bounding box [-1, 1]^2: a tilted ellipse with three random waves.
 
-    For any correlation the ellipse of a bivariate normal touches the same box; the correlation is the tilt.
+    The ellipse of a bivariate normal touches the same box for any correlation, so the correlation serves as the tilt.
 
     Returns:
         float64 [N, 2], (x, y).
@@ -209,7 +213,7 @@ def _outline(rng: np.random.Generator) -> np.ndarray:
 
 
 def _filled(points: np.ndarray) -> np.ndarray:
-    """The pixels inside a curve around the origin, bool [2 R + 1, 2 R + 1] with the origin in the middle pixel."""
+    """The pixels inside a curve around the origin, bool [2 R + 1, 2 R + 1]; the middle pixel is the origin."""
     reach = int(np.ceil(np.abs(points).max()))
     filled = polygon2mask((2 * reach + 1, 2 * reach + 1), points[:, ::-1] + reach)
     filled[reach, reach] = True  # the smallest lesion keeps a pixel
@@ -224,7 +228,7 @@ def _places(tissue: np.ndarray, blob: np.ndarray) -> np.ndarray:
 
 
 def _stamped(blob: np.ndarray, center: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
-    """`blob` centered at (y, x) in an empty image; it must fit."""
+    """An empty image of `shape` with `blob` centered at (y, x); the blob must fit."""
     mask, (ys, xs) = np.zeros(shape, bool), np.nonzero(blob)
     reach = blob.shape[0] // 2
     mask[ys + center[0] - reach, xs + center[1] - reach] = True

@@ -1,4 +1,4 @@
-"""What will be generated: one `PlanItem` per synthetic image, a pure function of the inputs and the job's settings."""
+"""The plan of a job: one `PlanItem` per synthetic image, a pure function of the inputs and the job's settings."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from gbci_fast.generate.balance import Balance
 from gbci_fast.generate.mask_sources import AutomaticMask, BoxMask, FileMask, Mask
 from gbci_fast.generate.priors import Priors, load_priors
 
-FROM_FILE = ("laterality", "view_position", "age", "pixel_spacing")  # what an opened file may tell, see `engine`
+FROM_FILE = ("laterality", "view_position", "age", "pixel_spacing")  # read from the opened file
 DEFAULT_FINDING = {"finding_categories": ("Mass",), "finding_birads": 4}
 
 
@@ -23,16 +23,16 @@ class PlanItem:
     """One synthetic image to make.
 
     Attributes:
-        index: position in the whole plan, kept in a piece of it; unique in a job. With the job's seed it decides
-            `seed`, unless a plan file states one.
+        index: position in the whole plan, also where the item is run in a piece of the plan; unique in a job. `seed`
+            follows from it and the job's seed, unless a plan file states one.
         image_id, study_id: 32 hexadecimal digits, see `make_item`.
         template: the image to paint into.
         variant: 0, 1, ... within the template.
         seed: of the sampler's noise and of an automatic mask, in [0, 2^63).
         mask: where to paint.
-        attributes, report: the description of the lesion. View and side are here only where they were overridden:
-            the opened file knows them better than its name or its table.
-        withheld: those of `FROM_FILE` that were set to unknown: the opened file does not fill them in.
+        attributes, report: the description of the lesion. View and side are set only where they were overridden:
+            the opened file is a better source of them than its name or its table.
+        withheld: names out of `FROM_FILE` that were set to unknown and are not filled in from the opened file.
     """
 
     index: int
@@ -63,18 +63,22 @@ def make_plan(
     balance: str | None = None,
     priors: Priors | None = None,
 ) -> list[PlanItem]:
-    """Every record `variants` times.
+    """A plan with every record `variants` times.
 
     Args:
-        mask: "auto" (sampled in the breast), "annotations" (a record's boxes in turn; records without are left
-            out), or a mask file that holds for every record.
-        overrides: attributes that replace what the record or the annotation says.
+        records: the templates.
+        variants: at least 1.
+        seed: of the job.
+        mask: "auto" (drawn from the priors), "annotations" (a record's boxes in turn; records without boxes are left
+            out), or the path of a mask file for every record.
+        overrides: attributes that replace those of the record or the annotation.
         report: free text that replaces the annotation's.
-        balance: which lesions there are, see `Balance.parse`; None = the default, annotated or overridden one.
-        priors: for automatic masks and for ``balance="natural"``; None = the packaged ones.
+        balance: choice of the lesions, see `Balance.parse`; None = the annotation's, or else `DEFAULT_FINDING`.
+        priors: for automatic masks and for ``balance="natural"``; None = the packaged priors.
 
     Raises:
-        GBCIError: an unknown attribute or value, a mask file that is none, or no annotated box in any record.
+        GBCIError: `variants` below 1, an unknown attribute or value, a bad mask file, or no annotated box in any
+            record.
     """
     if variants < 1:
         raise GBCIError(f"variants is {variants}; expected at least 1")
@@ -124,9 +128,9 @@ def make_item(
 ) -> PlanItem:
     """An item with its ids and, where `seed` is None, its seed.
 
-    They follow from the job's seed and the item alone, not from what else is in the plan: pieces of a plan make the
-    images of the whole. Items that differ in template, description, mask or seed have different image_ids, so that jobs
-    can be merged. The variants of a study's images share a synthetic study.
+    Ids and seed follow from the job's seed and the item alone, so that pieces of a plan make the same images as the
+    whole. Items that differ in template, description, mask or seed have different image_ids, so that jobs can be
+    merged. The images of one study with the same variant number share a synthetic study.
 
     Raises:
         GBCIError: the report is not plain text.
@@ -150,17 +154,17 @@ def make_item(
 
 
 def withheld(given: Mapping[str, Any]) -> frozenset[str]:
-    """What was `given` as unknown, see `PlanItem.withheld`."""
+    """The names out of `FROM_FILE` that were `given` as unknown, see `PlanItem.withheld`."""
     return frozenset(name for name in FROM_FILE if name in given and given[name] is None)
 
 
 def automatic(priors: Priors, finding_categories: tuple[str, ...] | None) -> AutomaticMask:
-    """The automatic mask of a description."""
+    """The automatic mask for a lesion of these categories."""
     return AutomaticMask(prior=priors.of(finding_categories))
 
 
 def parse_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of some attributes, parsed and checked; a value may be None ("unknown").
+    """The overridden attributes, parsed and checked; a value may be None ("unknown").
 
     Raises:
         GBCIError: an unknown attribute or value, or a BI-RADS category of "No Finding".
@@ -172,20 +176,20 @@ def parse_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(record: ImageRecord, finding: Finding | None, given: Mapping[str, Any]) -> Attributes:
-    """The annotation's description, or the default lesion in this breast, changed to what was `given`."""
+    """The description of a lesion: the annotation's, or `DEFAULT_FINDING`, with the `given` attributes replaced."""
     described = finding.attributes if finding else replace(record.attributes, **DEFAULT_FINDING)
     described = replace(described, **{"laterality": None, "view_position": None, **given})
     if described.finding_categories == ():
-        described = replace(described, finding_birads=None)  # a grade that was set for the lesions of a job, too
+        described = replace(described, finding_birads=None)  # even where a BI-RADS was given for all lesions of the job
     if "breast_birads" not in given:
-        # A breast is graded by the worst that is in it, once this finding is painted over.
+        # A breast has the highest grade of its findings; the annotated finding is painted over.
         grades = [described.finding_birads, _grade_without(record, finding)]
         described = replace(described, breast_birads=max((x for x in grades if x is not None), default=None))
     return described
 
 
 def _grade_without(record: ImageRecord, finding: Finding | None) -> int | None:
-    """The breast's BI-RADS without one of its findings; None = unknown, where it was the grade of that finding."""
+    """The breast's BI-RADS without one of its findings; None = unknown."""
     grade = record.attributes.breast_birads
     if finding is None or grade is None or finding.attributes.finding_birads != grade:
         return grade

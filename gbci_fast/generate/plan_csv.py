@@ -1,7 +1,7 @@
 """Plan files: one CSV row per synthetic image, to be written, edited and run.
 
-Only ``image`` is needed. A blank cell means what the command would do without the file, and "unknown" that nothing is
-known.
+Only ``image`` is required. A blank cell stands for the default of a run without a plan file; "unknown" means that the
+value is not known.
 """
 
 import csv
@@ -45,27 +45,31 @@ def read_plan(
     report: str | None = None,
     priors: Priors | None = None,
 ) -> list[PlanItem]:
-    """The rows of a plan file, in their order.
+    """The plan of a plan file, in the order of its rows.
 
     Columns (`PLAN_COLUMNS`; all but ``image`` may be absent or blank):
-        image: image_id of a record, or its path below `root` where that is no other's image_id.
-        variant: 0, 1, ...; blank = one more than the image's row before.
+        image: image_id of a record, or its path below `root`; an image_id takes precedence.
+        variant: 0, 1, ...; blank = one more than in the image's previous row.
         seed: of noise and automatic mask, in [0, 2^63); blank = from the job's seed and the index.
-        index: position in the whole plan, which ids follow from, so that pieces of a plan make the images of the whole;
-            0, 1, ...; blank = the row's number in this file, from 0.
+        index: position in the whole plan, 0, 1, ...; blank = the row's number in this file, from 0. Ids follow from
+            the index, so that pieces of a plan make the same images as the whole.
         attributes: as in `Attributes`; several categories as ``['Mass', 'Asymmetry']`` or ``Mass|Asymmetry``.
         report: free text.
-        mask: "auto", or a mask file's path from the plan's folder; blank = auto, or what the next columns say.
+        mask: "auto", or a mask file's path from the plan's folder; blank = the box or ellipse of the next columns, or
+            auto without one.
         xmin, ymin, xmax, ymax: a box in native pixels; its ellipse is the mask.
         center_x, center_y, diameter_px | diameter_mm, aspect, tilt: see `EllipseMask`.
 
     Args:
-        records: the images of INPUT, which is at `root`.
-        seed, overrides, report, priors: as for `make_plan`; a filled cell goes before `overrides` and `report`.
+        path: the plan file.
+        records: the images of INPUT.
+        root: the path of INPUT.
+        seed, overrides, report, priors: as for `make_plan`; a filled cell takes precedence over `overrides` and
+            `report`.
 
     Raises:
-        GBCIError: an unreadable file, an unknown column, image or value, or an index that two rows have; names the file
-            and the line.
+        GBCIError: an unreadable file, an unknown column, image or value, or an index in two rows; the message names the
+            file and the line.
     """
     if not path.is_file():
         raise GBCIError(f"{path} does not exist; expected a plan file with the column image")
@@ -98,13 +102,13 @@ def read_plan(
 
 
 def write_plan(plan: Sequence[PlanItem], path: Path) -> None:
-    """Writes a plan that `read_plan`, with the same seed, priors and records, turns into the same images.
+    """Writes a plan file from which `read_plan` restores the plan, given the same seed, priors and records.
 
-    So does every piece of it: rows can be left out, or split over several files, each with the header.
+    Rows can be left out, or split over several files with the header each: the remaining rows make the same images.
 
-    Every cell is filled in but those of other kinds of masks, and ``breast_birads`` where it follows from the finding.
-    An automatic mask is drawn from the opened image, by the seed: it has no columns. Boxes of annotations become boxes
-    of the plan.
+    Every cell is filled in, except those of other kinds of masks, and ``breast_birads`` where it follows from the
+    finding. An automatic mask has no columns of its own: the seed decides it. Boxes of annotations become boxes of the
+    plan.
 
     Raises:
         GBCIError: the file exists, or a mask file's name is not plain text.
@@ -123,14 +127,14 @@ def write_plan(plan: Sequence[PlanItem], path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    """What holds for every row."""
+    """What all rows share."""
 
     records: Mapping[str, ImageRecord]
     overrides: Mapping[str, Any]
     report: str | None
     priors: Priors
     folder: Path
-    variants: Counter = field(default_factory=Counter)  # the next one of each image
+    variants: Counter = field(default_factory=Counter)  # the next variant of each image
     files: dict[Path, FileMask] = field(default_factory=dict)
 
 
@@ -162,7 +166,7 @@ def _item(row: dict[str, str], number: int, job_seed: int, known: _Known) -> Pla
 
 
 def _mask(row: dict[str, str], known: _Known) -> Mask | None:
-    """What the row says of its mask; None = automatic."""
+    """The mask that a row states; None = automatic."""
     box, ellipse = ([name for name in names if row.get(name)] for names in (BOX_COLUMNS, ELLIPSE_COLUMNS))
     name = row.get("mask", "")
     kinds = [kind for kind, there in (("a box", box), ("an ellipse", ellipse), (f"mask {name!r}", name)) if there]
@@ -230,14 +234,14 @@ def _whole(row: dict[str, str], name: str, *, below: int) -> int | None:
 
 
 def _below(root: Path, record: ImageRecord) -> str:
-    """A record's path as a row may name it."""
+    """A record's path below `root`, as a row may name it."""
     return Path(os.path.relpath(record.path, root if root.is_dir() else root.parent)).as_posix()
 
 
 def _row(item: PlanItem, folder: Path) -> dict[str, Any]:
     """The inverse of `_item`."""
     given = {name: getattr(item.attributes, name) for name in ATTRIBUTES}
-    # Left blank where it follows from the rest, so that it still does when the finding's BI-RADS is edited.
+    # breast_birads is left blank where it follows from the finding, so that editing finding_birads changes both.
     graded = describe(item.template, None, {name: given[name] for name in ATTRIBUTES if name != "breast_birads"})
     if graded == item.attributes:
         del given["breast_birads"]

@@ -1,4 +1,4 @@
-"""A contact sheet to look at: template | mask | synthetic | difference, whole breast and around the lesion."""
+"""A contact sheet: template | mask | synthetic | difference, for the whole breast and around the lesion."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ from gbci_fast.jobs.files import atomically
 
 PREVIEW = "preview.png"
 _COLUMNS = ("template", "mask", "synthetic", "difference")
-_GAIN = 2.0  # of the difference
-_HEADER = 18
+_GAIN = 2.0  # contrast of the difference panel
+_HEADER = 18  # pixels
 
 
 def preview_panels(synthesis: Synthesis) -> np.ndarray:
-    """One row of the sheet, uint8 [S, 8 S, 3]: the four panels at whole-breast scale and again around the lesion.
+    """One row of the sheet, uint8 [S, 8 S, 3]: the four panels at whole-breast scale, then around the lesion.
 
-    All panels are cut from the native images, so that they show what is in the files.
+    All panels are resampled from the native images, so that they show what is in the files.
     """
     template = synthesis.template
     before, after = map(template.mammogram.presentation.to_unit, (template.mammogram.stored, synthesis.stored))
@@ -36,7 +36,7 @@ def preview_panels(synthesis: Synthesis) -> np.ndarray:
 
 
 def write_preview(rows: Sequence[np.ndarray], path: Path) -> None:
-    """Stacks rows from `preview_panels` under a line of captions."""
+    """Writes a PNG of rows from `preview_panels`, stacked under a line of captions."""
     sheet = np.concatenate(rows, axis=0)
     image = Image.new("RGB", (sheet.shape[1], sheet.shape[0] + _HEADER))
     image.paste(Image.fromarray(sheet), (0, _HEADER))
@@ -47,7 +47,7 @@ def write_preview(rows: Sequence[np.ndarray], path: Path) -> None:
 
 
 def _close_up(synthesis: Synthesis) -> Frame:
-    """Four lesion diameters around the mask."""
+    """A square of four lesion diameters around the lesion."""
     xmin, ymin, xmax, ymax = synthesis.box
     half = 2 * max(xmax - xmin, ymax - ymin)
     x, y = (xmin + xmax) // 2, (ymin + ymax) // 2
@@ -70,7 +70,7 @@ def _gray(unit: np.ndarray) -> np.ndarray:
 
 
 def _signed(change: np.ndarray) -> np.ndarray:
-    """Brighter in red, darker in blue, on black."""
+    """A difference image as colors, uint8 [H, W, 3]: brighter in red, darker in blue, on black."""
     level = np.clip(change * _GAIN, -1, 1)
     color = np.stack([np.maximum(level, 0), np.zeros_like(level), np.maximum(-level, 0)], axis=-1)
     return np.round(color * 255).astype(np.uint8)

@@ -24,8 +24,8 @@ from gbci_fast.generate.priors import (
 )
 from gbci_fast.generate.template import Template, open_template
 
-SHRINKAGE = 20.0  # a category of 20 boxes counts as much as all boxes together
-ENOUGH = 30  # boxes of its own from which a category needs no fallback
+SHRINKAGE = 20.0  # boxes at which a category's own figures weigh as much as the pooled ones
+ENOUGH = 30  # boxes at which a category needs no fallback
 SMOOTHING = 0.8  # of position maps, in cells
 QUANTILES = (0.02, 0.98)  # where distributions are cut
 FORMULA = (
@@ -43,12 +43,12 @@ class Observation:
     """One annotated box in model space.
 
     Attributes:
-        categories: that it counts for; see `counted_categories`.
-        source: name of its data set.
-        view: "CC", "MLO" or None.
+        categories: the categories that the box counts for; see `counted_categories`.
+        source: name of the data set.
+        view: "CC", "MLO" or None = unknown.
         diameter, aspect: see `CategoryPrior`.
         diameter_mm: None where the spacing is unknown.
-        place: (height, depth) of its center in the breast's bounding box, each in [0, 1].
+        place: (height, depth) of the center in the breast's bounding box, each in [0, 1].
         birads: None where unknown.
     """
 
@@ -64,15 +64,22 @@ class Observation:
 
 @dataclass(kw_only=True)
 class Sample:
-    """Observations, and what they are relative to: how many boxes there are, and where the tissue is."""
+    """Observations with their reference: the number of all boxes, and the distribution of the tissue.
+
+    Attributes:
+        observations: the measured boxes.
+        images: number of images per source, opened or not.
+        boxes: number of boxes in all of these images.
+        tissue: {view: float64 [GRID, GRID]}, the sum over the opened images of each cell's share of the tissue.
+    """
 
     observations: list[Observation] = field(default_factory=list)
-    images: Counter = field(default_factory=Counter)  # per source, opened or not
-    boxes: int = 0  # in all of these images
+    images: Counter = field(default_factory=Counter)
+    boxes: int = 0
     tissue: dict[str, np.ndarray] = field(default_factory=lambda: {view: _no_cells() for view in VIEW_POSITIONS})
 
     def of(self, category: str) -> list[Observation]:
-        """The boxes of a category."""
+        """The observations of a category."""
         return [each for each in self.observations if category in each.categories]
 
 
@@ -88,12 +95,14 @@ def fit_priors(
 
     Args:
         roots: folders in the VinDr layout.
-        fallbacks: further ones (such as phantoms), used only for categories with fewer than `ENOUGH` boxes in `roots`.
-        notes: kept in the result, such as the attribution of the data.
-        on_image: called with the number of images read, and of images to read, in `roots`; then so in `fallbacks`.
+        fallbacks: further folders (such as phantoms), used only for categories with fewer than `ENOUGH` boxes in
+            `roots`.
+        split: name of the split to read.
+        notes: text kept in the result, such as the attribution of the data.
+        on_image: called as ``f(images read, images to read)``, first for `roots`, then for `fallbacks`.
 
     Raises:
-        GBCIError: an unreadable folder or image, or no box at all in `roots`.
+        GBCIError: an unreadable folder or image, or no box in `roots`.
     """
     records, others = ([record for root in group for record in _records(root, split)] for group in (roots, fallbacks))
     main = observe(records, on_image=on_image)
@@ -127,9 +136,12 @@ def observe(
     """Opens the images with findings, one after the other, and measures their boxes and their tissue.
 
     Args:
-        records: all images; those without findings are counted.
-        only: categories; other boxes are counted and not measured. None = all boxes.
+        records: all images; those without findings are counted but not opened.
+        only: categories to measure; other boxes are counted but not measured. None = all boxes.
         on_image: see `fit_priors`.
+
+    Raises:
+        GBCIError: an image cannot be read.
     """
     sample = Sample(
         images=Counter(record.extra["source"] for record in records),
@@ -154,9 +166,9 @@ def _wanted(finding: Finding, only: Set[str] | None) -> bool:
 
 
 def counted_categories(categories: tuple[str, ...] | None) -> tuple[str, ...]:
-    """What a box with these labels is a box of.
+    """The categories that a box with these labels counts for.
 
-    Beside a mass, "Nipple Retraction" says something of the image; the box outlines the mass.
+    A box with an inner and a surface category, such as "Mass" and "Nipple Retraction", outlines the inner one.
     """
     inner = tuple(name for name in categories or () if name not in SURFACE_CATEGORIES)
     return inner or categories or ()
@@ -164,7 +176,7 @@ def counted_categories(categories: tuple[str, ...] | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Figures:
-    """What is shrunk: every number of a prior, as arrays that can be averaged."""
+    """Every number of a prior that is shrunk, as arrays that can be averaged."""
 
     boxes: int
     views: Counter  # boxes per view
@@ -187,10 +199,12 @@ class _Figures:
         )
 
     def shrunk(self, pooled: "_Figures", *, surface: bool) -> "_Figures":
-        """Empirical Bayes: w * own + (1 - w) * pooled with w = n / (n + `SHRINKAGE`); positions by the view's n.
+        """Empirical Bayes: w * own + (1 - w) * pooled with w = n / (n + `SHRINKAGE`); for positions, n is the view's.
 
         Args:
-            surface: one of `SURFACE_CATEGORIES`, whose place the others do not tell: own positions where there are any.
+            pooled: the figures of all boxes.
+            surface: the category is one of `SURFACE_CATEGORIES`. Other categories lie elsewhere, so its own positions
+                are not shrunk where there are any.
         """
 
         def mix(own: np.ndarray, all_boxes: np.ndarray, boxes: float) -> np.ndarray:
@@ -253,13 +267,13 @@ def _observation(finding: Finding, template: Template, view: str | None, source:
 
 
 def _records(root: Path, split: str) -> list[ImageRecord]:
-    """A root's images; those whose table names no source get the folder's name."""
+    """A root's images; where the table names no source, the source is the folder's name."""
     name = Path(root).absolute().name
     return [replace(record, extra={"source": name, **record.extra}) for record in VinDr(root).of_split(split)]
 
 
 def _normalized(points: np.ndarray, breast: np.ndarray) -> np.ndarray:
-    """(y, x) points [N, 2] of model space in the breast's bounding box, float64 [N, 2] in [0, 1]."""
+    """(y, x) points [N, 2] of model space relative to the breast's bounding box, float64 [N, 2] in [0, 1]."""
     spans = [np.flatnonzero(breast.any(axis)) for axis in (1, 0)]
     begin, end = np.array([(span[0], span[-1] + 1) for span in spans], float).T
     return np.clip((points - begin) / (end - begin), 0, 1)
@@ -271,7 +285,7 @@ def _histogram(places: np.ndarray) -> np.ndarray:
 
 
 def _relative_density(observations: Sequence[Observation], view: str, tissue: np.ndarray) -> np.ndarray:
-    """Smoothed density of the centers over that of the tissue, float64 [GRID, GRID]; 1 where nothing was seen."""
+    """Smoothed density of the centers over that of the tissue, float64 [GRID, GRID]; all 1 without observations."""
     places = np.array([each.place for each in observations if each.view == view])
     if not len(places) or not np.any(tissue):
         return np.ones((GRID, GRID))
@@ -279,7 +293,7 @@ def _relative_density(observations: Sequence[Observation], view: str, tissue: np
         ndimage.gaussian_filter(cells / cells.sum(), SMOOTHING, mode="nearest")
         for cells in (_histogram(places), tissue)
     )
-    floor = 0.03 / GRID**2  # cells in which there is next to no tissue tell nothing
+    floor = 0.03 / GRID**2  # keeps the ratio near 1 in cells with almost no tissue
     return (lesions + floor) / (exposed + floor)
 
 
@@ -288,7 +302,7 @@ def _weight(boxes: float) -> float:
 
 
 def _frequency(found: Sequence[tuple[Sample, Sequence[Observation]]]) -> float:
-    """Share of a category among all boxes, added over samples: each counts against its own boxes."""
+    """The sum over samples of a category's share of the sample's boxes."""
     return sum(len(group) / sample.boxes for sample, group in found if group)
 
 

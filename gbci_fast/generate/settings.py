@@ -1,4 +1,4 @@
-"""What decides a job's bytes."""
+"""The settings that decide a job's bytes."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ FORMATS = ("dicom", "png", "webdataset")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """How every batch is sampled."""
+    """Settings of the sampler, the same for every batch."""
 
     num_inference_steps: int = option(STEPS, "denoising steps (default %(default)s)", flag="--steps")
     guidance_scale: float = option(
@@ -22,15 +22,19 @@ class SamplerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class JobSettings:
-    """What decides a job's bytes; written to ``job.json`` and compared when a job is resumed.
+    """The settings that decide a job's bytes; written to ``job.json`` and compared when a job is resumed.
 
     Attributes:
-        batch_size: bytes are equal when it is.
-        shard_size: a shard holds whole batches, as many as hold so many images.
+        batch_size: images sampled together. Bytes are equal only for equal batch sizes.
+        shard_size: images of a WebDataset shard, rounded up to whole batches.
         sampler: steps and guidance.
-        runtime, tier, dtype, device, weights_hash: how and with what it is sampled.
+        runtime, tier, dtype, device: how the model is run (see `gbci_fast.accelerate`).
+        weights_hash: of the model's weights.
         priors_hash: of the priors that automatic masks and natural frequencies come from (`Priors.digest`).
-        copies_hash: of the gate that rejects copies (`CopyGate.digest`); empty = none.
+        copies_hash: of the gate that rejects copies (`CopyGate.digest`); empty = no gate.
+
+    Raises:
+        GBCIError: an unknown format, a size below 1, or a seed out of range.
     """
 
     seed: int = option(help="of the whole job (default %(default)s)")
@@ -63,6 +67,6 @@ class JobSettings:
             raise GBCIError(f"seed is {self.seed}; expected a whole number from 0 to {2**63 - 1}")
 
     def columns(self) -> dict[str, Any]:
-        """Every setting as one JSON value."""
+        """{column of the manifest: value} of every setting; all values are JSON scalars."""
         flat = asdict(self)
         return {"job_seed": flat.pop("seed"), "formats": ",".join(flat.pop("formats")), **flat.pop("sampler"), **flat}

@@ -1,4 +1,4 @@
-"""Batches of a plan through the sampler, with workers on both sides of it."""
+"""Runs the batches of a plan through the sampler, while workers prepare its inputs and finish its outputs."""
 
 import os
 from collections.abc import Callable, Generator, Sequence
@@ -26,8 +26,8 @@ class Made(Generic[T]):
     """One image that was made.
 
     Attributes:
-        value: what `use` returned.
-        again: pastes it once more (native pixels are not kept), until the next batch is asked for.
+        value: what `use` returned for the image.
+        again: pastes the image once more, since native pixels are not kept; valid until the next batch is requested.
     """
 
     value: T
@@ -38,9 +38,11 @@ class Synthesizer:
     """Makes the images of a plan, batch by batch.
 
     Args:
-        gate: looks at every image after it was sampled, so that what it rejects changes no other image.
-        workers: processes that open templates, paste and use images beside the sampler; 0 = `threads` of this process.
-        threads: by default one per core.
+        pipe: the pipeline that samples.
+        settings: of the sampler.
+        gate: checks every image after sampling, so that a rejection changes no other image.
+        workers: processes that open templates, paste and use images beside the sampler; 0 = threads of this process.
+        threads: their number where `workers` is 0; None = one per core.
     """
 
     def __init__(
@@ -61,22 +63,24 @@ class Synthesizer:
     def stream(
         self, batches: Sequence[Sequence[PlanItem]], use: Callable[[Synthesis], T], *, skip_bad: bool = True
     ) -> Generator[list[Made[T] | GBCIError], None, None]:
-        """Per batch, in order, a list as long as it: what `use` made of every image, or why there is none.
+        """Yields a list per batch, in order, with one entry per item: the image as `use` returned it, or an error.
 
-        A batch is sampled as one, of those of its items that can be. Meanwhile workers open the templates of the next
-        batch and call `use` (in processes: a copy of it) on the images of the one before; it is never at work on two
-        batches at once. So templates and images of three batches are in memory. Where a batch cannot be sampled
-        (Ctrl-C, memory), the one that is being finished is handed out first. Close the generator before touching what
-        `use` has written.
+        While a batch is sampled, workers open the templates of the next batch and call `use` on the images of the
+        previous one, so templates and images of three batches are in memory. `use` never works on two batches at once.
+        In processes, a copy of `use` is called. If sampling fails (Ctrl-C, memory), the batch that is being finished is
+        yielded before the exception is raised. Close the generator before touching what `use` has written.
 
-        An item's error names the file: its template cannot be read or shows no breast, its mask does not lie in it,
-        the image cannot be pasted, or (a `CopyError`) the gate rejected it. Whatever else `use` raises is raised.
+        An item's error is a `GBCIError` that names the file: the template cannot be read or shows no breast, the mask
+        lies outside it, the image cannot be pasted, or the gate rejected the image (a `CopyError`). Other exceptions
+        of `use` are raised.
 
         Args:
-            skip_bad: sample batches without the items that cannot be begun, instead of raising what the first says.
+            batches: the items to make.
+            use: called with every image.
+            skip_bad: sample a batch without the items that cannot be prepared, instead of raising the first error.
 
         Raises:
-            GBCIError: see `skip_bad`; or a worker process died.
+            GBCIError: an item cannot be prepared and `skip_bad` is not set, or a worker process died.
         """
         lanes = start_workers(self._workers, self._threads, use, self._gate, self._settings.guidance_scale)
         try:
@@ -100,10 +104,10 @@ class Synthesizer:
         except BrokenProcessPool as error:
             raise dead_worker(lanes) from error
         finally:
-            close_lanes(lanes)  # afterwards nothing is written
+            close_lanes(lanes)  # after this, no worker writes
 
     def _sample(self, items: Sequence[PlanItem], requests: Sequence[Request | GBCIError]) -> dict[int, np.ndarray]:
-        """float32 [S, S] in [0, 1] by plan index, of the items that can be made."""
+        """{plan index: sampled image, float32 [S, S] in [0, 1]} of the items that have a request."""
         ready = [(item, ask) for item, ask in zip(items, requests, strict=True) if isinstance(ask, Request)]
         if not ready:
             return {}
@@ -126,7 +130,7 @@ class Synthesizer:
 
 
 class _Batch:
-    """The items of a batch in the hands of the workers, an equal share of neighbors for each."""
+    """The items of a batch, divided among the workers in equal runs of consecutive items."""
 
     def __init__(self, items: Sequence[PlanItem], lanes: Sequence[Lane]):
         self.items = items
@@ -138,7 +142,7 @@ class _Batch:
         self._errors: dict[int, GBCIError] = {}
 
     def requests(self, *, skip_bad: bool) -> list[Request | GBCIError]:
-        """One per item, when all are there; or raises the first error."""
+        """Waits for all items; returns a request or an error per item, or raises the first error without `skip_bad`."""
         requests = [request for future in self._begun for request in future.result()]
         pairs = zip(self.items, requests, strict=True)
         self._errors = {item.index: found for item, found in pairs if isinstance(found, GBCIError)}
@@ -147,12 +151,12 @@ class _Batch:
         return requests
 
     def finish(self, images: dict[int, np.ndarray]) -> None:
-        """Hands out the sampled images."""
+        """Gives the sampled images to the workers."""
         chosen = [{item.index: images[item.index] for item in part if item.index in images} for part in self._shares]
         self._finished = self._submit("finish", chosen)
 
     def results(self, failure: BaseException | None = None) -> list[Made | GBCIError]:
-        """One per item, when all are there; raises an earlier `failure` where a worker is dead, too."""
+        """Waits for all items; returns an image or an error per item. Raises `failure`, if given, on a dead worker."""
         try:
             return self._results()
         except BrokenProcessPool as error:

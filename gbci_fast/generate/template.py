@@ -1,4 +1,4 @@
-"""Templates, the masks on them, and the way back onto their own pixel grids."""
+"""Opened templates, the masks drawn on them, and pasting onto their native pixel grids."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +21,9 @@ from gbci_fast.generate.mask_sources import AutomaticMask, BoxMask, FileMask, au
 from gbci_fast.generate.plan import PlanItem
 from gbci_fast.jobs.files import sha256_of
 
-# Of the model image's side. The training masks are lesions grown by 1 to 5 of 224 pixels.
+# Shares of the model image's side. The training masks are lesions grown by 1 to 5 of 224 pixels.
 MASK_GROWTH_SHARE = 3 / 224
-SKIN_MARGIN_SHARE = 3 / 224  # about 3 mm, the skin and what the outline may be off
+SKIN_MARGIN_SHARE = 3 / 224  # about 3 mm: the skin and the error of the outline
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,12 +40,12 @@ class Extent:
 
     @classmethod
     def of(cls, mask: np.ndarray) -> "Extent":
-        """Of bool [H, W], true somewhere."""
+        """The extent of a mask, bool [H, W] with at least one true pixel."""
         xmin, ymin, xmax, ymax = box = _bounding_box(mask)
         return cls(box=box, pixels=mask[ymin:ymax, xmin:xmax].copy())
 
     def on(self, shape: tuple[int, int]) -> np.ndarray:
-        """bool [H, W]."""
+        """The extent as a mask, bool [H, W]."""
         mask, (xmin, ymin, xmax, ymax) = np.zeros(shape, bool), self.box
         mask[ymin:ymax, xmin:xmax] = self.pixels
         return mask
@@ -56,12 +56,13 @@ class Template:
     """One opened input.
 
     Attributes:
-        record, sha256, mammogram: the file, and its native pixels.
-        frame: between the native grid and model space.
-        pixels: float32 [S, S], the image in model space.
+        record, sha256: the input file, and the digest of its bytes.
+        mammogram: its header and native pixels.
+        frame: the map between the native grid and model space.
+        pixels: float32 [S, S] in [0, 1], the image in model space.
         breast: bool [S, S], the breast with its skin and muscle.
-        tissue: bool [S, S], where a lesion may lie: off the skin and the pectoral muscle.
-        lesions: the pixels of every finding of the record; None where the data set has no mask of it.
+        tissue: bool [S, S], where a lesion may lie: the breast without skin and pectoral muscle.
+        lesions: one per finding of the record; None where the data set has no mask of the finding.
     """
 
     record: ImageRecord
@@ -75,12 +76,12 @@ class Template:
 
     @property
     def spacing(self) -> tuple[float, float]:
-        """mm per native pixel; `ASSUMED_SPACING` where the file is silent."""
+        """(row, column) spacing in mm per native pixel; `ASSUMED_SPACING` where the file states none."""
         return self.mammogram.spacing or ASSUMED_SPACING
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is unusual about the file, and whether its pixels contradict the side that it states."""
+        """Notes on what is unusual about the file, including pixels that contradict the stated side."""
         contradiction = side_contradiction(self.mammogram.laterality, "R" if self.frame.flip else "L")
         return self.mammogram.notes if contradiction is None else (*self.mammogram.notes, contradiction)
 
@@ -90,9 +91,9 @@ class Synthesis:
     """One synthetic image on its template's grid.
 
     Attributes:
-        item, template: where it comes from.
-        attributes: the description the sampler was given.
-        stored: native integers [H, W]; outside `mask` the template's own.
+        item, template: its plan item and its template.
+        attributes: the description for the tables, completed from the opened file.
+        stored: stored values, integer [H, W]; outside `mask` they are the template's.
         mask: bool [H, W], the synthesized pixels: the lesion and a rim around it.
         lesion: the lesion alone.
     """
@@ -111,10 +112,10 @@ class Synthesis:
 
 
 def open_template(record: ImageRecord) -> Template:
-    """Reads an input with the masks of its findings, and finds its breast.
+    """Reads an input with the masks of its findings, and segments its breast.
 
     Raises:
-        GBCIError: the file or a mask cannot be read, or it shows no breast.
+        GBCIError: the file or a mask cannot be read, or the image shows no breast.
     """
     mammogram = record.read()
     unit = mammogram.presentation.to_unit(mammogram.stored)  # `mammogram.unit()` would keep 4 bytes per pixel
@@ -138,20 +139,20 @@ def open_template(record: ImageRecord) -> Template:
 
 
 def paste(template: Template, synthetic: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The synthesis on the native grid, in stored values.
+    """The synthesis on the native grid, in stored values, integer [H, W].
 
-    What is resampled and added is the *change* in model space, so the original's finer detail (grain, fibers) stays
-    and no seam can appear. It fades to zero over the last model pixel inside the mask.
+    The *change* in model space is resampled and added, so the original's finer detail (grain, fibers) stays and no seam
+    can appear. The change fades to zero over the last model pixel inside the mask.
 
     Args:
         template: the original.
-        synthetic: float32 [S, S] in [0, 1].
-        mask: bool [H, W]; outside it the result is the original bit for bit.
+        synthetic: float32 [S, S] in [0, 1], the image in model space.
+        mask: bool [H, W]; outside it the result equals the original bit for bit.
     """
     xmin, ymin, xmax, ymax = box = _bounding_box(mask)
     window = np.s_[ymin:ymax, xmin:xmax]
     change = template.frame.to_native(synthetic - template.pixels, box)
-    # The image's border is no edge of the mask: a lesion cut by it is painted up to it.
+    # The image's border does not count as an edge of the mask: a lesion that it cuts is painted up to the border.
     around = np.pad(mask, 1, mode="edge")[ymin : ymax + 2, xmin : xmax + 2]
     depth = ndimage.distance_transform_edt(around)[1:-1, 1:-1]
     weight = np.minimum(1.0, depth * template.frame.scale[0]).astype(np.float32)
@@ -163,10 +164,13 @@ def paste(template: Template, synthetic: np.ndarray, mask: np.ndarray) -> np.nda
 
 
 def draw_masks(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray, Extent]:
-    """What is painted, in model space and on the native grid, and the lesion in it.
+    """The mask to paint, bool [S, S] in model space and bool [H, W] on the native grid, and the lesion in it.
 
-    The model learned to fill masks that are larger than their lesions: around a lesion's extent goes a rim of
-    `MASK_GROWTH_SHARE`, in the tissue where the place was drawn. The pixels of a mask file are painted as they are.
+    The model learned to fill masks that are larger than their lesions, so a lesion gets a rim of `MASK_GROWTH_SHARE`.
+    The rim of an automatic mask stays in the tissue. The pixels of a mask file are painted as they are.
+
+    Raises:
+        GBCIError: the mask lies outside the image or the breast, or there is no tissue for an automatic mask.
     """
     lesion, native_lesion = _lesion(item, template)
     extent = Extent.of(native_lesion)
@@ -179,10 +183,10 @@ def draw_masks(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarr
 
 
 def _lesion(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray]:
-    """The lesion's extent in model space and on the native grid, at least a pixel of each."""
+    """The lesion's pixels in model space, bool [S, S], and on the native grid, bool [H, W]; at least one pixel each."""
     shape, frame = template.mammogram.shape, template.frame
     if isinstance(item.mask, AutomaticMask):
-        view = item.attributes.view_position or template.mammogram.view_position  # of which the sampler may not be told
+        view = item.attributes.view_position or template.mammogram.view_position  # even if withheld from the sampler
         model = automatic_mask(item.mask.prior, template.breast, template.tissue, view, item.seed)
         native = _to_native(template, model)
         if not native.any():
@@ -191,12 +195,12 @@ def _lesion(item: PlanItem, template: Template) -> tuple[np.ndarray, np.ndarray]
             )
         return model, native
     whole = item.mask.on(shape, template.mammogram.spacing)
-    # What the model does not see it cannot paint.
+    # The model cannot paint outside its frame.
     seen, native = np.s_[max(frame.y0, 0) : frame.y1, max(frame.x0, 0) : frame.x1], np.zeros(shape, bool)
     native[seen] = whole[seen]
     share = frame.to_model(native)
     model = share > min(0.25, share.max() / 2)  # even the smallest lesion keeps a pixel
-    # Where a finding is boxed there is tissue, whatever the outline says.
+    # An annotated box holds tissue even where the breast's outline misses it.
     if not (model.any() if isinstance(item.mask, BoxMask) else (model & template.breast).any()):
         raise GBCIError("the mask lies outside the breast; expected it to overlap")
     return model, native
@@ -212,7 +216,7 @@ def _to_native(template: Template, model: np.ndarray) -> np.ndarray:
 
 
 def _native_window(frame: Frame, model: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Native pixels that can lie under a model mask: its box, two model pixels wider, inside image and frame."""
+    """(xmin, ymin, xmax, ymax) of a model mask on the native grid, two model pixels wider, inside image and frame."""
     xmin, ymin, xmax, ymax = _bounding_box(model)
     box = frame.box_to_native((xmin - 2, ymin - 2, xmax + 2, ymax + 2))
     return (
@@ -242,7 +246,7 @@ def completed_attributes(item: PlanItem, template: Template) -> Attributes:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Begins the sentence of an error with the file at fault, unless it names it already."""
+    """Prepends the file's path to the message of a `GBCIError`, unless the message names the file already."""
     try:
         yield
     except GBCIError as error:

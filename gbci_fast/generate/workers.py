@@ -1,7 +1,7 @@
-"""What is done to images beside the sampler: templates opened, masks drawn, lesions pasted and written.
+"""The work beside the sampler: opening templates, drawing masks, pasting and writing lesions.
 
-A `Worker` does it for a share of every batch, in a thread or a process of its own (`start_workers`). Small images want
-processes: most of their time is Python's, and threads would take turns.
+A `Worker` handles a share of every batch, in a thread or a process of its own (`start_workers`). For small images
+processes are faster: most of the time is spent in Python code, and threads would wait for the interpreter lock.
 """
 
 import time
@@ -36,12 +36,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """What the sampler needs to know of an image.
+    """The sampler's input for one image.
 
     Attributes:
         pixels: float32 [S, S], the template in model space.
-        mask: bool [S, S], what to paint.
-        attributes: of the whole image, as the tables have them.
+        mask: bool [S, S], the pixels to paint.
+        attributes: the description for the tables, completed from the opened file.
     """
 
     pixels: np.ndarray
@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Prepared:
-    """An item whose template is open: its description, its mask (bool [S, S], and native [H, W]), the lesion in it."""
+    """An item with its open template, description, masks (bool [S, S] and native [H, W]) and lesion."""
 
     item: PlanItem
     template: Template
@@ -62,12 +62,12 @@ class _Prepared:
 
 
 class Worker(Generic[T]):
-    """Does its share of one batch after another: `begin`, and once it is sampled, `finish`.
+    """Handles its share of one batch after another: `begin` before sampling, `finish` after it.
 
     Args:
-        use: called with every image; what it returns is handed out.
-        gate: looks at every image first, so that what it rejects changes no other image.
-        guidance_scale: of the sampler, for a sentence.
+        use: called with every image; `finish` returns its results.
+        gate: checks every image before `use`.
+        guidance_scale: of the sampler, for an error message.
     """
 
     def __init__(self, use: Callable[[Synthesis], T], gate: CopyGate | None, guidance_scale: float):
@@ -79,21 +79,28 @@ class Worker(Generic[T]):
         self._last: dict[int, tuple[_Prepared, np.ndarray]] = {}
 
     def begin(self, items: Sequence[PlanItem]) -> list[Request | GBCIError]:
-        """Opens templates and draws masks; a template stays open while consecutive calls use it."""
+        """Opens templates and draws masks; returns a request or an error per item.
+
+        A template stays open as long as consecutive calls use it.
+        """
         paths = {item.template.path for item in items}
         self._opened = {path: template for path, template in self._opened.items() if path in paths}
         return [self._begin(item) for item in items]
 
     def finish(self, images: Mapping[int, np.ndarray]) -> list[T | GBCIError]:
-        """Pastes and uses what was sampled, float32 [S, S] in [0, 1] by plan index, of items that were begun."""
+        """Pastes the sampled images and calls `use` on each; returns a result or an error per image.
+
+        Args:
+            images: {plan index: float32 [S, S] in [0, 1]} of items that were begun.
+        """
         self._last = {index: (self._prepared.pop(index), image) for index, image in images.items()}
         return [self._finish(index) for index in images]
 
     def synthesis(self, index: int) -> Synthesis:
-        """An image of the last call of `finish`, pasted: native pixels are not kept.
+        """An image of the last call of `finish`, pasted anew, since native pixels are not kept.
 
         Raises:
-            GBCIError: it holds NaN or infinity, the gate rejects it (a `CopyError`), or it cannot be pasted.
+            GBCIError: the image holds NaN or infinity, the gate rejects it (a `CopyError`), or it cannot be pasted.
         """
         part, image = self._last[index]
         path = part.item.template.path
@@ -120,7 +127,7 @@ class Worker(Generic[T]):
         try:
             template = self._opened[path] if path in self._opened else open_template(item.template)
         except GBCIError as error:
-            template = error  # its other variants need not read it again
+            template = error  # kept, so that other variants do not read the file again
         self._opened[path] = template
         if isinstance(template, GBCIError):
             return template
@@ -143,7 +150,7 @@ class Worker(Generic[T]):
 
 
 class Lane:
-    """A worker in a thread or a process of its own, which takes calls in order."""
+    """A worker in a thread or a process of its own; calls run in order."""
 
     def __init__(self, executor: ThreadPoolExecutor | ProcessPoolExecutor, call: Callable[..., Any]):
         self._executor = executor
@@ -152,10 +159,10 @@ class Lane:
         self.processes: list[BaseProcess] = []
 
     def submit(self, method: str, *args: Any) -> Future:
-        """Calls a method of the worker.
+        """Calls a method of the worker; returns the future of its result.
 
         Raises:
-            BrokenProcessPool: its process is dead; the future raises it where that happens later.
+            BrokenProcessPool: the worker's process is dead. If it dies later, the future raises this error.
         """
         future = self._executor.submit(self._call, method, *args)
         if isinstance(self._executor, ProcessPoolExecutor):
@@ -164,12 +171,12 @@ class Lane:
         return future
 
     def cancel(self) -> None:
-        """Cancels the calls that have not begun; of a process, but for the next."""
+        """Cancels the calls that have not begun; in a process, the next call can no longer be cancelled."""
         for future in self._futures:
             future.cancel()
 
     def close(self, limit: float) -> None:
-        """Waits for the calls that are not cancelled; a process that takes more seconds is killed."""
+        """Waits for the calls that are not cancelled; a process that takes longer than `limit` seconds is killed."""
         if isinstance(self._executor, ProcessPoolExecutor):
             close_pool(self._executor, limit)
         else:
@@ -177,7 +184,7 @@ class Lane:
 
 
 def close_lanes(lanes: Sequence[Lane]) -> None:
-    """Cancels what has not begun, and waits for the rest, `LIMIT` seconds for all of them."""
+    """Cancels the calls that have not begun, and waits for the rest, up to `LIMIT` seconds in all."""
     for lane in lanes:
         lane.cancel()
     end = time.monotonic() + LIMIT
@@ -186,14 +193,14 @@ def close_lanes(lanes: Sequence[Lane]) -> None:
 
 
 def dead_worker(lanes: Sequence[Lane]) -> GBCIError:
-    """Closes lanes, one of whose processes ended by itself; what to say of it."""
+    """Closes the lanes after a worker process has died; returns the error to raise."""
     close_lanes(lanes)
     ended = how_it_ended([process for lane in lanes for process in lane.processes])
     return GBCIError(f"a worker process {ended}; use fewer --workers, or a smaller --batch-size")
 
 
 def start_workers(processes: int, threads: int, *args: Any) -> list[Lane]:
-    """So many processes with a `Worker` each, made of `args`; where 0, so many threads."""
+    """Starts `processes` processes with a ``Worker(*args)`` each; if 0, `threads` threads."""
     if not processes:
         return [_thread(Worker(*args)) for _ in range(threads)]
     return [Lane(worker_pool(1, __name__, _start, args), _call) for _ in range(processes)]
@@ -204,7 +211,7 @@ def _thread(worker: Worker) -> Lane:
     return Lane(executor, lambda method, *args: getattr(worker, method)(*args))
 
 
-_worker: Worker | None = None  # of a process
+_worker: Worker | None = None  # set in worker processes only
 
 
 def _start(*args: Any) -> None:

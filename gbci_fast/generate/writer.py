@@ -1,4 +1,4 @@
-"""What one image becomes: its files, its sample of a shard, and its row of the manifest."""
+"""Writes one image: its files, its sample of a shard, and its row of the manifest."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from gbci_fast.generate.sinks import dicom, png
 from gbci_fast.generate.template import Extent, Synthesis
 from gbci_fast.jobs.files import atomically, sha256_of
 
-SHARD_FINDINGS = 16  # bits of a pixel
+SHARD_FINDINGS = 16  # one bit per finding in a 16-bit image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Written:
-    """One image that is on disk but for its `sample`.
+    """One image whose files are on disk; its `sample` is still to be added to a shard.
 
     Attributes:
-        row: of the manifest, without the job's columns and what is of the image's shard (see `manifest.manifest_row`).
-        sample: members of a WebDataset shard by suffix, without the row; empty where that format was not asked for.
-        digest: SHA-256 of the sample's image.
+        row: of the manifest, without the columns of the job and of the shard (see `manifest.manifest_row`).
+        sample: {suffix: member of a WebDataset shard}, without the row; empty where that format was not requested.
+        digest: SHA-256 of the sample's image; empty without a sample.
     """
 
     row: dict[str, Any]
@@ -38,10 +38,12 @@ class Written:
 
 
 class ImageWriter:
-    """Writes images in the formats of a job; several threads may.
+    """Writes images in the formats of a job; thread-safe.
 
     Args:
-        identities: what is said of the inputs.
+        output: the job's folder.
+        settings: of the job.
+        identities: names of the inputs.
     """
 
     def __init__(self, output: Path, settings: JobSettings, identities: Identities):
@@ -53,8 +55,7 @@ class ImageWriter:
         """Writes the files of one image.
 
         Raises:
-            GBCIError: the image cannot be a DICOM: its view or side is unknown; or a sample of a shard: it has too many
-                findings.
+            GBCIError: view or side is unknown, which DICOM needs; or there are too many findings for a shard's sample.
         """
         image = replace(image, attributes=self._identities.attributes(image.attributes))
         item, formats = image.item, self._settings.formats
@@ -92,7 +93,7 @@ class ImageWriter:
         return Written(row=row, sample=sample, digest=hashlib.sha256(pixels).hexdigest() if sample else "")
 
     def remove(self, item: PlanItem) -> None:
-        """Removes the files of an image, also those half-written, and folders that are empty then."""
+        """Removes the files of an image, including half-written ones, and folders that are empty afterwards."""
         for folder in ("images", "masks", "finding_masks"):
             study = self._output / folder / item.study_id
             for file in list(study.glob(f"*{item.image_id}*")):
@@ -111,7 +112,8 @@ def _lesions(image: Synthesis, kept: Sequence[int]) -> list[tuple[int, str, Exte
     """Number in the findings' table (from 1), source and pixels of every finding whose pixels are known.
 
     Args:
-        kept: which of the template's findings are still there; they follow the painted one in the table.
+        image: the synthesis.
+        kept: indices of the template's findings that were not painted over; they follow the painted one in the table.
     """
     listed = [] if image.attributes.finding_categories == () else [(SYNTHETIC, image.lesion)]
     listed += [(TEMPLATE, image.template.lesions[i]) for i in kept]
@@ -126,7 +128,7 @@ def _encode_mask(mask: np.ndarray) -> bytes:
 def _encode_findings(image: Synthesis, lesions: Sequence[tuple[int, str, Extent]]) -> bytes:
     """All lesions as one 16-bit PNG: bit k - 1 is set in the pixels of the k-th finding, since lesions may overlap.
 
-    Every sample has to have the same members, however many findings there are.
+    A single file keeps the members of all samples the same, whatever the number of findings.
     """
     planes = np.zeros(image.mask.shape, np.uint16)
     for number, _, extent in lesions:

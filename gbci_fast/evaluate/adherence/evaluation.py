@@ -1,4 +1,4 @@
-"""Does a painted lesion show what the sampler was told? Judged by a classifier that has only seen real lesions."""
+"""Adherence: whether painted lesions match their descriptions, judged by a classifier that never saw painted ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +15,8 @@ from gbci_fast.evaluate.scorer import SIZE, Scorer, cut_windows, label, labels
 from gbci_fast.evaluate.settings import AdherenceSettings
 
 CHANCE = 0.5
-KEPT_SHARE = 0.8  # of the real crops' advantage over chance that painted ones must have
-TRIES = 500  # derangements, of which the most even one is taken
+KEPT_SHARE = 0.8  # the share of the real crops' advantage over chance that painted ones must reach
+TRIES = 500  # random derangements, of which the best is taken
 TOLD, SHUFFLED, ORIGINAL = "painted", "shuffled", "shuffled_original"
 CONDITIONS = ("real", "reconstruction", "ring_mean", TOLD, SHUFFLED, ORIGINAL)
 
@@ -26,7 +26,7 @@ Painter = Callable[[Sequence[LesionCase], Sequence[Description], float], Sequenc
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Judged:
-    """One condition's probabilities and truths (NaN where unknown) of a task, [N], or [V * N] of V variants."""
+    """Probabilities and truths (NaN = unknown) of one task in one condition: [N], or [V * N] for V variants."""
 
     scores: np.ndarray
     truths: np.ndarray
@@ -42,21 +42,25 @@ def evaluate_adherence(
 ) -> dict[str, Any]:
     """Balanced accuracy and AUC of the scorer's tasks on real, painted and control images of the same lesions.
 
-    Truths are those of what the sampler was told. `shuffled` paints every case by the description of another one
-    of its data set (see `derange`): its agreement with what was told is adherence proper, and that with the cases'
-    own labels must be at chance, or the surroundings or the mask give the answer away. The condition of `size` is the
-    mask itself, which is not shuffled; its control is the erased image, `ring_mean`. Pathology the model is told
-    through BI-RADS and report alone.
+    Images are compared with the description that the sampler was given. With `settings.shuffled`, every case is also
+    painted from the description of another lesion of its data set (see `derange`). Agreement with that description is
+    adherence proper. Agreement with the case's own labels must be at chance; otherwise the surroundings or the mask
+    give the answer away. The task `size` depends on the mask, which is not shuffled; its control is the erased image,
+    `ring_mean`. The model is told the pathology only through BI-RADS and report.
 
     Args:
-        painter: called once per guidance scale, set of descriptions and variant, whose noise `LesionCase.seed` tells.
-        reconstruction: the cases through the autoencoder alone; None leaves the condition out.
+        cases: the real lesions.
+        scorer: the judge.
+        painter: called once per guidance scale, set of descriptions and variant; `LesionCase.seed` decides the noise.
+        settings: of the evaluation.
+        reconstruction: float32 [S, S] in [0, 1] per case, the image through the autoencoder alone; None leaves the
+            condition out.
 
     Returns:
         The report's ``lesions``, ``patients``, ``tasks``, ``sweep`` and ``targets``, as JSON values.
 
     Raises:
-        GBCIError: a data set has one lesion and `settings.shuffled` is set.
+        GBCIError: `settings.shuffled` is set and a data set has only one lesion.
     """
     donors = derange(cases, scorer, settings.seed) if settings.shuffled else None
     judge = _Judge(cases, scorer, donors, settings)
@@ -89,14 +93,14 @@ def evaluate_adherence(
 
 
 def derange(cases: Sequence[LesionCase], scorer: Scorer, seed: int) -> np.ndarray:
-    """Whose description every case gets: int [N], another lesion of the same data set.
+    """Assigns every case the description of another lesion of its data set: the donors' indices, int [N].
 
-    Of `TRIES` random derangements the one that is most even is taken: donors of another patient (two views of one
-    lesion are described alike), whose labels are as good as uncorrelated with the cases' own (or adherence itself would
-    move the agreement with the original labels off chance).
+    The best of `TRIES` random derangements is taken. Donors should be other patients, since two views of one lesion
+    have the same description. Their labels should not correlate with the cases' own; otherwise adherence itself would
+    move the agreement with the original labels off chance.
 
     Raises:
-        GBCIError: a data set has one lesion.
+        GBCIError: a data set has only one lesion.
     """
     rng, donors = np.random.default_rng(seed), np.empty(len(cases), int)
     patients = np.unique([case.patient for case in cases], return_inverse=True)[1]
@@ -117,7 +121,13 @@ def derange(cases: Sequence[LesionCase], scorer: Scorer, seed: int) -> np.ndarra
 
 
 def _dependence(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest difference over the tasks [N, T] between the rates of positive donors of positives and negatives."""
+    """How much the donors' labels depend on the cases' own: the largest difference over T tasks, in [0, 1].
+
+    The difference is between the rates of positive donors among positive and among negative cases.
+
+    Args:
+        one, other: labels of cases and donors, [N, T].
+    """
     worst = 0.0
     for own, told in zip(one.T, other.T, strict=True):
         known = ~np.isnan(own) & ~np.isnan(told)
@@ -151,11 +161,11 @@ class _Judge:
         self.draws = patient_draws(self.patients, settings.seed)
 
     def own(self, images: Sequence[np.ndarray]) -> dict[str, _Judged]:
-        """Every task's scores of `images` beside the cases' own truths."""
+        """The scores of `images` in every task, with the cases' own truths."""
         return self._against(self._score(images), self.truths)
 
     def painted(self, painter: Painter, guidance: float) -> dict[str, dict[str, _Judged]]:
-        """Scores by condition: told their own descriptions and, unless there are no donors, those of others."""
+        """Paints all cases; returns scores by condition: own descriptions and, if there are donors, shuffled ones."""
         described = [Description.of(case) for case in self.cases]
         found = {TOLD: self._against(self._paint(painter, described, guidance), self.truths)}
         if self.donors is None:
@@ -166,7 +176,7 @@ class _Judge:
         return found
 
     def summary(self, judged: _Judged) -> dict[str, Any]:
-        """Balanced accuracy and AUC with intervals, and how many lesions of how many patients they rest on."""
+        """Balanced accuracy and AUC with intervals, and the numbers of lesions and patients behind them."""
         times = len(judged.truths) // len(self.cases)
         known = ~np.isnan(judged.truths)
         scores, truths, roots = judged.scores[known], judged.truths[known] == 1, np.tile(self.roots, times)[known]
@@ -183,7 +193,7 @@ class _Judge:
         return self.scorer.predict(crop_lesions(self.cases, images), cut_windows(self.cases, images))
 
     def _paint(self, painter: Painter, told: Sequence[Description], guidance: float) -> dict[str, np.ndarray]:
-        """Every task's scores of all variants, one after the other; the first has the cases' own noise."""
+        """The scores of every task, [V * N], variant by variant; the first variant uses the cases' own noise."""
         found = []
         for variant in range(self.variants):
             cases = [replace(case, seed=variant_seed(case.seed, variant)) for case in self.cases]
@@ -196,26 +206,27 @@ class _Judge:
 
 
 def variant_seed(seed: int, variant: int) -> int:
-    """A case's seed for its variants: its own for the first, and a function of both for the others."""
+    """The seed of a case's variant: the case's own for variant 0, else derived from both."""
     return seed if variant == 0 else int(np.random.SeedSequence((seed, variant)).generate_state(1, np.uint64)[0])
 
 
 def patient_draws(patients: np.ndarray, seed: int) -> np.ndarray:
-    """How often every lesion counts: int [1 + RESAMPLES, N]; once in the first row, then by resampled patients."""
+    """How often every lesion counts, int [1 + RESAMPLES, N]: once in row 0, then as bootstrap resamples of patients."""
     count = int(patients.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
     return np.concatenate([np.ones((1, len(patients)), int), drawn[:, patients]])
 
 
 def balanced_accuracy(scores: np.ndarray, truths: np.ndarray, roots: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """The mean of sensitivity and specificity at 0.5 within data sets, float64 [R]; NaN where neither has both classes.
+    """The mean of sensitivity and specificity at threshold 0.5, within data sets: float64 [R].
 
-    Data sets weigh by their lesions, and only those with both classes count: to tell one set from another is no
-    evidence about a lesion, and the sets differ in their labels.
+    The mean is taken within data sets, because they differ in their labels and telling one set from another says
+    nothing about a lesion. Data sets weigh by their number of lesions, and only those with both classes count; NaN if
+    none has both.
 
     Args:
-        scores, truths, roots: [N].
-        draws: weights [R, N].
+        scores, truths, roots: [N]: probabilities, bool labels, and numbers of the data sets.
+        draws: weights of the lesions, [R, N].
     """
     right = (scores > CHANCE) == truths
 
@@ -228,7 +239,10 @@ def balanced_accuracy(scores: np.ndarray, truths: np.ndarray, roots: np.ndarray,
 
 
 def auc(scores: np.ndarray, truths: np.ndarray, roots: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """The probability that a positive outscores a negative of its data set, ties half; as `balanced_accuracy`."""
+    """The probability that a positive outscores a negative of its data set: float64 [R]; ties count half.
+
+    Arguments and weights are those of `balanced_accuracy`.
+    """
 
     def value(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
         positive, values = truths[rows], scores[rows]
@@ -242,7 +256,7 @@ def auc(scores: np.ndarray, truths: np.ndarray, roots: np.ndarray, draws: np.nda
 def _within(
     value: Callable[[np.ndarray, np.ndarray], np.ndarray], truths: np.ndarray, roots: np.ndarray, draws: np.ndarray
 ) -> np.ndarray:
-    """The mean of ``value(rows, weights)`` over the data sets where it is defined, weighing by lesions."""
+    """The mean of ``value(rows, weights)`` over the data sets with both classes, weighted by lesions: float64 [R]."""
     total, weight = np.zeros(len(draws)), np.zeros(len(draws))
     for root in np.unique(roots):
         rows = np.flatnonzero(roots == root)
@@ -257,7 +271,7 @@ def _within(
 
 
 def _interval(values: np.ndarray) -> dict[str, float | None]:
-    """Of the first value, from the others, of which some may be undefined; no interval where most are."""
+    """The first value, with the interval of the others (resamples); no interval if most of them are NaN."""
     first, others = values[0], values[1:][~np.isnan(values[1:])]
     if np.isnan(first):
         return {"value": None, "low": None, "high": None}
@@ -268,7 +282,7 @@ def _interval(values: np.ndarray) -> dict[str, float | None]:
 
 
 def build_targets(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Per task: the kept share of the real crops' advantage over chance, and that the control is at chance."""
+    """Two targets per task: the share of the real crops' advantage over chance, and a control at chance."""
     targets = []
     for task, found in tasks.items():
         real, painted = (found[name]["balanced_accuracy"] for name in ("real", TOLD))

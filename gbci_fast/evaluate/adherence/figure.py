@@ -1,4 +1,4 @@
-"""The picture of an adherence evaluation: every condition's balanced accuracy by task, and the guidance sweep."""
+"""The figure of an adherence evaluation: every condition's balanced accuracy by task, and the guidance sweep."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def _draw_conditions(axes: Axes, report: dict[str, Any]) -> None:
 
 
 def _draw_sweep(axes: Axes, sweep: list[dict[str, Any]], tasks: dict[str, Any]) -> None:
-    """A line per task; faint where the scorer is not above chance on real lesions, and so judges nothing."""
+    """Draws a line per task; faint where the scorer is not above chance on real lesions and cannot judge."""
     for i, (task, found) in enumerate(tasks.items()):
         judged = (found["real"]["balanced_accuracy"]["low"] or 0) > CHANCE
         for name, style in ((TOLD, "o-"), (SHUFFLED, "s--")):
@@ -76,7 +76,7 @@ def _draw_sweep(axes: Axes, sweep: list[dict[str, Any]], tasks: dict[str, Any]) 
 
 
 def _error(summary: dict[str, float | None]) -> tuple[float, float]:
-    """Down and up from the value, which a bootstrap's quantiles may leave out; nothing where there is no interval."""
+    """The lengths of the error bar below and above the value; 0 without an interval or where the value exceeds it."""
     if summary["low"] is None:
         return 0.0, 0.0
     return max(0.0, summary["value"] - summary["low"]), max(0.0, summary["high"] - summary["value"])

@@ -1,1 +1,1 @@
-"""Whether synthetic lesions are distributed as real ones."""
+"""Compares the distribution of synthetic lesions with that of real ones."""

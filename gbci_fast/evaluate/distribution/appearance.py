@@ -1,4 +1,4 @@
-"""What crops look like, measured without a network: diversity, spectrum, and seams at the mask's outline."""
+"""Appearance of crops, measured without a network: diversity, spectrum, and seams at the mask's outline."""
 
 import numpy as np
 from scipy import ndimage
@@ -6,20 +6,24 @@ from scipy import ndimage
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001)
-"""The first three of Wang et al. 2003's five, made to sum to 1: two more halvings leave less than the window."""
+"""The first three of the five weights of Wang et al. 2003, normalized below: further halvings leave less than the
+window."""
 WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
 BAND = (4.0, 16.0)
-"""Cycles per crop, both ends included. Below, the Hann window mixes neighbors; above, the smallest lesions' crops are
-enlarged twofold and have nothing of their own."""
-FLANK = (2.0, 5.0)  # crop pixels from the outline: near it, and clear of it
-DARKEST_STEP = 1 / 65535  # the images' resolution: no gradient is known to be smaller
+"""Cycles per crop, both ends included. Below this band, the Hann window mixes neighboring frequencies. Above it, crops
+of the smallest lesions, which are enlarged twofold, hold no signal."""
+FLANK = (2.0, 5.0)  # distance from the outline in crop pixels: close to it, but clear of it
+DARKEST_STEP = 1 / 65535  # the images' resolution, the smallest gradient that is measurable
 
 
 def ms_ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Multi-scale structural similarity of pairs of crops, float [N, C, C] in [0, 1]: float64 [N] in [0, 1].
+    """Multi-scale structural similarity (Wang et al. 2003) of N pairs of crops: float64 [N] in [0, 1].
 
-    Wang et al. 2003 with the Gaussian window of 11 pixels at three scales, the most that 64 pixels hold.
+    The Gaussian window has 11 pixels. There are three scales, the most that 64 pixels allow.
+
+    Args:
+        x, y: float [N, C, C] in [0, 1].
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
     weights = np.array(MS_SSIM_WEIGHTS) / sum(MS_SSIM_WEIGHTS)
@@ -33,14 +37,16 @@ def ms_ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def spectrum(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies of `BAND`, in cycles per crop [F], and the power at each, averaged over directions: float64 [N, F].
+    """The frequencies of `BAND`, int [F] in cycles per crop, and the crops' power at each, float64 [N, F].
+
+    The power is averaged over directions.
 
     Args:
-        crops: [N, C, C]; their mean is taken off before the Hann window.
+        crops: float [N, C, C]; a crop's mean is subtracted before the Hann window is applied.
     """
     hann = np.hanning(CROP_SIZE + 1)[:-1]  # periodic
     window = hann[:, None] * hann
-    # The mean under the window, or what is left of it would leak into the lowest frequencies.
+    # The weighted mean under the window: a remainder would leak into the lowest frequencies.
     centered = crops - (crops * window).sum((1, 2), keepdims=True) / window.sum()
     power = np.abs(np.fft.fft2(centered * window)) ** 2
     axis = np.fft.fftfreq(CROP_SIZE, 1 / CROP_SIZE)
@@ -50,10 +56,10 @@ def spectrum(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spectrum_slopes(crops: np.ndarray) -> np.ndarray:
-    """Of the least-squares line of log power over log frequency within `BAND`: float64 [N].
+    """The slope of the least-squares line of log power over log frequency within `BAND`: float64 [N].
 
-    1/f^b noise has -b; a flat crop, without power, has 0. Frequencies weigh as they have directions: the logarithm of
-    a mean over few is biased downward.
+    The slope of 1/f^b noise is -b, that of a flat crop 0. Each frequency is weighted by its number of directions,
+    because the logarithm of a mean over few directions is biased downward.
     """
     frequencies, power = spectrum(crops)
     weights = frequencies / frequencies.sum()
@@ -62,14 +68,14 @@ def spectrum_slopes(crops: np.ndarray) -> np.ndarray:
 
 
 def seams(crops: Crops) -> np.ndarray:
-    """How much steeper a crop is across the outline of its mask than beside it, as a logarithm: float64 [N].
+    """How much steeper a crop is across its mask's outline than beside it: float64 [N]; 0 = the outline does not show.
 
-    The mean absolute difference of two neighbors of which one is masked, over that of two neighbors `FLANK` away from
-    the outline, of both sides together; its natural logarithm. 0: the outline does not show.
+    The natural logarithm of a ratio of mean absolute differences between neighboring pixels: of pairs of which one is
+    masked, over pairs that both lie `FLANK` away from the outline, on either side.
     """
     values = np.empty(len(crops))
     for i, (pixels, mask) in enumerate(zip(crops.pixels.astype(np.float64), crops.masks, strict=True)):
-        # Pixel centers are half a pixel from the outline at least.
+        # Pixel centers lie at least half a pixel from the outline.
         distance = np.where(mask, ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)) - 0.5
         beside = (distance >= FLANK[0]) & (distance <= FLANK[1])
         across, flank = [], []
@@ -83,7 +89,7 @@ def seams(crops: Crops) -> np.ndarray:
 
 
 def _ssim(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean similarity and its contrast-and-structure part where the window is inside, for values in [0, 1]."""
+    """The mean SSIM and its contrast-and-structure part, [N] each, over the places where the whole window fits."""
     mean_x, mean_y = _blur(x), _blur(y)
     var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
     covariance = _blur(x * y) - mean_x * mean_y
@@ -102,5 +108,5 @@ def _blur(x: np.ndarray) -> np.ndarray:
 
 
 def _halve(x: np.ndarray) -> np.ndarray:
-    """Means of 2 x 2 pixels; the sides are even."""
+    """The images [N, H, W] at half the size: means of 2 x 2 pixels; the sides must be even."""
     return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4

@@ -1,7 +1,7 @@
 """Distances between two sets of feature vectors, on plain arrays; items of one owner (patient) are never compared.
 
-`owners` say whose an item is. Two views of one lesion, or a real lesion and the one painted in its place, are no
-independent pair: they would pull every distance toward zero. Without `owners` every item is its own.
+`owners` holds the owner of every item. Two views of one lesion, or a real lesion and the one painted in its place, are
+not independent: they would pull every distance toward zero. Without `owners`, every item has an owner of its own.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from gbci_fast.errors import GBCIError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KernelPairs:
-    """What the squared maximum mean discrepancy of two sets is made of, for any weights of their items.
+    """The terms of the squared maximum mean discrepancy of two sets, for any weights of their items.
 
     Attributes:
         xx, yy, xy: float64, the cubic kernel (x.y / D + 1)^3 of every pair, 0 where the pair does not count.
-        counts_xx, counts_yy, counts_xy: float64, 1 where a pair counts: two items of two owners.
+        counts_xx, counts_yy, counts_xy: float64, 1 where a pair counts (the items have different owners), else 0.
     """
 
     xx: np.ndarray
@@ -37,7 +37,7 @@ class KernelPairs:
         owners_x: Sequence[object] | None = None,
         owners_y: Sequence[object] | None = None,
     ) -> "KernelPairs":
-        """Of features [N, D] and [M, D]."""
+        """The pairs of features x [N, D] and y [M, D]."""
         parts = {}
         for name, a, b, counts in (
             ("xx", x, x, _pairs_that_count(len(x), owners_x)),
@@ -51,7 +51,8 @@ class KernelPairs:
     def distances(self, weights_x: np.ndarray, weights_y: np.ndarray) -> np.ndarray:
         """The distance under each of R weightings of the items, [R, N] and [R, M]: float64 [R].
 
-        A weight is how often an item stands in a resample, or whether it stands in a half. NaN where no pair counts.
+        A weight is the number of times that an item is in a resample, or 1 if it is in a half, else 0. The distance is
+        NaN where no pair counts.
         """
 
         def mean(kernel: np.ndarray, counts: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -69,9 +70,9 @@ def kernel_distance(
     owners_x: Sequence[object] | None = None,
     owners_y: Sequence[object] | None = None,
 ) -> float:
-    """The unbiased kernel inception distance of features [N, D] and [M, D] (Binkowski et al. 2018), of any extractor.
+    """The unbiased kernel inception distance (Binkowski et al. 2018) of features [N, D] and [M, D] of any extractor.
 
-    It can be negative: the mean over samples of one distribution is zero.
+    The distance can be negative: between samples of one distribution its expectation is zero.
     """
     pairs = KernelPairs.of(x, y, owners_x, owners_y)
     return float(pairs.distances(np.ones((1, len(x))), np.ones((1, len(y))))[0])
@@ -82,12 +83,13 @@ def frechet_distance(
 ) -> float:
     """The Frechet distance of two Gaussians that are fitted to features [N, D] and [M, D] (Heusel et al. 2017).
 
-    With A and B the centered features over the root of their number less one, the covariances are A'A and B'B, and
-    the trace of the root of their product is the sum of the singular values of AB'. No root of a matrix is taken, so
-    fewer items than features do no harm.
+    Let A and B be the centered features divided by the square root of their number minus one. The covariances are A'A
+    and B'B, and the trace of the square root of their product is the sum of the singular values of AB'. No matrix
+    square root is taken, so the number of items may be below the number of features.
 
     Args:
-        weights_x, weights_y: how often each item counts; once if None.
+        x, y: features.
+        weights_x, weights_y: [N] and [M], how often each item counts; None = once.
     """
     mean_x, spread_x = _moments(x, weights_x)
     mean_y, spread_y = _moments(y, weights_y)
@@ -98,7 +100,7 @@ def frechet_distance(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Neighbors:
-    """Which items lie in the other set's manifold: the balls around its items to their k-th neighbor.
+    """Which items lie in the other set's manifold, the union of balls that reach from its items to their k-th neighbor.
 
     Attributes:
         precision, density: float64 [M], one per synthetic item.
@@ -117,10 +119,11 @@ class Neighbors:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NeighborPairs:
-    """Euclidean distances between and within two sets; infinite where two items have one owner.
+    """Euclidean distances within and between two sets; infinite where two items have one owner.
 
     Attributes:
-        real, synthetic, cross: float64 [N, N], [M, M] and [N, M].
+        real, synthetic: float64 [N, N] and [M, M], within the sets.
+        cross: float64 [N, M], between them.
     """
 
     real: np.ndarray
@@ -135,7 +138,7 @@ class NeighborPairs:
         real_owners: Sequence[object] | None = None,
         synthetic_owners: Sequence[object] | None = None,
     ) -> "NeighborPairs":
-        """Of features [N, D] and [M, D]."""
+        """The distances of features real [N, D] and synthetic [M, D]."""
         different = _different(real_owners, synthetic_owners, (len(real), len(synthetic)))
         return cls(
             real=np.where(_pairs_that_count(len(real), real_owners), cdist(real, real), np.inf),
@@ -148,7 +151,7 @@ class NeighborPairs:
     def find(
         self, k: int, real_rows: np.ndarray | slice = slice(None), synthetic_rows: np.ndarray | slice = slice(None)
     ) -> Neighbors:
-        """Among the items at the given rows (bool or indices).
+        """The neighbors among the items at the given rows (bool or indices); see `find_neighbors`.
 
         Raises:
             GBCIError: an item has fewer than `k` neighbors of other owners.
@@ -176,7 +179,8 @@ def find_neighbors(
 
     Args:
         real, synthetic: features [N, D] and [M, D].
-        k: neighbors of other owners that a ball holds.
+        k: number of neighbors of other owners in a ball.
+        real_owners, synthetic_owners: the owners of the items; None = all different.
 
     Raises:
         GBCIError: an item has fewer than `k` neighbors of other owners.
@@ -185,7 +189,7 @@ def find_neighbors(
 
 
 def _moments(x: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The mean [D], and a matrix [<= D, D] whose square (transposed times itself) is the covariance."""
+    """The mean [D], and a matrix R of at most D rows, [<= D, D], such that R'R is the covariance."""
     x = x.astype(np.float64)
     weights = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
     x, weights = x[weights > 0], weights[weights > 0]
@@ -195,7 +199,7 @@ def _moments(x: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.
 
 
 def _radii(what: str, distances: np.ndarray, k: int) -> np.ndarray:
-    """float64 [N]: how far the k-th neighbor of another owner is."""
+    """The distance of every item to its k-th neighbor of another owner, float64 [N]; `what` names the set in errors."""
     fewest = int(np.isfinite(distances).sum(1).min())
     if fewest < k:
         raise GBCIError(
@@ -206,13 +210,13 @@ def _radii(what: str, distances: np.ndarray, k: int) -> np.ndarray:
 
 
 def _pairs_that_count(number: int, owners: Sequence[object] | None) -> np.ndarray:
-    """bool [N, N]: two items of two owners."""
+    """Which pairs within a set have different owners, bool [N, N]."""
     owners = range(number) if owners is None else owners
     return _different(owners, owners, (number, number))
 
 
 def _different(left: Sequence[object] | None, right: Sequence[object] | None, shape: tuple[int, int]) -> np.ndarray:
-    """bool [N, M]: two owners; all of them where it is not said whose the items are."""
+    """Which pairs have different owners, bool [N, M]; all pairs if the owners are not given."""
     if left is None or right is None:
         return np.ones(shape, bool)
     return np.asarray(left)[:, None] != np.asarray(right)

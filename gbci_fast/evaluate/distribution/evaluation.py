@@ -1,9 +1,10 @@
-"""Whether lesions that were made are distributed as real ones, beside what two halves of the real ones differ by.
+"""Compares the distribution of synthetic lesions with that of real ones; the null is one half of the real lesions
+against the other.
 
-Distances of small sets are not zero even where nothing differs, and they fall with the number of items. So every
-distance is measured between two halves of the patients, which are disjoint and of equal size: real half A against real
-half B is the null, and the column's half A against the same real half B is the column's value. A hundred random
-halvings give both their spread.
+Distances of small sets are not zero even for equal distributions, and fall with the number of items. So every distance
+is measured between two halves of the patients, which are disjoint and of equal size. Real half A against real half B is
+the null; a column's half A against the same real half B is the column's value. Random halvings (100 by default) give
+the spread of both.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,14 +23,14 @@ from gbci_fast.evaluate.report import target, versions
 from gbci_fast.evaluate.settings import DistributionSettings
 
 REAL = "real"
-STANDARDIZED = ("radiomics",)  # features of many units; a network's have one
+STANDARDIZED = ("radiomics",)  # extractors whose features have different units
 NEIGHBOR_STATISTICS = ("precision", "recall", "density", "coverage")
-FEWEST_JUDGED = 20  # patients of a set, for its targets to be judged
+FEWEST_JUDGED = 20  # patients that a set needs for its targets to be judged
 FRECHET_BOUND, SLOPE_BOUND = 1.5, 0.2
 QUANTILES = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Weights of a set's items [R, N] and of the real ones [R, M] to R values."""
+"""Maps weights of a set's items, [R, N], and of the real items, [R, M], to R values."""
 
 
 def evaluate_distribution(
@@ -41,11 +42,15 @@ def evaluate_distribution(
     judged: str,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
-    """The report of the columns' crops against the real ones, without what the painting has to say.
+    """The report of the columns' crops against the real ones, as JSON values; the caller adds how they were painted.
 
     Args:
-        columns: name to crops. A patient of `real` who is in a column too is never compared with herself.
-        judged: the column that has to meet the targets.
+        real: crops of real lesions.
+        columns: {name: crops}. Crops of one patient are never compared with each other, even across sets.
+        extractors: of the features to compare.
+        settings: of the evaluation.
+        judged: name of the column that has to meet the targets.
+        on_progress: called as ``f(stage, done, total)``.
 
     Raises:
         GBCIError: too few patients.
@@ -100,12 +105,12 @@ NOTES = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Halvings:
-    """Which crops every halving and every resample takes; common to all measures.
+    """The crops in every halving and every resample, the same for all measures.
 
     Attributes:
-        left: set's name to bool [S, N], half A of its patients, thinned to equal numbers of crops.
+        left: {name of a set: bool [S, N]}, half A of its patients, thinned to equal numbers of crops.
         right: bool [S, N], half B of the real crops.
-        draws: set's name to int64 [R, N], how often each crop stands in a resample of the patients.
+        draws: {name of a set: int64 [R, N]}, how often each crop is in a resample of the patients.
     """
 
     left: dict[str, np.ndarray]
@@ -114,9 +119,9 @@ class Halvings:
 
     @classmethod
     def of(cls, sets: Mapping[str, Crops], settings: DistributionSettings) -> "Halvings":
-        """Patients are halved and drawn within strata of those who are in the same sets, so that each keeps its size.
+        """Halves and resamples the patients within strata (patients of the same sets), so that set sizes are kept.
 
-        A patient is in one half, and as often in a resample, in all of them.
+        A patient is in the same half, and equally often in a resample, in every set.
         """
         rng = np.random.default_rng(settings.seed)
         members = {name: set(crops.patients) for name, crops in sets.items()}
@@ -129,7 +134,7 @@ class Halvings:
         draws = np.zeros((settings.resamples, len(patients)), np.int64)
         for stratum in map(np.array, strata.values()):
             order = rng.permuted(np.tile(np.arange(len(stratum)), (settings.splits, 1)), axis=1)
-            # Of an odd number, either half gets the one that is left.
+            # In an odd stratum, a random half gets the extra patient.
             cut = (len(stratum) + rng.integers(0, 2, (settings.splits, 1)) * (len(stratum) % 2)) // 2
             halves[:, stratum] = order < cut
             draws[:, stratum] = rng.multinomial(
@@ -146,21 +151,30 @@ class Halvings:
 
 
 def join_patients(real: Sequence[LesionCase], synthetic: Sequence[LesionCase]) -> tuple[str, ...]:
-    """Whose the synthetic lesions are: the real patient of the same id, in whose breast they were painted, or nobody.
+    """The patients of synthetic lesions: the real patient of the same id, or else a patient of their own.
 
-    `gbci-fast generate` writes its template's ``patient_id``.
+    `gbci-fast generate` writes the ``patient_id`` of the template, the breast that was painted into.
     """
     known = {_patient_id(case): case.patient for case in reversed(real)}
     return tuple(known.get(_patient_id(case), f"synthetic:{case.patient}") for case in synthetic)
 
 
 def _patient_id(case: LesionCase) -> str:
-    """As its own table says."""
+    """The patient's id in the data set's table."""
     return case.patient.removeprefix(f"{case.root}/")
 
 
 def check_patients(name: str, patients: Sequence[str], neighbors: int) -> None:
-    """Raises GBCIError where a half of them could not have `neighbors` others."""
+    """Checks that every item of a half can have `neighbors` neighbors of other patients.
+
+    Args:
+        name: of the set, for the message.
+        patients: the patient of every lesion.
+        neighbors: k.
+
+    Raises:
+        GBCIError: there are fewer than ``2 * (neighbors + 1)`` patients.
+    """
     number, needed = len(set(patients)), 2 * (neighbors + 1)
     if number < needed:
         raise GBCIError(
@@ -170,13 +184,13 @@ def check_patients(name: str, patients: Sequence[str], neighbors: int) -> None:
 
 
 def _thin(halves: np.ndarray, fewest: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """bool [S, N]: of each row's True, `fewest` [S] at random."""
+    """Keeps `fewest` [S] random True entries of each row of `halves`: bool [S, N]."""
     keys = np.where(halves, rng.random(halves.shape), 2.0)
     return halves & (keys.argsort(1).argsort(1) < fewest[:, None])
 
 
 def extract(extractor: Extractor, sets: Mapping[str, Crops]) -> dict[str, np.ndarray]:
-    """Features [N, D] of every set; those of many units in standard deviations of the real crops, the set `REAL`.
+    """The features [N, D] of every set; those in `STANDARDIZED` are standardized by the set `REAL`.
 
     Raises:
         GBCIError: a feature is NaN or infinite.
@@ -222,7 +236,7 @@ def _frechet(x: np.ndarray, real: np.ndarray) -> Measure:
 
 
 def _measure(name: str, measure: Measure, halvings: Halvings, *, centered: bool) -> dict[str, Any]:
-    """The values of a set's halves; of columns also that of all crops and its interval."""
+    """The measure on a set's halves; for columns, also on all crops, with its interval."""
     result: dict[str, Any] = {"splits": _spread(measure(halvings.left[name], halvings.right))}
     if name != REAL:
         everything = np.ones((1, halvings.left[name].shape[1])), np.ones((1, halvings.right.shape[1]))
@@ -267,7 +281,7 @@ def _compare_diversity(sets: Mapping[str, Crops], halvings: Halvings, settings: 
 
 
 def _pick_pairs(patients: Sequence[str], settings: DistributionSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Indices [P] and [P] of pairs of crops of two patients; equal sets get equal pairs."""
+    """Indices, [P] each, of random pairs of crops of two patients; equal sets give equal pairs."""
     owners = np.array(patients)
     i, j = np.triu_indices(len(owners), 1)
     keep = np.flatnonzero(owners[i] != owners[j])
@@ -276,7 +290,7 @@ def _pick_pairs(patients: Sequence[str], settings: DistributionSettings) -> tupl
 
 
 def _compare_values(values: Mapping[str, np.ndarray], sets: Mapping[str, Crops], halvings: Halvings) -> dict[str, Any]:
-    """Means of one number per crop, and how many of a column's lie where 95 % of the real ones do."""
+    """Means of one number per crop, and the share of a column's values in the central 95 % of the real ones."""
     real = values[REAL]
     low, high = np.quantile(real, QUANTILES)
     owners = np.array(sets[REAL].patients)
@@ -299,7 +313,7 @@ def _compare_values(values: Mapping[str, np.ndarray], sets: Mapping[str, Crops],
 
 
 def _mean_spectra(sets: Mapping[str, Crops]) -> dict[str, Any]:
-    """The geometric mean of the crops' power at every frequency, for the figure."""
+    """The logarithm of the geometric mean of the crops' power at every frequency, for the figure."""
     frequencies = spectrum(sets[REAL].pixels[:1])[0]
     means = {name: np.log(np.maximum(spectrum(x.pixels)[1], 1e-12)).mean(0) for name, x in sets.items()}
     return {"frequencies": frequencies.tolist(), "log_power": {name: x.tolist() for name, x in means.items()}}
@@ -336,7 +350,11 @@ def _beside_null(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _spread(values: np.ndarray) -> dict[str, Any]:
-    """Median, central 95 % and all of them."""
+    """The median, the central 95 % and all values.
+
+    Raises:
+        GBCIError: a value is not finite.
+    """
     values = np.asarray(values, np.float64)
     if not np.isfinite(values).all():
         raise GBCIError("a half of the patients has too few lesions to compare; use more images")

@@ -1,4 +1,4 @@
-"""The picture of a distribution evaluation: values over the null's histograms, spectra, and crops side by side."""
+"""The figure of a distribution evaluation: values over the null's histograms, spectra, and crops side by side."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ def draw_figure(path: Path, report: dict[str, Any], sets: Mapping[str, Crops]) -
 
     Args:
         report: of `evaluate_distribution`.
-        sets: real crops and the columns, of which some are shown.
+        sets: real crops and the columns; up to `STRIP` crops of each are shown.
     """
     extractors = report["extractors"]
     colors = {name: f"C{i}" for i, name in enumerate(report["sets"])}
@@ -51,7 +51,7 @@ def draw_figure(path: Path, report: dict[str, Any], sets: Mapping[str, Crops]) -
 
 
 def _draw_null(axes: Axes, statistic: dict[str, Any], colors: Mapping[str, str]) -> None:
-    """The real halves' histogram; a column's median as a line and its central 95 % of halvings as a bar."""
+    """Draws the real halves' histogram, and each column's median (line) and central 95 % of halvings (bar)."""
     axes.hist(statistic["null"]["values"], bins=20, color=colors[REAL], alpha=0.5, label="real halves")
     top = axes.get_ylim()[1]
     for i, (name, column) in enumerate(statistic["columns"].items()):
@@ -85,7 +85,7 @@ def _draw_means(axes: Axes, seam: dict[str, Any], colors: Mapping[str, str]) -> 
 
 
 def _draw_strip(axes: Axes, sets: Mapping[str, Crops]) -> None:
-    """A row per set; crops of one column are of one lesion where the sets are as long as each other."""
+    """Draws a row of crops per set; in sets of equal length, crops below each other are of one lesion."""
     rows = []
     for crops in sets.values():
         picked = crops.pixels[np.linspace(0, len(crops) - 1, min(STRIP, len(crops))).round().astype(int)]

@@ -1,1 +1,1 @@
-"""Whether lesions of the training set come back."""
+"""Finds copies of training lesions among synthetic ones."""

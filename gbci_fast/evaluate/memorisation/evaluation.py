@@ -1,9 +1,9 @@
-"""Copies of training lesions: does a synthetic crop come nearer to a training crop than a real held-out one does?
+"""Copies of training lesions: is a synthetic crop nearer to a training crop than real held-out crops are?
 
-The real test lesions are the yardstick: their patients are in no training image, so that the distances to their nearest
-training crops are those of new lesions. The threshold is an order statistic of them; under exchangeability the number
-of synthetic crops below it has a beta-binomial distribution, whatever that of the distances (Nelson's precedence test,
-1963). A binomial would take the threshold for exact, which among a hundred lesions it is not.
+Real test lesions are the reference. Their patients are in no training image, so their distances to the nearest training
+crops are those of new lesions. The threshold is an order statistic of these distances. Under exchangeability the number
+of synthetic crops below it has a beta-binomial distribution, whatever the distribution of the distances (Nelson's
+precedence test, 1963). A binomial would take the threshold as exact, which it is not for about a hundred lesions.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,19 +24,19 @@ from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
 from gbci_fast.evaluate.report import target, versions
 from gbci_fast.evaluate.settings import MemorisationSettings
 
-NUM_CONTROLS = 48  # training crops that are made into copies
-CONTROL_SHIFT, CONTROL_GAIN, CONTROL_NOISE = (2, -3), 0.7, 0.1  # pixels of a crop; the lesion's standard deviations
-CHUNK = 16  # crops between two reports of progress
+NUM_CONTROLS = 48  # training crops that are turned into known copies
+CONTROL_SHIFT, CONTROL_GAIN, CONTROL_NOISE = (2, -3), 0.7, 0.1  # crop pixels; factor; lesion's standard deviations
+CHUNK = 16  # crops between two progress reports
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lesions:
-    """N lesions' crops and what they are called.
+    """The crops and names of N lesions.
 
     Attributes:
         crops: around the lesions.
         names: ``<root>/<image id>-<number>``.
-        image_ids: of the images that they are in, or, of synthetic ones, of the images that they were painted into.
+        image_ids: of the lesions' images; for synthetic lesions, of the images that they were painted into.
     """
 
     crops: Crops
@@ -45,7 +45,7 @@ class Lesions:
 
     @classmethod
     def of(cls, cases: Sequence[LesionCase], images: Sequence[np.ndarray] | None = None) -> "Lesions":
-        """Of the cases, or of `images` painted from them."""
+        """The lesions of `cases`, in their own images or in `images` (float32 [S, S] in [0, 1], one per case)."""
         return cls(
             crops=crop_lesions(cases, images),
             names=tuple(f"{case.root}/{case.name}" for case in cases),
@@ -58,11 +58,11 @@ class Lesions:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NearestTraining:
-    """What the figure and the gate need beside the report.
+    """What the figure and the gate need besides the report.
 
     Attributes:
         index, threshold: for `neighbors.save_index`.
-        real, synthetic: the nearest training crops in pixel space.
+        real, synthetic: the nearest training crops of real and synthetic crops, in pixel space.
     """
 
     index: TrainingIndex
@@ -74,10 +74,10 @@ class NearestTraining:
 def read_synthetic(
     root: Path, limit: int | None = None, on_progress: OnProgress = lambda stage, done, total: None
 ) -> Lesions:
-    """The painted lesions of an output of `gbci-fast generate`; a template's own ones are left out.
+    """The painted lesions of an output of `gbci-fast generate`, without the templates' own lesions.
 
     Raises:
-        GBCIError: another data set, or one without a painted lesion.
+        GBCIError: `root` is another kind of data set, or has no painted lesion.
     """
     painted, templates = read_painted(root, limit=limit, on_progress=on_progress)
     found = Lesions.of(painted)
@@ -95,16 +95,19 @@ def evaluate_memorisation(
     repainted: bool,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> tuple[dict[str, Any], NearestTraining]:
-    """The report (JSON values) and what the figure shows.
+    """The report (JSON values), and the data for the figure and the gate.
 
     Args:
         training, real: lesions of the training and of the test split.
-        synthetic: lesions to be judged; training lesions in the image that one was painted into do not count.
-        source: how they were made, for the report.
-        repainted: whether they are `real`, erased and painted, one for one.
+        synthetic: lesions to judge. Training lesions in the image that a lesion was painted into do not count for it.
+        extractor: of the features for the second space.
+        settings: of the evaluation.
+        source: how the synthetic lesions were made, for the report.
+        repainted: the synthetic lesions are the real ones, erased and painted again, in the same order.
+        on_progress: called as ``f(stage, done, total)``.
 
     Raises:
-        GBCIError: a training image is a test image too.
+        GBCIError: an image is in both splits.
     """
     if shared := sorted(set(training.image_ids) & set(real.image_ids)):
         raise GBCIError(f"image {shared[0]} is in the training and in the test split; expected disjoint splits")
@@ -150,18 +153,19 @@ def evaluate_memorisation(
 def compare(
     distances: Sequence[np.ndarray], patients: Sequence[Sequence[str]], settings: MemorisationSettings
 ) -> dict[str, Any]:
-    """Nearest-neighbor distances of real and of synthetic crops, one space.
+    """Compares the nearest-neighbor distances of real and synthetic crops in one space.
 
-    The threshold is the k-th smallest real distance, k = max(1, floor(quantile (m + 1))) of m: on average the share
+    The threshold is the k-th smallest of m real distances, k = max(1, floor(quantile (m + 1))). On average, the share
     ``k / (m + 1)`` of new lesions lies below it.
 
     Args:
-        distances: of the real and of the synthetic crops to their nearest training crops.
-        patients: of both.
+        distances: of the real crops and of the synthetic crops to their nearest training crops.
+        patients: of the real crops and of the synthetic crops.
+        settings: quantile and seed.
 
     Returns:
-        ``threshold``, ``below`` (how many synthetic crops are), ``expected``, ``allowed`` (97.5 % quantile) and
-        ``p`` (of as many or more) under exchangeability; medians, their ratio, and its interval over patients.
+        ``threshold``, ``below`` (number of synthetic crops below it); under exchangeability, ``expected``, ``allowed``
+        (97.5 % quantile) and ``p`` (of as many or more); medians, their ratio, and its interval over patients.
     """
     real, synthetic = distances
     k = max(1, int(settings.quantile * (len(real) + 1)))
@@ -190,7 +194,10 @@ def compare(
 def _ratio_interval(
     distances: Sequence[np.ndarray], patients: Sequence[Sequence[str]], seed: int
 ) -> tuple[float | None, float | None]:
-    """Percentiles of the ratio of medians (synthetic / real); patients whose crops are in both are drawn for both."""
+    """The bootstrap interval of the ratio of medians (synthetic / real) over patients; None for a single patient.
+
+    A patient with crops in both groups is drawn for both.
+    """
     everyone = {name: i for i, name in enumerate(dict.fromkeys([*patients[0], *patients[1]]))}
     if min(len(set(group)) for group in patients) < 2:
         return None, None
@@ -228,7 +235,10 @@ def _nearest(index: TrainingIndex, lesions: Lesions, on_done: Callable[[int, int
 def _nearest_features(
     extractor: Extractor, training: Lesions, real: Lesions, synthetic: Lesions, on_progress: OnProgress
 ) -> list[Nearest]:
-    """Euclidean, every feature in standard deviations of the training lesions."""
+    """The nearest training lesions of real and synthetic ones by Euclidean distance in feature space.
+
+    Features are standardized by the training lesions.
+    """
     groups = (training, real, synthetic)
     features = []
     for i, lesions in enumerate(groups):
@@ -246,9 +256,10 @@ def _nearest_features(
 
 
 def _control(index: TrainingIndex, training: Lesions, threshold: float, seed: int) -> dict[str, Any]:
-    """Training crops made into copies: mirrored, shifted, darker, blurred and noisy. How many would be found?
+    """The share of known copies that the threshold finds.
 
-    Blur and noise are worse than what this project's autoencoder does to a crop.
+    The copies are training crops that are mirrored, shifted, darkened, blurred and noisy. Blur and noise exceed the
+    losses of this project's autoencoder.
     """
     rng = np.random.default_rng(seed)
     rows = np.unique(np.linspace(0, len(training) - 1, NUM_CONTROLS).astype(int))
@@ -272,7 +283,7 @@ def _control(index: TrainingIndex, training: Lesions, threshold: float, seed: in
 
 
 def _repainted(real: Lesions, synthetic: Lesions) -> dict[str, Any]:
-    """How near a painted lesion is to the very one that was erased: the model sees what surrounded it."""
+    """The distances of painted lesions to the erased lesions in their place; the model sees their surroundings."""
     index = TrainingIndex.of(real.crops, real.names, real.image_ids)
     distances = index.distances(synthetic.crops)
     own = distances.diagonal()
@@ -287,7 +298,7 @@ def _repainted(real: Lesions, synthetic: Lesions) -> dict[str, Any]:
 def _suspects(
     training: Lesions, synthetic: Lesions, pixel: Nearest, feature: Nearest, threshold: float
 ) -> list[dict[str, Any]]:
-    """Below the threshold in pixel space, the nearest first."""
+    """The synthetic crops below the threshold in pixel space, the nearest first."""
     return [
         {
             "name": synthetic.names[i],

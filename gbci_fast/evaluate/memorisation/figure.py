@@ -1,4 +1,4 @@
-"""The picture of a search for copies: the nearest pairs side by side, and how near real and synthetic crops come."""
+"""The figure of a memorisation evaluation: the nearest pairs side by side, and histograms of the distances."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ ROWS = 8
 def draw_figure(
     path: Path, report: dict[str, Any], training: Lesions, synthetic: Lesions, nearest: NearestTraining
 ) -> None:
-    """Writes the PNG: the synthetic crops that are nearest to a training crop, worst first, beside both histograms."""
+    """Writes the PNG: the synthetic crops that are nearest to a training crop, nearest first, and the histograms."""
     order = np.argsort(nearest.synthetic.distances)[:ROWS]
     figure = Figure(figsize=(12, 1.7 * max(len(order), 4)), layout="constrained")
     pairs, charts = figure.subfigures(1, 2, width_ratios=(6, 5))
@@ -32,7 +32,7 @@ def draw_figure(
 
 
 def _draw_pair(axes: np.ndarray, i: int, training: Lesions, synthetic: Lesions, nearest: NearestTraining) -> None:
-    """Gain and offset of the training crop are fitted under the mask, as the distance ignores them."""
+    """Draws a pair; the training crop's gain and offset, which the distance ignores, are fitted under the mask."""
     row, move = nearest.synthetic.rows[i], nearest.synthetic.moves[i]
     pixels, mask = synthetic.crops.pixels[i], synthetic.crops.masks[i]
     neighbor = laid_on(move, training.crops.pixels[row])

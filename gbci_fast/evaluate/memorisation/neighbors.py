@@ -1,10 +1,9 @@
-"""Nearest training crops of lesion crops in pixel space, and the file that carries the training crops to a gate.
+"""Nearest training crops of lesion crops in pixel space, and the index file that holds the training crops for a gate.
 
-Two crops are as far apart as one minus their normalized cross-correlation over the pixels that the query's own mask
-covers, at its best over mirrorings and small shifts. Gain and offset cancel, and what lies around the mask, which
-nobody painted, does not count. What is correlated is the band between two Gaussians within the tissue: without it every
-bright blob is like every other one, every chest wall like every other one, and a copy stands out from neither. It says
-nothing of copies at another scale, or turned.
+The distance of two crops is one minus their normalized cross-correlation over the query's masked pixels, maximized over
+mirrorings and small shifts. Gain and offset cancel, and pixels outside the mask, which were not painted, do not count.
+The crops are first band-passed (a difference of Gaussians within the tissue). Without this, all bright blobs and all
+chest walls correlate, and a copy does not stand out. Copies at another scale, or rotated, are not found.
 """
 
 import hashlib
@@ -23,13 +22,13 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import CONTEXT, CROP_SIZE, SMALLEST_WINDOW, Crops
 from gbci_fast.jobs.files import atomically
 
-RESOLUTION = 32  # of what is compared
-SHIFT = 2  # pixels at that resolution, four of a crop
-FINE, COARSE = 1.0, 6.0  # pixels of a crop: standard deviations of the band's Gaussians
-AIR = 0.04  # gray values below it are no tissue
-FLATTEST = 0.02  # of a training crop's own contrast; below it there is nothing under a mask to correlate with
-MAX_UNPACKED = 8  # an index that was packed by others: bytes per byte; float16 noise hardly shrinks
-FARTHEST = 2.0  # the largest distance there can be
+RESOLUTION = 32  # side in pixels at which crops are compared
+SHIFT = 2  # largest shift in pixels at that resolution: four pixels of a crop
+FINE, COARSE = 1.0, 6.0  # standard deviations of the band's Gaussians, in crop pixels
+AIR = 0.04  # gray values below are air
+FLATTEST = 0.02  # least contrast under a mask, as a share of the training crop's contrast
+MAX_UNPACKED = 8  # unpacked bytes per byte of an index that others compressed; float16 noise hardly compresses
+FARTHEST = 2.0  # the largest possible distance
 _SETTINGS = {
     "format": "gbci-fast training crops 1",
     "crop": [CROP_SIZE, CONTEXT, SMALLEST_WINDOW],
@@ -45,9 +44,9 @@ class Nearest:
     """The nearest training crop of each of N crops.
 
     Attributes:
-        distances: float64 [N] in [0, 2]: 0 = the same but for gain and offset, 1 = nothing in common.
-        rows: int64 [N], of the index.
-        moves: int64 [N], how the crop was mirrored and shifted to lie on it (see `laid_on`).
+        distances: float64 [N] in [0, 2]: 0 = equal up to gain and offset, 1 = uncorrelated.
+        rows: int64 [N], row of the training crop in the index.
+        moves: int64 [N], how the query was mirrored and shifted to match the training crop (see `laid_on`).
     """
 
     distances: np.ndarray
@@ -57,12 +56,12 @@ class Nearest:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingIndex:
-    """Training crops, ready to be compared with.
+    """Training crops, prepared for comparison.
 
     Attributes:
-        details: float16 [M, R, R], each of mean 0 and standard deviation 1.
-        names: M lesions.
-        image_ids: M, their images.
+        details: float16 [M, R, R], band-passed crops of mean 0 and standard deviation 1.
+        names: of the M lesions.
+        image_ids: of their M images.
     """
 
     details: np.ndarray
@@ -71,17 +70,21 @@ class TrainingIndex:
 
     @classmethod
     def of(cls, crops: Crops, names: Sequence[str], image_ids: Sequence[str]) -> "TrainingIndex":
-        """Of the training lesions' crops."""
+        """The index of training lesions' crops."""
         small = _shrunk(_band(crops.pixels)[0])
         spread = small.std((1, 2), keepdims=True)
         normalized = (small - small.mean((1, 2), keepdims=True)) / np.where(spread > 0, spread, 1)
         return cls(details=normalized.astype(np.float16), names=tuple(names), image_ids=tuple(image_ids))
 
     def nearest(self, crops: Crops, excluded: Sequence[str | None]) -> Nearest:
-        """The nearest of the training crops that are not of the image `excluded` (one id per crop, or None).
+        """The nearest training crop of every crop.
+
+        Args:
+            crops: the queries.
+            excluded: per query, the id of an image whose training crops do not count; None = all count.
 
         Raises:
-            GBCIError: an exclusion leaves nothing to compare with.
+            GBCIError: all training crops are of an excluded image.
         """
         ids = np.array(self.image_ids)
         distances, rows, moves = np.empty(len(crops)), np.empty(len(crops), np.int64), np.empty(len(crops), np.int64)
@@ -95,21 +98,21 @@ class TrainingIndex:
         return Nearest(distances=distances, rows=rows, moves=moves)
 
     def distances(self, crops: Crops) -> np.ndarray:
-        """Of every crop to every training crop, float64 [N, M]."""
+        """The distance of every crop to every training crop, float64 [N, M]."""
         return np.stack([np.clip(1 - found.max(0), 0, FARTHEST) for found in self._correlations(crops)])
 
     @cached_property
     def _columns(self) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [R R, M]: the crops, and their squares."""
+        """The training crops and their squares, float32 [R R, M] each."""
         flat = np.ascontiguousarray(self.details.reshape(len(self.details), -1).T.astype(np.float32))
         return flat, np.square(flat)
 
     def _correlations(self, crops: Crops) -> Iterator[np.ndarray]:
-        """Yields of every crop its correlation with all training crops at every move, float32 [V, M]."""
+        """Yields per crop its correlations with all M training crops at all V moves, float32 [V, M]."""
         bands, tissue = _band(crops.pixels)
         for values, mask in zip(_shrunk(bands), _shrunk(crops.masks & tissue) > 0.5, strict=True):
             spread = values[mask].std() if mask.any() else 0
-            if spread < 1e-6:  # a flat crop is like nothing
+            if spread < 1e-6:  # a flat crop correlates with nothing
                 yield np.zeros((len(_moved(mask)), len(self.details)), np.float32)
                 continue
             template = np.where(mask, (values - values[mask].mean()) / spread, 0)
@@ -117,19 +120,19 @@ class TrainingIndex:
 
 
 def laid_on(move: int, crop: np.ndarray) -> np.ndarray:
-    """A training crop [C, C] moved to where the crop lies that found it by `move`; zeros move in."""
+    """A training crop [C, C], moved onto the query that matched it with `move`; zeros are shifted in."""
     side, step = 2 * SHIFT + 1, CROP_SIZE // RESOLUTION
     mirror, place = divmod(move, side * side)
     y, x = divmod(place, side)
     padded = np.pad(crop, 2 * SHIFT * step)
-    # A window that began at (y, x) of the padded query moved it by SHIFT - y rows; this one moves back.
+    # A window that starts at (y, x) of the padded query moves the query by SHIFT - y rows; this undoes the move.
     top, left = (3 * SHIFT - y) * step, (3 * SHIFT - x) * step
     moved = padded[top : top + CROP_SIZE, left : left + CROP_SIZE]
     return (moved, moved[::-1], moved[:, ::-1], moved[::-1, ::-1])[mirror]
 
 
 def save_index(index: TrainingIndex, threshold: float, path: Path) -> None:
-    """Writes an npz of the index and the distance below which a crop counts as a copy. It holds training pixels."""
+    """Writes an npz of the index and the distance below which a crop is a copy. The file holds training pixels."""
     content = {
         "settings": np.array(json.dumps(_SETTINGS)),
         "threshold": np.array(threshold, np.float64),
@@ -146,10 +149,10 @@ def save_index(index: TrainingIndex, threshold: float, path: Path) -> None:
 
 
 def load_index(path: Path) -> tuple[TrainingIndex, float]:
-    """The index and the threshold of `save_index`.
+    """Reads the index and the threshold of a file of `save_index`.
 
     Raises:
-        GBCIError: no such file, damaged, or written by something else; the sentence names the file.
+        GBCIError: the file is missing, damaged, or not such an index; the message names the file.
     """
     expected = "expected an index of gbci-fast evaluate memorisation --index"
     try:
@@ -176,7 +179,11 @@ def load_index(path: Path) -> tuple[TrainingIndex, float]:
 
 
 def _check_unpacked(path: Path) -> None:
-    """Refuses an archive that unpacks to far more than its length; `save_index` packs nothing."""
+    """Refuses an archive that unpacks to far more than its length; `save_index` does not compress.
+
+    Raises:
+        ValueError: it does.
+    """
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
     allowed = max(MEBIBYTE, MAX_UNPACKED * path.stat().st_size)
@@ -185,14 +192,14 @@ def _check_unpacked(path: Path) -> None:
 
 
 def index_digest(index: TrainingIndex, threshold: float) -> str:
-    """SHA-256 of all that decides which crops are rejected, hexadecimal."""
+    """SHA-256 (hexadecimal) of all that decides which crops are rejected."""
     digest = hashlib.sha256(json.dumps([_SETTINGS, threshold, index.names, index.image_ids]).encode())
     digest.update(np.ascontiguousarray(index.details).tobytes())
     return digest.hexdigest()
 
 
 def _band(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The band of [N, C, C] within the tissue, 0 elsewhere (float32), and where there is tissue (bool)."""
+    """The band-passed images, float32 [N, C, C] and 0 outside the tissue, and the tissue, bool [N, C, C]."""
     tissue = images > AIR
     weights, inside = tissue.astype(np.float32), np.where(tissue, images, 0).astype(np.float32)
 
@@ -204,13 +211,13 @@ def _band(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shrunk(images: np.ndarray) -> np.ndarray:
-    """[N, C, C] to float32 [N, R, R], means of squares."""
+    """The images [N, C, C] at `RESOLUTION`, float32 [N, R, R], by block means."""
     step = CROP_SIZE // RESOLUTION
     return images.reshape(len(images), RESOLUTION, step, RESOLUTION, step).mean((2, 4), dtype=np.float32)
 
 
 def _moved(image: np.ndarray) -> np.ndarray:
-    """[R, R] mirrored both ways and shifted up to `SHIFT`, zeros moving in: float32 [4 (2 SHIFT + 1)^2, R R]."""
+    """All mirrored and shifted versions of an image [R, R], float32 [4 (2 SHIFT + 1)^2, R R]; zeros are shifted in."""
     places = range(2 * SHIFT + 1)
     moved = []
     for mirrored in (image, image[::-1], image[:, ::-1], image[::-1, ::-1]):
@@ -220,7 +227,13 @@ def _moved(image: np.ndarray) -> np.ndarray:
 
 
 def _correlate(templates: np.ndarray, masks: np.ndarray, columns: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of V templates [V, P], zero off their masks [V, P], with M columns [P, M]: [V, M]."""
+    """Pearson's correlations [V, M] of V templates with M columns over the templates' masks.
+
+    Args:
+        templates: [V, P], zero outside their masks.
+        masks: [V, P].
+        columns, squares: [P, M].
+    """
     counts = np.maximum(masks.sum(1, keepdims=True), 1)
     sums = templates.sum(1, keepdims=True)  # 0, unless a shift pushed a pixel over the edge
     means = masks @ columns / counts

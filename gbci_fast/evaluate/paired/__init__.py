@@ -1,1 +1,1 @@
-"""How close a synthetic lesion comes to the real one that it replaces."""
+"""Compares synthetic lesions with the real ones that they replace."""

@@ -1,4 +1,4 @@
-"""The picture of a paired evaluation: examples side by side above the spread of the RoI's PSNR."""
+"""The figure of a paired evaluation: examples side by side above the spread of the RoI's PSNR."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +51,7 @@ def _draw_examples(figure: Figure, place: SubplotSpec, examples: Sequence[tuple[
 
 
 def _draw_panel(axes: Axes, pixels: np.ndarray, mask: np.ndarray, *, outline: bool) -> None:
-    """An image whose inset, in the nipple-side corner away from the lesion, enlarges the surroundings of the mask."""
+    """Draws an image with an inset that enlarges the mask, in the nipple-side corner away from the lesion."""
     size = len(mask)
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     y, x = (ys[0] + ys[-1]) / 2, (xs[0] + xs[-1]) / 2

@@ -1,1 +1,1 @@
-"""How close the fast path and exported graphs come to the eager pipeline."""
+"""Compares the fast path and exported graphs with the eager pipeline."""

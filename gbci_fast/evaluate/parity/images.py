@@ -1,9 +1,9 @@
-"""Whether a faster path paints what the eager pipeline paints, as near as its tier promises
+"""Checks that a faster path paints what the eager pipeline paints, within the bounds of its tier
 (`gbci_fast.fast.accelerate`).
 
-Distances are those of the worst image, inside its mask grown by `ROI_GROWTH` pixels: most of an inpainted image is a
-copy, so that the whole image's figures say little. Tiers that round, or approximate the trajectory, are held against
-the eager float32 pipeline; the rounding that `tolerance` may add is measured on the eager pipeline in the same dtype.
+Bounds apply to the worst image, inside its mask grown by `ROI_GROWTH` pixels: most of an inpainted image is a copy, so
+that figures of the whole image say little. All tiers are compared with the eager float32 pipeline. The rounding that
+`tolerance` may add is measured on the eager pipeline in the same dtype.
 """
 
 import copy
@@ -19,16 +19,16 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.metrics import ROI_GROWTH, fidelity, grow
 from gbci_fast.model.pipeline import GBCIPipeline
 
-RMS_FLOOR = 1 / 65535  # one step of a 16-bit image: less cannot be written
-EXACT_LATENTS = 1e-5  # of the image's largest latent
-TOLERANCE_PSNR, TOLERANCE_SSIM = 40.0, 0.99  # or the eager pipeline's own in that dtype, less a margin
+RMS_FLOOR = 1 / 65535  # one step of a 16-bit image, the least that can be written
+EXACT_LATENTS = 1e-5  # error relative to the image's largest latent
+TOLERANCE_PSNR, TOLERANCE_SSIM = 40.0, 0.99  # or, if lower, the eager pipeline's own in that dtype minus a margin
 PSNR_MARGIN, SSIM_MARGIN, RMS_FACTOR = 1.0, 0.005, 1.5
 APPROXIMATE_PSNR, APPROXIMATE_SSIM = 30.0, 0.90
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What a pipeline gave: `images` float [B, 1, H, W] in [0, 1] and, where asked for, `latents` [B, 4, h, w]."""
+    """A pipeline's output: `images`, float [B, 1, H, W] in [0, 1], and, if requested, `latents` [B, 4, h, w]."""
 
     images: Tensor
     latents: Tensor | None = None
@@ -36,7 +36,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """Of one image to the eager float32 one, inside the grown mask: PSNR in dB, SSIM, root mean square error."""
+    """The distance of one image to the eager float32 image, inside the grown mask: PSNR in dB, SSIM and RMS error."""
 
     psnr: float
     ssim: float
@@ -45,7 +45,7 @@ class Distance:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """A bound on the worst image's `value`: from below if `at_least`, else from above. NaN never passes."""
+    """A bound on the worst image's `value`: a lower bound if `at_least`, else an upper bound. NaN never passes."""
 
     name: str
     value: float
@@ -65,10 +65,10 @@ class Parity:
     """The verdict on one batch.
 
     Attributes:
-        tier: whose gates were applied.
+        tier: name of the tier whose gates were applied.
         distances: of every image, in the order of the batch.
-        own: those of the eager pipeline in the narrow dtype, or empty.
-        gates: what the tier asks for.
+        own: distances of the eager pipeline in the narrow dtype, or empty.
+        gates: the tier's bounds.
     """
 
     tier: str
@@ -86,11 +86,11 @@ class Parity:
 
     @property
     def worst(self) -> Distance:
-        """Each figure at its worst, perhaps of different images."""
+        """The worst value of each figure, possibly from different images."""
         return worst(self.distances)
 
     def sentence(self) -> str:
-        """Whether the tier holds, by which figures, and if not which it misses."""
+        """One line for users: whether the tier holds, and the figures that show it."""
         verdict = "holds" if self.holds else "is violated"
         shown = ", ".join(map(str, self.violated or self.gates))
         return f"tier {self.tier} {verdict} on {len(self.distances)} images: {shown}"
@@ -105,18 +105,18 @@ def parity(
     masks: Tensor,
     narrow: Output | None = None,
 ) -> Parity:
-    """Holds one batch of a faster path against the eager pipeline's with the same arguments.
+    """Compares one batch of a faster path with the eager pipeline's output for the same arguments.
 
     Args:
         tier: "exact" (needs both latents), "tolerance" (needs `narrow`) or "approximate".
-        candidate: of the faster path.
-        reference: of the eager pipeline in float32.
-        templates: [B or 1, 1, H, W] in [0, 1], what was painted into.
+        candidate: output of the faster path.
+        reference: output of the eager pipeline in float32.
+        templates: [B or 1, 1, H, W] in [0, 1], the images that were painted into.
         masks: [B or 1, 1, H, W], above 0.5 = synthesized; at least one pixel each.
-        narrow: of the eager pipeline in the candidate's dtype; where that is float32, `reference` itself.
+        narrow: output of the eager pipeline in the candidate's dtype; for float32, `reference` itself.
 
     Raises:
-        GBCIError: a tier without gates, or something that its gates need is missing.
+        GBCIError: an unknown tier, or an output that the tier needs is missing.
     """
     batch = len(reference.images)
     templates, masks = (part.cpu().expand(batch, -1, -1, -1) for part in (templates, masks > 0.5))
@@ -152,7 +152,7 @@ def parity(
 
 
 def reference_output(pipe: GBCIPipeline, **call: Any) -> Output:
-    """Images and last latents of one call of the eager pipeline."""
+    """The images and final latents of one call of the eager pipeline."""
     kept = {}
 
     def keep(pipe: GBCIPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -164,10 +164,12 @@ def reference_output(pipe: GBCIPipeline, **call: Any) -> Output:
 
 
 def candidate_output(pipe: GBCIPipeline, *, latents: bool = False, **call: Any) -> Output:
-    """Images of a call as users make it, and `latents` by a second one: with a callback a loop may run otherwise.
+    """The images of a call as users make it, and with `latents` the latents of a second call.
+
+    The latents are not collected by a callback, because a callback may change how the loop runs.
 
     Raises:
-        GBCIError: latents are asked for with a generator, which draws other noise in the second call.
+        GBCIError: `latents` is set and a generator is given, which draws other noise in the second call.
     """
     if latents and call.get("generator") is not None:
         raise GBCIError("latents need a second call, and a generator was given; expected seed, which draws alike")
@@ -176,7 +178,7 @@ def candidate_output(pipe: GBCIPipeline, *, latents: bool = False, **call: Any) 
 
 
 def narrowed(pipe: GBCIPipeline, dtype: torch.dtype) -> GBCIPipeline:
-    """A copy of the eager pipeline with UNet and autoencoder in `dtype`, which `accelerate` narrows, too."""
+    """A copy of the eager pipeline with UNet and autoencoder in `dtype`, as `accelerate` converts them."""
     parts = dict(pipe.components)
     for name in ("unet", "vae"):
         parts[name] = nn.Module.to(copy.deepcopy(parts[name]), dtype)  # diffusers' own `to` logs a warning
@@ -186,20 +188,20 @@ def narrowed(pipe: GBCIPipeline, dtype: torch.dtype) -> GBCIPipeline:
 
 
 def measure(images: Tensor, reference: Tensor, masks: Tensor) -> tuple[Distance, ...]:
-    """The distance of every image [B, 1, H, W] to its reference inside its mask (bool, same shape) grown."""
+    """The distance of every image [B, 1, H, W] to its reference, inside its grown mask (bool, same shape)."""
     return tuple(
         _distance(*parts) for parts in zip(_pixels(images), _pixels(reference), masks[:, 0].numpy(), strict=True)
     )
 
 
 def worst(distances: Sequence[Distance]) -> Distance:
-    """The least PSNR, the least SSIM and the largest RMS error; NaN where any is."""
+    """The lowest PSNR, the lowest SSIM and the largest RMS error; NaN propagates."""
     psnr, ssim, rms = np.array([(one.psnr, one.ssim, one.rms) for one in distances]).T
     return Distance(psnr=float(psnr.min()), ssim=float(ssim.min()), rms=float(rms.max()))
 
 
 def latent_error(latents: Tensor, reference: Tensor) -> float:
-    """The largest absolute difference by the image's largest latent, of the worst image."""
+    """The largest absolute difference relative to the image's largest latent, for the worst image."""
     latents, reference = (part.detach().cpu().double().flatten(1) for part in (latents, reference))
     return float(((latents - reference).abs().amax(1) / reference.abs().amax(1)).max())
 

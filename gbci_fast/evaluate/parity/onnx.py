@@ -1,4 +1,4 @@
-"""Exported ONNX files against PyTorch, executed by onnxruntime on the CPU."""
+"""Compares exported ONNX files, run by onnxruntime on the CPU, with PyTorch."""
 
 import tempfile
 from collections.abc import Callable, Hashable, Mapping
@@ -14,11 +14,11 @@ from gbci_fast.fast.export import Bucket, UNetCore, output_names
 from gbci_fast.fast.tensorrt.store import Recipe
 
 LARGEST_ERROR = {torch.float32: 1e-4, torch.float16: 2e-2}
-"""Of an output, relative to the largest in float32, that `check_unet` and `check_decoder` let pass."""
+"""The largest error that `check_unet` and `check_decoder` accept, relative to the largest float32 output."""
 
 
 class OnnxFunction:
-    """An ONNX file as a function of tensors on the CPU.
+    """An ONNX file as a function of CPU tensors.
 
     Raises:
         GBCIError: onnxruntime is not installed.
@@ -35,14 +35,13 @@ class OnnxFunction:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All inputs by name -> all outputs by name."""
+        """Maps all inputs by name to all outputs by name."""
         outputs = self._session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
         return {name: torch.from_numpy(output) for name, output in zip(self._outputs, outputs, strict=True)}
 
 
 class OnnxEngines:
-    """Stands in for `gbci_fast.fast.tensorrt.store.Engines` on the CPU: exports what it is asked for and runs the
-    file."""
+    """A CPU replacement for `gbci_fast.fast.tensorrt.store.Engines`: exports each recipe and runs the ONNX file."""
 
     def __init__(self) -> None:
         self._functions: dict[Hashable, OnnxFunction] = {}
@@ -64,12 +63,13 @@ def check_unet(path: Path, unet: UNet2DConditionModel, bucket: Bucket, dtype: to
     """The largest error of an exported UNet's outputs on random inputs, relative to the largest output.
 
     Args:
-        path: as `gbci_fast.fast.export.export_unet` wrote it with the other arguments; float32 or float16, of which
-            onnxruntime has what it takes on a CPU.
+        path: written by `gbci_fast.fast.export.export_unet` with the other arguments.
         unet: on the CPU, in float32.
+        bucket: the shapes of the export.
+        dtype: of the file, float32 or float16, which onnxruntime supports on a CPU.
 
     Raises:
-        GBCIError: onnxruntime is not installed, or the error is above `LARGEST_ERROR`.
+        GBCIError: onnxruntime is not installed, another dtype, or an error above `LARGEST_ERROR`.
     """
     core, generator = UNetCore(unet), torch.Generator().manual_seed(0)
     given = {name: _random(part, bucket.tokens, generator) for name, part in core.example_inputs(bucket).items()}
@@ -79,14 +79,14 @@ def check_unet(path: Path, unet: UNet2DConditionModel, bucket: Bucket, dtype: to
 
 @torch.no_grad()
 def check_decoder(path: Path, vae: AutoencoderKL, shape: tuple[int, int, int], dtype: torch.dtype) -> float:
-    """As `check_unet`, of `gbci_fast.fast.export.export_decoder`; `shape` is (batch, height, width) of the latents."""
+    """As `check_unet`, for `gbci_fast.fast.export.export_decoder`; `shape` is (batch, height, width) of the latents."""
     batch, *sides = shape
     latents = torch.randn(batch, vae.config.latent_channels, *sides, generator=torch.Generator().manual_seed(0))
     return _check(path, {"latents": latents}, {"image": vae.decode(latents).sample}, dtype)
 
 
 def _random(like: Tensor, tokens: int, generator: torch.Generator) -> Tensor:
-    """Normal, or lengths from 1 to all tokens."""
+    """A random input like `like`: normals, or, for integers, lengths from `tokens` down to 1."""
     if like.is_floating_point():
         return torch.randn(like.shape, generator=generator)
     return torch.linspace(tokens, 1, len(like)).round().to(like.dtype)

@@ -1,1 +1,1 @@
-"""Whether a detector learns from synthetic lesions."""
+"""Measures whether a lesion detector learns from synthetic lesions."""

@@ -1,11 +1,11 @@
 """Utility: do synthetic lesions train a lesion detector that works on real test images?
 
-A small network tells patches with a lesion from normal ones. It is trained on real patches, on synthetic ones, or on
-both, always with the same number of optimizer steps, and judged on the real patches of the test split. A synthetic
-lesion is a *new* one: another patient's mask, moved into normal tissue, painted after that patient's description. The
-normal patch that goes with it is the same window before it was painted; so neither the place nor the mask tells the two
-apart. The masked pixels have gone through the autoencoder and the others have not: a network may learn the model's
-traces instead of lesions, which would show as a low figure on real patches.
+A small network classifies patches as lesion or normal. It is trained on real patches, on synthetic ones, or on both,
+always with the same number of optimizer steps, and judged on the real patches of the test split. A synthetic lesion is
+a *new* one: another patient's mask, moved into normal tissue and painted from that patient's description. Its normal
+counterpart is the same window before painting, so that neither place nor mask distinguishes the two. Only the masked
+pixels have passed through the autoencoder. A network that learns the model's traces instead of lesions scores low on
+real patches.
 """
 
 import hashlib
@@ -57,12 +57,12 @@ REFERENCE = "real"
 NUM_EXAMPLES = 8
 
 Examples = dict[str, np.ndarray]
-"""Kind ("real lesion", ...) to patches float32 [n, P, P]."""
+"""{kind ("real lesion", ...): patches, float32 [n, P, P]}."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UtilityData:
-    """What the arms are trained on and judged by."""
+    """The patches that the arms are trained on (`real`, `synthetic`) and judged by (`test`)."""
 
     real: PatchSet
     synthetic: PatchSet
@@ -71,7 +71,7 @@ class UtilityData:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training: its arm, percent of the real patients (None where the arm uses none), and seed."""
+    """One training: its arm, percentage of the real patients (None for an arm without real patches), and seed."""
 
     arm: str
     fraction: float | None
@@ -88,14 +88,18 @@ def evaluate_utility(
     runs: Path,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> tuple[dict[str, Any], Examples]:
-    """Reads, paints, trains every arm and judges it; returns the report and patches for its figure.
+    """Reads, paints, trains and judges every arm; returns the report and patches for its figure.
 
     Args:
-        pipe, weights, painted: as for `paint`.
-        runs: folder of the trainings' scores; those that are there are not repeated.
+        roots: folders in the VinDr layout.
+        pipe, weights: as for `paint`.
+        settings: of the evaluation.
+        painted: folder of the painted batches, as `folder` of `paint`.
+        runs: folder of the trainings' scores; trainings whose scores are there are not repeated.
+        on_progress: called as ``f(stage, done, total)``.
 
     Raises:
-        GBCIError: a split without lesions, images without normal tissue, or settings that do not go together.
+        GBCIError: a split without lesions, a patient in both splits, or images without normal tissue.
     """
     training = _read(roots, "training", settings, on_progress)
     test = _read(roots, "test", settings, on_progress)
@@ -127,12 +131,12 @@ def evaluate_utility(
 
 
 def synthetic_set(moved: Sequence[LesionCase], images: Sequence[np.ndarray]) -> PatchSet:
-    """The painted windows, and the same windows before they were painted."""
+    """The painted windows as lesions, and the same windows before painting as normal patches."""
     return PatchSet(lesions=lesion_patches(moved, images), normal=lesion_patches(moved))
 
 
 def planned_runs(settings: UtilitySettings) -> list[Run]:
-    """Every training, seed by seed."""
+    """All trainings, seed by seed."""
     return [
         Run(arm=arm, fraction=fraction, seed=settings.seed + i)
         for i in range(settings.seeds)
@@ -148,9 +152,12 @@ def train_arms(
     folder: Path,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> dict[Run, np.ndarray]:
-    """The logits of every training on the test patches, lesions first: float64 [L + N]; resumable.
+    """{training: its logits on the test patches, lesions first, float64 [L + N]}; resumable.
 
-    A training's scores are kept in `folder`, under a name that follows from everything that decides them.
+    A training's scores are kept in `folder`, under a digest of everything that decides them.
+
+    Raises:
+        GBCIError: a kept file is damaged, or a training diverged.
     """
     digest = _data_digest(data)
     plan = planned_runs(settings)
@@ -169,7 +176,7 @@ def train_arms(
 
 
 def phases_of(run: Run, data: UtilityData, settings: UtilitySettings) -> list[Phase]:
-    """What a run is trained on; the steps of its phases add up to `train_steps` in every arm."""
+    """The phases of a training; their steps add up to `train_steps` in every arm."""
     steps = settings.train_steps
     if run.fraction is None:
         return [Phase(data=data.synthetic, steps=steps, augment=flip)]
@@ -191,7 +198,7 @@ def phases_of(run: Run, data: UtilityData, settings: UtilitySettings) -> list[Ph
 
 
 def share_of_patients(real: PatchSet, percent: float, seed: int) -> PatchSet:
-    """The patches of a random share of the patients; a larger share of one seed holds the smaller one."""
+    """The patches of a random share of the patients; for one seed, a larger share includes the smaller ones."""
     patients = sorted({*real.lesions.patients, *real.normal.patients})
     count = max(1, round(percent / 100 * len(patients)))
     chosen = {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
@@ -201,8 +208,8 @@ def share_of_patients(real: PatchSet, percent: float, seed: int) -> PatchSet:
 def summarize(scores: dict[Run, np.ndarray], test: PatchSet, settings: UtilitySettings) -> list[dict[str, Any]]:
     """One row per arm and fraction: mean over seeds, interval, and the difference to `REFERENCE`, paired by seed.
 
-    The interval is of a bootstrap that draws test patients, with all of their patches, and seeds, both with
-    replacement and alike for every arm; for a single patient it is None, and so is the sd for a single seed.
+    The interval is a bootstrap over test patients (with all of their patches) and seeds. The resamples are the same for
+    every arm. The interval is None for a single patient, the standard deviation None for a single seed.
     """
     draws, seed_draws = _draws(test, settings)
     measured = {run: _measure(logits, test, draws) for run, logits in scores.items()}
@@ -226,7 +233,10 @@ def summarize(scores: dict[Run, np.ndarray], test: PatchSet, settings: UtilitySe
 
 
 def _draws(test: PatchSet, settings: UtilitySettings) -> tuple[np.ndarray, np.ndarray]:
-    """How often each resample draws each test patch, [1 + B, L + N], and each seed, [B, S]; row 0 takes all once."""
+    """How often each resample draws each test patch, [1 + B, L + N], and each seed, [B, S].
+
+    Row 0 of the first array is no resample: all patches count once.
+    """
     owners = test.lesions.patients + test.normal.patients
     index = {patient: i for i, patient in enumerate(dict.fromkeys(owners))}
     rng = np.random.default_rng(settings.seed)
@@ -239,7 +249,7 @@ def _draws(test: PatchSet, settings: UtilitySettings) -> tuple[np.ndarray, np.nd
 
 
 def _measure(logits: np.ndarray, test: PatchSet, draws: np.ndarray) -> np.ndarray:
-    """[2, 1 + B]: AUC and balanced accuracy (at logit 0) under every row of weights; NaN where a class is missing."""
+    """AUC and balanced accuracy (at logit 0) under every row of weights, [2, 1 + B]; NaN where a class is missing."""
     count = len(test.lesions)
     lesions, normal = logits[:count], logits[count:]
     wins = (lesions[:, None] > normal) + 0.5 * (lesions[:, None] == normal)
@@ -252,7 +262,7 @@ def _measure(logits: np.ndarray, test: PatchSet, draws: np.ndarray) -> np.ndarra
 
 
 def _summary(values: np.ndarray, seed_draws: np.ndarray) -> dict[str, Any]:
-    """Of [S, 1 + B], the figures of all seeds under every resample."""
+    """Mean, interval and spread of the figures of all seeds under all resamples, [S, 1 + B]."""
     own = values[:, 0]
     summary = {
         "mean": float(own.mean()),
@@ -310,13 +320,13 @@ def _counts(part: PatchSet) -> dict[str, int]:
 
 
 def _diameters(cases: Sequence[LesionCase]) -> dict[str, float]:
-    """Quartiles in model pixels."""
+    """Quartiles of the lesions' diameters in model pixels."""
     low, median, high = np.quantile([case.diameter for case in cases], (0.25, 0.5, 0.75))
     return {"low": float(low), "median": float(median), "high": float(high)}
 
 
 def _examples(data: UtilityData) -> Examples:
-    """Patches spread evenly over each kind; the synthetic ones stand below what they were painted over."""
+    """Patches of each kind, spread evenly; a synthetic lesion is shown below its window before painting."""
 
     def spread(kind: Patches) -> np.ndarray:
         count = min(NUM_EXAMPLES, len(kind))

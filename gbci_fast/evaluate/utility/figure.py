@@ -1,4 +1,4 @@
-"""The picture of a utility evaluation: AUC against the share of real patients, beside patches of every kind."""
+"""The figure of a utility evaluation: AUC against the share of real patients, and patches of every kind."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ LABELS = {
     "real_synthetic": "real + synthetic",
     "pretrained": "synthetic, then real",
 }
-SPREAD = 1.5  # percent of the axis between arms, so that intervals do not cover each other
+SPREAD = 1.5  # distance between arms in percent of the axis, so that intervals do not overlap
 
 
 def draw_figure(path: Path, report: dict[str, Any], examples: Examples) -> None:

@@ -1,4 +1,4 @@
-"""A small network that tells lesion patches from normal ones, trained for a fixed number of steps."""
+"""A small network that classifies patches as lesion or normal, trained for a fixed number of steps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,20 +12,24 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.utility.patches import Patches
 
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.05
-WARMUP = 0.1  # of a phase's steps
+WARMUP = 0.1  # share of a phase's steps
 CHANNELS = (16, 32, 64, 64)
 GROUPS = 8
-GAIN, GAMMA = 0.2, 0.3  # ends of the stronger augmentation: exponents of 2
+GAIN, GAMMA = 0.2, 0.3  # bounds of the stronger augmentation, as exponents of 2
 RECIPE = ("1", LEARNING_RATE, WEIGHT_DECAY, WARMUP, CHANNELS, GROUPS, GAIN, GAMMA)
-"""Decides, with its arguments, what a training gives; its first entry counts the changes of the code below."""
+"""Identifies the training procedure; the first entry counts the changes of the code below."""
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-"""float32 [N, 1, P, P] in [0, 1] to the same."""
+"""Maps patches, float32 [N, 1, P, P] in [0, 1], to patches of the same shape and range."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PatchSet:
-    """Patches with and without a lesion; both kinds must be there."""
+    """Patches with and without a lesion.
+
+    Raises:
+        GBCIError: there are no patches of one kind.
+    """
 
     lesions: Patches
     normal: Patches
@@ -41,7 +45,7 @@ class PatchSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A part of a training: which patches, how many optimizer steps, how they are varied."""
+    """A part of a training: the patches, the number of optimizer steps, and the augmentation."""
 
     data: PatchSet
     steps: int
@@ -49,7 +53,7 @@ class Phase:
 
 
 class PatchClassifier(nn.Module):
-    """Four strided convolutions with GroupNorm (Wu and He 2018), mean and maximum over the places, one logit."""
+    """Four convolutions with GroupNorm (Wu and He 2018), three of them strided, mean and maximum pooling, one logit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +68,7 @@ class PatchClassifier(nn.Module):
         self.head = nn.Linear(2 * CHANNELS[-1], 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 1, P, P] in [0, 1] to logits [N]; positive where a lesion is seen."""
+        """The logits [N] of patches [N, 1, P, P] in [0, 1]; positive = lesion."""
         features = self.features((x - 0.5) / 0.25)
         return self.head(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1))[:, 0]
 
@@ -72,11 +76,12 @@ class PatchClassifier(nn.Module):
 def fit_patch_classifier(phases: Sequence[Phase], *, seed: int, batch_size: int) -> PatchClassifier:
     """Trains on the phases one after the other, on the CPU; equal arguments give equal weights on one machine.
 
-    Half of every batch are lesions, whatever their share in the data. The optimizer goes on from phase to phase, and
-    every phase has a warm-up and a cosine of its own.
+    Half of every batch are lesions, whatever their share in the data. The optimizer's state is kept between phases;
+    every phase has its own warm-up and cosine schedule.
 
     Args:
-        seed: of the first weights, of the batches and of what augmentation draws.
+        phases: parts of the training.
+        seed: of initial weights, batches and augmentation.
         batch_size: patches per step, even.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -101,10 +106,10 @@ def fit_patch_classifier(phases: Sequence[Phase], *, seed: int, batch_size: int)
 
 @torch.no_grad()
 def classify(model: PatchClassifier, patches: Patches, batch_size: int = 256) -> np.ndarray:
-    """float64 [N]: the logits.
+    """The logits of patches, float64 [N].
 
     Raises:
-        GBCIError: one is not finite, for the training diverged.
+        GBCIError: a logit is not finite, since the training diverged.
     """
     x = torch.from_numpy(patches.pixels)[:, None]
     logits = torch.cat([model(part) for part in x.split(batch_size)]).double().numpy()
@@ -114,7 +119,7 @@ def classify(model: PatchClassifier, patches: Patches, batch_size: int = 256) ->
 
 
 def flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each patch mirrored or not, along either axis."""
+    """Mirrors each patch [N, 1, P, P] at random along each axis."""
     for axis in (2, 3):
         chosen = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
         x = torch.where(chosen, x.flip(axis), x)
@@ -122,7 +127,7 @@ def flip(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def vary(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Flips, a rotation by any angle (mirrored at the edges), gain and gamma: the classical augmentation."""
+    """Classical augmentation: random flips, rotation by any angle (mirrored at the edges), gain and gamma."""
     x = flip(x, generator)
     angle = 2 * torch.pi * torch.rand(len(x), generator=generator)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
@@ -134,7 +139,7 @@ def vary(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _schedule(done: float) -> float:
-    """Linear warm-up, then a cosine to zero."""
+    """The factor of the learning rate after a share `done` of a phase: linear warm-up, then a cosine to zero."""
     if done < WARMUP:
         return done / WARMUP
     return 0.5 * (1 + float(np.cos(np.pi * (done - WARMUP) / (1 - WARMUP))))

@@ -1,4 +1,4 @@
-"""Fixed windows for a lesion detector: lesions, normal tissue, and other lesions' masks moved into normal tissue."""
+"""Windows of fixed size for a lesion detector: lesions, normal tissue, and masks moved into normal tissue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +11,9 @@ from gbci_fast.evaluate.lesions import LesionCase
 from gbci_fast.evaluate.paired.evaluation import image_seed
 
 PATCH_SIZE = 64  # model pixels, never resampled
-NEAREST = 0.1  # of an image's normal windows: those that hold most nearly as much breast as is wanted
-TRIES = 40  # places at which a mask is tried in one host
-DONORS = 25  # masks that are tried in one host
+NEAREST = 0.1  # share of an image's normal windows to draw from: those nearest to the wanted breast share
+TRIES = 40  # places tried per mask in one host image
+DONORS = 25  # masks tried in one host image
 
 Window = tuple[int, int]
 """(top, left) of a square of `PATCH_SIZE` that lies within the image."""
@@ -25,7 +25,7 @@ class Patches:
 
     Attributes:
         pixels: float32 [N, P, P] in [0, 1].
-        patients: N, whose they are.
+        patients: the patient of every window, N.
     """
 
     pixels: np.ndarray
@@ -35,7 +35,7 @@ class Patches:
         return len(self.pixels)
 
     def of_patients(self, patients: set[str]) -> "Patches":
-        """Those of some patients, in their order."""
+        """The windows of some patients, in the same order."""
         rows = [i for i, patient in enumerate(self.patients) if patient in patients]
         return Patches(pixels=self.pixels[rows], patients=tuple(self.patients[i] for i in rows))
 
@@ -44,22 +44,25 @@ class Patches:
 
 
 class Site:
-    """An image with all of its lesions: where its normal tissue is.
+    """The normal tissue of an image.
 
     Args:
-        cases: all lesions of one image; the first one stands for it.
+        cases: all lesions of one image; pixels and breast are taken from the first.
+
+    Raises:
+        GBCIError: the image is smaller than a patch.
     """
 
     def __init__(self, cases: Sequence[LesionCase]) -> None:
         self.case = cases[0]
         self.occupied = np.logical_or.reduce([case.mask for case in cases])
-        """bool [S, S]: every lesion, grown."""
+        """bool [S, S]: the masks of all lesions."""
         if min(self.occupied.shape) < PATCH_SIZE:
             raise GBCIError(f"images are {len(self.occupied)} pixels wide; expected at least {PATCH_SIZE}, a patch")
 
     @cached_property
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
-        """(int [N, 2], float [N]): every window centered in the breast that touches no lesion, and its breast share."""
+        """All windows that are centered in the breast and touch no lesion, int [N, 2], and their breast shares [N]."""
         half = PATCH_SIZE // 2
         lesions, breast = _window_sums(self.occupied), _window_sums(self.case.breast)
         centers = self.case.breast[half : half + len(lesions), half : half + lesions.shape[1]]
@@ -67,7 +70,7 @@ class Site:
         return np.argwhere(free), breast[free] / PATCH_SIZE**2
 
     def draw(self, share: float, count: int, rng: np.random.Generator) -> list[Window]:
-        """Up to `count` different windows out of the `NEAREST` to a breast share, in random order."""
+        """Up to `count` different windows, in random order, out of those `NEAREST` to the breast share `share`."""
         places, shares = self.windows
         if not len(places):
             return []
@@ -76,7 +79,7 @@ class Site:
 
 
 def sites(cases: Sequence[LesionCase]) -> list[Site]:
-    """One per image, in the order of the cases."""
+    """One `Site` per image, in the order of the cases."""
     grouped: dict[tuple[str, str], list[LesionCase]] = {}
     for case in cases:
         grouped.setdefault((case.root, case.image_id), []).append(case)
@@ -84,7 +87,7 @@ def sites(cases: Sequence[LesionCase]) -> list[Site]:
 
 
 def lesion_window(case: LesionCase) -> Window:
-    """The window centered on the mask's box, moved into the image where it would reach over the edge."""
+    """The window centered on the mask's box, shifted into the image where it would cross the edge."""
     starts = []
     for axis in (1, 0):
         hits = np.flatnonzero(case.mask.any(axis))
@@ -94,7 +97,7 @@ def lesion_window(case: LesionCase) -> Window:
 
 
 def cut(image: np.ndarray, window: Window) -> np.ndarray:
-    """[P, P] of an image [S, S]."""
+    """The pixels [P, P] of a window of an image [S, S]."""
     top, left = window
     return image[top : top + PATCH_SIZE, left : left + PATCH_SIZE]
 
@@ -107,9 +110,9 @@ def lesion_patches(cases: Sequence[LesionCase], images: Sequence[np.ndarray] | N
 
 
 def normal_patches(cases: Sequence[LesionCase], seed: int) -> Patches:
-    """For every lesion a window of its image's normal tissue that holds about as much of the breast.
+    """For every lesion, a window of normal tissue of the same image with about the same breast share.
 
-    An image that its lesions leave no room in gives none.
+    An image without room for a window gives none.
     """
     places = {(site.case.root, site.case.image_id): site for site in sites(cases)}
     pixels, patients = [], []
@@ -122,15 +125,15 @@ def normal_patches(cases: Sequence[LesionCase], seed: int) -> Patches:
 
 
 def moved_lesions(cases: Sequence[LesionCase], count: int, seed: int) -> list[LesionCase]:
-    """Cases that ask for a new lesion in normal tissue: another patient's mask and lesion, in the host's breast.
+    """Cases of `count` new lesions in normal tissue: the mask of one patient (donor) in the breast of another (host).
 
-    Hosts are the images of `cases`, each about equally often. The mask lies in the breast and off every lesion, and so
-    does its window, which holds about as much of the breast as it did where the mask comes from. Of the description,
-    what is said of the breast (laterality, view, density, age, pixel spacing) is the host's, the rest the donor's.
-    A longer list begins with the shorter one.
+    Hosts are the images of `cases`, each about equally often. The mask lies in the breast; it and its window touch no
+    lesion. The window's breast share is about that of the donor's window. Laterality, view, density, age and pixel
+    spacing are described as the host's, the rest as the donor's. For one seed, a longer list begins with the shorter
+    one.
 
     Raises:
-        GBCIError: no mask fits anywhere, or all cases are of one patient.
+        GBCIError: no mask fits in any image, or all cases are of one patient.
     """
     if len({case.patient for case in cases}) < 2:
         raise GBCIError("all training lesions are of one patient; expected at least 2, for masks come from another one")
@@ -155,7 +158,7 @@ def moved_lesions(cases: Sequence[LesionCase], count: int, seed: int) -> list[Le
 def _host_lesion(
     host: Site, cases: Sequence[LesionCase], shares: Sequence[float], rng: np.random.Generator
 ) -> LesionCase | None:
-    """One donor's mask in one host; None where none of `DONORS` fits."""
+    """A donor's mask in one host image; None where none of `DONORS` masks fits."""
     others = [i for i, case in enumerate(cases) if case.patient != host.case.patient]
     alike = [i for i in others if cases[i].root == host.case.root] or others  # film and digital images differ
     for i in rng.permutation(alike)[:DONORS]:
@@ -182,10 +185,10 @@ def _host_lesion(
 
 
 def _moved(pixels: np.ndarray, mask: np.ndarray, window: Window) -> np.ndarray | None:
-    """`pixels` [S, S], moved as the mask's box is moved into the middle of a window; None where it leaves the image."""
+    """`pixels` [S, S] moved so that the mask's box is centered in a window; None if the box then leaves the image."""
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     height, width = int(ys[-1] + 1 - ys[0]), int(xs[-1] + 1 - xs[0])
-    # Rounded as in `lesion_window`, so that the moved mask's window is this one.
+    # Rounded as in `lesion_window`, so that `window` is the moved mask's own window.
     top, left = window[0] - (height - PATCH_SIZE) // 2, window[1] - (width - PATCH_SIZE) // 2
     if top < 0 or left < 0 or top + height > mask.shape[0] or left + width > mask.shape[1]:
         return None
@@ -199,7 +202,7 @@ def _breast_share(case: LesionCase) -> float:
 
 
 def _window_sums(mask: np.ndarray) -> np.ndarray:
-    """int [S - P + 1, S - P + 1]: how many pixels of a mask every window holds."""
+    """The number of a mask's pixels in every window, int [S - P + 1, S - P + 1]."""
     sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     size = PATCH_SIZE
     return sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]

@@ -1,1 +1,1 @@
-"""How synthetic images are written, a module per format."""
+"""Writers of synthetic images, one module per format."""

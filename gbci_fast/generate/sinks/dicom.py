@@ -24,7 +24,7 @@ from gbci_fast.generate.checks import check_view
 from gbci_fast.generate.identities import Identities
 from gbci_fast.generate.template import Synthesis
 
-# Where the template states no date, one is invented: a day and second after this, by the job's seed and the study.
+# For a template without a date, one is invented after this day, from the study's ids.
 _EPOCH = datetime(2000, 1, 1)
 NOT_LOOKED_AT = "nobody has ruled out text in the pixels: PatientIdentityRemoved is NO"
 
@@ -32,15 +32,15 @@ NOT_LOOKED_AT = "nobody has ruled out text in the pixels: PatientIdentityRemoved
 def write_synthesis(
     synthesis: Synthesis, path: Path, *, identities: Identities, job_seed: int, weights_hash: str, compression: str
 ) -> None:
-    """Writes the synthesis with SyntheticData = YES and its provenance.
+    """Writes the synthesis as a DICOM file with SyntheticData = YES and its provenance.
 
-    UIDs, dates and times are functions of the job's seed, the plan item, the template's patient and study (as
-    `identities` name them) and, of the image's, its pixels: the same job writes the same bytes, and images that differ
-    have different UIDs. Variants are patients of their own; of one variant, the studies of a patient are one patient's,
-    and as far apart as the template's.
+    UIDs, dates and times are functions of the job's seed, the plan item, and the template's patient and study as
+    `identities` name them; the SOPInstanceUID also depends on the pixels. So the same job writes the same bytes, and
+    images that differ have different UIDs. Each variant is a patient of its own. Within a variant, the studies of one
+    patient stay together, with the template's intervals between them.
 
     Raises:
-        GBCIError: the template's view or side is unknown.
+        GBCIError: the view or side is unknown.
     """
     mammogram = synthesis.template.mammogram
     dataset = mammogram_dataset(
@@ -54,7 +54,7 @@ def write_synthesis(
 
 
 def not_looked_at(dataset: Dataset | None) -> bool:
-    """Whether the template's header (``None`` for PNG) leaves open that its pixels show text."""
+    """Whether the template's header (None for PNG) does not rule out text in the pixels."""
     return stated(dataset, "BurnedInAnnotation") != ["NO"]
 
 
@@ -63,7 +63,7 @@ def _header(synthesis: Synthesis, identities: Identities, job_seed: int, weights
     check_view(item.template.path, attributes.view_position, attributes.laterality, mammogram.other_view)
     categories = attributes.finding_categories
     findings = "of unspecified category" if categories is None else ", ".join(categories) or NO_FINDING
-    # Where the input's folders do not tell patients and studies apart, its headers do.
+    # The header's patient and study count too: the input's folders may not separate them.
     patient = identities.origin(item.template, mammogram).patient_id
     source, names = mammogram.dataset, identities.names
     study = (item.study_id, patient, names.uid(_text(source, "StudyInstanceUID")))
@@ -93,7 +93,7 @@ def _header(synthesis: Synthesis, identities: Identities, job_seed: int, weights
 
 
 def _study_datetime(dataset: Dataset | None) -> datetime | None:
-    """StudyDate, at StudyTime where it is legal; ``None`` where the date is not."""
+    """StudyDate with StudyTime, or midnight where the time is not legal; None where the date is not."""
     day = re.fullmatch(r"(\d{4})\.?(\d\d)\.?(\d\d)", _text(dataset, "StudyDate"))
     time = re.match(r"([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d)?", _text(dataset, "StudyTime"))
     if day is None or int(day[1]) < 1900:
@@ -114,9 +114,9 @@ def _digest(*parts: object) -> str:
 
 
 def _source(dataset: Dataset | None, names: KeptIdentifiers) -> SourceImage | None:
-    """The template as a DICOM object; a PNG, or a file that states no identity, is none.
+    """The template as a reference to a DICOM object; None for a PNG or a file without a SOPInstanceUID.
 
-    Its class is written where the standard knows it; another text may name somebody.
+    A SOP class that the standard does not know is replaced, since its text may identify somebody.
     """
     if dataset is None or not dataset.get("SOPInstanceUID"):
         return None

@@ -1,4 +1,4 @@
-"""16-bit gray PNG: display values as the reader sees them (bright = dense), or the stored values of a PNG template."""
+"""16-bit gray PNG: display values (bright = dense), or the stored values where the template is a 16-bit PNG."""
 
 import zlib
 from io import BytesIO
@@ -11,7 +11,10 @@ from gbci_fast.generate.template import Synthesis
 
 
 def encode_synthesis(synthesis: Synthesis) -> bytes:
-    """uint16 [H, W], 65535 = 1.0, which its chunk sBIT states; where the template is a 16-bit PNG, its own scale."""
+    """The image as a PNG, uint16 [H, W] with 65535 = 1.0; where the template is a 16-bit PNG, in its own scale.
+
+    A chunk sBIT states that 65535 is white.
+    """
     mammogram, pixels = synthesis.template.mammogram, synthesis.stored
     own_scale = mammogram.dataset is None and pixels.dtype == np.uint16
     if not own_scale:
@@ -22,13 +25,15 @@ def encode_synthesis(synthesis: Synthesis) -> bytes:
 
 
 def encode_png(pixels: np.ndarray, *, full_scale: bool = False) -> bytes:
-    """uint8 or uint16 [H, W], or uint8 [H, W, 3], as a PNG.
+    """Encodes uint8 or uint16 [H, W], or uint8 [H, W, 3], as a PNG.
 
     Args:
-        full_scale: states that the type's largest value is white; a reader would guess it from the brightest pixel.
+        pixels: the image.
+        full_scale: add a chunk sBIT, which states that the type's largest value is white; without it, readers guess the
+            scale from the brightest pixel.
     """
     image, file = Image.fromarray(pixels), BytesIO()
-    # Grain holds no repetitions: matching runs alone is faster than deflate's lowest level, and no larger.
+    # Grain has no repetitions: matching only runs is faster than deflate's lowest level, and the file is no larger.
     options = {"compress_level": 1, "compress_type": zlib.Z_RLE}
     if full_scale:
         options["pnginfo"] = chunks = PngInfo()

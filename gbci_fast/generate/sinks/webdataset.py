@@ -1,9 +1,12 @@
-"""WebDataset shards: tar files of many samples, in the order of the plan, for data sets of more images than files.
+"""WebDataset shards: tar files of many samples in the order of the plan, for data sets too large for single files.
 
-A sample is ``<image_id>.png``, the image as the sink `png` makes it, ``<image_id>.mask.png``, where it was painted,
-``<image_id>.findings.png``, the pixels of its lesions, and ``<image_id>.json``, its row of the manifest. Every sample
-has these members, and every JSON the same keys and types. No member has a date or an owner: the same samples are the
-same bytes.
+Every sample has four members:
+    ``<image_id>.png``: the image as the sink `png` encodes it.
+    ``<image_id>.mask.png``: the painted pixels.
+    ``<image_id>.findings.png``: the pixels of its lesions.
+    ``<image_id>.json``: its row of the manifest, always with the same keys and types.
+
+No member has a date or an owner, so that the same samples give the same bytes.
 """
 
 import os
@@ -18,12 +21,12 @@ from gbci_fast.jobs.files import make_folder, naming_file, sync
 
 
 def shard_path(number: int) -> Path:
-    """Of a shard, counted from 0, relative to the job's output."""
+    """The path of a shard, relative to the job's output; shards count from 0."""
     return Path("shards") / f"{number:06d}.tar"
 
 
 class Shard:
-    """A tar file that is open for more samples; `end` bytes of it are members."""
+    """A tar file that is open for more samples; its first `end` bytes are members."""
 
     def __init__(self, tar: tarfile.TarFile):
         self._tar = tar
@@ -33,7 +36,7 @@ class Shard:
         return self._tar.fileobj.tell()
 
     def add(self, key: str, sample: Mapping[str, bytes]) -> None:
-        """Adds the members of a sample, by their suffixes; a key must hold no dot."""
+        """Adds the members of a sample, {suffix: content}; the key must not contain a dot."""
         for suffix, content in sample.items():
             member = tarfile.TarInfo(f"{key}.{suffix}")
             member.size, member.mode = len(content), 0o644
@@ -42,12 +45,13 @@ class Shard:
 
 @contextmanager
 def open_shard(path: Path, end: int) -> Iterator[Shard]:
-    """Goes on behind the first `end` bytes of a shard's members, and drops what follows; 0 begins it.
+    """Opens a shard to append after its first `end` bytes, dropping what follows; `end` = 0 starts a new shard.
 
-    Left without an exception, the file is a whole tar, and on the disk. After one, `close_shard` makes it one again.
+    Without an exception, the file is then a complete tar, flushed to disk. After an exception, `close_shard` repairs
+    it.
 
     Raises:
-        GBCIError: the file is gone, or shorter than `end`.
+        GBCIError: the file is missing, or shorter than `end`.
     """
     make_folder(path.parent)
     size = path.stat().st_size if path.exists() else 0
@@ -59,13 +63,13 @@ def open_shard(path: Path, end: int) -> Iterator[Shard]:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             yield Shard(tar)
         file.flush()
-        os.fsync(file.fileno())  # before it is noted that the samples are there
+        os.fsync(file.fileno())  # before the batch is marked as finished
     if not end:
         sync(path.parent)
 
 
 def is_closed(path: Path, end: int) -> bool:
-    """Whether a shard of `end` bytes of members is a whole tar: zeros up to the end of a record follow them."""
+    """Whether a shard is a complete tar: `end` bytes of members, then zeros up to the end of a record."""
     size = -(-(end + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
     if not path.is_file() or path.stat().st_size != size:
         return False
@@ -75,7 +79,7 @@ def is_closed(path: Path, end: int) -> bool:
 
 
 def close_shard(path: Path, end: int) -> None:
-    """Leaves the first `end` bytes of a shard's members; without any, no file, and no empty folder."""
+    """Cuts a shard to its first `end` bytes of members; `end` = 0 removes the file, and its folder if empty."""
     if end:
         with open_shard(path, end):
             return
