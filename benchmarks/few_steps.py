@@ -26,7 +26,7 @@ from gbci_fast.cli.evaluate.options import stage_progress
 from gbci_fast.evaluate.adherence.evaluation import TOLD, AdherenceSettings, evaluate_adherence
 from gbci_fast.evaluate.distribution.appearance import spectrum_slopes
 from gbci_fast.evaluate.distribution.distances import KernelPairs, frechet_distance
-from gbci_fast.evaluate.distribution.evaluation import REAL, DistributionSettings, Plan, extract
+from gbci_fast.evaluate.distribution.evaluation import REAL, DistributionSettings, Halvings, extract
 from gbci_fast.evaluate.extractors import open_extractors
 from gbci_fast.evaluate.features import Extractor
 from gbci_fast.evaluate.lesions import Crops, LesionCase, crop_lesions, read_lesions
@@ -134,10 +134,13 @@ def compare(
     """Figures of every set of `images`, the `FILLING` and the `REFERENCE` among them, as JSON values."""
     settings = DistributionSettings()
     sets = {REAL: crop_lesions(cases)} | {name: crop_lesions(cases, painted) for name, painted in images.items()}
-    plan, slopes = Plan.of(sets, settings), {name: spectrum_slopes(crops.pixels) for name, crops in sets.items()}
+    halvings, slopes = (
+        Halvings.of(sets, settings),
+        {name: spectrum_slopes(crops.pixels) for name, crops in sets.items()},
+    )
     rows: dict[str, dict[str, Any]] = {name: {"distances": {}} for name in images}
     for extractor in extractors:
-        found = distances(extract(extractor, sets), sets, plan)
+        found = distances(extract(extractor, sets), sets, halvings)
         for name, row in found.items():
             rows[name]["distances"][extractor.name] = row
     scorer = load_scorer()
@@ -153,14 +156,16 @@ def compare(
     return {"settings": asdict(settings), "lesions": len(cases), "patients": patients, "rows": rows}
 
 
-def distances(features: Mapping[str, np.ndarray], sets: Mapping[str, Crops], plan: Plan) -> dict[str, dict[str, Any]]:
+def distances(
+    features: Mapping[str, np.ndarray], sets: Mapping[str, Crops], halvings: Halvings
+) -> dict[str, dict[str, Any]]:
     """Kernel and Frechet distances of every set to the real one, and how far the kernel's is above the reference's."""
     values, draws = {}, {}
     for name, x in features.items():
         if name != REAL:
             pairs = KernelPairs.of(x, features[REAL], sets[name].patients, sets[REAL].patients)
             values[name] = float(pairs.distances(np.ones((1, len(x))), np.ones((1, len(features[REAL]))))[0])
-            draws[name] = pairs.distances(plan.draws[name], plan.draws[REAL])
+            draws[name] = pairs.distances(halvings.draws[name], halvings.draws[REAL])
     rows = {}
     for name, value in values.items():
         above = draws[name] - draws[REFERENCE]
