@@ -10,7 +10,7 @@ import pytest
 from diffusers import DDIMScheduler
 
 from gbci_fast.evaluate.distribution.distances import kernel_distance
-from gbci_fast.evaluate.distribution.evaluation import DistributionSettings, Plan
+from gbci_fast.evaluate.distribution.evaluation import DistributionSettings, Halvings
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.phantom import generate_phantom
@@ -40,7 +40,7 @@ def test_a_row_holds_up_where_it_is_as_near_as_the_reference(script):
         patients=patients,
     )
     sets = dict.fromkeys(features, blank)
-    found = script.distances(features, sets, Plan.of(sets, DistributionSettings(resamples=200)))
+    found = script.distances(features, sets, Halvings.of(sets, DistributionSettings(resamples=200)))
     assert {name: row["holds_up"] for name, row in found.items()} == {
         "good": True, script.REFERENCE: True, "bad": False, script.FILLING: False,
     }  # fmt: skip
