@@ -14,9 +14,6 @@ STABLE_TORCH_LIBRARY(gbci_fast, m) {
       "float guidance_rescale, int step, int stream) -> ()");
   m.def("mask_to_latent(Tensor mask, int factor, int feather, int halo) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "composite(Tensor pixels, Tensor weight, Tensor synthetic, Tensor? template, Tensor sizes, Tensor affine, "
-      "float white) -> Tensor");
-  m.def(
       "group_norm_film_silu_out(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, "
       "Tensor? shift, bool silu, Tensor(a!) out) -> ()");
   m.def("conv3x3_weight(Tensor weight) -> Tensor");
