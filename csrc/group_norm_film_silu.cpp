@@ -1,4 +1,4 @@
-// group_norm_film_silu on the CPU, less the residual; kernels/ops/group_norm_film_silu.py defines it.
+// group_norm_film_silu on the CPU; kernels/ops/group_norm_film_silu.py defines it.
 
 #include <algorithm>
 #include <cmath>
