@@ -2,7 +2,7 @@
 // and one more:
 //   GBCI_MULTIPLY_ADD(a, b, c)  a b + c of vectors, in one instruction where there is one
 
-#include "lanes_clone.h"
+#include "common/lanes_clone.h"
 
 namespace gbci::GBCI_CLONE {
 

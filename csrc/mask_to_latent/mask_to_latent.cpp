@@ -6,8 +6,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "describe.h"
-#include "simd.h"
+#include "common/describe.h"
+#include "common/simd.h"
 
 namespace gbci {
 
@@ -217,6 +217,10 @@ std::tuple<Tensor, Tensor, Tensor> mask_to_latent_cpu(
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gbci_fast, m) {
+  m.def("mask_to_latent(Tensor mask, int factor, int feather, int halo) -> (Tensor, Tensor, Tensor)");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(gbci_fast, CPU, m) {
   m.impl("mask_to_latent", TORCH_BOX(&mask_to_latent_cpu));

@@ -1,7 +1,7 @@
 // The loops of group_norm_film_silu for one instruction set: group_norm_film_silu.cpp includes this once for each, with
 // the macros of lanes_clone.h defined.
 
-#include "lanes_clone.h"
+#include "common/lanes_clone.h"
 
 namespace gbci::GBCI_CLONE {
 

@@ -9,9 +9,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "clones.h"
-#include "describe.h"
-#include "half.h"
+#include "common/clones.h"
+#include "common/describe.h"
+#include "common/half.h"
 
 namespace gbci {
 
@@ -254,8 +254,14 @@ void group_norm_film_silu_cpu(
 
 }  // namespace
 
-}  // namespace gbci
+STABLE_TORCH_LIBRARY_FRAGMENT(gbci_fast, m) {
+  m.def(
+      "group_norm_film_silu_out(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, "
+      "Tensor? shift, bool silu, Tensor(a!) out) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(gbci_fast, CPU, m) {
-  m.impl("group_norm_film_silu_out", TORCH_BOX(&gbci::group_norm_film_silu_cpu));
+  m.impl("group_norm_film_silu_out", TORCH_BOX(&group_norm_film_silu_cpu));
 }
+
+}  // namespace gbci

@@ -5,7 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "philox_draw.h"
+#include "common/philox_draw.h"
 
 namespace gbci {
 
@@ -56,6 +56,10 @@ Tensor philox_normal_cpu(const Tensor& seeds, int64_t num_elements, int64_t step
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gbci_fast, m) {
+  m.def("philox_normal(Tensor seeds, SymInt num_elements, int step, int stream) -> Tensor");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(gbci_fast, CPU, m) {
   m.impl("philox_normal", TORCH_BOX(&philox_normal_cpu));

@@ -10,8 +10,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 
-#include "lanes.h"
-#include "philox.h"
+#include "cuda_lanes.h"
+#include "common/philox.h"
 
 namespace gbci {
 

@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "blend_step.h"
-#include "half.h"
+#include "common/half.h"
 
 namespace gbci {
 

@@ -1,10 +1,10 @@
-// The functions of blend_rows.h for one instruction set: blend_rows.cpp includes this once for each, with the macros of
+// The functions of rows.h for one instruction set: rows.cpp includes this once for each, with the macros of
 // lanes_clone.h defined.
 //
 // In vectors, so that what is computed stays in registers from one equation to the next, whatever the branches between
 // them. Branches depend on the step alone, and are always predicted.
 
-#include "lanes_clone.h"
+#include "common/lanes_clone.h"
 
 namespace gbci::GBCI_CLONE {
 

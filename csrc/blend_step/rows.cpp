@@ -1,4 +1,4 @@
-#include "blend_rows.h"
+#include "rows.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,8 +6,8 @@
 #include <numeric>
 #include <utility>
 
-#include "clones.h"
-#include "host_device.h"
+#include "common/clones.h"
+#include "common/host_device.h"
 
 #if defined(__x86_64__)
 
@@ -16,20 +16,20 @@ GBCI_PUSH_TARGET("avx512f")
 #define GBCI_VECTOR_BYTES 64
 #define GBCI_TO_WORDS GBCI_AVX512_TO_WORDS
 #define GBCI_TO_HALFWORDS GBCI_AVX512_TO_HALFWORDS
-#include "blend_rows_clone.h"
+#include "rows_clone.h"
 GBCI_POP_TARGET
 
 GBCI_PUSH_TARGET("avx2")
 #define GBCI_CLONE avx2
 #define GBCI_VECTOR_BYTES 32
-#include "blend_rows_clone.h"
+#include "rows_clone.h"
 GBCI_POP_TARGET
 
 #endif
 
 #define GBCI_CLONE baseline
 #define GBCI_VECTOR_BYTES 16
-#include "blend_rows_clone.h"
+#include "rows_clone.h"
 
 namespace gbci {
 

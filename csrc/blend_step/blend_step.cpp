@@ -9,9 +9,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "blend_rows.h"
-#include "blend_tiles.h"
-#include "philox_draw.h"
+#include "rows.h"
+#include "tiles.h"
+#include "common/philox_draw.h"
 
 namespace gbci {
 
@@ -394,6 +394,14 @@ void blend_step_cpu(
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gbci_fast, m) {
+  m.def(
+      "blend_step(Tensor latents, Tensor conditional, Tensor? unconditional, Tensor? previous, Tensor(a!)? denoised, "
+      "Tensor(b!)? corrected, Tensor? noise, Tensor? seeds, Tensor? known, Tensor? known_noise, Tensor? weight, "
+      "Tensor(c!)? model_input, Tensor(d!) out, float[] coefficients, float? clip, float guidance_scale, "
+      "float guidance_rescale, int step, int stream) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(gbci_fast, CPU, m) {
   m.impl("blend_step", TORCH_BOX(&blend_step_cpu));

@@ -10,9 +10,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "clones.h"
-#include "describe.h"
-#include "half.h"
+#include "common/clones.h"
+#include "common/describe.h"
+#include "common/half.h"
 
 namespace gbci {
 
@@ -203,9 +203,14 @@ Tensor conv3x3_cpu(const Tensor& x, const Tensor& weight, const std::optional<Te
 
 }  // namespace
 
-}  // namespace gbci
+STABLE_TORCH_LIBRARY_FRAGMENT(gbci_fast, m) {
+  m.def("conv3x3_weight(Tensor weight) -> Tensor");
+  m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias, SymInt out_channels) -> Tensor");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(gbci_fast, CPU, m) {
-  m.impl("conv3x3_weight", TORCH_BOX(&gbci::conv3x3_weight_cpu));
-  m.impl("conv3x3", TORCH_BOX(&gbci::conv3x3_cpu));
+  m.impl("conv3x3_weight", TORCH_BOX(&conv3x3_weight_cpu));
+  m.impl("conv3x3", TORCH_BOX(&conv3x3_cpu));
 }
+
+}  // namespace gbci
