@@ -8,11 +8,11 @@
 
 namespace gbci {
 
-// "[2, 1, 8, 8]"
-inline std::string describe_shape(const torch::stable::Tensor& tensor) {
+// A shape or strides: "[2, 1, 8, 8]".
+inline std::string describe(torch::headeronly::IntHeaderOnlyArrayRef values) {
   std::string text = "[";
-  for (int64_t axis = 0; axis < tensor.dim(); ++axis) {
-    text += (axis == 0 ? "" : ", ") + std::to_string(tensor.size(axis));
+  for (size_t i = 0; i < values.size(); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(values[i]);
   }
   return text + "]";
 }

@@ -7,69 +7,20 @@
 
 #include "philox.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace gbci {
 
 constexpr uint32_t kGroupBlocks = 32;
 
 }  // namespace gbci
 
-#if defined(__x86_64__)
-
-#define GBCI_CLONE avx512f
-#define GBCI_TARGET __attribute__((target("avx512f")))
-#define GBCI_VECTOR_BYTES 64
-// The form with a mask: the plain one draws a warning about GCC 12's own header.
-#define GBCI_MULTIPLY_LOW(a, b) (Lanes)_mm512_maskz_mul_epu32(0xFF, (__m512i)(a), (__m512i)(b))
-#include "philox_draw_clone.h"
-
-#define GBCI_CLONE avx2
-#define GBCI_TARGET __attribute__((target("avx2")))
-#define GBCI_VECTOR_BYTES 32
-#define GBCI_MULTIPLY_LOW(a, b) (Lanes)_mm256_mul_epu32((__m256i)(a), (__m256i)(b))
-#include "philox_draw_clone.h"
-
-#define GBCI_CLONE baseline
-#define GBCI_TARGET
-#define GBCI_VECTOR_BYTES 16
-#define GBCI_MULTIPLY_LOW(a, b) (Lanes)_mm_mul_epu32((__m128i)(a), (__m128i)(b))
-#include "philox_draw_clone.h"
-
-#else
-
-#define GBCI_CLONE baseline
-#define GBCI_TARGET
-#define GBCI_VECTOR_BYTES 16
-#define GBCI_MULTIPLY_LOW(a, b) (((a) & lower) * ((b) & lower))
-#include "philox_draw_clone.h"
-
-#endif
+#define GBCI_CLONE_FILE "common/philox_draw_clone.h"
+#include "for_each_instruction_set.h"
 
 namespace gbci {
 
 namespace {
 
-using DrawGroups = decltype(&baseline::draw_groups);
-
-// Chosen here and not by the loader (target_clones), so that it works with every compiler and C library, and under the
-// sanitizers; the tests call the clones by name.
-DrawGroups widest() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) {
-    return avx512f::draw_groups;
-  }
-  if (__builtin_cpu_supports("avx2")) {
-    return avx2::draw_groups;
-  }
-#endif
-  return baseline::draw_groups;
-}
-
-const DrawGroups draw_groups = widest();
+const auto draw_groups = GBCI_WIDEST(draw_groups);
 
 }  // namespace
 

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "common/parallel.h"
 #include "common/philox_draw.h"
 
 namespace gbci {
@@ -25,8 +26,7 @@ Tensor philox_normal_output(const Tensor& seeds, int64_t num_elements, int64_t s
 
 namespace {
 
-constexpr int64_t kTile = 1024;            // elements, whole blocks
-constexpr int64_t kGrainElements = 32768;  // ATen's own: less than this is not worth waking a thread for
+constexpr int64_t kTile = 1024;  // elements, whole blocks
 
 Tensor philox_normal_cpu(const Tensor& seeds, int64_t num_elements, int64_t step, int64_t stream) {
   Tensor out = philox_normal_output(seeds, num_elements, step, stream);
