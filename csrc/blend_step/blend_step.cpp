@@ -79,12 +79,13 @@ StepCoefficients<double> check_coefficients(const std::vector<double>& values, b
   constexpr size_t kCount = sizeof(StepCoefficients<double>) / sizeof(double);
   STD_TORCH_CHECK(values.size() == kCount, "coefficients must be ", kCount, " numbers, got ", values.size());
   const auto finite = [is_double](const char* name, double value) {
-    STD_TORCH_CHECK(std::isfinite(is_double ? value : static_cast<float>(value)), name, " must be finite, got ", value);
+    STD_TORCH_CHECK(std::isfinite(is_double ? value : static_cast<float>(value)), name, " must be finite, got ",
+                    value);
     return value;
   };
   auto value = values.begin();
 #define GBCI_FIELD(name) finite(#name, *value++),
-  return {GBCI_STEP_COEFFICIENTS(GBCI_FIELD)};  // from left to right, as braces are
+  return {GBCI_STEP_COEFFICIENTS(GBCI_FIELD)};  // braces evaluate from left to right
 #undef GBCI_FIELD
 }
 

@@ -11,7 +11,7 @@
 
 namespace gbci {
 
-// The fields of StepCoefficients in kernels/ops/blend_step.py, in their order, which is that of the operator's argument.
+// The fields of StepCoefficients in kernels/ops/blend_step.py. Their order is that of the operator's argument.
 #define GBCI_STEP_COEFFICIENTS(apply) \
   apply(denoised_from_latents)        \
   apply(denoised_from_output)         \
