@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -c constraints.txt
-EXTENSION := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*.h csrc/cuda/*.cu)
+EXTENSION := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 .PHONY: demo test floor sanitize lint bench bench-report fuzz dev clean
 

@@ -3,27 +3,19 @@
 import os
 import shlex
 import shutil
-import subprocess
 import sysconfig
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from setuptools import Command, find_packages, setup
-from setuptools.modified import newer_group
-from torch.utils.cpp_extension import (
-    COMMON_NVCC_FLAGS,
-    BuildExtension,
-    CppExtension,
-    CUDAExtension,
-    include_paths,
-)
+from setuptools import find_packages, setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).resolve().parent
-os.chdir(ROOT)  # setuptools wants source paths relative to this file
 
 # `kernels/` is no package: a top-level import name `kernels` would shadow the one that diffusers probes for.
 MAPPED = {"gbci_fast.ops": "kernels/ops", "gbci_fast.training": "training"}
+OWN = find_packages(str(ROOT), include=["gbci_fast", "gbci_fast.*"], exclude=[f"{name}*" for name in MAPPED])
 
 # torch's stable ABI, as of 2.10: one build loads on every later torch, and on every Python from 3.11 (abi3).
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
@@ -35,9 +27,10 @@ NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-DUSE_CUDA", *GENCODE, *DEFIN
 
 SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"]
 
-CPP_SOURCES = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
-CUDA_SOURCES = sorted(str(p) for p in Path("csrc/cuda").glob("*.cu"))
-HEADERS = sorted(str(p) for p in Path("csrc").rglob("*.h"))
+
+def sources(suffix: str) -> list[str]:
+    """Files of the extension by their suffix, relative to this file, as setuptools wants them."""
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(f"csrc/**/*{suffix}"))
 
 
 def find_nvcc() -> str | None:
@@ -51,46 +44,12 @@ def extension():
     with_cuda = find_nvcc() is not None and torch.version.cuda is not None
     return (CUDAExtension if with_cuda else CppExtension)(
         "gbci_fast._C",
-        sources=CPP_SOURCES + (CUDA_SOURCES if with_cuda else []),
-        depends=[*HEADERS, "setup.py"],
+        sources=[*sources(".cpp"), *(sources(".cu") if with_cuda else [])],
+        depends=[*sources(".h"), "setup.py"],
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
         py_limited_api=True,
     )
-
-
-def ptxas_report(source: str) -> str:
-    """Compiles one CUDA source without linking, if it changed; returns what ptxas says: registers, stack and spills.
-
-    Needs no CUDA torch, so that a broken kernel fails wherever nvcc is, and not first on a user's GPU machine.
-    """
-    report = Path("build", "cuda_check", f"{Path(source).stem}.log")
-    if newer_group([source, *HEADERS, "setup.py"], str(report)):
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.unlink(missing_ok=True)
-        flags = [*COMMON_NVCC_FLAGS, *NVCC_FLAGS, "-Xptxas=-v", *(f"-I{path}" for path in ("csrc", *include_paths()))]
-        command = [find_nvcc(), "-c", *flags, source, "-o", str(report.with_suffix(".o"))]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise SystemExit(f"{done.stdout}{done.stderr}gbci_fast: {source} does not compile")
-        report.write_text(done.stderr)
-    return report.read_text()
-
-
-class CheckCUDA(Command):
-    description = "compile the CUDA sources without linking, and print ptxas's report"
-    user_options: ClassVar = []
-
-    def initialize_options(self):
-        if find_nvcc() is None:
-            raise SystemExit("check_cuda needs nvcc: it is neither on PATH nor in CUDA_HOME")
-
-    def finalize_options(self):
-        pass
-
-    def run(self):
-        for source in CUDA_SOURCES:
-            print(f"{source}\n{ptxas_report(source)}", end="")
 
 
 class Build(BuildExtension.with_options(use_ninja=False)):
@@ -123,17 +82,19 @@ class Build(BuildExtension.with_options(use_ninja=False)):
         super().run()
 
 
-setup(
-    packages=[*find_packages(include=["gbci_fast", "gbci_fast.*"], exclude=[f"{name}*" for name in MAPPED]), *MAPPED],
-    package_dir=MAPPED,
-    package_data={
-        "gbci_fast": [
-            "py.typed",
-            "generate/*.json",
-            *(f"weights/**/{name}" for name in ("*.safetensors", "*.json", "*.md", "*.txt", "LICENSE*")),
-        ]
-    },
-    ext_modules=[extension()],
-    cmdclass={"build_ext": Build, "check_cuda": CheckCUDA},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
-)
+if __name__ == "__main__":  # csrc/check_cuda.py reads what is above
+    os.chdir(ROOT)
+    setup(
+        packages=[*OWN, *MAPPED],
+        package_dir=MAPPED,
+        package_data={
+            "gbci_fast": [
+                "py.typed",
+                "generate/*.json",
+                *(f"weights/**/{name}" for name in ("*.safetensors", "*.json", "*.md", "*.txt", "LICENSE*")),
+            ]
+        },
+        ext_modules=[extension()],
+        cmdclass={"build_ext": Build},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    )

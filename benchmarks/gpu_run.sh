@@ -55,9 +55,9 @@ export PYTHONPATH=$PWD:$site
 # Not first of all nvcc on PATH: that may be a wrapper far from the toolkit's libraries.
 export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
 [[ -x $CUDA_HOME/bin/nvcc ]] || CUDA_HOME=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")
-sources=$(cat setup.py csrc/*.h csrc/*.cpp csrc/cuda/* | sha256sum)
+sources=$(cat setup.py csrc/*.cpp csrc/*/* | sha256sum)
 if [[ $(cat build/gpu_run.sources 2>/dev/null) != "$sources" ]]; then # by content: a copied tree has new dates
-    python3 setup.py -q check_cuda >"$results/ptxas.txt" &
+    python3 csrc/check_cuda.py >"$results/ptxas.txt" &
     python3 setup.py build_ext --inplace --force
     wait $!
     echo "$sources" >build/gpu_run.sources

@@ -25,7 +25,7 @@ def script():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(setuptools, "setup", lambda **kwargs: arguments.update(kwargs))
-        names = runpy.run_path(str(ROOT / "setup.py"))
+        names = runpy.run_path(str(ROOT / "setup.py"), run_name="__main__")
     return {**names, "setup": arguments}
 
 

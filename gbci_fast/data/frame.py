@@ -66,22 +66,6 @@ class Frame:
             xmin, xmax = self.x0 + self.x1 - xmax, self.x0 + self.x1 - xmin
         return (xmin, self.y0 + (ymin - self.top) / sy, xmax, self.y0 + (ymax - self.top) / sy)
 
-    def window_affine(
-        self, window: tuple[int, int, int, int], origin: tuple[float, float] = (0.0, 0.0)
-    ) -> tuple[float, float, float, float]:
-        """The affine of a native window's pixels to model space: (scale_x, offset_x, scale_y, offset_y).
-
-        Pixel (X, Y) of the window, counted from its own corner, has its center at model coordinate
-        ``(scale_x (X + 1/2) + offset_x, scale_y (Y + 1/2) + offset_y)``, counted from `origin`.
-
-        Args:
-            window: (xmin, ymin, xmax, ymax) in native pixels.
-            origin: model coordinates (x, y) of the origin, such as the corner of a decoded part of the model's image.
-        """
-        (sx, sy), (xmin, ymin, _, _) = self.scale, window
-        scale_x, offset_x = (-sx, (self.x1 - xmin) * sx) if self.flip else (sx, (xmin - self.x0) * sx)
-        return scale_x, self.left - origin[0] + offset_x, sy, self.top - origin[1] + (ymin - self.y0) * sy
-
     def to_model(self, image: np.ndarray) -> np.ndarray:
         """Resamples a native image [H, W] (float or bool) to model space, float32 [size, size], anti-aliased."""
         height, width = image.shape

@@ -189,7 +189,7 @@ def _cpu() -> dict[str, Any]:
         )
         if has()
     ]
-    # csrc/blend_rows.cpp and philox_draw.cpp choose between these by themselves.
+    # csrc/common/instruction_sets.h chooses between these by itself.
     extension = next((name for name in ("AVX-512", "AVX2") if name in sets), "the baseline")
     return {
         "machine": platform.machine(),

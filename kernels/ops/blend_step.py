@@ -57,10 +57,10 @@ class StepCoefficients:
     @property
     def has_corrector(self) -> bool:
         """z is a sum of its own, and not `latents`."""
-        return any(self.values()[2:6])
+        return any(value for name, value in vars(self).items() if name.startswith("corrected_from_"))
 
     def values(self) -> list[float]:
-        """The fields in their order, which is that of the operator's argument."""
+        """The fields in their order, which is that of the operator's argument and of csrc/blend_step/blend_step.h."""
         return list(vars(self).values())  # dataclasses.astuple would copy each, slower than a small step
 
 

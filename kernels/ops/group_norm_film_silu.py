@@ -1,6 +1,6 @@
-"""Group normalization of an image, FiLM (Perez et al. 2018) and SiLU, perhaps of a sum of two images.
+"""Group normalization of an image, FiLM (Perez et al. 2018) and SiLU.
 
-Equivalent to ``F.silu(F.group_norm(x + residual, ...) * scale + shift)``. Faster because memory is passed over once
+Equivalent to ``F.silu(F.group_norm(x, ...) * scale + shift)``. Faster because memory is passed over once
 where a program can keep its groups in registers, and else twice, once for the statistics and once for the rest, over
 slices of the batch that the cache still holds the second time (in a recorded graph; launched one by one, slices would
 cost more than they save). Programs of a channels-last image take several groups at
@@ -44,17 +44,14 @@ def group_norm_film_silu_ref(
     *,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
-    residual: Tensor | None = None,
     silu: bool = True,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """`group_norm_film_silu` in plain PyTorch."""
-    h = x if residual is None else x + residual
-    y = torch.group_norm(h, num_groups, weight, bias, eps)
+    y = torch.group_norm(x, num_groups, weight, bias, eps)
     if scale is not None:
         scale, shift = (part.unflatten(0, (-1, len(x)))[..., None, None] for part in (scale, shift))
         y = torch.addcmul(shift, y, scale).flatten(0, 1)
-    y = F.silu(y) if silu else y
-    return y if residual is None else (y, h)
+    return F.silu(y) if silu else y
 
 
 @jit
@@ -69,23 +66,6 @@ def _over_groups(
         return tl.zeros([BLOCK_C], tl.float32) + tl.sum(v, 0)
     group = tl.arange(0, BLOCK_C) // CHANNELS
     return tl.sum(tl.where(group[:, None] == group[None, :], v[None, :], 0.0), 1)
-
-
-@jit
-def _load(
-    x_ptr,
-    residual_ptr,
-    summed_ptr,
-    offsets,  # [BLOCK_P, BLOCK_C]
-    mask,
-):
-    """x in float32; with a residual the sum, rounded as it is stored."""
-    h = tl.load(x_ptr + offsets, mask, other=0.0).to(tl.float32)
-    if residual_ptr is not None:
-        h = (h + tl.load(residual_ptr + offsets, mask, other=0.0).to(tl.float32)).to(x_ptr.dtype.element_ty)
-        tl.store(summed_ptr + offsets, h, mask)
-        h = h.to(tl.float32)
-    return h
 
 
 @jit
@@ -139,13 +119,11 @@ def _tile(
 
 @jit
 def _one_pass_kernel(
-    x_ptr,  # [B, C, P], P pixels, channels-last or not, as residual, summed and out
-    residual_ptr,  # [B, C, P] or None
+    x_ptr,  # [B, C, P], P pixels, channels-last or not, as out
     weight_ptr,  # [C] or None
     bias_ptr,  # [C] or None
     scale_ptr,  # [HALVES B, C] or None
     shift_ptr,  # [HALVES B, C] or None
-    summed_ptr,  # [B, C, P] or None
     out_ptr,  # [HALVES B, C, P]
     num_samples,  # B
     num_channels,  # C
@@ -170,7 +148,7 @@ def _one_pass_kernel(
     sample = num_pixels * num_channels
 
     base = b * sample
-    h = _load(x_ptr, residual_ptr, summed_ptr, base + offsets, mask)
+    h = tl.load(x_ptr + base + offsets, mask, other=0.0).to(tl.float32)
     count = num_pixels * CHANNELS
     mean = _over_groups(tl.sum(h, 0), GROUPS, CHANNELS, BLOCK_C) / count
     h = tl.where(mask, h - mean[None, :], 0.0)
@@ -187,8 +165,6 @@ def _one_pass_kernel(
 @jit
 def _statistics_kernel(
     x_ptr,  # [B, C, P]
-    residual_ptr,  # [B, C, P] or None
-    summed_ptr,  # [B, C, P] or None
     statistics_ptr,  # [B, splits, C / CHANNELS, 2]: mean, and sum of squares about it
     num_channels,  # C
     num_pixels,  # P
@@ -210,9 +186,8 @@ def _statistics_kernel(
     for start in range(0, span, BLOCK_P):
         p = split * span + start + tl.arange(0, BLOCK_P)
         mask = (p < num_pixels)[:, None] & in_tile[None, :]
-        h = _load(
-            x_ptr, residual_ptr, summed_ptr, base + (p[:, None] * stride_p + c[None, :] * stride_c), mask
-        )  # fmt: skip
+        offsets = p[:, None] * stride_p + c[None, :] * stride_c
+        h = tl.load(x_ptr + base + offsets, mask, other=0.0).to(tl.float32)
         count += (p < num_pixels).to(tl.float32)
         delta = tl.where(mask, h - mean, 0.0)
         mean += delta / tl.maximum(count, 1.0)[:, None]
@@ -232,7 +207,7 @@ def _statistics_kernel(
 
 @jit
 def _apply_kernel(
-    h_ptr,  # [B, C, P]
+    x_ptr,  # [B, C, P]
     statistics_ptr,  # [B, splits, C / CHANNELS, 2]
     weight_ptr,  # [C] or None
     bias_ptr,  # [C] or None
@@ -276,7 +251,7 @@ def _apply_kernel(
         p = split * span + start + tl.arange(0, BLOCK_P)
         mask = (p < num_pixels)[:, None] & in_tile[None, :]
         offsets = p[:, None] * stride_p + c[None, :] * stride_c
-        h = tl.load(h_ptr + b * sample + offsets, mask, other=0.0).to(tl.float32)
+        h = tl.load(x_ptr + b * sample + offsets, mask, other=0.0).to(tl.float32)
         h = (h - mean[None, :]) * rstd[None, :]
         _store(
             out_ptr, film * sample + offsets, mask, h, weight_ptr, bias_ptr, scale_ptr, shift_ptr, c, in_tile, film,
@@ -303,10 +278,10 @@ def _launches_are_cheap() -> bool:
     return INTERPRETED or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
-def _launch(x, num_groups, weight, bias, eps, scale, shift, residual, silu):
+def _launch(x, num_groups, weight, bias, eps, scale, shift, silu):
     batch, channels, pixels = *x.shape[:2], x.shape[2] * x.shape[3]
     halves = 1 if scale is None else len(scale) // batch
-    out, summed = _output(x, halves), None if residual is None else torch.empty_like(x)
+    out = _output(x, halves)
     options = {"CHANNELS": channels // num_groups, "CHANNELS_LAST": not x.is_contiguous()}
     last = {"HALVES": halves, "SILU": silu}
     strides = (0, 0) if scale is None else (scale.stride(0), shift.stride(0))
@@ -317,10 +292,10 @@ def _launch(x, num_groups, weight, bias, eps, scale, shift, residual, silu):
         if block_p * block_c <= IN_REGISTERS:
             options |= {"GROUPS": groups, "BLOCK_P": block_p, "BLOCK_C": block_c}
             _one_pass_kernel[num_groups // groups, batch](
-                x, residual, weight, bias, scale, shift, summed, out, batch, channels, pixels, *strides, eps,
+                x, weight, bias, scale, shift, out, batch, channels, pixels, *strides, eps,
                 num_warps=min(max(block_p * block_c // 1024, 1), 16), **last, **options,
             )  # fmt: skip
-            return [out] if summed is None else [out, summed]
+            return out
 
     groups = _groups_per_run(SPLIT_RUN, x, num_groups)
     block_c = triton.next_power_of_2(groups * options["CHANNELS"])
@@ -336,44 +311,39 @@ def _launch(x, num_groups, weight, bias, eps, scale, shift, residual, silu):
         size = min(size, max(CACHED_BYTES // (channels * pixels * x.element_size()), 1))
     for first in range(0, batch, size):
         # The slices from here on; the FiLM's and the result's second half is then still `batch` rows behind the first.
-        x_, residual_, summed_, statistics_, scale_, shift_, out_ = (
-            None if tensor is None else tensor[first:]
-            for tensor in (x, residual, summed, statistics, scale, shift, out)
+        x_, statistics_, scale_, shift_, out_ = (
+            None if tensor is None else tensor[first:] for tensor in (x, statistics, scale, shift, out)
         )
         samples = min(size, batch - first)
-        _statistics_kernel[num_groups // groups, splits, samples](
-            x_, residual_, summed_, statistics_, channels, pixels, span, **options
-        )
+        _statistics_kernel[num_groups // groups, splits, samples](x_, statistics_, channels, pixels, span, **options)
         _apply_kernel[num_groups // groups, splits, samples * halves](
-            x_ if summed is None else summed_, statistics_, weight, bias, scale_, shift_, out_, batch, channels, pixels,
-            splits, span, *strides, eps, **last, **options,
+            x_, statistics_, weight, bias, scale_, shift_, out_, batch, channels, pixels, splits, span, *strides, eps,
+            **last, **options,
         )  # fmt: skip
-    return [out] if summed is None else [out, summed]
+    return out
 
 
-def _cpu(x, num_groups, weight, bias, eps, scale, shift, residual, silu):
-    """The compiled extension, which has no residual, and one dtype of `DTYPES` for all; else the reference."""
+def _cpu(x, num_groups, weight, bias, eps, scale, shift, silu):
+    """The compiled extension, which takes one dtype of `DTYPES` for all; else the reference."""
     parts = [part for part in (weight, bias, scale, shift) if part is not None]
-    if residual is None and x.dtype in DTYPES and all(part.dtype == x.dtype for part in parts):
+    if x.dtype in DTYPES and all(part.dtype == x.dtype for part in parts):
         out = _output(x, 1 if scale is None else len(scale) // len(x))
         if scale is not None:
             scale, shift = scale.contiguous(), shift.contiguous()
         torch.ops.gbci_fast.group_norm_film_silu_out(x, num_groups, weight, bias, eps, scale, shift, silu, out)
-        return [out]
-    options = {"scale": scale, "shift": shift, "residual": residual, "silu": silu}
-    outputs = group_norm_film_silu_ref(x, num_groups, weight, bias, eps, **options)
-    return [_output(x, len(y) // len(x)).copy_(y) for y in (outputs if residual is not None else (outputs,))]
+        return out
+    y = group_norm_film_silu_ref(x, num_groups, weight, bias, eps, scale=scale, shift=shift, silu=silu)
+    return _output(x, len(y) // len(x)).copy_(y)
 
 
-def _fake(x, num_groups, weight, bias, eps, scale, shift, residual, silu):
-    out = _output(x, 1 if scale is None else scale.shape[0] // x.shape[0])
-    return [out] if residual is None else [out, torch.empty_like(x)]
+def _fake(x, num_groups, weight, bias, eps, scale, shift, silu):
+    return _output(x, 1 if scale is None else scale.shape[0] // x.shape[0])
 
 
 _group_norm_film_silu = triton_op(
     "group_norm_film_silu",
     "(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, Tensor? shift, "
-    "Tensor? residual, bool silu) -> Tensor[]",
+    "bool silu) -> Tensor",
     cuda=_launch,
     cpu=_cpu,
     fake=_fake,
@@ -389,10 +359,9 @@ def group_norm_film_silu(
     *,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
-    residual: Tensor | None = None,
     silu: bool = True,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """SiLU of the normalized x, or x plus `residual`, times `scale` and plus `shift`. Forward only.
+) -> Tensor:
+    """SiLU of the normalized x, times `scale` and plus `shift`. Forward only.
 
     Args:
         x: ``[B, C, H, W]``, contiguous or channels-last, float32, bfloat16 or float16 (and on the CPU float64).
@@ -403,22 +372,19 @@ def group_norm_film_silu(
         scale: ``[B, C]`` or ``[k B, C]``, the whole factor: 1 is already added. With k B rows the result has as many
             samples, and row ``i B + b`` belongs to x's sample b. None, and `shift` too, for no FiLM.
         shift: of the shape of `scale`. In both, the channels of a row are contiguous.
-        residual: of x's shape, dtype and layout; it is added to x first.
         silu: whether SiLU comes last.
 
     Returns:
-        ``[B, C, H, W]`` or ``[k B, C, H, W]`` in the dtype and layout of x; with a residual, the sum ``[B, C, H, W]``
-        beside it. The sum is rounded to the dtype; what follows it is float32.
+        ``[B, C, H, W]`` or ``[k B, C, H, W]`` in the dtype and layout of x.
 
     Raises:
         GBCIError: a shape, dtype, device or layout is not as above.
     """
-    _check(x, num_groups, weight, bias, scale, shift, residual)
-    outputs = _group_norm_film_silu(x, num_groups, weight, bias, eps, scale, shift, residual, silu)
-    return outputs[0] if residual is None else (outputs[0], outputs[1])
+    _check(x, num_groups, weight, bias, scale, shift)
+    return _group_norm_film_silu(x, num_groups, weight, bias, eps, scale, shift, silu)
 
 
-def _check(x, num_groups, weight, bias, scale, shift, residual):
+def _check(x, num_groups, weight, bias, scale, shift):
     if x.dim() != 4 or x.numel() == 0:
         raise GBCIError(f"x is {list(x.shape)}; expected [B, C, H, W], not empty")
     batch, channels = x.shape[:2]
@@ -432,9 +398,6 @@ def _check(x, num_groups, weight, bias, scale, shift, residual):
         raise GBCIError(f"x has strides {x.stride()}; expected it contiguous or channels-last")
     if (scale is None) != (shift is None):
         raise GBCIError("scale and shift come together; expected both or neither")
-    if residual is not None and (residual.shape, residual.dtype, residual.stride()) != (x.shape, x.dtype, x.stride()):
-        got = f"residual is {residual.dtype} {list(residual.shape)} with strides {residual.stride()}"
-        raise GBCIError(f"{got}; expected {x.dtype} {list(x.shape)} with {x.stride()} like x")
     for name, tensor in (("weight", weight), ("bias", bias), ("scale", scale), ("shift", shift)):
         if tensor is None:
             continue

@@ -106,11 +106,11 @@ def test_operators_are_held_against_eager_and_a_copy(script, tmp_path):
     ours = row(
         "bench_blend_step[cpu-ours-ddim-fp32-64]", 2e-4, times_faster_than_eager=9, times_faster_than_memcpy=0.87
     )
-    fast = row("bench_composite[cpu-ours]", 1.0, times_faster_than_eager=8.0, device="cuda", device_seconds=3e-6)
+    fast = row("bench_geglu[cpu-ours]", 1.0, times_faster_than_eager=8.0, device="cuda", device_seconds=3e-6)
     store(tmp_path / "a.json", "2026-01-01", ours, row("bench_blend_step[cpu-eager-ddim-fp32-64]", 1.8e-3), fast)
     store(tmp_path / "b.json", "2025-01-01", row(ours["name"], 1.0, times_faster_than_eager=1.0))
     text = script.operators_report(script.read_operators(tmp_path))
     assert "| Some CPU, 2 threads | blend_step[ddim-fp32-64] | 200 | 30 | 9.00 | 87% |" in text
-    assert "| composite[ours] | 3 | 30 | 8.00 |  |" in text
+    assert "| geglu[ours] | 3 | 30 | 8.00 |  |" in text
     assert len(text.splitlines()) == 8
     assert "No row was measured." in script.operators_report([])

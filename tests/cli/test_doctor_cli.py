@@ -89,7 +89,7 @@ def test_a_flavor_of_tensorrt_says_how_to_install_it_or_what_is_wrong_with_it(mo
 
 
 def test_every_operator_is_found_by_itself(report, tmp_path, monkeypatch):
-    assert usable(report["ops"]).keys() >= {"blend_step", "composite", "mask_to_latent", "philox_normal"}
+    assert usable(report["ops"]).keys() >= {"blend_step", "mask_to_latent", "philox_normal"}
     (tmp_path / "new_op.py").write_text("raise ImportError('no engine is installed: pip install engine')")
     (tmp_path / "_shared.py").write_text("")
     monkeypatch.setattr(gbci_fast.ops, "__path__", [str(tmp_path)])
@@ -142,7 +142,7 @@ def test_nothing_but_the_eager_pipeline_is_there():
     assert report["eager_works"]
     assert report["versions"]["triton"] is report["versions"]["xformers"] is None
     assert "compiled operators of gbci_fast cannot be loaded" in report["choice"][0]
-    compiled = {"blend_step", "composite", "conv3x3", "group_norm_film_silu", "mask_to_latent", "philox_normal"}
+    compiled = {"blend_step", "conv3x3", "group_norm_film_silu", "mask_to_latent", "philox_normal"}
     lost = [finding for finding in report["ops"] if finding["name"] in compiled]
     runtimes = [finding for finding in report["runtimes"] if not finding["name"].startswith("tensorrt, ")]
     for findings in (lost, runtimes, report["tiers"]):
@@ -169,12 +169,12 @@ def test_the_table_numbers_its_reasons(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_choice", lambda pipe, device: [f"on {device}: runtime fused"])
     monkeypatch.setattr(doctor, "_accelerates", lambda pipe, device, **_: [] if device == "cpu" else ["no kernels"])
     monkeypatch.setattr(
-        doctor, "_op", lambda name, device, no: ["composite lacks its engine"] if name == "composite" else list(no)
+        doctor, "_op", lambda name, device, no: ["geglu lacks its engine"] if name == "geglu" else list(no)
     )
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    (number,) = (line.split("]")[0].strip("[") for line in lines if line.endswith("] composite lacks its engine"))
-    (row,) = (line for line in lines if " composite " in line and "│" in line)
+    (number,) = (line.split("]")[0].strip("[") for line in lines if line.endswith("] geglu lacks its engine"))
+    (row,) = (line for line in lines if " geglu " in line and "│" in line)
     assert f"no [{number}]" in row
     (row,) = (line for line in lines if " fused " in line and "│" in line)
     assert row.count("yes") == 1

@@ -77,15 +77,6 @@ def test_boxes_go_there_and_back(frame, box):
     assert frame.box_to_model(frame.box_to_native(box)) == pytest.approx(box, abs=1e-6)
 
 
-@given(frame=frames(), corner=st.tuples(*[st.integers(-50, 300)] * 2), origin=st.tuples(*[st.floats(-9, 99)] * 2))
-def test_a_window_knows_where_its_pixels_lie(frame, corner, origin):
-    scale_x, offset_x, scale_y, offset_y = frame.window_affine((*corner, corner[0] + 9, corner[1] + 9), origin)
-    for x, y in ((0, 0), (5, 0), (0, 7)):
-        center = corner[0] + x + 0.5, corner[1] + y + 0.5
-        expected = np.subtract(frame.box_to_model(center * 2)[:2], origin)
-        assert (scale_x * (x + 0.5) + offset_x, scale_y * (y + 0.5) + offset_y) == pytest.approx(expected, abs=1e-9)
-
-
 @given(frame=frames(), x=st.integers(20, 200), y=st.integers(20, 140))
 @settings(deadline=None, max_examples=40)
 def test_boxes_agree_with_pixels(frame, x, y):

@@ -425,6 +425,15 @@ REJECTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(("position", "name"), enumerate(vars(SOLVERS["ddim"])))
+def test_the_extension_calls_every_coefficient_by_its_name(position, name):
+    coefficients = SOLVERS["ddim"].values()
+    coefficients[position] = float("inf")
+    arguments = operator_arguments(problem(ODD, DTYPES["fp32"], "ddim"), coefficients=coefficients)
+    with pytest.raises(RuntimeError, match=f"{name} must be finite, got inf$"):
+        torch.ops.gbci_fast.blend_step(*arguments)
+
+
 @pytest.mark.parametrize(("changes", "message"), REJECTIONS.values(), ids=REJECTIONS)
 def test_bad_arguments_are_named_and_nothing_is_written(changes, message):
     arguments = with_seeds(problem(ODD, DTYPES["fp32"], "ddim_eta"))

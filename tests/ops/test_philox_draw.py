@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import setuptools
+from torch.utils.cpp_extension import include_paths
 
 from gbci_fast.model.noise import seed_tensor
 from gbci_fast.ops.philox_normal import RTOL, philox_normal
@@ -26,7 +26,7 @@ KNOWN_ANSWERS = {
 }
 
 PROGRAM = r"""
-#include "philox_draw.cpp"
+#include "common/philox_draw.cpp"
 
 #include <cstdio>
 #include <cstdlib>
@@ -42,12 +42,14 @@ void draw_one_by_one(uint64_t seed, uint32_t first_block, uint32_t num_groups, u
   }
 }
 
+using DrawGroups = decltype(&baseline::draw_groups);
+
 DrawGroups clone(const std::string& name) {
   if (name == "scalar") return draw_one_by_one;
   if (name == "baseline") return baseline::draw_groups;
 #if defined(__x86_64__)
-  if (name == "avx2" && __builtin_cpu_supports("avx2")) return avx2::draw_groups;
-  if (name == "avx512f" && __builtin_cpu_supports("avx512f")) return avx512f::draw_groups;
+  if (name == "avx2" && instruction_set() >= InstructionSet::kAvx2) return avx2::draw_groups;
+  if (name == "avx512f" && instruction_set() == InstructionSet::kAvx512) return avx512f::draw_groups;
 #endif
   return nullptr;
 }
@@ -101,14 +103,12 @@ def program(tmp_path_factory):
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"needs a C++ compiler: '{compiler[0]}' was not found")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setattr(setuptools, "setup", lambda **kwargs: None)
-        flags = runpy.run_path(str(ROOT / "setup.py"))["CXX_FLAGS"]
+    flags = runpy.run_path(str(ROOT / "setup.py"))["CXX_FLAGS"]
     folder = tmp_path_factory.mktemp("philox_draw")
     (folder / "main.cpp").write_text(PROGRAM)
     plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # `make sanitize` sets it
-    command = [*compiler, *flags, f"-I{ROOT / 'csrc'}", str(folder / "main.cpp"), "-o", str(folder / "main")]
+    includes = [f"-I{path}" for path in (ROOT / "csrc", *include_paths())]
+    command = [*compiler, *flags, *includes, str(folder / "main.cpp"), "-o", str(folder / "main")]
     done = subprocess.run(command, capture_output=True, text=True, env=plain)
     assert done.returncode == 0, done.stderr
     return lambda *args: subprocess.run([str(folder / "main"), *map(str, args)], capture_output=True, env=plain)

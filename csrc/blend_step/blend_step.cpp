@@ -2,16 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
-#include <sstream>
 #include <string>
 #include <utility>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "blend_rows.h"
-#include "blend_tiles.h"
-#include "philox_draw.h"
+#include "common/describe.h"
+#include "common/parallel.h"
+#include "common/philox_draw.h"
+#include "rows.h"
+#include "tiles.h"
 
 namespace gbci {
 
@@ -21,16 +22,6 @@ using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
 namespace {
-
-std::string show(torch::headeronly::IntHeaderOnlyArrayRef values) {
-  std::ostringstream text;
-  text << '[';
-  for (size_t i = 0; i < values.size(); ++i) {
-    text << (i ? ", " : "") << values[i];
-  }
-  text << ']';
-  return text.str();
-}
 
 std::string device_name(const Tensor& tensor) {
   return tensor.is_cpu() ? "cpu" : "cuda:" + std::to_string(tensor.get_device_index());
@@ -43,7 +34,7 @@ void check_device(const char* name, const Tensor& tensor, const Tensor& latents)
 
 void check_shape(const char* name, const Tensor& tensor, const std::vector<int64_t>& shape) {
   const auto sizes = tensor.sizes();
-  STD_TORCH_CHECK(sizes.equals(shape), name, " must have shape ", show(shape), ", got ", show(sizes));
+  STD_TORCH_CHECK(sizes.equals(shape), name, " must have shape ", describe(shape), ", got ", describe(sizes));
 }
 
 void check_dtype(const char* name, const Tensor& tensor, ScalarType expected, const char* like) {
@@ -51,24 +42,24 @@ void check_dtype(const char* name, const Tensor& tensor, ScalarType expected, co
                   toString(tensor.scalar_type()));
 }
 
-enum class Access { kRead, kWrite };
+enum class Use { kRead, kWrite };
 
 // The strides of a tensor whose dtype and shape are checked.
-View view(const char* name, const Tensor& tensor, Access access) {
+View view(const char* name, const Tensor& tensor, Use use) {
   const auto size = tensor.sizes(), stride = tensor.strides();
   const bool one_row = size[2] == 1, one_column = size[3] == 1;
   STD_TORCH_CHECK(one_row || one_column || stride[2] == size[3] * stride[3], name,
                   " must be NCHW, channels-last or a slice of their channels, so that H and W flatten; got shape ",
-                  show(size), " with strides ", show(stride));
+                  describe(size), " with strides ", describe(stride));
   View result;
   result.batch = size[0] == 1 ? 0 : stride[0];
   result.channel = size[1] == 1 ? 0 : stride[1];
   result.position = one_row && one_column ? 1 : one_column ? stride[2] : stride[3];
   result.dtype = tensor.scalar_type();
-  if (access == Access::kWrite) {
+  if (use == Use::kWrite) {
     for (size_t axis = 0; axis < 4; ++axis) {
       STD_TORCH_CHECK(size[axis] == 1 || stride[axis] != 0, name, " is written and must not be expanded; got shape ",
-                      show(size), " with strides ", show(stride));
+                      describe(size), " with strides ", describe(stride));
     }
     result.data = tensor.mutable_data_ptr();
   } else {
@@ -84,26 +75,24 @@ void check_given(const char* tensor, bool given, std::initializer_list<std::pair
   }
 }
 
-StepCoefficients check_coefficients(const std::vector<double>& values, bool is_double) {
-  static constexpr const char* kNames[] = {
-      "denoised_from_latents",    "denoised_from_output",   "corrected_from_corrected", "corrected_from_previous",
-      "corrected_from_older",     "corrected_from_denoised", "next_from_corrected",     "next_from_output",
-      "next_from_denoised",       "next_from_previous",     "next_from_older",          "next_from_noise",
-      "known_from_latents",       "known_from_noise",       "input_from_latents"};
-  constexpr size_t kCount = std::size(kNames);
+StepCoefficients<double> check_coefficients(const std::vector<double>& values, bool is_double) {
+  constexpr size_t kCount = sizeof(StepCoefficients<double>) / sizeof(double);
   STD_TORCH_CHECK(values.size() == kCount, "coefficients must be ", kCount, " numbers, got ", values.size());
-  for (size_t i = 0; i < kCount; ++i) {
-    STD_TORCH_CHECK(std::isfinite(is_double ? values[i] : static_cast<float>(values[i])), kNames[i],
-                    " must be finite, got ", values[i]);
-  }
-  const double* v = values.data();
-  return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13], v[14]};
+  const auto finite = [is_double](const char* name, double value) {
+    STD_TORCH_CHECK(std::isfinite(is_double ? value : static_cast<float>(value)), name, " must be finite, got ",
+                    value);
+    return value;
+  };
+  auto value = values.begin();
+#define GBCI_FIELD(name) finite(#name, *value++),
+  return {GBCI_STEP_COEFFICIENTS(GBCI_FIELD)};  // braces evaluate from left to right
+#undef GBCI_FIELD
 }
 
 // Of the arguments as given: clears every coefficient whose sum nothing needs, and the view of every tensor that then no
 // coefficient asks for.
 void drop_what_nothing_needs(BlendStep& args) {
-  StepCoefficients& a = args.coefficients;
+  StepCoefficients<double>& a = args.coefficients;
   const auto drop = [](bool dropped, auto&... coefficients) { ((coefficients = dropped ? 0 : coefficients), ...); };
   const auto read = [](View& tensor, auto... coefficients) {
     const bool used = ((coefficients != 0) || ...);
@@ -162,8 +151,8 @@ BlendStep check_blend_step(
   const bool is_half = state == ScalarType::BFloat16 || state == ScalarType::Half;
   STD_TORCH_CHECK((is_float || is_double || is_half) && latents.dim() == 4,
                   "latents must be a Float, BFloat16, Half or Double tensor [B, C, H, W], got ", toString(state), " ",
-                  show(latents.sizes()));
-  STD_TORCH_CHECK(latents.numel() > 0, "latents must not be empty, got ", show(latents.sizes()));
+                  describe(latents.sizes()));
+  STD_TORCH_CHECK(latents.numel() > 0, "latents must not be empty, got ", describe(latents.sizes()));
   STD_TORCH_CHECK(!is_double || latents.is_cpu(), "latents must be Float, BFloat16 or Half on ", device_name(latents),
                   ", got Double");
   STD_TORCH_CHECK(model == state || is_float, "conditional must be ", toString(state), " like latents, got ",
@@ -174,53 +163,53 @@ BlendStep check_blend_step(
   BlendStep args;
   const std::vector<int64_t> shape(latents.sizes().begin(), latents.sizes().end());
   args.batch = shape[0], args.channels = shape[1], args.positions = shape[2] * shape[3];
-  args.latents = view("latents", latents, Access::kRead);
+  args.latents = view("latents", latents, Use::kRead);
 
-  const auto take = [&](const char* name, const Tensor& tensor, ScalarType dtype, const char* like, Access access) {
+  const auto take = [&](const char* name, const Tensor& tensor, ScalarType dtype, const char* like, Use use) {
     check_device(name, tensor, latents);
     check_dtype(name, tensor, dtype, like);
     check_shape(name, tensor, shape);
-    return view(name, tensor, access);
+    return view(name, tensor, use);
   };
-  const auto take_state = [&](const char* name, const Optional& tensor, Access access) {
-    return tensor ? take(name, *tensor, state, " like latents", access) : View{};
+  const auto take_state = [&](const char* name, const Optional& tensor, Use use) {
+    return tensor ? take(name, *tensor, state, " like latents", use) : View{};
   };
-  args.conditional = take("conditional", conditional, model, "", Access::kRead);
+  args.conditional = take("conditional", conditional, model, "", Use::kRead);
   if (unconditional) {
     check_device("unconditional", *unconditional, latents);
     check_dtype("unconditional", *unconditional, model, " like conditional");
     const std::vector<int64_t> broadcast = {1, shape[1], shape[2], shape[3]};
     STD_TORCH_CHECK(unconditional->sizes().equals(shape) || unconditional->sizes().equals(broadcast),
-                    "unconditional must have shape ", show(shape), " or ", show(broadcast), ", got ",
-                    show(unconditional->sizes()));
-    args.unconditional = view("unconditional", *unconditional, Access::kRead);
+                    "unconditional must have shape ", describe(shape), " or ", describe(broadcast), ", got ",
+                    describe(unconditional->sizes()));
+    args.unconditional = view("unconditional", *unconditional, Use::kRead);
   }
-  args.previous = take_state("previous", previous, Access::kRead);
-  args.denoised = args.older = take_state("denoised", denoised, Access::kWrite);
-  args.corrected = args.corrected_before = take_state("corrected", corrected, Access::kWrite);
-  args.noise = take_state("noise", noise, Access::kRead);
+  args.previous = take_state("previous", previous, Use::kRead);
+  args.denoised = args.older = take_state("denoised", denoised, Use::kWrite);
+  args.corrected = args.corrected_before = take_state("corrected", corrected, Use::kWrite);
+  args.noise = take_state("noise", noise, Use::kRead);
   if (seeds) {
     check_device("seeds", *seeds, latents);
     STD_TORCH_CHECK(seeds->scalar_type() == ScalarType::Long && seeds->dim() == 1 && seeds->size(0) == shape[0],
                     "seeds must be a Long tensor [", shape[0], "], got ", toString(seeds->scalar_type()), " ",
-                    show(seeds->sizes()));
+                    describe(seeds->sizes()));
     STD_TORCH_CHECK(args.channels * args.positions <= int64_t{1} << 34,
-                    "a sample must have at most 2^34 elements where seeds draw its noise, got ", show(shape));
+                    "a sample must have at most 2^34 elements where seeds draw its noise, got ", describe(shape));
     args.seeds = seeds->const_data_ptr<int64_t>();
     args.seed_stride = seeds->stride(0);
   }
-  args.known = take_state("known", known, Access::kRead);
-  args.known_noise = take_state("known_noise", known_noise, Access::kRead);
+  args.known = take_state("known", known, Use::kRead);
+  args.known_noise = take_state("known_noise", known_noise, Use::kRead);
   if (weight) {
     check_device("weight", *weight, latents);
     check_dtype("weight", *weight, is_double ? ScalarType::Double : ScalarType::Float, "");
     check_shape("weight", *weight, {shape[0], 1, shape[2], shape[3]});
-    args.weight = view("weight", *weight, Access::kRead);
+    args.weight = view("weight", *weight, Use::kRead);
   }
   if (model_input) {
-    args.model_input = take("model_input", *model_input, model, " like conditional", Access::kWrite);
+    args.model_input = take("model_input", *model_input, model, " like conditional", Use::kWrite);
   }
-  args.out = take("out", out, state, " like latents", Access::kWrite);
+  args.out = take("out", out, state, " like latents", Use::kWrite);
 
   args.coefficients = check_coefficients(coefficients, is_double);
   STD_TORCH_CHECK(!clip || (*clip >= 0 && std::isfinite(is_double ? *clip : static_cast<float>(*clip))),
@@ -239,7 +228,7 @@ BlendStep check_blend_step(
   STD_TORCH_CHECK(!(noise && seeds), "noise and seeds were both given; expected one of them");
   STD_TORCH_CHECK(known.has_value() == weight.has_value(),
                   known ? "known was given without weight" : "weight was given without known", "; expected both");
-  const StepCoefficients& a = args.coefficients;
+  const StepCoefficients<double>& a = args.coefficients;
   check_given("corrected", corrected.has_value(), {{"corrected_from_corrected", a.corrected_from_corrected}});
   check_given("previous", previous.has_value(),
               {{"corrected_from_previous", a.corrected_from_previous}, {"next_from_previous", a.next_from_previous}});
@@ -260,11 +249,11 @@ RealOf<State> rescale_factor(const BlendStep& args, const Grid& grid, int64_t sa
   using Real = RealOf<State>;
   const RowKernels<State, Model> kernels = row_kernels<State, Model>();
   const Real guidance_scale = static_cast<Real>(args.guidance_scale);
-  Moments conditional, guided;
+  ShiftedSums conditional, guided;
   const int64_t begin = sample * grid.per_sample, end = begin + grid.per_sample;
   for (int64_t index = begin; index < end; index += grid.runs) {
     // A channel's sums end before they are added to the sample's, however many channels a tile has.
-    Moments of_channel[kTileChannels], of_guided_channel[kTileChannels];
+    ShiftedSums of_channel[kTileChannels], of_guided_channel[kTileChannels];
     for (int64_t run = index; run < index + grid.runs; ++run) {
       const Region region = grid.region(run);
       tiles.open(region);
@@ -274,7 +263,7 @@ RealOf<State> rescale_factor(const BlendStep& args, const Grid& grid, int64_t sa
           kernels.first_output(rows, guidance_scale, &conditional.shift, &guided.shift);
         }
         of_channel[row].shift = conditional.shift, of_guided_channel[row].shift = guided.shift;
-        kernels.add_moments(rows, guidance_scale, region.positions, of_channel[row], of_guided_channel[row]);
+        kernels.add_outputs(rows, guidance_scale, region.positions, of_channel[row], of_guided_channel[row]);
       }
     }
     for (int64_t row = 0; row < grid.group; ++row) {
@@ -335,7 +324,6 @@ void run(const BlendStep& args) {
   const std::vector<Real> factors =
       args.guidance_rescale != 0 ? rescale_factors<State, Model>(args) : std::vector<Real>(args.batch, 1);
   const Grid grid(args);
-  constexpr int64_t kGrainElements = 32768;  // ATen's own: less than this is not worth waking a thread for
   const int64_t grain = std::max<int64_t>(1, kGrainElements / (grid.group * grid.width));
   torch::stable::parallel_for(0, args.batch * grid.per_sample, grain, [&](int64_t begin, int64_t end) {
     Tiles<State, Model> tiles(args);
@@ -383,17 +371,25 @@ void blend_step_cpu(
   } else if (state == ScalarType::BFloat16) {
     run<BFloat16, BFloat16>(args);
   } else if (state == ScalarType::Half) {
-    run<Float16, Float16>(args);
+    run<Half, Half>(args);
   } else if (model == ScalarType::BFloat16) {
     run<float, BFloat16>(args);
   } else if (model == ScalarType::Half) {
-    run<float, Float16>(args);
+    run<float, Half>(args);
   } else {
     run<float, float>(args);
   }
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gbci_fast, m) {
+  m.def(
+      "blend_step(Tensor latents, Tensor conditional, Tensor? unconditional, Tensor? previous, Tensor(a!)? denoised, "
+      "Tensor(b!)? corrected, Tensor? noise, Tensor? seeds, Tensor? known, Tensor? known_noise, Tensor? weight, "
+      "Tensor(c!)? model_input, Tensor(d!) out, float[] coefficients, float? clip, float guidance_scale, "
+      "float guidance_rescale, int step, int stream) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(gbci_fast, CPU, m) {
   m.impl("blend_step", TORCH_BOX(&blend_step_cpu));

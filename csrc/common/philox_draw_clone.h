@@ -1,8 +1,4 @@
-// draw_groups for one instruction set: philox_draw.cpp includes this once for each, with these macros defined.
-//   GBCI_CLONE              namespace of the clone
-//   GBCI_TARGET             its attribute
-//   GBCI_VECTOR_BYTES       width of a vector
-//   GBCI_MULTIPLY_LOW(a, b) the 64-bit products of the lower halves of 64-bit lanes
+// draw_groups for one instruction set.
 //
 // A compiler left alone multiplies whole 64-bit lanes, three times the work; the rest it vectorizes well by itself.
 
@@ -10,21 +6,21 @@ namespace gbci::GBCI_CLONE {
 
 // The words of Philox in 64-bit lanes, whose upper halves are never read: a product's halves are then itself and a
 // shift. Several vectors at once, since one alone would wait for its own multiplications.
-typedef uint64_t Lanes __attribute__((vector_size(GBCI_VECTOR_BYTES)));
-constexpr uint32_t kLanes = GBCI_VECTOR_BYTES / 8, kInFlight = 4;
+using Words64 = Lanes<uint64_t>;
+constexpr uint32_t kWords = kLanes<uint64_t>, kInFlight = 4;
 
 // The words x0, x2 of kGroupBlocks blocks into `radii`, x1, x3 into `angles`.
-GBCI_TARGET inline void philox_words(
+inline void philox_words(
     uint64_t seed, uint32_t first_block, uint32_t step, uint32_t stream, uint32_t* radii, uint32_t* angles) {
-  const Lanes zero{}, lower = zero + 0xFFFFFFFFu, multiplier0 = zero + 0xD2511F53u, multiplier1 = zero + 0xCD9E8D57u;
-  Lanes lane{};
-  for (uint32_t i = 0; i < kLanes; ++i) {
+  const Words64 zero{}, lower = zero + 0xFFFFFFFFu, multiplier0 = zero + 0xD2511F53u, multiplier1 = zero + 0xCD9E8D57u;
+  Words64 lane{};
+  for (uint32_t i = 0; i < kWords; ++i) {
     lane[i] = i;
   }
-  for (uint32_t block = 0; block < kGroupBlocks; block += kInFlight * kLanes) {
-    Lanes c0[kInFlight], c1[kInFlight], c2[kInFlight], c3[kInFlight];
+  for (uint32_t block = 0; block < kGroupBlocks; block += kInFlight * kWords) {
+    Words64 c0[kInFlight], c1[kInFlight], c2[kInFlight], c3[kInFlight];
     for (uint32_t v = 0; v < kInFlight; ++v) {
-      c0[v] = lane + (first_block + block + v * kLanes);
+      c0[v] = lane + (first_block + block + v * kWords);
       c1[v] = zero + step;
       c2[v] = zero + stream;
       c3[v] = zero;
@@ -34,7 +30,7 @@ GBCI_TARGET inline void philox_words(
     for (int round = 0; round < 10; ++round) {
 #pragma GCC unroll 4
       for (uint32_t v = 0; v < kInFlight; ++v) {
-        const Lanes p0 = GBCI_MULTIPLY_LOW(c0[v], multiplier0), p1 = GBCI_MULTIPLY_LOW(c2[v], multiplier1);
+        const Words64 p0 = multiply_low(c0[v], multiplier0), p1 = multiply_low(c2[v], multiplier1);
         c0[v] = (p1 >> 32) ^ c1[v] ^ (zero + k0);
         c1[v] = p1;
         c2[v] = (p0 >> 32) ^ c3[v] ^ (zero + k1);
@@ -44,14 +40,14 @@ GBCI_TARGET inline void philox_words(
       k1 += 0xBB67AE85u;
     }
     for (uint32_t v = 0; v < kInFlight; ++v) {
-      const Lanes x02 = (c0[v] & lower) | (c2[v] << 32), x13 = (c1[v] & lower) | (c3[v] << 32);
-      std::memcpy(radii + 2 * (block + v * kLanes), &x02, sizeof x02);
-      std::memcpy(angles + 2 * (block + v * kLanes), &x13, sizeof x13);
+      const Words64 x02 = (c0[v] & lower) | (c2[v] << 32), x13 = (c1[v] & lower) | (c3[v] << 32);
+      std::memcpy(radii + 2 * (block + v * kWords), &x02, sizeof x02);
+      std::memcpy(angles + 2 * (block + v * kWords), &x13, sizeof x13);
     }
   }
 }
 
-GBCI_TARGET void draw_groups(
+void draw_groups(
     uint64_t seed, uint32_t first_block, uint32_t num_groups, uint32_t step, uint32_t stream, float* normals) {
   alignas(64) uint32_t radii[2 * kGroupBlocks], angles[2 * kGroupBlocks];
   for (uint32_t group = 0; group < num_groups; ++group, normals += 4 * kGroupBlocks) {
@@ -63,8 +59,3 @@ GBCI_TARGET void draw_groups(
 }
 
 }  // namespace gbci::GBCI_CLONE
-
-#undef GBCI_CLONE
-#undef GBCI_TARGET
-#undef GBCI_VECTOR_BYTES
-#undef GBCI_MULTIPLY_LOW

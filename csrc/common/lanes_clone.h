@@ -1,14 +1,6 @@
 // Vectors of one instruction set, in the compilers' vector extension, and the types of storage that they are loaded from.
-// Included once for each set, inside a GBCI_PUSH_TARGET of that set and with these macros defined.
-//   GBCI_CLONE         namespace of the clone
-//   GBCI_VECTOR_BYTES  width of a vector
-//   GBCI_TO_WORDS(x), GBCI_TO_HALFWORDS(x)  where there is a better way than __builtin_convertvector: the vector x of
-//                      16-bit numbers as 32-bit ones, and back, less their upper bits
-
-#if !defined(GBCI_TO_WORDS)
-#define GBCI_TO_WORDS(x) __builtin_convertvector(x, Words)
-#define GBCI_TO_HALFWORDS(x) __builtin_convertvector(x, Halfwords)
-#endif
+// for_each_instruction_set.h includes this once for each set, with GBCI_CLONE, the set's namespace, and
+// GBCI_VECTOR_BYTES, the width of its vectors, defined.
 
 namespace gbci::GBCI_CLONE {
 
@@ -24,6 +16,61 @@ using Words = Lanes<uint32_t>;
 
 template <class Real>
 constexpr int64_t kLanes = GBCI_VECTOR_BYTES / sizeof(Real);
+
+// What the vector extension has no good way for:
+//   to_words, to_halfwords  a vector of 16-bit numbers as 32-bit ones, and back, less their upper bits
+//   multiply_low            the 64-bit products of the lower halves of 64-bit lanes
+//   multiply_add            a b + c, rounded once where the set can
+#if GBCI_VECTOR_BYTES == 64
+// The forms with a mask: the plain ones draw a warning about GCC 12's own header. Of __builtin_convertvector it makes
+// half a dozen instructions.
+GBCI_INLINE Words to_words(const Halfwords& x) { return (Words)_mm512_maskz_cvtepu16_epi32(0xFFFF, (__m256i)x); }
+GBCI_INLINE Halfwords to_halfwords(const Words& x) {
+  return (Halfwords)_mm512_maskz_cvtepi32_epi16(0xFFFF, (__m512i)x);
+}
+GBCI_INLINE Lanes<uint64_t> multiply_low(const Lanes<uint64_t>& a, const Lanes<uint64_t>& b) {
+  return (Lanes<uint64_t>)_mm512_maskz_mul_epu32(0xFF, (__m512i)a, (__m512i)b);
+}
+GBCI_INLINE Lanes<float> multiply_add(const Lanes<float>& a, const Lanes<float>& b, const Lanes<float>& c) {
+  return (Lanes<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+#else
+GBCI_INLINE Words to_words(const Halfwords& x) { return __builtin_convertvector(x, Words); }
+GBCI_INLINE Halfwords to_halfwords(const Words& x) { return __builtin_convertvector(x, Halfwords); }
+#if GBCI_VECTOR_BYTES == 32
+GBCI_INLINE Lanes<uint64_t> multiply_low(const Lanes<uint64_t>& a, const Lanes<uint64_t>& b) {
+  return (Lanes<uint64_t>)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+}
+GBCI_INLINE Lanes<float> multiply_add(const Lanes<float>& a, const Lanes<float>& b, const Lanes<float>& c) {
+  return (Lanes<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+#else
+GBCI_INLINE Lanes<uint64_t> multiply_low(const Lanes<uint64_t>& a, const Lanes<uint64_t>& b) {
+#if defined(__x86_64__)
+  return (Lanes<uint64_t>)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
+#endif
+}
+GBCI_INLINE Lanes<float> multiply_add(const Lanes<float>& a, const Lanes<float>& b, const Lanes<float>& c) {
+  return a * b + c;
+}
+#endif
+#endif
+
+// Elements 0, 2, 4, ... of two vectors, or 1, 3, 5, ...
+template <uint32_t kFirst, class Vector, uint32_t... kLane>
+GBCI_INLINE Vector every_other(const Vector& a, const Vector& b, std::integer_sequence<uint32_t, kLane...>) {
+  return __builtin_shufflevector(a, b, (2 * kLane + kFirst)...);
+}
+
+// The lower halves of two vectors, one element of each in turn, or the upper ones.
+template <bool kUpper, class Vector, uint32_t... kLane>
+GBCI_INLINE Vector in_turn(const Vector& a, const Vector& b, std::integer_sequence<uint32_t, kLane...>) {
+  constexpr uint32_t kCount = sizeof...(kLane);
+  return __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * kCount + kUpper * kCount / 2)...);
+}
+
 template <class To, class From>
 GBCI_INLINE To bits_of(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -47,12 +94,12 @@ GBCI_INLINE Lanes<double> widen(const double* stored) {
 GBCI_INLINE Words words(const void* stored) {
   Halfwords halfwords;
   std::memcpy(&halfwords, stored, sizeof halfwords);
-  return GBCI_TO_WORDS(halfwords);
+  return to_words(halfwords);
 }
 
 GBCI_INLINE Lanes<float> widen(const BFloat16* stored) { return bits_of<Lanes<float>>(words(stored) << 16); }
 
-GBCI_INLINE Lanes<float> widen(const Float16* stored) {
+GBCI_INLINE Lanes<float> widen(const Half* stored) {
   const Words bits = words(stored), magnitude = (bits & 0x7FFF) << 13, exponent = magnitude & 0x0F800000;
   // Rebias the exponent; of infinities and NaNs a second time; a subnormal by subtracting the 2^-14 that it is taken with.
   const Words normal = magnitude + (112u << 23), special = normal + (112u << 23);
@@ -67,7 +114,7 @@ GBCI_INLINE void narrow(const Lanes<float>& lanes, float* stored) { std::memcpy(
 GBCI_INLINE void narrow(const Lanes<double>& lanes, double* stored) { std::memcpy(stored, &lanes, sizeof lanes); }
 
 GBCI_INLINE void store_words(const Words& words, void* stored) {
-  const Halfwords halfwords = GBCI_TO_HALFWORDS(words);
+  const Halfwords halfwords = to_halfwords(words);
   std::memcpy(stored, &halfwords, sizeof halfwords);
 }
 
@@ -77,7 +124,7 @@ GBCI_INLINE void narrow(const Lanes<float>& lanes, BFloat16* stored) {
   store_words(lanes != lanes ? Words{} + 0x7FC0 : rounded, stored);
 }
 
-GBCI_INLINE void narrow(const Lanes<float>& lanes, Float16* stored) {
+GBCI_INLINE void narrow(const Lanes<float>& lanes, Half* stored) {
   const Words bits = bits_of<Words>(lanes), magnitude = bits & 0x7FFFFFFF;
   // Below 2^-14, adding 1/2 lets the adder round to the last place of a subnormal, 2^-24.
   const Words half = bits_of<Words>(Lanes<float>{} + 0.5f);

@@ -10,8 +10,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 
-#include "lanes.h"
-#include "philox.h"
+#include "common/philox.h"
+#include "cuda_lanes.h"
 
 namespace gbci {
 
@@ -38,11 +38,7 @@ struct Arguments {
   uint32_t element_outer, element_inner;  // strides of an element's index in [C, H, W]
   uint32_t step, stream;
   bool has_history, has_clip, has_corrector;
-  float denoised_from_latents, denoised_from_output;
-  float corrected_from_corrected, corrected_from_previous, corrected_from_older, corrected_from_denoised;
-  float next_from_corrected, next_from_output, next_from_denoised, next_from_previous, next_from_older,
-      next_from_noise;
-  float known_from_latents, known_from_noise, input_from_latents;
+  StepCoefficients<float> coefficients;
   float clip, guidance_scale, rescale, keep;  // rescale and keep: phi and 1 - phi
 };
 
@@ -173,6 +169,7 @@ template <class X, class M, int kLanes, bool kVector>
 __device__ __forceinline__ void update(const Arguments& a, const Place& at, float factor) {
   using Lanes = Values<kLanes>;
   using RawState = Raw<X, kLanes, kVector>;
+  const StepCoefficients<float>& c = a.coefficients;
   // All loads before the first use of one, so that they are under way together, and while the noise is drawn.
   const auto latents_raw = load<X, kLanes, kVector>(a.latents, at);
   const auto conditional_raw = load<M, kLanes, kVector>(a.conditional, at);
@@ -200,8 +197,8 @@ __device__ __forceinline__ void update(const Arguments& a, const Place& at, floa
   const auto latents = convert<X, kLanes>(latents_raw), previous = convert<X, kLanes>(previous_raw);
   const auto older = convert<X, kLanes>(older_raw);
   Lanes denoised = nothing<kLanes>();
-  add(denoised, a.denoised_from_latents, latents);
-  add(denoised, a.denoised_from_output, m);
+  add(denoised, c.denoised_from_latents, latents);
+  add(denoised, c.denoised_from_output, m);
   if (a.has_clip) {
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {  // not fmin and fmax, which would hide a NaN
@@ -214,24 +211,24 @@ __device__ __forceinline__ void update(const Arguments& a, const Place& at, floa
   Lanes z = latents;
   if (a.has_corrector) {
     z = nothing<kLanes>();
-    add(z, a.corrected_from_corrected, convert<X, kLanes>(corrected_raw));
-    add(z, a.corrected_from_previous, previous);
-    add(z, a.corrected_from_older, older);
-    add(z, a.corrected_from_denoised, denoised);
+    add(z, c.corrected_from_corrected, convert<X, kLanes>(corrected_raw));
+    add(z, c.corrected_from_previous, previous);
+    add(z, c.corrected_from_older, older);
+    add(z, c.corrected_from_denoised, denoised);
   }
   store<X, kLanes, kVector>(a.corrected, at, z);
 
   Lanes next = nothing<kLanes>();
-  add(next, a.next_from_corrected, z);
-  add(next, a.next_from_output, m);
-  add(next, a.next_from_denoised, denoised);
-  add(next, a.next_from_previous, previous);
-  add(next, a.next_from_older, older);
-  add(next, a.next_from_noise, noise);
+  add(next, c.next_from_corrected, z);
+  add(next, c.next_from_output, m);
+  add(next, c.next_from_denoised, denoised);
+  add(next, c.next_from_previous, previous);
+  add(next, c.next_from_older, older);
+  add(next, c.next_from_noise, noise);
   if (a.weight.access != Access::kAbsent) {
     Lanes k = nothing<kLanes>();
-    add(k, a.known_from_latents, convert<X, kLanes>(known_raw));
-    add(k, a.known_from_noise, convert<X, kLanes>(known_noise_raw));
+    add(k, c.known_from_latents, convert<X, kLanes>(known_raw));
+    add(k, c.known_from_noise, convert<X, kLanes>(known_noise_raw));
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
       const float w = weight.lane[i], difference = next.lane[i] - k.lane[i];
@@ -242,7 +239,7 @@ __device__ __forceinline__ void update(const Arguments& a, const Place& at, floa
   if (a.model_input.access != Access::kAbsent) {
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
-      next.lane[i] *= a.input_from_latents;
+      next.lane[i] *= c.input_from_latents;
     }
     store<M, kLanes, kVector>(a.model_input, at, next);
   }
@@ -296,7 +293,6 @@ bool has_channels_last(const BlendStep& s) {
 Arguments kernel_arguments(const BlendStep& s, int lanes, bool channels_inner) {
   const auto at = [&](const View& view) { return operand(view, lanes, channels_inner); };
   const auto f = [](double x) { return static_cast<float>(x); };
-  const StepCoefficients& c = s.coefficients;
   Arguments a = {};
   a.latents = at(s.latents);
   a.conditional = at(s.conditional);
@@ -326,21 +322,7 @@ Arguments kernel_arguments(const BlendStep& s, int lanes, bool channels_inner) {
   a.has_history = s.previous.data || s.older.data || s.corrected_before.data || s.noise.data;
   a.has_clip = s.clip.has_value();
   a.has_corrector = s.has_corrector;
-  a.denoised_from_latents = f(c.denoised_from_latents);
-  a.denoised_from_output = f(c.denoised_from_output);
-  a.corrected_from_corrected = f(c.corrected_from_corrected);
-  a.corrected_from_previous = f(c.corrected_from_previous);
-  a.corrected_from_older = f(c.corrected_from_older);
-  a.corrected_from_denoised = f(c.corrected_from_denoised);
-  a.next_from_corrected = f(c.next_from_corrected);
-  a.next_from_output = f(c.next_from_output);
-  a.next_from_denoised = f(c.next_from_denoised);
-  a.next_from_previous = f(c.next_from_previous);
-  a.next_from_older = f(c.next_from_older);
-  a.next_from_noise = f(c.next_from_noise);
-  a.known_from_latents = f(c.known_from_latents);
-  a.known_from_noise = f(c.known_from_noise);
-  a.input_from_latents = f(c.input_from_latents);
+  a.coefficients = s.coefficients.map(f);
   a.clip = f(s.clip.value_or(0));
   a.guidance_scale = f(s.guidance_scale);
   a.rescale = f(s.guidance_rescale);

@@ -1,8 +1,4 @@
-// The loops of conv3x3 for one instruction set: conv3x3.cpp includes this once for each, with the macros of lanes_clone.h
-// and one more:
-//   GBCI_MULTIPLY_ADD(a, b, c)  a b + c of vectors, in one instruction where there is one
-
-#include "lanes_clone.h"
+// The loops of conv3x3 for one instruction set.
 
 namespace gbci::GBCI_CLONE {
 
@@ -10,19 +6,6 @@ constexpr int64_t L = kLanes<float>;
 // Accumulators of kChannels output channels by kVectors vectors of tiles; with the factors they fill the registers.
 constexpr int kChannels = GBCI_VECTOR_BYTES == 64 ? 8 : 4, kVectors = 3;
 static_assert(kTiles % (kVectors * L) == 0 && kChannelBlock % kChannels == 0);
-
-template <uint32_t kFirst, uint32_t... kLane>
-GBCI_INLINE Lanes<float> every_other(
-    const Lanes<float>& a, const Lanes<float>& b, std::integer_sequence<uint32_t, kLane...>) {
-  return __builtin_shufflevector(a, b, (2 * kLane + kFirst)...);
-}
-
-template <bool kUpper, uint32_t... kLane>
-GBCI_INLINE Lanes<float> in_turn(
-    const Lanes<float>& a, const Lanes<float>& b, std::integer_sequence<uint32_t, kLane...>) {
-  constexpr uint32_t kCount = sizeof...(kLane);
-  return __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * kCount + kUpper * kCount / 2)...);
-}
 
 // Bᵀ d B of `count` tiles in a row (and of some beyond) from four rows of pixels, kRow apart.
 void transform_input(const float* rows, int64_t count, float* tiles, int64_t stride) {
@@ -76,7 +59,7 @@ void multiply_tiles(const float* weight, const float* input, int64_t channels, f
         for (int i = 0; i < kChannels; ++i) {
           const Lanes<float> w = weight[c * kChannelBlock + k + i] - Lanes<float>{};
           for (int v = 0; v < kVectors; ++v) {
-            sums[i][v] = GBCI_MULTIPLY_ADD(w, x[v], sums[i][v]);
+            sums[i][v] = multiply_add(w, x[v], sums[i][v]);
           }
         }
       }
@@ -92,9 +75,3 @@ void multiply_tiles(const float* weight, const float* input, int64_t channels, f
 constexpr Loops kLoops = {transform_input, transform_output, multiply_tiles};
 
 }  // namespace gbci::GBCI_CLONE
-
-#undef GBCI_CLONE
-#undef GBCI_VECTOR_BYTES
-#undef GBCI_TO_WORDS
-#undef GBCI_TO_HALFWORDS
-#undef GBCI_MULTIPLY_ADD

@@ -7,7 +7,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include "host_device.h"
+#include "common/host_device.h"
 
 namespace gbci {
 

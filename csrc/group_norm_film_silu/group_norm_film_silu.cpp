@@ -1,4 +1,4 @@
-// group_norm_film_silu on the CPU, less the residual; kernels/ops/group_norm_film_silu.py defines it.
+// group_norm_film_silu on the CPU; kernels/ops/group_norm_film_silu.py defines it.
 
 #include <algorithm>
 #include <cmath>
@@ -9,9 +9,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "clones.h"
-#include "describe.h"
-#include "half.h"
+#include "common/describe.h"
+#include "common/parallel.h"
 
 namespace gbci {
 
@@ -42,27 +41,8 @@ struct Loops {
 
 }  // namespace gbci
 
-#if defined(__x86_64__)
-
-GBCI_PUSH_TARGET("avx512f")
-#define GBCI_CLONE avx512f
-#define GBCI_VECTOR_BYTES 64
-#define GBCI_TO_WORDS GBCI_AVX512_TO_WORDS
-#define GBCI_TO_HALFWORDS GBCI_AVX512_TO_HALFWORDS
-#include "group_norm_film_silu_clone.h"
-GBCI_POP_TARGET
-
-GBCI_PUSH_TARGET("avx2")
-#define GBCI_CLONE avx2
-#define GBCI_VECTOR_BYTES 32
-#include "group_norm_film_silu_clone.h"
-GBCI_POP_TARGET
-
-#endif
-
-#define GBCI_CLONE baseline
-#define GBCI_VECTOR_BYTES 16
-#include "group_norm_film_silu_clone.h"
+#define GBCI_CLONE_FILE "group_norm_film_silu/group_norm_film_silu_clone.h"
+#include "common/for_each_instruction_set.h"
 
 namespace gbci {
 
@@ -70,20 +50,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-template <class Stored>
-Loops<Stored> widest_loops() {
-  switch (widest()) {
-#if defined(__x86_64__)
-    case InstructionSet::kAvx512:
-      return avx512f::loops<Stored>();
-    case InstructionSet::kAvx2:
-      return avx2::loops<Stored>();
-#endif
-    default:
-      return baseline::loops<Stored>();
-  }
-}
 
 struct GroupNorm {
   int64_t batch, halves, channels, positions, groups;
@@ -103,7 +69,7 @@ std::vector<float> floats(const std::optional<Tensor>& tensor, int64_t count, fl
   if (tensor) {
     std::transform(static_cast<const Stored*>(tensor->const_data_ptr()),
                    static_cast<const Stored*>(tensor->const_data_ptr()) + count, values.begin(),
-                   [](Stored x) { return widen(x); });
+                   [](Stored x) { return static_cast<float>(x); });
   }
   return values;
 }
@@ -129,7 +95,7 @@ Affine standardize(const Moments* moments, const int64_t* counts, int64_t parts,
 
 template <class Stored>
 void run(const GroupNorm& op) {
-  static const Loops<Stored> loops = widest_loops<Stored>();
+  static const Loops<Stored> loops = GBCI_WIDEST(loops<Stored>());
   const Stored* x = static_cast<const Stored*>(op.x.const_data_ptr());
   Stored* out = static_cast<Stored*>(op.out.mutable_data_ptr());
   const int64_t C = op.channels, P = op.positions, width = unit_positions(op), parts = (P + width - 1) / width;
@@ -139,7 +105,7 @@ void run(const GroupNorm& op) {
 
   std::vector<Moments> moments(op.batch * parts * C);
   const int64_t rows = op.channels_last ? parts : C * parts;  // per sample
-  const int64_t grain = std::max<int64_t>(1, 32768 / (op.channels_last ? width * C : std::min(width, P)));
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / (op.channels_last ? width * C : std::min(width, P)));
   const auto each = [&](int64_t count, const auto& body) {
     torch::stable::parallel_for(0, count * rows, grain, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
@@ -209,7 +175,7 @@ void group_norm_film_silu_cpu(
   const ScalarType dtype = x.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
                   "x must be Float, BFloat16 or Half, got ", torch::headeronly::toString(dtype));
-  STD_TORCH_CHECK(x.dim() == 4 && x.numel() > 0, "x must be [B, C, H, W] and not empty, got ", describe_shape(x));
+  STD_TORCH_CHECK(x.dim() == 4 && x.numel() > 0, "x must be [B, C, H, W] and not empty, got ", describe(x.sizes()));
   const int64_t batch = x.size(0), channels = x.size(1);
   STD_TORCH_CHECK(num_groups >= 1 && channels % num_groups == 0, "num_groups must divide x's ", channels,
                   " channels, got ", num_groups);
@@ -218,7 +184,7 @@ void group_norm_film_silu_cpu(
   STD_TORCH_CHECK(out.scalar_type() == dtype && out.dim() == 4 && out.size(0) % batch == 0 && out.size(0) > 0 &&
                       out.size(1) == channels && out.size(2) == x.size(2) && out.size(3) == x.size(3) &&
                       (channels_last ? is_channels_last(out) : out.is_contiguous()),
-                  "out must be of x's dtype, layout and shape, times a number of halves, got ", describe_shape(out));
+                  "out must be of x's dtype, layout and shape, times a number of halves, got ", describe(out.sizes()));
   const auto check = [&](const char* name, const std::optional<Tensor>& tensor, int64_t count) {
     STD_TORCH_CHECK(!tensor || (tensor->scalar_type() == dtype && tensor->numel() == count && tensor->is_contiguous()),
                     name, " must be contiguous, of x's dtype and ", count, " elements");
@@ -248,14 +214,20 @@ void group_norm_film_silu_cpu(
   } else if (dtype == ScalarType::BFloat16) {
     run<BFloat16>(op);
   } else {
-    run<Float16>(op);
+    run<Half>(op);
   }
 }
 
 }  // namespace
 
-}  // namespace gbci
+STABLE_TORCH_LIBRARY_FRAGMENT(gbci_fast, m) {
+  m.def(
+      "group_norm_film_silu_out(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, "
+      "Tensor? shift, bool silu, Tensor(a!) out) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(gbci_fast, CPU, m) {
-  m.impl("group_norm_film_silu_out", TORCH_BOX(&gbci::group_norm_film_silu_cpu));
+  m.impl("group_norm_film_silu_out", TORCH_BOX(&group_norm_film_silu_cpu));
 }
+
+}  // namespace gbci

@@ -4,15 +4,12 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
-#include <utility>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "clones.h"
-#include "describe.h"
-#include "half.h"
+#include "common/describe.h"
 
 namespace gbci {
 
@@ -33,30 +30,8 @@ struct Loops {
 
 }  // namespace gbci
 
-#if defined(__x86_64__)
-
-GBCI_PUSH_TARGET("avx512f")
-#define GBCI_CLONE avx512f
-#define GBCI_VECTOR_BYTES 64
-#define GBCI_TO_WORDS GBCI_AVX512_TO_WORDS
-#define GBCI_TO_HALFWORDS GBCI_AVX512_TO_HALFWORDS
-#define GBCI_MULTIPLY_ADD(a, b, c) (Lanes<float>)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c))
-#include "conv3x3_clone.h"
-GBCI_POP_TARGET
-
-GBCI_PUSH_TARGET("avx2,fma")
-#define GBCI_CLONE avx2
-#define GBCI_VECTOR_BYTES 32
-#define GBCI_MULTIPLY_ADD(a, b, c) (Lanes<float>)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c))
-#include "conv3x3_clone.h"
-GBCI_POP_TARGET
-
-#endif
-
-#define GBCI_CLONE baseline
-#define GBCI_VECTOR_BYTES 16
-#define GBCI_MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
-#include "conv3x3_clone.h"
+#define GBCI_CLONE_FILE "conv3x3/conv3x3_clone.h"
+#include "common/for_each_instruction_set.h"
 
 namespace gbci {
 
@@ -65,20 +40,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-Loops widest_loops() {
-  switch (widest()) {
-#if defined(__x86_64__)
-    case InstructionSet::kAvx512:
-      return avx512f::kLoops;
-    case InstructionSet::kAvx2:
-      return __builtin_cpu_supports("fma") ? avx2::kLoops : baseline::kLoops;
-#endif
-    default:
-      return baseline::kLoops;
-  }
-}
-
-const Loops loops = widest_loops();
+const Loops loops = GBCI_WIDEST(kLoops);
 
 struct Image {
   int64_t batch, height, width;  // pixels
@@ -126,7 +88,7 @@ Tensor conv3x3_weight_cpu(const Tensor& weight) {
   STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float && weight.dim() == 4 && weight.numel() > 0 &&
                       weight.size(2) == 3 && weight.size(3) == 3 && weight.is_contiguous(),
                   "weight must be contiguous Float [K, C, 3, 3], got ", torch::headeronly::toString(weight.scalar_type()),
-                  " ", describe_shape(weight));
+                  " ", describe(weight.sizes()));
   const int64_t K = weight.size(0), C = weight.size(1), blocks = (K + kChannelBlock - 1) / kChannelBlock;
   Tensor out = torch::stable::new_zeros(weight, {16, blocks, C, kChannelBlock});
   const float* w = weight.const_data_ptr<float>();
@@ -154,13 +116,13 @@ Tensor conv3x3_weight_cpu(const Tensor& weight) {
 Tensor conv3x3_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t out_channels) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.dim() == 4 && x.numel() > 0 && x.is_contiguous(),
                   "x must be contiguous Float [B, C, H, W] and not empty, got ",
-                  torch::headeronly::toString(x.scalar_type()), " ", describe_shape(x));
+                  torch::headeronly::toString(x.scalar_type()), " ", describe(x.sizes()));
   const int64_t C = x.size(1), K = out_channels, blocks = (K + kChannelBlock - 1) / kChannelBlock;
   STD_TORCH_CHECK(K >= 1 && weight.scalar_type() == ScalarType::Float && weight.is_contiguous() && weight.dim() == 4 &&
                       weight.size(0) == 16 && weight.size(1) == blocks && weight.size(2) == C &&
                       weight.size(3) == kChannelBlock,
                   "weight must be conv3x3_weight's for ", C, " channels in and ", K, " out, got ",
-                  describe_shape(weight));
+                  describe(weight.sizes()));
   STD_TORCH_CHECK(!bias || (bias->scalar_type() == ScalarType::Float && bias->numel() == K && bias->is_contiguous()),
                   "bias must be contiguous Float [", K, "]");
   const Image image = {x.size(0), x.size(2), x.size(3), (x.size(2) + 1) / 2, (x.size(3) + 1) / 2};
@@ -203,9 +165,14 @@ Tensor conv3x3_cpu(const Tensor& x, const Tensor& weight, const std::optional<Te
 
 }  // namespace
 
-}  // namespace gbci
+STABLE_TORCH_LIBRARY_FRAGMENT(gbci_fast, m) {
+  m.def("conv3x3_weight(Tensor weight) -> Tensor");
+  m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias, SymInt out_channels) -> Tensor");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(gbci_fast, CPU, m) {
-  m.impl("conv3x3_weight", TORCH_BOX(&gbci::conv3x3_weight_cpu));
-  m.impl("conv3x3", TORCH_BOX(&gbci::conv3x3_cpu));
+  m.impl("conv3x3_weight", TORCH_BOX(&conv3x3_weight_cpu));
+  m.impl("conv3x3", TORCH_BOX(&conv3x3_cpu));
 }
+
+}  // namespace gbci

@@ -1,10 +1,7 @@
-// The functions of blend_rows.h for one instruction set: blend_rows.cpp includes this once for each, with the macros of
-// lanes_clone.h defined.
+// The functions of rows.h for one instruction set.
 //
 // In vectors, so that what is computed stays in registers from one equation to the next, whatever the branches between
 // them. Branches depend on the step alone, and are always predicted.
-
-#include "lanes_clone.h"
 
 namespace gbci::GBCI_CLONE {
 
@@ -127,6 +124,7 @@ GBCI_INLINE void blend_block(
     const Equations<RealOf<State>>& a, const Rows<State, Model>& rows, RealOf<State> rescale, int64_t first,
     int64_t count) {
   using Real = RealOf<State>;
+  const StepCoefficients<Factor<Real>>& c = a.coefficients;
   Block<Real> output = filled(Real(0));
   if (rows.unconditional) {
     output = guided_output<kWhole>(rows.conditional, rows.unconditional, a.guidance_scale, first, count);
@@ -139,36 +137,36 @@ GBCI_INLINE void blend_block(
     output = load<kWhole, Real>(rows.conditional, first, count);
   }
 
-  Block<Real> denoised = first_term<kWhole>(a.denoised_from_latents, rows.latents, first, count, a.denoised_start);
-  add(denoised, a.denoised_from_output, output);
+  Block<Real> denoised = first_term<kWhole>(c.denoised_from_latents, rows.latents, first, count, a.denoised_start);
+  add(denoised, c.denoised_from_output, output);
   if (a.has_clip) {
     clip(denoised, a.clip);
   }
 
   Block<Real> z = filled(Real(0));
   if (a.has_corrector) {
-    z = first_term<kWhole>(a.corrected_from_corrected, rows.corrected_before, first, count, Real(-0.0));
-    add<kWhole>(z, a.corrected_from_previous, rows.previous, first, count);
-    add<kWhole>(z, a.corrected_from_older, rows.older, first, count);
-    add(z, a.corrected_from_denoised, denoised);
+    z = first_term<kWhole>(c.corrected_from_corrected, rows.corrected_before, first, count, Real(-0.0));
+    add<kWhole>(z, c.corrected_from_previous, rows.previous, first, count);
+    add<kWhole>(z, c.corrected_from_older, rows.older, first, count);
+    add(z, c.corrected_from_denoised, denoised);
   } else if (rows.latents) {
     z = load<kWhole, Real>(rows.latents, first, count);
   }
 
-  Block<Real> next = first_term(a.next_from_corrected, z, a.next_start);
-  add(next, a.next_from_output, output);
-  add(next, a.next_from_denoised, denoised);
-  add<kWhole>(next, a.next_from_previous, rows.previous, first, count);
-  add<kWhole>(next, a.next_from_older, rows.older, first, count);
+  Block<Real> next = first_term(c.next_from_corrected, z, a.next_start);
+  add(next, c.next_from_output, output);
+  add(next, c.next_from_denoised, denoised);
+  add<kWhole>(next, c.next_from_previous, rows.previous, first, count);
+  add<kWhole>(next, c.next_from_older, rows.older, first, count);
   if (rows.drawn) {
-    add<kWhole>(next, a.next_from_noise, rows.drawn, first, count);
+    add<kWhole>(next, c.next_from_noise, rows.drawn, first, count);
   } else {
-    add<kWhole>(next, a.next_from_noise, rows.noise, first, count);
+    add<kWhole>(next, c.next_from_noise, rows.noise, first, count);
   }
 
   if (rows.weight) {
-    Block<Real> known = first_term<kWhole>(a.known_from_latents, rows.known, first, count, a.known_start);
-    add<kWhole>(known, a.known_from_noise, rows.known_noise, first, count);
+    Block<Real> known = first_term<kWhole>(c.known_from_latents, rows.known, first, count, a.known_start);
+    add<kWhole>(known, c.known_from_noise, rows.known_noise, first, count);
     lerp(next, known, load<kWhole, Real>(rows.weight, first, count));
   }
 
@@ -181,7 +179,7 @@ GBCI_INLINE void blend_block(
   store<kWhole>(next, rows.out, first, count);
   if (rows.model_input) {
     for (int v = 0; v < kVectors; ++v) {
-      next.vector[v] *= a.input_from_latents;
+      next.vector[v] *= c.input_from_latents.value;
     }
     store<kWhole>(next, rows.model_input, first, count);
   }
@@ -204,11 +202,11 @@ void blend(
 }
 
 // Element i of a row into the lane that it belongs to.
-GBCI_INLINE void add(Moments& moments, int64_t i, double x) {
-  const int64_t lane = i % Moments::kLanes;
-  const double from_shift = x - moments.shift;
-  moments.first[lane] += from_shift;
-  moments.second[lane] += from_shift * from_shift;
+GBCI_INLINE void add(ShiftedSums& sums, int64_t i, double x) {
+  const int64_t lane = i % ShiftedSums::kLanes;
+  const double from_shift = x - sums.shift;
+  sums.first[lane] += from_shift;
+  sums.second[lane] += from_shift * from_shift;
 }
 
 template <class State, class Model>
@@ -220,9 +218,9 @@ void first_output(
 }
 
 template <class State, class Model>
-void add_moments(
-    const Rows<State, Model>& rows, RealOf<State> guidance_scale, int64_t length, Moments& conditional,
-    Moments& guided) {
+void add_outputs(
+    const Rows<State, Model>& rows, RealOf<State> guidance_scale, int64_t length, ShiftedSums& conditional,
+    ShiftedSums& guided) {
   using Real = RealOf<State>;
   constexpr int64_t kBlock = kVectors * kLanes<Real>;
   for (int64_t i = 0; i < length; i += kBlock) {
@@ -237,19 +235,6 @@ void add_moments(
       add(guided, i + j, outputs[1][j]);
     }
   }
-}
-
-// Elements 0, 2, 4, ... of two vectors, or 1, 3, 5, ...
-template <uint32_t kFirst, uint32_t... kLane>
-GBCI_INLINE Words every_other(const Words& a, const Words& b, std::integer_sequence<uint32_t, kLane...>) {
-  return __builtin_shufflevector(a, b, (2 * kLane + kFirst)...);
-}
-
-// The lower halves of two vectors, one element of each in turn, or the upper ones.
-template <bool kUpper, uint32_t... kLane>
-GBCI_INLINE Words in_turn(const Words& a, const Words& b, std::integer_sequence<uint32_t, kLane...>) {
-  constexpr uint32_t kCount = sizeof...(kLane);
-  return __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * kCount + kUpper * kCount / 2)...);
 }
 
 // Between four channels that are neighbors, as in the channels-last latents of a model, and as many rows. Two channels of
@@ -315,9 +300,14 @@ void store_tile(Stored* elements, Strides strides, const Stored* tile) {
   move_tile<false>(elements, strides, const_cast<Stored*>(tile));
 }
 
-}  // namespace gbci::GBCI_CLONE
+template <class State, class Model>
+RowKernels<State, Model> row_kernels() {
+  return {blend<State, Model>, first_output<State, Model>, add_outputs<State, Model>};
+}
 
-#undef GBCI_CLONE
-#undef GBCI_VECTOR_BYTES
-#undef GBCI_TO_WORDS
-#undef GBCI_TO_HALFWORDS
+template <class Stored>
+TileKernels<Stored> tile_kernels() {
+  return {load_tile<Stored>, store_tile<Stored>};
+}
+
+}  // namespace gbci::GBCI_CLONE

@@ -1,7 +1,4 @@
-// The loops of group_norm_film_silu for one instruction set: group_norm_film_silu.cpp includes this once for each, with
-// the macros of lanes_clone.h defined.
-
-#include "lanes_clone.h"
+// The loops of group_norm_film_silu for one instruction set.
 
 namespace gbci::GBCI_CLONE {
 
@@ -39,7 +36,7 @@ GBCI_INLINE float row_sum(const Stored* row, int64_t count, float shift) {
   float sums[kSums];
   std::memcpy(sums, vectors, sizeof sums);
   for (; i < count; ++i) {
-    const float x = gbci::widen(row[i]) - shift;
+    const float x = static_cast<float>(row[i]) - shift;
     sums[i % kSums] += kSquared ? x * x : x;
   }
   for (int64_t width = kSums / 2; width > 0; width /= 2) {
@@ -174,8 +171,3 @@ constexpr Loops<Stored> loops() {
 }
 
 }  // namespace gbci::GBCI_CLONE
-
-#undef GBCI_CLONE
-#undef GBCI_VECTOR_BYTES
-#undef GBCI_TO_WORDS
-#undef GBCI_TO_HALFWORDS

@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 
-#include "philox.h"
+#include "common/philox.h"
 
 namespace gbci {
 

@@ -6,8 +6,29 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "describe.h"
-#include "simd.h"
+#include "common/describe.h"
+#include "common/parallel.h"
+
+namespace gbci {
+
+namespace {
+
+struct Loops {
+  void (*see_bytes)(const uint8_t* row, int64_t stride, int64_t num_pixels, uint8_t* seen);
+  void (*see_floats)(const float* row, int64_t stride, int64_t num_pixels, uint8_t* seen);
+  void (*slide_max)(const float* values, int64_t count, int64_t width, float* out);
+  void (*slide_sum)(const float* values, int64_t count, int64_t width, float* out);
+  void (*take_max)(const float* values, int64_t width, float* out);
+  void (*add)(const float* values, int64_t width, float* out);
+  void (*divide)(float divisor, int64_t width, float* out);
+};
+
+}  // namespace
+
+}  // namespace gbci
+
+#define GBCI_CLONE_FILE "mask_to_latent/mask_to_latent_clone.h"
+#include "common/for_each_instruction_set.h"
 
 namespace gbci {
 
@@ -18,8 +39,8 @@ MaskToLatent check_mask_to_latent(const Tensor& mask, int64_t factor, int64_t fe
   const ScalarType dtype = mask.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Float,
                   "mask must be bool, uint8 or float32, got ", torch::headeronly::toString(dtype));
-  STD_TORCH_CHECK(mask.dim() == 4 && mask.size(1) == 1, "mask must be [B, 1, H, W], got ", describe_shape(mask));
-  STD_TORCH_CHECK(mask.numel() > 0, "mask must hold at least one pixel, got ", describe_shape(mask));
+  STD_TORCH_CHECK(mask.dim() == 4 && mask.size(1) == 1, "mask must be [B, 1, H, W], got ", describe(mask.sizes()));
+  STD_TORCH_CHECK(mask.numel() > 0, "mask must hold at least one pixel, got ", describe(mask.sizes()));
   STD_TORCH_CHECK(factor >= 1, "factor must be at least 1, got ", factor);
   STD_TORCH_CHECK(mask.size(2) % factor == 0 && mask.size(3) % factor == 0,
                   "mask's height and width must be divisible by factor ", factor, ", got ", mask.size(2), " and ",
@@ -52,33 +73,24 @@ std::tuple<Tensor, Tensor, Tensor> mask_to_latent_outputs(const Tensor& mask, co
 
 namespace {
 
-constexpr int64_t kGrainElements = 32768;  // ATen's own: less than this is not worth waking a thread for
+const Loops loops = GBCI_WIDEST(kLoops);
 
-// seen[x] |= row[x] is masked
-template <typename T>
-GBCI_INLINE void see_row(const T* row, int64_t stride, int64_t num_pixels, uint8_t* seen) {
-  if (stride == 1) {
-    for (int64_t x = 0; x < num_pixels; ++x) {
-      seen[x] |= is_masked(row[x]);
+// cells[x] = is any of seen[factor x .. factor x + factor - 1] not 0
+void reduce_row(const uint8_t* seen, int64_t factor, int64_t width, float* cells) {
+  for (int64_t x = 0; x < width; ++x, seen += factor) {
+    uint8_t any = 0;
+    for (int64_t i = 0; i < factor; ++i) {
+      any |= seen[i];
     }
-  } else {
-    for (int64_t x = 0; x < num_pixels; ++x) {
-      seen[x] |= is_masked(row[x * stride]);
-    }
+    cells[x] = any;
   }
-}
-
-GBCI_SIMD_CLONES void see(const float* row, int64_t stride, int64_t num_pixels, uint8_t* seen) {
-  see_row(row, stride, num_pixels, seen);
-}
-
-GBCI_SIMD_CLONES void see(const uint8_t* row, int64_t stride, int64_t num_pixels, uint8_t* seen) {
-  see_row(row, stride, num_pixels, seen);
 }
 
 // Latent rows begin .. end - 1, counted through the batch: a cell is 1 where any of its pixels is masked.
 template <typename T>
-void reduce_rows(const MaskToLatent& op, int64_t begin, int64_t end, float* latent_mask) {
+void reduce_rows(
+    const MaskToLatent& op, void (*see)(const T*, int64_t, int64_t, uint8_t*), int64_t begin, int64_t end,
+    float* latent_mask) {
   const int64_t num_pixels = op.width * op.factor;
   std::vector<uint8_t> seen(num_pixels);
   for (int64_t row = begin; row < end; ++row) {
@@ -88,13 +100,7 @@ void reduce_rows(const MaskToLatent& op, int64_t begin, int64_t end, float* late
     for (int64_t i = 0; i < op.factor; ++i) {
       see(pixels + i * op.row_stride, op.column_stride, num_pixels, seen.data());
     }
-    for (int64_t x = 0; x < op.width; ++x) {
-      uint8_t any = 0;
-      for (int64_t i = 0; i < op.factor; ++i) {
-        any |= seen[x * op.factor + i];
-      }
-      latent_mask[row * op.width + x] = any;
-    }
+    reduce_row(seen.data(), op.factor, op.width, latent_mask + row * op.width);
   }
 }
 
@@ -108,43 +114,6 @@ CellBox box_of(const float* cells, int64_t height, int64_t width) {
     }
   }
   return box;
-}
-
-// out[x] = max or sum of values[x .. x + count - 1], in this order
-GBCI_SIMD_CLONES void slide_max(const float* values, int64_t count, int64_t width, float* out) {
-  std::copy_n(values, width, out);
-  for (int64_t i = 1; i < count; ++i) {
-    for (int64_t x = 0; x < width; ++x) {
-      out[x] = std::max(out[x], values[x + i]);
-    }
-  }
-}
-
-GBCI_SIMD_CLONES void slide_sum(const float* values, int64_t count, int64_t width, float* out) {
-  std::copy_n(values, width, out);
-  for (int64_t i = 1; i < count; ++i) {
-    for (int64_t x = 0; x < width; ++x) {
-      out[x] += values[x + i];
-    }
-  }
-}
-
-GBCI_SIMD_CLONES void take_max(const float* values, int64_t width, float* out) {
-  for (int64_t x = 0; x < width; ++x) {
-    out[x] = std::max(out[x], values[x]);
-  }
-}
-
-GBCI_SIMD_CLONES void add(const float* values, int64_t width, float* out) {
-  for (int64_t x = 0; x < width; ++x) {
-    out[x] += values[x];
-  }
-}
-
-GBCI_SIMD_CLONES void divide(float divisor, int64_t width, float* out) {
-  for (int64_t x = 0; x < width; ++x) {
-    out[x] /= divisor;
-  }
 }
 
 // One sample's weight: the mask grown by the radius, then its mean along rows, then along columns.
@@ -167,21 +136,21 @@ class Feather {
       float* inner = padded_.data() + radius_;
       std::fill(padded_.begin(), padded_.end(), 0.0f);
       for (int64_t i = std::max(y - radius_, first); i <= std::min(y + radius_, last); ++i) {
-        take_max(mask + i * width_, width_, inner);
+        loops.take_max(mask + i * width_, width_, inner);
       }
-      slide_max(padded_.data(), count, width_, grown_.data());
+      loops.slide_max(padded_.data(), count, width_, grown_.data());
       // As avg_pool2d of a replicated border.
       std::fill_n(padded_.data(), radius_, grown_.front());
       std::copy(grown_.begin(), grown_.end(), inner);
       std::fill_n(inner + width_, radius_, grown_.back());
-      slide_sum(padded_.data(), count, width_, &means_[y * width_]);
-      divide(static_cast<float>(count), width_, &means_[y * width_]);
+      loops.slide_sum(padded_.data(), count, width_, &means_[y * width_]);
+      loops.divide(static_cast<float>(count), width_, &means_[y * width_]);
     }
     for (int64_t y = std::max<int64_t>(first - 2 * radius_, 0); y <= std::min(last + 2 * radius_, height_ - 1); ++y) {
       for (int64_t i = y - radius_; i <= y + radius_; ++i) {
-        add(&means_[std::clamp<int64_t>(i, 0, height_ - 1) * width_], width_, weight + y * width_);
+        loops.add(&means_[std::clamp<int64_t>(i, 0, height_ - 1) * width_], width_, weight + y * width_);
       }
-      divide(static_cast<float>(count), width_, weight + y * width_);
+      loops.divide(static_cast<float>(count), width_, weight + y * width_);
     }
   }
 
@@ -201,7 +170,11 @@ std::tuple<Tensor, Tensor, Tensor> mask_to_latent_cpu(
   torch::stable::parallel_for(
       0, op.batch * op.height, std::max<int64_t>(kGrainElements / pixels_per_row, 1),
       [&](int64_t begin, int64_t end) {
-        (op.of_floats ? reduce_rows<float> : reduce_rows<uint8_t>)(op, begin, end, latent_mask);
+        if (op.of_floats) {
+          reduce_rows(op, loops.see_floats, begin, end, latent_mask);
+        } else {
+          reduce_rows(op, loops.see_bytes, begin, end, latent_mask);
+        }
       });
   torch::stable::parallel_for(
       0, op.batch, std::max<int64_t>(kGrainElements / cells, 1), [&](int64_t begin, int64_t end) {
@@ -217,6 +190,10 @@ std::tuple<Tensor, Tensor, Tensor> mask_to_latent_cpu(
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gbci_fast, m) {
+  m.def("mask_to_latent(Tensor mask, int factor, int feather, int halo) -> (Tensor, Tensor, Tensor)");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(gbci_fast, CPU, m) {
   m.impl("mask_to_latent", TORCH_BOX(&mask_to_latent_cpu));

@@ -11,14 +11,37 @@
 
 namespace gbci {
 
-// The fields of StepCoefficients in kernels/ops/blend_step.py, in its order.
+// The fields of StepCoefficients in kernels/ops/blend_step.py. Their order is that of the operator's argument.
+#define GBCI_STEP_COEFFICIENTS(apply) \
+  apply(denoised_from_latents)        \
+  apply(denoised_from_output)         \
+  apply(corrected_from_corrected)     \
+  apply(corrected_from_previous)      \
+  apply(corrected_from_older)         \
+  apply(corrected_from_denoised)      \
+  apply(next_from_corrected)          \
+  apply(next_from_output)             \
+  apply(next_from_denoised)           \
+  apply(next_from_previous)           \
+  apply(next_from_older)              \
+  apply(next_from_noise)              \
+  apply(known_from_latents)           \
+  apply(known_from_noise)             \
+  apply(input_from_latents)
+
+template <class T>
 struct StepCoefficients {
-  double denoised_from_latents, denoised_from_output;
-  double corrected_from_corrected, corrected_from_previous, corrected_from_older, corrected_from_denoised;
-  double next_from_corrected, next_from_output, next_from_denoised, next_from_previous, next_from_older,
-      next_from_noise;
-  double known_from_latents, known_from_noise;
-  double input_from_latents;
+#define GBCI_FIELD(name) T name;
+  GBCI_STEP_COEFFICIENTS(GBCI_FIELD)
+#undef GBCI_FIELD
+
+  // The same, each converted.
+  template <class Convert>
+  auto map(const Convert& convert) const {
+#define GBCI_FIELD(name) convert(name),
+    return StepCoefficients<decltype(convert(T{}))>{GBCI_STEP_COEFFICIENTS(GBCI_FIELD)};
+#undef GBCI_FIELD
+  }
 };
 
 // A tensor [B, C, H, W] whose H and W flatten into one axis of positions. Strides are in elements, and 0 on an axis of
@@ -52,7 +75,7 @@ struct BlendStep {
   View denoised, corrected, model_input, out;
 
   // One that is not 0 has its tensor: those of a sum that nothing needs are 0 here, whatever the caller gave.
-  StepCoefficients coefficients;
+  StepCoefficients<double> coefficients;
   bool has_corrector;  // z is the sum of corrected_from_..., else z = latents
   std::optional<double> clip;
   double guidance_scale, guidance_rescale;  // the latter 0 where unconditional is null

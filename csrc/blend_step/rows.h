@@ -4,16 +4,11 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "blend_step.h"
-#include "half.h"
+#include "common/storage.h"
 
 namespace gbci {
-
-// What a type of storage is computed with.
-template <class Stored>
-using RealOf = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
 
 // A coefficient in the precision of the step. A term whose coefficient is 0 is not read.
 template <class Real>
@@ -26,12 +21,8 @@ template <class Real>
 struct Equations {
   explicit Equations(const BlendStep& args);
 
-  Factor<Real> denoised_from_latents, denoised_from_output;
-  Factor<Real> corrected_from_corrected, corrected_from_previous, corrected_from_older, corrected_from_denoised;
-  Factor<Real> next_from_corrected, next_from_output, next_from_denoised, next_from_previous, next_from_older,
-      next_from_noise;
-  Factor<Real> known_from_latents, known_from_noise;
-  Real input_from_latents, guidance_scale, clip;
+  StepCoefficients<Factor<Real>> coefficients;
+  Real guidance_scale, clip;
   Real denoised_start, next_start, known_start;  // -0, to which a term adds as if it were the first; 0 without terms
   bool has_rescale, has_clip, has_corrector;
 };
@@ -48,17 +39,17 @@ struct Rows {
 
 // Sums of x - shift and of its square. A position belongs to one of eight lanes wherever a row is cut, so that the order
 // of summation depends on the shape alone; the shift, a value of the sample, spares the sums cancellation.
-struct Moments {
+struct ShiftedSums {
   static constexpr int64_t kLanes = 8;
   double shift = 0, first[kLanes] = {}, second[kLanes] = {};
 
-  void add(const Moments& other);
+  void add(const ShiftedSums& other);
   double standard_deviation(int64_t count) const;  // unbiased; NaN of a single value
 };
 
 // Between a tensor's elements, whose channels and positions are so many elements apart, and a tile, whose positions are
 // neighbors and whose channels are kTileWidth apart.
-constexpr int64_t kTileWidth = 512;  // a multiple of Moments::kLanes
+constexpr int64_t kTileWidth = 512;  // a multiple of ShiftedSums::kLanes
 constexpr int64_t kTileChannels = 4;
 
 struct Strides {
@@ -73,9 +64,9 @@ struct RowKernels {
   // The conditional and the guided output's first element.
   void (*first_output)(
       const Rows<State, Model>& rows, Real guidance_scale, double* conditional, double* guided);
-  // Adds the conditional and the guided output of a row that starts at a multiple of Moments::kLanes.
-  void (*add_moments)(
-      const Rows<State, Model>& rows, Real guidance_scale, int64_t length, Moments& conditional, Moments& guided);
+  // Adds the conditional and the guided output of a row that starts at a multiple of ShiftedSums::kLanes.
+  void (*add_outputs)(
+      const Rows<State, Model>& rows, Real guidance_scale, int64_t length, ShiftedSums& conditional, ShiftedSums& guided);
 };
 
 template <class Stored>

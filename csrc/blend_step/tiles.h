@@ -1,11 +1,11 @@
-// The tensors of blend_step in tiles, a few channels times a run of positions, whose rows blend_rows.h computes with.
+// The tensors of blend_step in tiles, a few channels times a run of positions, whose rows rows.h computes with.
 
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "blend_rows.h"
+#include "rows.h"
 #include "blend_step.h"
 
 namespace gbci {

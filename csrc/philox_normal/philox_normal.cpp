@@ -5,7 +5,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "philox_draw.h"
+#include "common/parallel.h"
+#include "common/philox_draw.h"
 
 namespace gbci {
 
@@ -25,8 +26,7 @@ Tensor philox_normal_output(const Tensor& seeds, int64_t num_elements, int64_t s
 
 namespace {
 
-constexpr int64_t kTile = 1024;            // elements, whole blocks
-constexpr int64_t kGrainElements = 32768;  // ATen's own: less than this is not worth waking a thread for
+constexpr int64_t kTile = 1024;  // elements, whole blocks
 
 Tensor philox_normal_cpu(const Tensor& seeds, int64_t num_elements, int64_t step, int64_t stream) {
   Tensor out = philox_normal_output(seeds, num_elements, step, stream);
@@ -56,6 +56,10 @@ Tensor philox_normal_cpu(const Tensor& seeds, int64_t num_elements, int64_t step
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gbci_fast, m) {
+  m.def("philox_normal(Tensor seeds, SymInt num_elements, int step, int stream) -> Tensor");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(gbci_fast, CPU, m) {
   m.impl("philox_normal", TORCH_BOX(&philox_normal_cpu));
