@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent
 
 # `kernels/` is no package: a top-level import name `kernels` would shadow the one that diffusers probes for.
 MAPPED = {"gbci_fast.ops": "kernels/ops", "gbci_fast.training": "training"}
+WEIGHTS = ("*.safetensors", "*.json", "*.md", "*.txt", "LICENSE*")
 OWN = find_packages(str(ROOT), include=["gbci_fast", "gbci_fast.*"], exclude=[f"{name}*" for name in MAPPED])
 
 # torch's stable ABI, as of 2.10: one build loads on every later torch, and on every Python from 3.11 (abi3).
@@ -87,13 +88,7 @@ if __name__ == "__main__":  # csrc/check_cuda.py reads what is above
     setup(
         packages=[*OWN, *MAPPED],
         package_dir=MAPPED,
-        package_data={
-            "gbci_fast": [
-                "py.typed",
-                "generate/*.json",
-                *(f"weights/**/{name}" for name in ("*.safetensors", "*.json", "*.md", "*.txt", "LICENSE*")),
-            ]
-        },
+        package_data={"gbci_fast": ["py.typed", "generate/*.json", *(f"weights/**/{name}" for name in WEIGHTS)]},
         ext_modules=[extension()],
         cmdclass={"build_ext": Build},
         options={"bdist_wheel": {"py_limited_api": "cp311"}},
