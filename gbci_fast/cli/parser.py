@@ -1,7 +1,6 @@
 """Options out of settings classes, settings out of options, and the name that a mistyped one may mean."""
 
 import argparse
-import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -38,6 +37,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _nearest(name: str, known: list[str]) -> str:
+    import difflib
+
     bare = {option.strip("-"): option for option in known}
     return "".join(f"; did you mean {bare[near]}?" for near in difflib.get_close_matches(name.strip("-"), bare, 1, 0.7))
 
