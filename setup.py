@@ -128,7 +128,7 @@ setup(
     package_dir=MAPPED,
     package_data={
         "gbci_fast": [
-            "generate/*.json",
+            *("generate/*.json", "data/*.html", "evaluate/*.html"),
             *(f"weights/**/{name}" for name in ("*.safetensors", "*.json", "*.md", "*.txt", "LICENSE*")),
         ]
     },
