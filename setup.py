@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent
 
 # `kernels/` is no package: a top-level import name `kernels` would shadow the one that diffusers probes for.
 MAPPED = {"gbci_fast.ops": "kernels/ops", "gbci_fast.training": "training"}
+DATA = ("py.typed", "generate/*.json", "data/*.html", "evaluate/*.html")
 WEIGHTS = ("*.safetensors", "*.json", "*.md", "*.txt", "LICENSE*")
 OWN = find_packages(str(ROOT), include=["gbci_fast", "gbci_fast.*"], exclude=[f"{name}*" for name in MAPPED])
 
@@ -88,7 +89,7 @@ if __name__ == "__main__":  # csrc/check_cuda.py reads what is above
     setup(
         packages=[*OWN, *MAPPED],
         package_dir=MAPPED,
-        package_data={"gbci_fast": ["py.typed", "generate/*.json", *(f"weights/**/{name}" for name in WEIGHTS)]},
+        package_data={"gbci_fast": [*DATA, *(f"weights/**/{name}" for name in WEIGHTS)]},
         ext_modules=[extension()],
         cmdclass={"build_ext": Build},
         options={"bdist_wheel": {"py_limited_api": "cp311"}},

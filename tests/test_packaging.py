@@ -47,11 +47,12 @@ def test_kernels_is_no_package():
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-def test_every_weight_file_and_the_priors_are_in_the_wheel(script):
+def test_every_weight_file_the_priors_and_the_pages_are_in_the_wheel(script):
     patterns = [pattern.replace("**/", "*") for pattern in script["setup"]["package_data"]["gbci_fast"]]
-    paths = [*(ROOT / "gbci_fast/weights").rglob("*"), ROOT / "gbci_fast/generate/priors.json"]
+    pages = (ROOT / "gbci_fast").rglob("*.html")
+    paths = [*(ROOT / "gbci_fast/weights").rglob("*"), ROOT / "gbci_fast/generate/priors.json", *pages]
     files = [p.relative_to(ROOT / "gbci_fast").as_posix() for p in paths if p.is_file()]
-    assert "generate/priors.json" in files
+    assert {"generate/priors.json", "data/qc.html", "evaluate/page.html"} <= set(files)
     assert [name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)] == []
 
 

@@ -1,7 +1,6 @@
 """Quality control of a cache: counts and suspicious images as one HTML page, with contact sheets."""
 
 import base64
-import html
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from gbci_fast.data.cache import Cache
@@ -25,6 +25,13 @@ MEASURES = {"breast_fraction": 0.02, "brightness": 0.02, "aspect": 0.05, "satura
 LISTED = 12  # images shown per kind of issue
 NOTE_KINDS = 20
 THUMBNAIL = 96
+PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +54,8 @@ def write_qc(cache: Cache, folder: Path, *, skipped: Sequence[tuple[str, str]] =
     table = image_table(cache)
     pages = draw_sheets(cache, table["position"].tolist(), folder, sheets)
     draw_summary(table, folder / SUMMARY)
-    text = build_report(cache, table, list(find_issues(cache, table)), skipped, [page.name for page in pages])
-    (folder / REPORT).write_text(
-        text.replace("@SUMMARY@", _data_uri((folder / SUMMARY).read_bytes())), encoding="utf-8"
-    )
+    text = build_report(cache, table, skipped, [page.name for page in pages], (folder / SUMMARY).read_bytes())
+    (folder / REPORT).write_text(text, encoding="utf-8")
 
 
 def image_table(cache: Cache) -> pd.DataFrame:
@@ -175,83 +180,52 @@ def _count(pairs: Iterable[tuple[str, Any]]) -> dict[str, Counter]:
     return kept
 
 
-_STYLE = """body{font:14px/1.4 sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:.5em 0 1.5em}td,th{border:1px solid #ccc;padding:.2em .6em;text-align:left;
-vertical-align:top}td.n{text-align:right}figure{display:inline-block;width:190px;margin:.4em;vertical-align:top;
-font-size:11px;overflow-wrap:anywhere}img{max-width:100%;background:#000}.tables{column-width:22em}
-.tables>div{break-inside:avoid}"""
-
-
 def build_report(
-    cache: Cache,
-    table: pd.DataFrame,
-    issues: Sequence[Issue],
-    skipped: Sequence[tuple[str, str]],
-    pages: Sequence[str],
+    cache: Cache, table: pd.DataFrame, skipped: Sequence[tuple[str, str]], pages: Sequence[str], summary: bytes
 ) -> str:
     """The page as HTML. Text from the data is escaped, and a content security policy forbids scripts and loading."""
-    sources = [source["name"] for source in cache.info["sources"]]
-    by_kind: dict[str, list[Issue]] = {}
-    for issue in issues:
-        by_kind.setdefault(issue.kind, []).append(issue)
-    clamped, repeated = (sum(source[name] for source in cache.info["sources"]) for name in ("clamped", "repeated"))
+    issues: dict[str, list[Issue]] = {}
+    for issue in find_issues(cache, table):
+        issues.setdefault(issue.kind, []).append(issue)
+    sources = cache.info["sources"]
     overview = [
         ("Images", len(table)),
         ("Fields of view", f"{len(cache)} of {cache.size} x {cache.size} pixels"),
         ("Patients", len(table[["source", "patient"]].drop_duplicates())),
         ("Skipped files", len(skipped)),
-        ("Boxes cut at the image's edge", clamped),
-        ("Rows that repeat a finding, left out", repeated),
-        *((kind, len(found)) for kind, found in by_kind.items()),
+        ("Boxes cut at the image's edge", sum(source["clamped"] for source in sources)),
+        ("Rows that repeat a finding, left out", sum(source["repeated"] for source in sources)),
+        *((kind, len(found)) for kind, found in issues.items()),
     ]
-    sections = [
-        "<h1>Quality of the prepared data</h1>",
-        _table(("", ""), overview),
-        "".join(f'<p><a href="{html.escape(page)}">{html.escape(page)}</a></p>' for page in pages),
-        '<img alt="distributions" src="@SUMMARY@">',
-        '<h2>Counts</h2><div class="tables">',
-        *(_counts(title, counts, sources) for title, counts in count_tables(cache, table).items()),
-        "</div>",
-        *(_issues(cache, kind, found) for kind, found in by_kind.items()),
-    ]
-    if skipped:
-        sections += ["<h2>Skipped files</h2>", _table(("file", "reason"), skipped[:500])]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Quality of the prepared data</title>'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src '
-        f"'unsafe-inline'\"><style>{_STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
+    names = [source["name"] for source in sources] if len(sources) > 1 else []
+    counts = {
+        title: [(label, *(one[name] for name in names), one.total()) for label, one in labels.items()]
+        for title, labels in count_tables(cache, table).items()
+    }
+
+    def thumbnail(issue: Issue) -> bytes:
+        image = Image.fromarray((cache[issue.position].image >> 8).astype(np.uint8))
+        buffer = io.BytesIO()
+        image.resize((THUMBNAIL, THUMBNAIL)).save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    def name(issue: Issue) -> str:
+        row = cache.row(issue.position)
+        return f"{row['source']}/{row['study_id']}/{row['image_id']}"
+
+    return PAGES.get_template("qc.html").render(
+        overview=overview,
+        pages=pages,
+        summary=summary,
+        counts=counts,
+        sources=names,
+        issues=issues,
+        listed=LISTED,
+        skipped=skipped,
+        data_uri=_data_uri,
+        thumbnail=thumbnail,
+        name=name,
     )
-
-
-def _issues(cache: Cache, kind: str, found: Sequence[Issue]) -> str:
-    shown = "".join(_figure(cache, issue) for issue in found[:LISTED])
-    more = f"<p>and {len(found) - LISTED} more</p>" if len(found) > LISTED else ""
-    return f"<h2>{html.escape(kind)} ({len(found)})</h2>{shown}{more}"
-
-
-def _figure(cache: Cache, issue: Issue) -> str:
-    row, field = cache.row(issue.position), cache[issue.position]
-    thumbnail = Image.fromarray((field.image >> 8).astype(np.uint8)).resize((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    thumbnail.save(buffer, format="PNG")
-    name = html.escape(f"{row['source']}/{row['study_id']}/{row['image_id']}")
-    return f'<figure><img alt="" src="{_data_uri(buffer.getvalue())}"><br>{html.escape(issue.text)}<br>{name}</figure>'
-
-
-def _counts(title: str, counts: dict[str, Counter], sources: Sequence[str]) -> str:
-    shown = sources if len(sources) > 1 else []
-    rows = [(label, *(counter[source] for source in shown), counter.total()) for label, counter in counts.items()]
-    return f"<div><h3>{html.escape(title)}</h3>{_table(('', *shown, 'all'), rows)}</div>"
-
-
-def _table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heading) if any(heading) else ""
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return f"<table>{f'<tr>{head}</tr>' if head else ''}{body}</table>"
-
-
-def _cell(value: object) -> str:
-    return f'<td class="n">{value}</td>' if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>"
 
 
 def _data_uri(png: bytes) -> str:

@@ -67,7 +67,7 @@ class TestPage:
         write_page(tmp_path / "index.html", [section])
         html = (tmp_path / "index.html").read_text()
         assert "data:image/png;base64," in html
-        assert "&quot;seed&quot;: 7" in html
+        assert "&#34;seed&#34;: 7" in html
         assert "0.123456" not in html
 
     def test_a_foreign_report_is_refused(self, section, tmp_path):
