@@ -22,7 +22,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.fast.decision import decide, decide_unet
 from gbci_fast.fast.devices import as_device, fastest_layout
 from gbci_fast.fast.pipeline import FastPipeline
-from gbci_fast.fast.sampling import sampler_for
+from gbci_fast.fast.samplers import sampler_for
 from gbci_fast.fast.unet import FastUNet
 from gbci_fast.model.pipeline import GBCIPipeline
 

@@ -26,7 +26,8 @@ from gbci_fast.fast.modules.convolution import with_filtered_convolutions
 from gbci_fast.fast.runtimes.compile import CompiledDenoiser
 from gbci_fast.fast.runtimes.eager import EagerDenoiser
 from gbci_fast.fast.runtimes.fused import FusedDenoiser
-from gbci_fast.fast.sampling import KnownRegion, adds_noise, on_host, sample_ddim, sampler_for, tables
+from gbci_fast.fast.samplers import adds_noise, on_host, sampler_for, tables, takes_eta
+from gbci_fast.fast.sampling import KnownRegion
 from gbci_fast.fast.tensorrt.denoiser import EngineAutoencoder, TensorRTDenoiser
 from gbci_fast.fast.watch import Watch, same_weights, still
 from gbci_fast.model.arguments import check_argument_types
@@ -254,7 +255,7 @@ class FastPipeline(GBCIPipeline):
             callback=after,
             interrupted=lambda: self.interrupt,
             **noise,
-            **({"eta": run.eta} if sampler is sample_ddim else {}),
+            **({"eta": run.eta} if takes_eta(scheduler) else {}),
         )
 
     def _replay(

@@ -14,7 +14,7 @@ two, and the next model input. In the symbols of `blend_step`, per element::
 
 Every solver here is linear in these terms; a `StepCoefficients` says which. A term whose coefficient is 0 is not read.
 
-Equivalent to: `blend_step_ref`, and with the coefficients of `gbci_fast.fast.sampling` to ``scheduler.step`` and the
+Equivalent to: `blend_step_ref`, and with the coefficients of `gbci_fast.fast.samplers` to ``scheduler.step`` and the
 blend of `gbci_fast.model.pipeline`. Faster because every tensor is read once and written once, where eager PyTorch
 passes over memory for every operation, and because the noise is drawn in registers.
 """

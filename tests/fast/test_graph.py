@@ -17,7 +17,7 @@ from gbci_fast.fast.graph import BATCH_SIZES, CudaRecorder, LoopGraphs, padded_s
 from gbci_fast.fast.modules import blocks
 from gbci_fast.fast.runtimes.compile import CompiledDenoiser
 from gbci_fast.fast.runtimes.fused import FusedDenoiser
-from gbci_fast.fast.sampling import on_host, tables
+from gbci_fast.fast.samplers import on_host, tables
 from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.model.pipeline import Trajectory
 from gbci_fast.training.ldm import build_scheduler

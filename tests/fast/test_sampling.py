@@ -19,7 +19,8 @@ from diffusers import (
 )
 
 from gbci_fast.fast import sampling
-from gbci_fast.fast.sampling import KnownRegion, sample_ddim, sample_unipc, sampler_for
+from gbci_fast.fast.samplers import sample_ddim, sample_unipc, sampler_for
+from gbci_fast.fast.sampling import KnownRegion
 from gbci_fast.ops.blend_step import blend_step, blend_step_ref
 
 # diffusers' own, of its schedulers under NumPy 2

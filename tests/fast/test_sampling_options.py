@@ -14,8 +14,10 @@ from diffusers import (
 
 from gbci_fast.attributes import Attributes
 from gbci_fast.errors import GBCIError
-from gbci_fast.fast.sampling import (
-    KnownRegion,
+from gbci_fast.fast import samplers
+from gbci_fast.fast.samplers import (
+    ANY,
+    adds_noise,
     sample_ddim,
     sample_dpmpp_2m,
     sample_euler,
@@ -23,7 +25,10 @@ from gbci_fast.fast.sampling import (
     sample_lcm,
     sample_unipc,
     sampler_for,
+    sampler_of,
+    takes_eta,
 )
+from gbci_fast.fast.sampling import KnownRegion
 from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.model.masks import feather_latent_mask, latent_mask
 from gbci_fast.model.noise import STREAM_SCHEDULER, seed_tensor, seeded_normal
@@ -73,6 +78,27 @@ def known():
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_a_scheduler_finds_its_sampler(kind):
     assert sampler_for(scheduler_of(kind)) is SAMPLERS[kind]
+
+
+def test_a_new_sampler_is_a_function_and_a_decorator(monkeypatch, latents):
+    class Backwards(DDIMScheduler):
+        pass
+
+    monkeypatch.setattr(samplers, "_REGISTERED", samplers._REGISTERED.copy())
+
+    @sampler_of(Backwards, adds_noise=True, prediction_type=("epsilon",), clip_sample=ANY)
+    def sample_backwards(denoise, latents, scheduler, *, begin_index, **options):
+        return denoise(latents, begin_index)
+
+    scheduler = scheduler_of(Backwards, prediction_type="epsilon", clip_sample=True)
+    assert sampler_for(scheduler) is sample_backwards
+    assert adds_noise(scheduler, eta=0.0)
+    assert not takes_eta(scheduler)
+    assert torch.equal(sample_backwards(halves, latents, scheduler, begin_index=2), halves(latents, 2))
+    with pytest.raises(GBCIError, match="Backwards has prediction_type 'sample'; expected 'epsilon'"):
+        sampler_for(scheduler_of(Backwards, prediction_type="sample"))
+    with pytest.raises(GBCIError, match=r"Backwards has clip_sample_range 0\.5; expected 1\.0"):
+        sample_backwards(halves, latents, scheduler_of(Backwards, prediction_type="epsilon", clip_sample_range=0.5))
 
 
 @pytest.mark.parametrize(("kind", "options"), STOCHASTIC)
