@@ -123,7 +123,7 @@ class Rerun:
         return contextlib.nullcontext()
 
 
-@pytest.fixture(params=["eager", "fused", "recorded", "compile"])
+@pytest.fixture
 def runtime(request, monkeypatch):
     if request.param == "recorded":
         monkeypatch.setattr(fast_module, "_recorder", lambda *_: Rerun())
@@ -134,7 +134,11 @@ def runtime(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("first", ["sampled before", "not sampled before"])
+@pytest.mark.parametrize(
+    ("runtime", "first"),
+    [*((runtime, "sampled before") for runtime in ("eager", "fused", "recorded", "compile")), ("fused", "not before")],
+    indirect=["runtime"],
+)
 @pytest.mark.parametrize("change", WEIGHTS.values(), ids=WEIGHTS)
 def test_other_weights_count(pipe, sample, change, first, runtime):
     fast = accelerate(pipe, runtime, "exact")
