@@ -1,6 +1,5 @@
 """What is done to a fast pipeline's modules counts, as in the eager pipeline, whenever it is done."""
 
-import contextlib
 import copy
 import functools
 import pickle
@@ -112,21 +111,10 @@ FOREIGN = {
 }
 
 
-class Rerun:
-    """Records loops by keeping them, as a CUDA graph keeps its kernels."""
-
-    def record(self, loop):
-        loop()
-        return loop
-
-    def turn(self):
-        return contextlib.nullcontext()
-
-
 @pytest.fixture
-def runtime(request, monkeypatch):
+def runtime(request, monkeypatch, recorder):
     if request.param == "recorded":
-        monkeypatch.setattr(fast_module, "_recorder", lambda *_: Rerun())
+        monkeypatch.setattr(fast_module, "_recorder", lambda *_: recorder)
         return "fused"
     if request.param == "compile":
         build = functools.partial(CompiledDenoiser, backend="eager")
