@@ -1,6 +1,5 @@
 """What is done to a fast pipeline's modules counts, as in the eager pipeline, whenever it is done."""
 
-import contextlib
 import copy
 import functools
 import pickle
@@ -112,21 +111,10 @@ FOREIGN = {
 }
 
 
-class Rerun:
-    """Records loops by keeping them, as a CUDA graph keeps its kernels."""
-
-    def record(self, loop):
-        loop()
-        return loop
-
-    def turn(self):
-        return contextlib.nullcontext()
-
-
-@pytest.fixture(params=["eager", "fused", "recorded", "compile"])
-def runtime(request, monkeypatch):
+@pytest.fixture
+def runtime(request, monkeypatch, recorder):
     if request.param == "recorded":
-        monkeypatch.setattr(fast_pipeline, "_recorder", lambda *_: Rerun())
+        monkeypatch.setattr(fast_pipeline, "_recorder", lambda *_: recorder)
         return "fused"
     if request.param == "compile":
         build = functools.partial(CompiledDenoiser, backend="eager")
@@ -134,7 +122,11 @@ def runtime(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("first", ["sampled before", "not sampled before"])
+@pytest.mark.parametrize(
+    ("runtime", "first"),
+    [*((runtime, "sampled before") for runtime in ("eager", "fused", "recorded", "compile")), ("fused", "not before")],
+    indirect=["runtime"],
+)
 @pytest.mark.parametrize("change", WEIGHTS.values(), ids=WEIGHTS)
 def test_other_weights_count(pipe, sample, change, first, runtime):
     fast = accelerate(pipe, runtime, "exact")

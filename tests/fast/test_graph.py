@@ -1,6 +1,5 @@
 """Recordings of whole loops: padding, keys, bounds, threads; that nothing waits for the device; and CUDA graphs."""
 
-import contextlib
 import copy
 import functools
 import threading
@@ -24,37 +23,6 @@ from gbci_fast.training.ldm import build_scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
-
-class Rerun:
-    """Replays by calling the loop again, on the CPU; counts recordings, and sees whether turns overlap."""
-
-    def __init__(self):
-        self.recorded = self.replayed = self.inside = 0
-
-    def record(self, loop):
-        self.recorded += 1
-        loop()
-
-        def replay():
-            self.replayed += 1
-            return loop()
-
-        return replay
-
-    @contextlib.contextmanager
-    def turn(self):
-        assert self.inside == 0
-        self.inside += 1
-        try:
-            yield
-        finally:
-            self.inside -= 1
-
-
-@pytest.fixture
-def recorder():
-    return Rerun()
 
 
 @pytest.fixture

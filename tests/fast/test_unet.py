@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
@@ -419,53 +419,6 @@ def test_it_is_copied_and_saved(tmp_path):
         assert torch.equal(run(again, given), run(model, given))
     torch.save(fast, tmp_path / "whole.pt")
     assert torch.equal(run(torch.load(tmp_path / "whole.pt", weights_only=False), given), first)
-
-
-class Inpaint(DiffusionPipeline):
-    """What `StableDiffusionInpaintPipeline` does with its UNet, without its text encoder."""
-
-    def __init__(self, unet, vae, scheduler):
-        super().__init__()
-        self.register_modules(unet=unet, vae=vae, scheduler=scheduler)
-
-    @torch.no_grad()
-    def __call__(self, prompt_embeds, image, mask, guidance_scale, steps):
-        encode = lambda x: self.vae.encode(x).latent_dist.mode()  # noqa: E731
-        mask_latents = nn.functional.interpolate(mask, scale_factor=0.5)
-        latents = torch.randn(mask_latents.shape, generator=torch.Generator().manual_seed(3)).repeat(1, 4, 1, 1)
-        self.scheduler.set_timesteps(steps)
-        condition = torch.cat([mask_latents, encode(image * (1 - mask))], 1)
-        for t in self.scheduler.timesteps:
-            x = torch.cat(
-                [self.scheduler.scale_model_input(torch.cat([latents] * 2), t), torch.cat([condition] * 2)], 1
-            )
-            noise = self.unet(
-                x.to(self.unet.dtype), t, encoder_hidden_states=prompt_embeds.to(self.unet.dtype), timestep_cond=None,
-                cross_attention_kwargs=None, added_cond_kwargs=None, return_dict=False,
-            )[0].float()  # fmt: skip
-            unconditional, conditional = noise.chunk(2)
-            noise = unconditional + guidance_scale * (conditional - unconditional)
-            latents = self.scheduler.step(noise, t, latents, return_dict=False)[0]
-        return self.vae.decode(latents).sample
-
-
-def test_a_stock_pipeline_takes_it(tmp_path):
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(16, 16), norm_num_groups=8, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    ).eval()  # fmt: skip
-    pipe = Inpaint(unet(torch.float32, in_channels=9), vae, DDIMScheduler(clip_sample=False))
-    mask = torch.zeros(1, 1, 32, 32)
-    mask[..., 8:20, 8:20] = 1
-    given = (torch.randn(2, 7, 24), torch.rand(1, 3, 32, 32), mask, 5.0, 4)
-    reference, stock_unet = pipe(*given), pipe.unet
-    pipe.unet = accelerate(pipe.unet, tier="exact")
-    assert relative(pipe(*given), reference) < 1e-5
-    assert not pipe.unet._declined
-    pipe.save_pretrained(tmp_path)
-    again = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), stock_unet.parameters(), strict=True))
 
 
 def test_the_plan_is_described(monkeypatch):

@@ -1,7 +1,5 @@
 """Windowed denoising: windows that hold what changes, the noise of the whole run, and nothing else touched."""
 
-import contextlib
-
 import pytest
 import torch
 from diffusers import (
@@ -260,21 +258,9 @@ def test_a_callback_gets_and_changes_whole_latents(pipe, image, mask, scheduler)
     assert relative(last, last_reference) < 1
 
 
-class Rerun:
-    """See `gbci_fast.fast.graph.Recorder`; it replays a loop by running it again."""
-
-    recorded = 0
-
-    def record(self, loop):
-        self.recorded += 1
-        return loop
-
-    turn = contextlib.nullcontext
-
-
 @pytest.mark.parametrize(("options", "recordings"), [({}, 2), ({"eta": 1.0}, 0)], ids=str)
-def test_each_size_of_window_is_recorded_once(fast, image, mask, options, recordings, monkeypatch):
-    expected, recorder = sample(fast, image, mask, **options), Rerun()
+def test_each_size_of_window_is_recorded_once(fast, image, mask, options, recordings, recorder, monkeypatch):
+    expected = sample(fast, image, mask, **options)
     monkeypatch.setattr(fast_pipeline, "_recorder", lambda *_: recorder)
     recording = accelerate(fast.eager, tier="approximate", dtype=torch.float32)
     for _ in range(2):

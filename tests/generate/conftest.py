@@ -1,19 +1,22 @@
 """A pipeline with random weights, small inputs, and jobs that several tests look at."""
 
 import hashlib
+import json
 from datetime import datetime
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from pydicom import Dataset
 
-from gbci_fast.data.vindr import find_inputs
+from gbci_fast.data.vindr import VinDr, find_inputs
 from gbci_fast.dicom.writing import MammogramHeader, mammogram_dataset, uid_from_seed, write_dicom
 from gbci_fast.generate.identities import job_identities
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings
+from gbci_fast.jobs.files import sha256_of
 from gbci_fast.phantom import generate_phantom
 
 QUICK = SamplerSettings(num_inference_steps=1, guidance_scale=1.0)
@@ -157,3 +160,32 @@ def tree():
         }
 
     return digest
+
+
+@pytest.fixture(scope="session")
+def images_of(tree):
+    """`images_of(output)`: SHA-256 of every file below ``images/`` and ``masks/``, by name."""
+    return lambda output: {
+        name: digest for name, digest in tree(output).items() if name.split("/")[0] in ("images", "masks")
+    }
+
+
+@pytest.fixture(scope="session")
+def assert_valid_part(images_of):
+    """`assert_valid_part(output, plan, count)`: `output` holds the first `count` images of the plan, and no others."""
+
+    def check(output, plan, count):
+        manifest = pd.read_parquet(output / "manifest.parquet")
+        assert manifest.image_id.tolist() == [item.image_id for item in plan[:count]]
+        assert images_of(output).keys() == {*manifest.dicom_file, *manifest.png_file, *manifest.mask_file}
+        lesions = [mask for masks in manifest.finding_masks for mask in json.loads(masks)]
+        assert len(lesions) >= count
+        assert {mask["file"]: mask["sha256"] for mask in lesions} == {
+            path.relative_to(output).as_posix(): sha256_of(path) for path in (output / "finding_masks").glob("*/*")
+        }
+        data = VinDr(output)
+        assert [image.image_id for image in data.images] == manifest.image_id.tolist()
+        assert data.missing() == []
+        assert Image.open(output / "preview.png").size == (8 * 224, 224 * count + 18)
+
+    return check

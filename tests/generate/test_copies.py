@@ -84,17 +84,13 @@ def planted(painted):
     return gate_of(mirrored(painted[2]), ["set/planted-1"], 0.05, ["planted"])
 
 
-def images_of(tree, folder):
-    return {name: digest for name, digest in tree(folder).items() if name.split("/")[0] in ("images", "masks")}
-
-
 class TestJobs:
     def test_a_planted_copy_is_rejected_and_all_others_keep_their_bytes(
-        self, job, plan, planted, finished, tree, tmp_path
+        self, images_of, job, plan, planted, finished, tmp_path
     ):
         result = job(tmp_path / "data", planted)
         assert (result.images, result.skipped, result.rejected) == (3, 1, 1)
-        kept, whole = images_of(tree, tmp_path / "data"), images_of(tree, finished)
+        kept, whole = images_of(tmp_path / "data"), images_of(finished)
         assert set(whole) - set(kept) == {name for name in whole if plan[2].image_id in name}
         assert kept.items() <= whole.items()
         assert pd.read_parquet(tmp_path / "data" / "manifest.parquet")["index"].tolist() == [0, 1, 3]
@@ -103,10 +99,10 @@ class TestJobs:
         assert row.reason.startswith("near copy of training lesion set/planted-1: distance 0.0")
         assert row.reason.endswith(f"threshold 0.0500, image {plan[2].image_id}")
 
-    def test_a_gate_without_copies_rejects_none(self, job, finished, tree, tmp_path):
+    def test_a_gate_without_copies_rejects_none(self, images_of, job, finished, tmp_path):
         result = job(tmp_path / "data", gate_of(noise(), ["a", "b", "c"], 0.05))
         assert (result.images, result.skipped, result.rejected) == (4, 0, 0)
-        assert images_of(tree, tmp_path / "data") == images_of(tree, finished)
+        assert images_of(tmp_path / "data") == images_of(finished)
         assert not (tmp_path / "data" / "skipped.csv").exists()
 
     def test_interrupted_and_resumed(self, job, planted, tree, tmp_path):

@@ -17,16 +17,6 @@ SHARDS = {"formats": ("webdataset",), "shard_size": 4}
 KEPT = Identities(KeptIdentifiers())
 
 
-def images_of(output):
-    """Names of all files below ``images/`` and ``masks/``."""
-    return {
-        path.relative_to(output).as_posix()
-        for folder in ("images", "masks")
-        for path in (output / folder).rglob("*")
-        if path.is_file()
-    }
-
-
 def flip(path, where=0.5):
     content = bytearray(path.read_bytes())
     content[int(where * len(content))] ^= 1
@@ -141,7 +131,9 @@ def test_a_finished_image_needs_no_template(make_job, phantom, finished, tree, t
         make_job(root, output, resume=True)
 
 
-def test_a_stop_while_damage_is_mended_leaves_a_valid_set(make_job, phantom, finished, tree, tmp_path, monkeypatch):
+def test_a_stop_while_damage_is_mended_leaves_a_valid_set(
+    images_of, make_job, phantom, finished, tree, tmp_path, monkeypatch
+):
     output = shutil.copytree(finished, tmp_path / "data")
     cut(first(output, "masks/*/*.png"))
 
@@ -154,12 +146,14 @@ def test_a_stop_while_damage_is_mended_leaves_a_valid_set(make_job, phantom, fin
             make_job(phantom, output, resume=True)
     assert len(VinDr(output).images) == 4
     assert VinDr(output).missing() == []
-    assert images_of(output) == images_of(finished)
+    assert images_of(output).keys() == images_of(finished).keys()
     make_job(phantom, output, resume=True)
     assert tree(output) == tree(finished)
 
 
-def test_a_stop_while_a_job_of_one_batch_is_mended_takes_nothing(make_job, phantom, tree, tmp_path, monkeypatch):
+def test_a_stop_while_a_job_of_one_batch_is_mended_takes_nothing(
+    images_of, make_job, phantom, tree, tmp_path, monkeypatch
+):
     output, settings = tmp_path / "data", {"batch_size": 4}
     make_job(phantom, output, settings=settings)
     whole = tree(output)
@@ -174,7 +168,7 @@ def test_a_stop_while_a_job_of_one_batch_is_mended_takes_nothing(make_job, phant
         with pytest.raises(KeyboardInterrupt):
             make_job(phantom, output, resume=True, settings=settings)
     gone = {lost.relative_to(output).as_posix()}
-    assert images_of(output) | gone == {name for name in whole if name.startswith(("images/", "masks/"))}
+    assert images_of(output).keys() | gone == {name for name in whole if name.startswith(("images/", "masks/"))}
     assert (output / "manifest.parquet").exists()
     make_job(phantom, output, resume=True, settings=settings)
     assert tree(output) == whole

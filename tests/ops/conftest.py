@@ -16,6 +16,9 @@ import torch
 
 from gbci_fast.ops._triton import INTERPRETED, triton
 
+# What rounding may add to twice eager's own error, relative to the largest value.
+FLOORS = {torch.float32: 2**-21, torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float64: 2**-44}
+
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -23,6 +26,43 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def device(request) -> str:
     """Where the operator runs."""
     return request.param
+
+
+def _double(value):
+    if isinstance(value, dict):
+        return {name: _double(part) for name, part in value.items()}
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def _named(outputs) -> dict:
+    if isinstance(outputs, torch.Tensor):
+        outputs = (outputs,)
+    return outputs if isinstance(outputs, dict) else dict(enumerate(outputs))
+
+
+@pytest.fixture(scope="session")
+def assert_as_exact_as_eager():
+    """`assert_as_exact_as_eager(op, reference, args, options={})`; returns what `op` returned.
+
+    An error to the float64 result is at most twice that of eager PyTorch in the same dtype, plus the dtype's floor; NaN
+    is where it is in float64. `op` and `reference` return a tensor, a tuple or a dictionary of them.
+    """
+
+    def check(op, reference, args, options=None):
+        options = options or {}
+        found = op(*args, **options)
+        exact = _named(reference(*map(_double, args), **_double(options)))
+        eager = _named(reference(*args, **options))
+        assert _named(found).keys() == eager.keys()
+        for name, ours in _named(found).items():
+            assert (ours.dtype, ours.shape) == (eager[name].dtype, exact[name].shape)
+            torch.testing.assert_close(ours.isnan(), exact[name].isnan(), msg=f"{name}: NaN elsewhere")
+            scale = exact[name].nan_to_num().abs().max()
+            error, own = ((part - exact[name]).nan_to_num().abs().max() for part in (ours, eager[name]))
+            assert error <= 2 * own + FLOORS[ours.dtype] * scale, f"{name}: error {error:.3g}, eager's own {own:.3g}"
+        return found
+
+    return check
 
 
 class Ptxas:

@@ -12,8 +12,6 @@ from gbci_fast.ops.layer_norm_film import layer_norm_film, layer_norm_film_ref
 
 SHAPES = {"minimal": (1, 1, 1), "odd": (3, 7, 45), "sampler": (2, 49, 192), "wide": (1, 3, 1280)}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# What rounding may add to twice eager's own error, relative to the largest value.
-FLOORS = {torch.float32: 2**-21, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 FILM = {"plain": 0, "affine": 2, "film": 4}  # so many of weight, bias, scale and shift are given
 
 
@@ -30,29 +28,19 @@ def problem(shape, dtype, tensors=4, *, device="cpu", offset=0.0):
     return (normal(*shape) + offset, weight, bias, 1e-5), {"scale": scale, "shift": shift}
 
 
-def double(value):
-    return value.double() if isinstance(value, torch.Tensor) else value
-
-
-def assert_as_exact_as_eager(args, options):
-    """Error to the float64 result: at most twice that of eager PyTorch in the same dtype, plus the dtype's floor."""
-    exact = layer_norm_film_ref(*map(double, args), **{name: double(value) for name, value in options.items()})
-    ours, eager = layer_norm_film(*args, **options), layer_norm_film_ref(*args, **options)
-    assert (ours.dtype, ours.shape, ours.stride()) == (args[0].dtype, args[0].shape, args[0].stride())
-    error, own = ((result - exact).abs().max() for result in (ours, eager))
-    assert error <= 2 * own + FLOORS[ours.dtype] * exact.abs().max(), f"error {error:.3g}, eager's own {own:.3g}"
-
-
 @pytest.mark.parametrize("tensors", FILM.values(), ids=FILM)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_is_as_exact_as_eager(shape, dtype, tensors, device):
-    assert_as_exact_as_eager(*problem(shape, dtype, tensors, device=device))
+def test_is_as_exact_as_eager(shape, dtype, tensors, device, assert_as_exact_as_eager):
+    args, options = problem(shape, dtype, tensors, device=device)
+    ours = assert_as_exact_as_eager(layer_norm_film, layer_norm_film_ref, args, options)
+    assert ours.stride() == args[0].stride()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_large_mean_costs_no_digits(dtype, device):
-    assert_as_exact_as_eager(*problem(SHAPES["odd"], dtype, device=device, offset=1000.0))
+def test_a_large_mean_costs_no_digits(dtype, device, assert_as_exact_as_eager):
+    given = problem(SHAPES["odd"], dtype, device=device, offset=1000.0)
+    assert_as_exact_as_eager(layer_norm_film, layer_norm_film_ref, *given)
 
 
 def test_strides_are_read_and_kept(device):
