@@ -205,7 +205,7 @@ class DistillTask(LDMTask):
         target = (after - shrink * before) / (next_alpha.sqrt() - shrink * alpha.sqrt())
         known, timesteps = torch.cat([drawn.cells, drawn.masked_latents], 1), self.timesteps[leap]
         told = conditions(self.teacher, self.bank, drawn.picks)
-        predicted = velocity(self.module["unet"], before, known, timesteps, told)
+        predicted = velocity(self.pipe.unet, before, known, timesteps, told)
         clean = alpha.sqrt() * before - (1 - alpha).sqrt() * predicted
         width = self.distill.huber
         error = ((clean - target).square() + width**2).sqrt() - width
@@ -218,8 +218,9 @@ class DistillTask(LDMTask):
 
     def export(self, folder: Path) -> None:
         """Writes the teacher with the student's change of its weights as component `few_step` to ``pipeline/``."""
-        change = low_rank_change(self.module["unet"], self.distill)
-        pipe = GBCIPipeline(**(self.teacher.components | {"few_step": change}))
+        change = low_rank_change(self.pipe.unet, self.distill)
+        parts: dict[str, Any] = self.teacher.components | {"few_step": change}
+        pipe = GBCIPipeline(**parts)
         replace_folder(folder / "pipeline", pipe.save_pretrained)
 
 

@@ -160,7 +160,7 @@ class LDMTask:
         noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
         condition = self.condition(drawn.picks, drawn.rng)
-        predicted = self.module["unet"](
+        predicted = self.pipe.unet(
             torch.cat([noisy, cells, zm], 1),
             t,
             encoder_hidden_states=condition.tokens,
@@ -205,7 +205,7 @@ class LDMTask:
 
     def condition(self, picks: np.ndarray, rng: np.random.Generator) -> Conditioning:
         """Tokens of the whole masked image; attributes and reports dropped at random; some samples fully null."""
-        encoder = self.module["conditioner"]
+        encoder = self.pipe.conditioner
         attributes, reports = drop(self.bank, picks, self.config, rng)
         full = condition(encoder, self.bank, picks, attributes, reports)
         null = encoder.null(len(picks), full.tokens.shape[1])

@@ -66,7 +66,8 @@ class LoopConfig:
 class Task(Protocol):
     """What a stage brings: a module, its loss on a seeded batch, a sample sheet, and the final export."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module: ...
 
     def loss(self, batch_size: int, generator: torch.Generator) -> Tensor: ...
 

@@ -76,16 +76,21 @@ def robust_z(values: np.ndarray, floor: float) -> np.ndarray:
     return distance / max(1.4826 * float(np.median(distance)), floor)
 
 
+def _rows(table: pd.DataFrame) -> Iterator[Any]:
+    """Named tuples with a field per column, whose names a type checker cannot know."""
+    return iter(table.itertuples())
+
+
 def _notes(table: pd.DataFrame) -> Iterator[Issue]:
     """Contradictions, and what the reader found unusual; a kind for each of the most frequent."""
-    notes = [(row.position, note) for row in table.itertuples() for note in row.notes]
+    notes = [(row.position, note) for row in _rows(table) for note in row.notes]
     frequent = [note for note, _ in Counter(note for _, note in notes).most_common(NOTE_KINDS)]
     for position, note in notes:
         yield Issue(kind=f"Note: {note}" if note in frequent else "Other notes", position=position, text=note)
 
 
 def _lesion_issues(table: pd.DataFrame) -> Iterator[Issue]:
-    for row in table[table["kind"] == "whole"].itertuples():
+    for row in _rows(table[table["kind"] == "whole"]):
         if row.findings > len(row.lesions):
             lost = row.findings - len(row.lesions)
             yield Issue(
@@ -121,7 +126,7 @@ def _outliers(table: pd.DataFrame) -> Iterator[Issue]:
 
 def _copies(table: pd.DataFrame) -> Iterator[Issue]:
     for _, group in table[table.duplicated("sha256", keep=False)].groupby("sha256", sort=False):
-        first, *others = group.itertuples()
+        first, *others = _rows(group)
         for row in others:
             text = f"the same file as {first.source}/{first.path}"
             if row.split != first.split:
@@ -136,7 +141,7 @@ def _copies(table: pd.DataFrame) -> Iterator[Issue]:
 
 def count_tables(cache: Cache, table: pd.DataFrame) -> dict[str, dict[str, Counter]]:
     """Title to label to images (for findings: boxes) per source."""
-    lesions = [(row.source, lesion) for row in table.itertuples() for lesion in row.lesions]
+    lesions = [(row.source, lesion) for row in _rows(table) for lesion in row.lesions]
     spacing = table["row_spacing"].map(lambda value: "unknown" if pd.isna(value) else f"{value:.3f} mm")
     columns = {
         "Split": table["split"],

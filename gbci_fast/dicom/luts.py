@@ -55,4 +55,4 @@ def lut_entries(item: Dataset, *, big_endian: bool) -> np.ndarray:
 def _is_half_of_words(data: np.ndarray, *, big_endian: bool) -> bool:
     """Whether the high bytes that words would have are all zero, and others not: as bytes no display is like that."""
     high, low = (data[::2], data[1::2]) if big_endian else (data[1::2], data[::2])
-    return not high.any() and np.count_nonzero(low) > 1
+    return not high.any() and int(np.count_nonzero(low)) > 1

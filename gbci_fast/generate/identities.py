@@ -71,10 +71,10 @@ class Identities:
 
     def listing(self, records: Iterable[ImageRecord]) -> dict[Path, str]:
         """By path, how `manifest.SKIPPED` names inputs: below the folder that all are in, or by `file`."""
-        records = {record.path: record for record in records}
-        short = names_below(records)
-        plain = {path for path, record in records.items() if self.names.removes and not record.listed}
-        return {path: self.file(record) if path in plain else short[path] for path, record in records.items()}
+        by_path = {record.path: record for record in records}
+        short = names_below(by_path)
+        plain = {path for path, record in by_path.items() if self.names.removes and not record.listed}
+        return {path: self.file(record) if path in plain else short[path] for path, record in by_path.items()}
 
     def identity(self) -> dict[str, Any]:
         """What tells a job under these names from others: the key, hexadecimal; ``None`` without one."""

@@ -2,6 +2,7 @@
 
 import zlib
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,7 +30,7 @@ def encode_png(pixels: np.ndarray, *, full_scale: bool = False) -> bytes:
     """
     image, file = Image.fromarray(pixels), BytesIO()
     # Grain holds no repetitions: matching runs alone is faster than deflate's lowest level, and no larger.
-    options = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+    options: dict[str, Any] = {"compress_level": 1, "compress_type": zlib.Z_RLE}
     if full_scale:
         options["pnginfo"] = chunks = PngInfo()
         chunks.add(b"sBIT", bytes([8 * pixels.itemsize]))
