@@ -97,7 +97,7 @@ def with_low_rank(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel
     return student
 
 
-def low_rank_change(student: UNet2DConditionModel, config: DistillConfig) -> FewStepLoRA:
+def low_rank_change(student: nn.Module, config: DistillConfig) -> FewStepLoRA:
     """What the student of `with_low_rank` has learned, in float16."""
     tensors = {}
     for name, layer in student.named_modules():
@@ -205,7 +205,7 @@ class DistillTask(LDMTask):
         target = (after - shrink * before) / (next_alpha.sqrt() - shrink * alpha.sqrt())
         known, timesteps = torch.cat([drawn.cells, drawn.masked_latents], 1), self.timesteps[leap]
         told = conditions(self.teacher, self.bank, drawn.picks)
-        predicted = velocity(self.pipe.unet, before, known, timesteps, told)
+        predicted = velocity(self.module["unet"], before, known, timesteps, told)
         clean = alpha.sqrt() * before - (1 - alpha).sqrt() * predicted
         width = self.distill.huber
         error = ((clean - target).square() + width**2).sqrt() - width
@@ -218,7 +218,7 @@ class DistillTask(LDMTask):
 
     def export(self, folder: Path) -> None:
         """Writes the teacher with the student's change of its weights as component `few_step` to ``pipeline/``."""
-        change = low_rank_change(self.pipe.unet, self.distill)
+        change = low_rank_change(self.module["unet"], self.distill)
         parts: dict[str, Any] = self.teacher.components | {"few_step": change}
         pipe = GBCIPipeline(**parts)
         replace_folder(folder / "pipeline", pipe.save_pretrained)

@@ -135,7 +135,7 @@ class LDMTask:
 
     def __init__(self, pipe: GBCIPipeline, bank: LatentBank, config: LDMConfig, device: torch.device):
         self.pipe, self.bank, self.config, self.device = pipe, bank, config, device
-        self.module: nn.Module = nn.ModuleDict({"unet": pipe.unet, "conditioner": pipe.conditioner})
+        self.module = nn.ModuleDict({"unet": pipe.unet, "conditioner": pipe.conditioner})
         self.alphas_cumprod = pipe.scheduler.alphas_cumprod.to(device)
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
@@ -160,7 +160,7 @@ class LDMTask:
         noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
         condition = self.condition(drawn.picks, drawn.rng)
-        predicted = self.pipe.unet(
+        predicted = self.module["unet"](
             torch.cat([noisy, cells, zm], 1),
             t,
             encoder_hidden_states=condition.tokens,
