@@ -60,7 +60,7 @@ def with_low_rank(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel
     return student
 
 
-def low_rank_change(student: UNet2DConditionModel, config: DistillConfig) -> FewStepLoRA:
+def low_rank_change(student: nn.Module, config: DistillConfig) -> FewStepLoRA:
     """What the student of `with_low_rank` has learned, in float16."""
     tensors = {}
     for name, layer in student.named_modules():
@@ -182,7 +182,8 @@ class DistillTask(LDMTask):
     def export(self, folder: Path) -> None:
         """Writes the teacher with the student's change of its weights as component `few_step` to ``pipeline/``."""
         change = low_rank_change(self.module["unet"], self.distill)
-        pipe = GBCIPipeline(**(self.teacher.components | {"few_step": change}))
+        parts: dict[str, Any] = self.teacher.components | {"few_step": change}
+        pipe = GBCIPipeline(**parts)
         replace_folder(folder / "pipeline", pipe.save_pretrained)
 
 

@@ -100,7 +100,7 @@ class LDMTask:
 
     def __init__(self, pipe: GBCIPipeline, bank: LatentBank, config: LDMConfig, device: torch.device):
         self.pipe, self.bank, self.config, self.device = pipe, bank, config, device
-        self.module: nn.Module = nn.ModuleDict({"unet": pipe.unet, "conditioner": pipe.conditioner})
+        self.module = nn.ModuleDict({"unet": pipe.unet, "conditioner": pipe.conditioner})
         self.alphas_cumprod = pipe.scheduler.alphas_cumprod.to(device)
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
@@ -170,7 +170,7 @@ class LDMTask:
 
     def condition(self, picks: np.ndarray, rng: np.random.Generator) -> Conditioning:
         """Tokens of the whole masked image; attributes and reports dropped at random; some samples fully null."""
-        encoder = self.module["conditioner"]
+        encoder = self.pipe.conditioner
         attributes, reports = drop(self.bank, picks, self.config, rng)
         full = condition(encoder, self.bank, picks, attributes, reports)
         null = encoder.null(len(picks), full.tokens.shape[1])

@@ -34,7 +34,8 @@ FREE = ("save_every", "sample_every", "tensorboard")  # may differ in a resumed 
 class Task(Protocol):
     """What a stage brings: a module, its loss on a seeded batch, a sample sheet, and the final export."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module: ...
 
     def loss(self, batch_size: int, generator: torch.Generator) -> Tensor: ...
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from gbci_fast.data.fields import FieldOfView, to_unit
 from gbci_fast.jobs.files import replace_folder
@@ -57,7 +57,7 @@ class VAETask:
 
     def __init__(self, images: Sequence[FieldOfView], config: VAEConfig, device: torch.device):
         self.images, self.config, self.device = images, config, device
-        self.module: nn.Module = build_vae(config).to(device)  # `balance` may come before the loop
+        self.module: AutoencoderKL = build_vae(config).to(device)  # `balance` may come before the loop
         if config.decoder_only:
             for part in (self.module.encoder, self.module.quant_conv):
                 part.requires_grad_(False)
@@ -106,6 +106,10 @@ class VAETask:
         wanted = spread.clamp(min=spread.max().item() / WIDEST)
         gain, count = wanted / spread, len(mean)
         before, after = self.module.quant_conv, self.module.post_quant_conv
+        assert before is not None, "build_vae makes both"
+        assert after is not None
+        assert before.bias is not None
+        assert after.bias is not None
         weight, bias = before.weight[:count, :, 0, 0].double(), before.bias[:count].double()
         spreading, back = (axes * gain) @ axes.T, (axes / gain) @ axes.T
         before.weight[:count, :, 0, 0] = (spreading @ weight).to(before.weight.dtype)

@@ -133,7 +133,7 @@ class Cache(Sequence[FieldOfView]):
         # A Parquet file of a few bytes can claim any number of equal rows: check before reading.
         if (rows := pq.read_metadata(self.path / INDEX).num_rows) != len(self._pixels):
             raise GBCIError(f"{self.path / INDEX} has {rows} rows; expected {len(self._pixels)}, one per field of view")
-        self.index = pq.read_table(self.path / INDEX).combine_chunks()
+        self.index: pa.Table = pq.read_table(self.path / INDEX).combine_chunks()
         self._masks = self._array(MASKS)
 
     def __len__(self) -> int:
@@ -239,9 +239,10 @@ def packed_length(size: int) -> int:
 
 
 def _attributes_of(row: dict[str, Any]) -> Attributes:
-    values = {name: row[name] for name, _ in _ATTRIBUTES}
-    categories = values["finding_categories"]
-    return Attributes(**values | {"finding_categories": None if categories is None else tuple(categories)})
+    values: dict[str, Any] = {name: row[name] for name, _ in _ATTRIBUTES}
+    if values["finding_categories"] is not None:
+        values["finding_categories"] = tuple(values["finding_categories"])
+    return Attributes(**values)
 
 
 def _read_info(path: Path) -> dict[str, Any]:

@@ -81,16 +81,21 @@ def robust_z(values: np.ndarray, floor: float) -> np.ndarray:
     return distance / max(1.4826 * float(np.median(distance)), floor)
 
 
+def _rows(table: pd.DataFrame) -> Iterator[Any]:
+    """Named tuples with a field per column, whose names a type checker cannot know."""
+    return iter(table.itertuples())
+
+
 def _notes(table: pd.DataFrame) -> Iterator[Issue]:
     """Issues from the images' notes (`INDEX_SCHEMA`). Each of the most frequent notes is a kind of its own."""
-    notes = [(row.position, note) for row in table.itertuples() for note in row.notes]
+    notes = [(row.position, note) for row in _rows(table) for note in row.notes]
     frequent = [note for note, _ in Counter(note for _, note in notes).most_common(NOTE_KINDS)]
     for position, note in notes:
         yield Issue(kind=f"Note: {note}" if note in frequent else "Other notes", position=position, text=note)
 
 
 def _lesion_issues(table: pd.DataFrame) -> Iterator[Issue]:
-    for row in table[table["kind"] == "whole"].itertuples():
+    for row in _rows(table[table["kind"] == "whole"]):
         if row.findings > len(row.lesions):
             lost = row.findings - len(row.lesions)
             yield Issue(
@@ -126,7 +131,7 @@ def _outliers(table: pd.DataFrame) -> Iterator[Issue]:
 
 def _copies(table: pd.DataFrame) -> Iterator[Issue]:
     for _, group in table[table.duplicated("sha256", keep=False)].groupby("sha256", sort=False):
-        first, *others = group.itertuples()
+        first, *others = _rows(group)
         for row in others:
             text = f"the same file as {first.source}/{first.path}"
             if row.split != first.split:
@@ -141,7 +146,7 @@ def _copies(table: pd.DataFrame) -> Iterator[Issue]:
 
 def count_tables(cache: Cache, table: pd.DataFrame) -> dict[str, dict[str, Counter]]:
     """{title: {label: count per source}} of images, of boxes for findings, and of fields of view."""
-    lesions = [(row.source, lesion) for row in table.itertuples() for lesion in row.lesions]
+    lesions = [(row.source, lesion) for row in _rows(table) for lesion in row.lesions]
     spacing = table["row_spacing"].map(lambda value: "unknown" if pd.isna(value) else f"{value:.3f} mm")
     columns = {
         "Split": table["split"],

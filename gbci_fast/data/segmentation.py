@@ -141,7 +141,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
     return mask & ~ndimage.binary_erosion(mask)
 
 
-def _small_shape(shape: tuple[int, int]) -> tuple[int, int]:
+def _small_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     scale = min(1.0, _SIDE / max(shape))
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 

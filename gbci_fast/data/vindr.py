@@ -318,10 +318,10 @@ def find_inputs(path: str | Path, *, skip_bad: bool = False) -> list[ImageRecord
         raise GBCIError(f"{_sentence(path, fault)}; expected a DICOM or PNG file or a folder of them")
     # Ids and tables are text.
     found = [entry if is_text(entry.path) else replace(entry, fault=_NO_TEXT) for entry in found]
-    faults = [entry for entry in found if entry.fault is not None]
+    faults = [(entry.path, entry.fault) for entry in found if entry.fault is not None]
     if faults and not skip_bad:
         more = f" ({len(faults) - 1} more cannot be looked at either)" if len(faults) > 1 else ""
-        raise GBCIError(f"{_sentence(faults[0].path, faults[0].fault)}{more}")
+        raise GBCIError(f"{_sentence(*faults[0])}{more}")
     return list(_file_records(found, path if path.is_dir() else path.parent))
 
 

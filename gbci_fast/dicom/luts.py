@@ -59,4 +59,4 @@ def _is_half_of_words(data: np.ndarray, *, big_endian: bool) -> bool:
     No real table of bytes has a zero in every other entry.
     """
     high, low = (data[::2], data[1::2]) if big_endian else (data[1::2], data[::2])
-    return not high.any() and np.count_nonzero(low) > 1
+    return not high.any() and int(np.count_nonzero(low)) > 1

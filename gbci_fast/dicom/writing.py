@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom.dataelem import DataElement
@@ -236,7 +237,7 @@ def _file_meta(dataset: Dataset) -> FileMetaDataset:
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = uid_from_seed("gbci_fast", "implementation")
+    meta.ImplementationClassUID = UID(uid_from_seed("gbci_fast", "implementation"))
     meta.ImplementationVersionName = "GBCI_FAST"
     return meta
 
@@ -379,7 +380,7 @@ def _copied_table(item: Dataset, keyword: str, *, big_endian: bool) -> Dataset:
     return table
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     try:
         for part in value if isinstance(value, list | MultiValue) else [value]:
             float(part)

@@ -214,8 +214,9 @@ def read_painted(
         GBCIError: another data set, or one without a painted lesion.
     """
     records = {record.image_id: record for record in VinDr(root).images}
-    templates = {name: record.extra.get("template_image_id") for name, record in records.items()}
-    if None in templates.values():
+    stated = {name: record.extra.get("template_image_id") for name, record in records.items()}
+    templates = {name: template for name, template in stated.items() if template is not None}
+    if len(templates) < len(records):
         raise GBCIError(f"{root} has images without template_image_id; expected the output of gbci-fast generate")
     painted = []
     for case in read_lesions([root], limit=limit, seed=seed, on_progress=on_progress):

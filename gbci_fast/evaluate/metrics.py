@@ -41,7 +41,9 @@ def fidelity(
     }
 
 
-def patient_summary(values: Sequence[float], patients: Sequence[Hashable], seed: int = 0) -> dict[str, float | None]:
+def patient_summary(
+    values: Sequence[float] | np.ndarray, patients: Sequence[Hashable], seed: int = 0
+) -> dict[str, float | None]:
     """Mean over images with a percentile bootstrap interval over patients, and the median.
 
     A resample draws as many patients as there are, with replacement, each with all of their images: images of one
@@ -55,12 +57,17 @@ def patient_summary(values: Sequence[float], patients: Sequence[Hashable], seed:
     Returns:
         ``mean``, ``low``, ``high`` and ``median``; `low` and `high` are None for a single patient.
     """
-    values = np.asarray(values, np.float64)
+    numbers = np.asarray(values, np.float64)
     index = {patient: i for i, patient in enumerate(dict.fromkeys(patients))}
     owner = [index[patient] for patient in patients]
-    summary = {"mean": float(values.mean()), "low": None, "high": None, "median": float(np.median(values))}
+    summary: dict[str, float | None] = {
+        "mean": float(numbers.mean()),
+        "low": None,
+        "high": None,
+        "median": float(np.median(numbers)),
+    }
     if len(index) > 1:
-        sums, counts = np.bincount(owner, values), np.bincount(owner)
+        sums, counts = np.bincount(owner, numbers), np.bincount(owner)
         draws = np.random.default_rng(seed).multinomial(len(index), np.full(len(index), 1 / len(index)), size=RESAMPLES)
         means = (draws @ sums) / (draws @ counts)
         summary["low"], summary["high"] = map(float, np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))

@@ -43,7 +43,7 @@ def score(image: np.ndarray, template: np.ndarray, corner: tuple[int, int]) -> f
     return float((patch * template).sum())
 
 
-def roc_auc(present: Sequence[float], absent: Sequence[float]) -> float:
+def roc_auc(present: Sequence[float] | np.ndarray, absent: Sequence[float] | np.ndarray) -> float:
     """The probability that a score with a lesion exceeds one without; ties count half (Mann and Whitney's U)."""
     ranks = stats.rankdata(np.concatenate([present, absent]))[: len(present)]
     return float((ranks.sum() - len(present) * (len(present) + 1) / 2) / (len(present) * len(absent)))
@@ -57,11 +57,11 @@ def auc_interval(
     Raises:
         GBCIError: the lists differ in length.
     """
-    present, absent = np.asarray(present), np.asarray(absent)
-    if present.shape != absent.shape:
+    with_lesion, without = np.asarray(present), np.asarray(absent)
+    if with_lesion.shape != without.shape:
         raise GBCIError(f"{len(present)} scores with and {len(absent)} without a lesion; expected pairs")
     rng = np.random.default_rng(seed)
     draws = rng.integers(len(present), size=(rounds, len(present)))
-    areas = [roc_auc(present[draw], absent[draw]) for draw in draws]
+    areas = [roc_auc(with_lesion[draw], without[draw]) for draw in draws]
     low, high = np.quantile(areas, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

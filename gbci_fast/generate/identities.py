@@ -71,10 +71,10 @@ class Identities:
 
     def listing(self, records: Iterable[ImageRecord]) -> dict[Path, str]:
         """{path: name in `manifest.SKIPPED`}: the path below the inputs' common folder, or the pseudonym of `file`."""
-        records = {record.path: record for record in records}
-        short = names_below(records)
-        plain = {path for path, record in records.items() if self.names.removes and not record.listed}
-        return {path: self.file(record) if path in plain else short[path] for path, record in records.items()}
+        by_path = {record.path: record for record in records}
+        short = names_below(by_path)
+        plain = {path for path, record in by_path.items() if self.names.removes and not record.listed}
+        return {path: self.file(record) if path in plain else short[path] for path, record in by_path.items()}
 
     def identity(self) -> dict[str, Any]:
         """The part of a job's identity that these names decide: the key, hexadecimal; None where names are kept."""

@@ -89,9 +89,11 @@ class EllipseMask:
             GBCIError: the center lies outside the image, or the diameter is in mm and the spacing unknown.
         """
         self.check(shape)
-        if self.unit == "mm" and spacing is None:
+        if self.unit != "mm":
+            spacing = (1.0, 1.0)
+        elif spacing is None:
             raise GBCIError("the file states no pixel spacing, so diameter_mm has no meaning; give diameter_px")
-        per_row, per_column = spacing if self.unit == "mm" else (1.0, 1.0)
+        per_row, per_column = spacing
         y, x = np.ogrid[: shape[0], : shape[1]]
         dx, dy = (x + 0.5 - self.center[0]) * per_column, (y + 0.5 - self.center[1]) * per_row
         turn, radius = math.radians(self.tilt), self.diameter / 2

@@ -185,27 +185,27 @@ def _mask(row: dict[str, str], known: _Known) -> Mask | None:
 
 
 def _box(row: dict[str, str]) -> BoxMask:
-    box = tuple(_number(row, name) for name in BOX_COLUMNS)
-    if None in box or not (box[0] < box[2] and box[1] < box[3]):
+    xmin, ymin, xmax, ymax = (_number(row, name) for name in BOX_COLUMNS)
+    if xmin is None or ymin is None or xmax is None or ymax is None or not (xmin < xmax and ymin < ymax):
         texts = ", ".join(row.get(name, "") for name in BOX_COLUMNS)
         raise GBCIError(f"the box is ({texts}); expected numbers with xmin < xmax and ymin < ymax")
-    return BoxMask(box=box, source="plan")
+    return BoxMask(box=(xmin, ymin, xmax, ymax), source="plan")
 
 
 def _ellipse(row: dict[str, str]) -> EllipseMask:
     numbers = {name: _number(row, name) for name in ELLIPSE_COLUMNS}
-    diameters = [name for name in DIAMETERS if numbers[name] is not None]
+    diameters = [(name, value) for name in DIAMETERS if (value := numbers[name]) is not None]
     if numbers["center_x"] is None or numbers["center_y"] is None or len(diameters) != 1:
         given = ", ".join(name for name, value in numbers.items() if value is not None)
         raise GBCIError(f"an ellipse has {given}; expected center_x, center_y and one of {' and '.join(DIAMETERS)}")
-    diameter, aspect = numbers[diameters[0]], 1.0 if numbers["aspect"] is None else numbers["aspect"]
-    for name, value, low, high in ((diameters[0], diameter, 0.01, 1e5), ("aspect", aspect, 0.1, 10)):
+    (measure, diameter), aspect = diameters[0], 1.0 if numbers["aspect"] is None else numbers["aspect"]
+    for name, value, low, high in ((measure, diameter, 0.01, 1e5), ("aspect", aspect, 0.1, 10)):
         if not low <= value <= high:
             raise GBCIError(f"{name} is {value:g}; expected a number from {low:g} to {high:g}")
     return EllipseMask(
         center=(numbers["center_x"], numbers["center_y"]),
         diameter=diameter,
-        unit=DIAMETERS[diameters[0]],
+        unit=DIAMETERS[measure],
         aspect=aspect,
         tilt=numbers["tilt"] or 0.0,
     )

@@ -23,6 +23,7 @@ def start_worker() -> None:
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     parent = parent_process()
+    assert parent is not None, "start_worker is called in a worker"
     Thread(target=_end_with, args=(parent,), daemon=True).start()
     Thread(target=_end_by, args=(parent.pid,), daemon=True).start()
 

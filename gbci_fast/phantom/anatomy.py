@@ -158,7 +158,7 @@ def _pectoral_path(shape: BreastShape, grid: Grid, interior: np.ndarray) -> np.n
     return interior * 0.5 * (1 - np.exp(-depth / 9))
 
 
-def chord(depth: np.ndarray, thickness: float | np.ndarray) -> np.ndarray:
+def chord(depth: np.ndarray, thickness: float | np.floating | np.ndarray) -> np.ndarray:
     """Path through a slab whose rim is a half circle, ``depth`` mm inside the rim."""
     depth = np.clip(depth, 0, thickness / 2)
     return 2 * np.sqrt(depth * (thickness - depth))

@@ -5,7 +5,7 @@ x toward the nipple, y toward the side of the body (lateral +, medial -), z upwa
 """
 
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from typing import Protocol
 
 import numpy as np
@@ -28,12 +28,16 @@ class Body(Protocol):
     ``kind`` names the shape, ``radius`` (mm) bounds it around the center, ``volume_mm3`` is its volume.
     """
 
-    kind: str
-    radius: float
-    volume_mm3: float
+    @property
+    def kind(self) -> str: ...
+    @property
+    def radius(self) -> float: ...
+    @property
+    def volume_mm3(self) -> float: ...
 
     def level(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         """Positive inside, negative outside; ``x``, ``y``, ``z`` in mm broadcast together."""
+        ...
 
     def path(self, axes: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """The length (mm) of each pixel's ray inside the body, float32 [h, w].
@@ -41,9 +45,11 @@ class Body(Protocol):
         ``axes`` is out of `VIEW_AXES`; ``u`` [w] and ``v`` [h] are evenly spaced pixel centers in mm from the lesion's
         center, to the right and down.
         """
+        ...
 
     def scaled(self, factor: float) -> "Body":
         """The same shape, ``factor`` times as long in every direction."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +79,8 @@ class Ellipsoid:
 
     def level(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         offset = (x - self.center[0], y - self.center[1], z - self.center[2])
-        return 1 - sum((row[0] * offset[0] + row[1] * offset[1] + row[2] * offset[2]) ** 2 for row in self.to_unit)
+        a, b, c = (row[0] * offset[0] + row[1] * offset[1] + row[2] * offset[2] for row in self.to_unit)
+        return 1 - (a**2 + b**2 + c**2)
 
     def chord(self, axes: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the rays through (u, v) are inside: the middle and half the length in mm along the ray (0: a miss)."""
@@ -259,11 +266,8 @@ class Cluster:
         return float(4 / 3 * np.pi * (self.specks[:, 3] ** 3).sum())
 
     def level(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        level = None
-        for sx, sy, sz, radius in self.specks:
-            each = radius - np.sqrt((x - sx) ** 2 + (y - sy) ** 2 + (z - sz) ** 2)
-            level = each if level is None else np.maximum(level, each)
-        return level
+        levels = (r - np.sqrt((x - sx) ** 2 + (y - sy) ** 2 + (z - sz) ** 2) for sx, sy, sz, r in self.specks)
+        return reduce(np.maximum, levels)
 
     def path(self, axes: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         path = np.zeros((len(v), len(u)), np.float32)

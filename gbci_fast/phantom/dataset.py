@@ -3,7 +3,7 @@
 import csv
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import replace
@@ -144,7 +144,9 @@ def _move_up(folder: Path) -> None:
     folder.rmdir()
 
 
-def _write_all(root: Path, job: PhantomJob, studies: int, workers: int) -> Iterator[tuple[Rows, Rows, Rows]]:
+def _write_all(
+    root: Path, job: PhantomJob, studies: int, workers: int
+) -> Generator[tuple[Rows, Rows, Rows], None, None]:
     """The rows of every patient, in order."""
     write = partial(_write_patient, root, job)
     if workers == 1:
@@ -192,7 +194,7 @@ def _write_image(image: PhantomImage, root: Path, job: PhantomJob) -> str:
         path = (root / file).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mask.astype(np.uint8) * 255).save(path)
-    if not (job.twins and image.lesions):
+    if image.twin is None or not image.lesions:
         return ""
     header = replace(
         image.header,

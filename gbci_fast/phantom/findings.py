@@ -266,7 +266,8 @@ def _near(rng: np.random.Generator, mass: PhantomFinding) -> Place:
     """Within the mass or at its border."""
     offset = rng.standard_normal(3)
     offset *= mass.radius * rng.uniform(0, 0.8) / np.linalg.norm(offset)
-    return tuple(float(a + b) for a, b in zip(mass.place, offset, strict=True))
+    behind, lateral, above = (float(a + b) for a, b in zip(mass.place, offset, strict=True))
+    return behind, lateral, above
 
 
 _DRAW = {

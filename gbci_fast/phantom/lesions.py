@@ -12,7 +12,7 @@ from scipy import ndimage
 from skimage.morphology import convex_hull_image
 
 from gbci_fast.phantom.anatomy import SKIN_THICKNESS, Anatomy, BreastShape, Grid, chord
-from gbci_fast.phantom.bodies import VIEW_AXES, Ellipsoid
+from gbci_fast.phantom.bodies import VIEW_AXES, Body, Ellipsoid
 from gbci_fast.phantom.findings import PhantomFinding
 from gbci_fast.phantom.placement import skin_point
 from gbci_fast.phantom.projection import MU_CALCIFICATION, MU_GLAND, attenuation
@@ -110,7 +110,7 @@ class Scene:
 class _Placed:
     """A body at a point (x, y) of the view; ``mu`` in 1/mm replaces the tissue's, or with ``alone`` adds to it."""
 
-    body: object
+    body: Body
     point: tuple[float, float]
     mu: float
     alone: bool = False

@@ -39,7 +39,8 @@ class Room:
         places = np.stack([rng.uniform(0.2, 0.75, _TRIES) * depth, *rng.normal(12, 25, (2, _TRIES))])
         slack = np.min([self.clearance(tuple(places), view) for view in self.shapes], axis=0) - reach
         first = np.argmax(slack >= 0) if (slack >= 0).any() else np.argmax(slack)
-        return tuple(float(value) for value in places[:, first])
+        behind, lateral, above = places[:, first].tolist()
+        return behind, lateral, above
 
     def in_axilla(self, rng: np.random.Generator, reach: float) -> Place:
         """A place that MLO shows over the border of the muscle near the top, and CC does not show."""

@@ -101,6 +101,6 @@ def relative_hazard(breast_density: str, age: float) -> float:
 
 
 _MEAN_HAZARD = sum(
-    share * (AGE_SHARES * np.exp([log_hazard(density, age) for age in AGES])).sum()
+    share * (AGE_SHARES * np.exp([log_hazard(density, float(age)) for age in AGES])).sum()
     for density, (share, _, _) in DENSITIES.items()
 )

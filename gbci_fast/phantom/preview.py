@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,7 +17,7 @@ _CAPTION = 18
 _PER_ROW = 5
 
 
-def write_preview(root: Path, rows: list[dict[str, object]], path: Path) -> None:
+def write_preview(root: Path, rows: list[dict[str, Any]], path: Path) -> None:
     """Draws the sheet from the data set's files.
 
     Two lines for five categories each: the whole breast with the outline of the finding, and a close-up without it.
@@ -41,17 +42,17 @@ def write_preview(root: Path, rows: list[dict[str, object]], path: Path) -> None
     Image.fromarray(np.concatenate(lines, axis=0)).save(path)
 
 
-def _example(rows: list[dict[str, object]], category: str) -> dict[str, object] | None:
+def _example(rows: list[dict[str, Any]], category: str) -> dict[str, Any] | None:
     """A row of the category, rather alone than shared, and rather where it is easy to see: in density B, A, C, D."""
     having = [row for row in rows if category in ast.literal_eval(str(row["finding_categories"]))]
 
-    def hidden(row: dict[str, object]) -> tuple[int, int]:
+    def hidden(row: dict[str, Any]) -> tuple[int, int]:
         return len(ast.literal_eval(str(row["finding_categories"]))), "BACD".index(str(row["breast_density"])[-1])
 
     return min(having, key=hidden, default=None)
 
 
-def _category_cell(root: Path, category: str, row: dict[str, object] | None) -> np.ndarray:
+def _category_cell(root: Path, category: str, row: dict[str, Any] | None) -> np.ndarray:
     if row is None:
         return _caption(category, [None, None])
     image = _read(root, row)
@@ -70,7 +71,7 @@ def _category_cell(root: Path, category: str, row: dict[str, object] | None) -> 
     )
 
 
-def _read(root: Path, row: dict[str, object]) -> np.ndarray:
+def _read(root: Path, row: dict[str, Any]) -> np.ndarray:
     """The image through its window, uint8 [H, W, 3]."""
     dataset = dcmread(root / "images" / str(row["study_id"]) / f"{row['image_id']}.dicom")
     low = float(dataset.WindowCenter) - float(dataset.WindowWidth) / 2

@@ -64,7 +64,10 @@ def evaluate_adherence(
     """
     donors = derange(cases, scorer, settings.seed) if settings.shuffled else None
     judge = _Judge(cases, scorer, donors, settings)
-    fixed = {"real": [case.pixels for case in cases], "ring_mean": ring_mean_fill(cases)}
+    fixed: dict[str, Sequence[np.ndarray]] = {
+        "real": [case.pixels for case in cases],
+        "ring_mean": ring_mean_fill(cases),
+    }
     if reconstruction is not None:
         fixed["reconstruction"] = reconstruction
     judged = {name: judge.own(images) for name, images in fixed.items()}

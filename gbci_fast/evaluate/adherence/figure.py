@@ -77,9 +77,10 @@ def _draw_sweep(axes: Axes, sweep: list[dict[str, Any]], tasks: dict[str, Any]) 
 
 def _error(summary: dict[str, float | None]) -> tuple[float, float]:
     """The lengths of the error bar below and above the value; 0 without an interval or where the value exceeds it."""
-    if summary["low"] is None:
+    value, low, high = (summary[name] for name in ("value", "low", "high"))
+    if value is None or low is None or high is None:
         return 0.0, 0.0
-    return max(0.0, summary["value"] - summary["low"]), max(0.0, summary["high"] - summary["value"])
+    return max(0.0, value - low), max(0.0, high - value)
 
 
 def _finish(axes: Axes, title: str) -> None:

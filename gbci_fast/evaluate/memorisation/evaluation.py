@@ -207,7 +207,7 @@ def _ratio_interval(
     medians = []
     for values, group in zip(distances, patients, strict=True):
         order = np.argsort(values)
-        weights = draws[:, [everyone[group[i]] for i in order]].cumsum(1)
+        weights = draws[:, [everyone[group[i]] for i in order.tolist()]].cumsum(1)
         middle = (weights < weights[:, -1:] / 2).sum(1)
         medians.append(np.where(weights[:, -1] > 0, values[order][np.minimum(middle, len(values) - 1)], np.nan))
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -2,6 +2,7 @@
 
 import zlib
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ def encode_png(pixels: np.ndarray, *, full_scale: bool = False) -> bytes:
     """
     image, file = Image.fromarray(pixels), BytesIO()
     # Grain has no repetitions: matching only runs is faster than deflate's lowest level, and the file is no larger.
-    options = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+    options: dict[str, Any] = {"compress_level": 1, "compress_type": zlib.Z_RLE}
     if full_scale:
         options["pnginfo"] = chunks = PngInfo()
         chunks.add(b"sBIT", bytes([8 * pixels.itemsize]))
