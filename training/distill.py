@@ -1,10 +1,10 @@
 """Third stage: a few-step student of a trained pipeline, by progressive distillation with guidance inside.
 
 After Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022, and Meng et al., "On
-Distillation of Guided Diffusion Models", 2023: a DDIM step of the student shall land where several DDIM steps of the
-guided teacher do. Unlike there the student leaps straight from many steps to few, and starts from where the teacher
-came by as it painted, not from noised images. The student is the teacher's UNet plus a low-rank change of every
-convolution and linear layer (Hu et al., "LoRA", 2021).
+Distillation of Guided Diffusion Models", 2023: a DDIM step of the student is trained to end where several DDIM steps of
+the guided teacher end. Unlike in these papers, the number of steps is reduced in one stage, and the student's steps
+start from states on the teacher's trajectories, not from noised images. The student is the teacher's UNet plus a
+low-rank change of every convolution and linear layer (Hu et al., "LoRA", 2021).
 """
 
 import copy
@@ -40,16 +40,20 @@ from gbci_fast.training.stages import digest_roots
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """What the student learns.
+    """Settings of a distillation.
 
     Attributes:
-        guidance: scale of the teacher's classifier-free guidance, which the student then has built in.
-        student_steps: that the student takes from noise to clean latents.
-        solver_steps: of the teacher, a multiple of `student_steps` that divides the 1000 timesteps.
-        trajectories: pairs of image and mask that the teacher paints before training starts.
+        guidance: scale of the teacher's classifier-free guidance, which the student learns.
+        student_steps: steps of the student from noise to clean latents.
+        solver_steps: steps of the teacher, a multiple of `student_steps` that divides the 1000 timesteps.
+        trajectories: number of pairs of image and mask that the teacher paints before training starts.
         rank: of the low-rank change of every layer.
-        latent_crop: side of the window of every pair that is painted and learned from.
-        huber: where the loss turns from square to linear, in standard deviations of the latents (pseudo-Huber).
+        latent_crop: side, in latent cells, of the window of every pair that is painted and learned from.
+        huber: error at which the loss turns from square to linear, in standard deviations of the latents
+            (pseudo-Huber).
+
+    Raises:
+        GBCIError: a value out of range.
     """
 
     guidance: float = GUIDANCE_SCALE
@@ -76,7 +80,7 @@ class DistillConfig:
 
 
 class LowRank(nn.Module):
-    """A weight plus ``up @ down``, as a parametrization; `up` starts at zero, so that nothing changes at first."""
+    """Parametrization of a weight: adds ``up @ down``. `up` is initialized to zero, so that the weight is unchanged."""
 
     def __init__(self, weight: Tensor, rank: int):
         super().__init__()
@@ -90,7 +94,7 @@ class LowRank(nn.Module):
 
 
 def with_low_rank(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel:
-    """A copy whose own weights are frozen and whose convolutions and linear layers learn a change of that rank."""
+    """A copy with frozen weights, whose convolutions and linear layers learn a change of rank `rank`."""
     student = copy.deepcopy(unet).requires_grad_(False)
     for layer in [part for part in student.modules() if isinstance(part, nn.Conv2d | nn.Linear)]:
         parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
@@ -98,7 +102,7 @@ def with_low_rank(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel
 
 
 def low_rank_change(student: UNet2DConditionModel, config: DistillConfig) -> FewStepLoRA:
-    """What the student of `with_low_rank` has learned, in float16."""
+    """The learned change of a student of `with_low_rank`, in float16."""
     tensors = {}
     for name, layer in student.named_modules():
         if parametrize.is_parametrized(layer):
@@ -111,9 +115,16 @@ def low_rank_change(student: UNet2DConditionModel, config: DistillConfig) -> Few
 def paint_trajectories(
     teacher: GBCIPipeline, bank: LatentBank, config: DistillConfig, seed: int, batch_size: int = 16
 ) -> LatentBank:
-    """The bank with the latents at the student's timesteps, and clean ones at the end, as the guided teacher paints.
+    """Adds the guided teacher's trajectories to a bank: latents at the student's timesteps, then clean latents.
 
-    A window of every pair is painted; row i of the whole latent is what the pipeline paints with ``seed + i``.
+    A window of every pair is painted. The initial noise of row i is that of the pipeline with seed ``seed + i``.
+
+    Args:
+        teacher: the pipeline to distill.
+        bank: the pairs.
+        config: steps, guidance and window.
+        seed: of noise and windows.
+        batch_size: pairs painted together.
     """
     scheduler = few_step_scheduler(teacher.scheduler)
     scheduler.set_timesteps(config.solver_steps)
@@ -149,13 +160,13 @@ def paint_trajectories(
 
 
 def conditions(teacher: GBCIPipeline, bank: LatentBank, picks: np.ndarray) -> Conditioning:
-    """What the teacher was told of those rows."""
+    """The teacher's condition for the rows `picks` of a bank."""
     attributes, reports = ([column[row] for row in picks] for column in (bank.attributes, bank.reports))
     return condition(teacher.conditioner, bank, picks, attributes, reports)
 
 
 def velocity(unet: nn.Module, latents: Tensor, known: Tensor, timesteps: Tensor, told: Conditioning) -> Tensor:
-    """A UNet's v-prediction, float32 [B, 4, h, w], where `known` [B, 5, h, w] is the mask and the masked latents."""
+    """A UNet's v-prediction, float32 [B, 4, h, w]; `known` [B, 5, h, w] holds the mask and the masked latents."""
     return unet(
         torch.cat([latents, known], 1),
         timesteps,
@@ -166,7 +177,7 @@ def velocity(unet: nn.Module, latents: Tensor, known: Tensor, timesteps: Tensor,
 
 
 class DistillTask(LDMTask):
-    """The student's steps beside those of a bank of `paint_trajectories`."""
+    """Trains the student's steps to match those in a bank of `paint_trajectories`."""
 
     def __init__(
         self, teacher: GBCIPipeline, bank: LatentBank, sampling: LDMConfig, config: DistillConfig, device: torch.device
@@ -186,16 +197,16 @@ class DistillTask(LDMTask):
         self.alphas = torch.cat([self.alphas_cumprod[self.timesteps], self.alphas_cumprod.new_ones(1)])
 
     def window(self, index: int, side: int, rng: np.random.Generator) -> tuple[slice, slice]:
-        """The one that was painted."""
+        """The window of a row that the teacher painted."""
         y, x = self.bank.corners[index].tolist()
         size = self.bank.states.shape[-1]
         return slice(y, y + size), slice(x, x + size)
 
     def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Pseudo-Huber distance of the clean latents that the student and the teacher head for, heavier in the mask.
+        """Pseudo-Huber distance between the student's clean latents and the target, with a larger weight in the mask.
 
-        Where the student's DDIM step from one state lands on the teacher's next, it estimates the clean latents of the
-        straight line through both.
+        The target is the estimate of clean latents with which a single DDIM step leads from one of the teacher's states
+        to the next.
         """
         drawn = self.draw(batch_size, generator)
         leap = torch.randint(self.distill.student_steps, (batch_size,), generator=generator)
@@ -213,11 +224,11 @@ class DistillTask(LDMTask):
         return ((error * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * error.shape[1])).mean()
 
     def sample_sheet(self, path: Path) -> None:
-        """Six pairs of the bank: masked image, the student, original decoded."""
+        """Writes a PNG of six pairs of the bank: masked image, the student's synthesis, decoded original."""
         self.write_sheet(path, num_inference_steps=self.distill.student_steps, guidance_scale=1.0)
 
     def export(self, folder: Path) -> None:
-        """Writes the teacher with the student's change of its weights as component `few_step` to ``pipeline/``."""
+        """Writes ``pipeline/``: the teacher, with the student's change of its weights as the component `few_step`."""
         change = low_rank_change(self.module["unet"], self.distill)
         pipe = GBCIPipeline(**(self.teacher.components | {"few_step": change}))
         replace_folder(folder / "pipeline", pipe.save_pretrained)
@@ -252,8 +263,17 @@ def train_distill(
     ``output/pipeline`` is the teacher with the student as its component `few_step`.
 
     Args:
+        roots: VinDr-layout folders or caches.
+        output: folder of the run.
         teacher: a pipeline folder with v-prediction.
-        guidance, student_steps, solver_steps, trajectories, rank, latent_crop: override the preset's.
+        preset: see `distill_preset`.
+        overrides: fields of `LoopConfig` to replace.
+        resume: continue the run in `output`.
+        guidance, student_steps, solver_steps, trajectories, rank, latent_crop: replace the preset's values.
+        device: see `rank_device`.
+
+    Raises:
+        GBCIError: a setting out of range, a teacher without v-prediction, or an error of `train`.
     """
     sampling, config, loop = distill_preset(preset)
     loop = replace(loop, **overrides)
