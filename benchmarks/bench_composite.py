@@ -1,7 +1,5 @@
-"""composite against eager PyTorch, which works image by image where windows differ in size.
-
-Bytes are those of the native pixels read and written, of the weights and of the model images.
-"""
+"""composite against the same in eager PyTorch, image by image where the windows have different sizes; bytes are those
+of the native pixels read and written, of the weights and of the model images."""
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ SIZE = 224
 
 
 def eager_native(originals, weights, synthetic, template, affine):
-    """Eager PyTorch: a resampling grid per window, and a pass over memory per operation."""
+    """A resampling grid per window, and a pass over memory per operation."""
     painted = []
     for i, (original, weight) in enumerate(zip(originals, weights, strict=True)):
         scale_x, offset_x, scale_y, offset_y = affine[i]
@@ -38,9 +36,9 @@ def eager_native(originals, weights, synthetic, template, affine):
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.float32], ids=["uint16", "float32"])
 @pytest.mark.parametrize("row", ["eager", "ours", "ours_flat"])
 def bench_composite_native(measure, device, row, dtype):
-    """Composites 32 lesions on a native grid that is 20 times as fine as the model's.
+    """32 lesions on a native grid 20 times as fine as the model's, where the change is painted.
 
-    `ours` takes and returns a list of images, `ours_flat` their concatenated pixels.
+    `ours` takes and gives a list of images, `ours_flat` their pixels one after the other.
     """
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randint(360, 441, (32, 2), generator=generator).tolist()
@@ -48,7 +46,7 @@ def bench_composite_native(measure, device, row, dtype):
     originals, weights = [], []
     for height, width in sizes:
         y, x = (torch.linspace(-1, 1, side) for side in (height, width))
-        depth = (1 - (y[:, None] ** 2 + x**2).sqrt()) * height / 2  # depth inside an ellipse that fills its window
+        depth = (1 - (y[:, None] ** 2 + x**2).sqrt()) * height / 2  # of an ellipse that fills its window
         weights.append((depth / 20).clamp(0, 1).to(device))
         unit = torch.rand(height, width, generator=generator)
         originals.append((unit * WHITE[dtype]).to(dtype).to(device))
@@ -70,17 +68,17 @@ def bench_composite_native(measure, device, row, dtype):
 @pytest.mark.parametrize("mask", ["lesion", "dense"])
 @pytest.mark.parametrize("row", ["eager", "ours"])
 def bench_composite_model(measure, device, row, mask):
-    """Composites a batch in model space, without resampling."""
+    """A batch in model space, where the grids are one."""
     shape = (64, 1, SIZE, SIZE)
     generator = torch.Generator().manual_seed(0)
     originals, synthetic = torch.rand(2, *shape, generator=generator).to(device)
     masks = torch.zeros(shape)
-    masks[..., 100:118, 60:78] = 1  # a lesion of median size
+    masks[..., 100:118, 60:78] = 1  # of median size
     weights = (feather_pixels(masks, 2) if mask == "lesion" else torch.rand(shape, generator=generator)).to(device)
     functions = {
         "eager": lambda: torch.where(weights == 0, originals, torch.lerp(originals, synthetic, weights)),
         "ours": lambda: composite(originals, weights, synthetic),
     }
     torch.testing.assert_close(functions["ours"](), functions["eager"](), rtol=0, atol=2e-7)
-    read = int((weights > 0).sum())  # pixels read from the synthesis
+    read = int((weights > 0).sum())  # of the synthesis
     measure(functions[row], num_bytes=4 * (3 * originals.numel() + read))

@@ -30,7 +30,7 @@ def pipe() -> GBCIPipeline:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("part", ["unet", "decoder"])
 def bench_build(request, benchmark, pipe, tmp_path, part, dtype, batch):
-    """Times one build of an engine for `CAPABILITIES`, without the export."""
+    """One build, of a plan for `CAPABILITIES`; without the export."""
     if (dtype, batch) != QUICK and not request.config.getoption("full"):
         pytest.skip("is left to --full")
     try:

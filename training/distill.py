@@ -40,20 +40,16 @@ from gbci_fast.training.stages import digest_roots
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """Settings of a distillation.
+    """What the student learns.
 
     Attributes:
-        guidance: scale of the teacher's classifier-free guidance, which the student learns.
-        student_steps: steps of the student from noise to clean latents.
-        solver_steps: steps of the teacher, a multiple of `student_steps` that divides the 1000 timesteps.
-        trajectories: number of pairs of image and mask that the teacher paints before training starts.
+        guidance: scale of the teacher's classifier-free guidance, which the student then has built in.
+        student_steps: that the student takes from noise to clean latents.
+        solver_steps: of the teacher, a multiple of `student_steps` that divides the 1000 timesteps.
+        trajectories: pairs of image and mask that the teacher paints before training starts.
         rank: of the low-rank change of every layer.
-        latent_crop: side, in latent cells, of the window of every pair that is painted and learned from.
-        huber: error at which the loss turns from square to linear, in standard deviations of the latents
-            (pseudo-Huber).
-
-    Raises:
-        GBCIError: a value out of range.
+        latent_crop: side of the window of every pair that is painted and learned from.
+        huber: where the loss turns from square to linear, in standard deviations of the latents (pseudo-Huber).
     """
 
     guidance: float = GUIDANCE_SCALE
@@ -263,17 +259,8 @@ def train_distill(
     ``output/pipeline`` is the teacher with the student as its component `few_step`.
 
     Args:
-        roots: VinDr-layout folders or caches.
-        output: folder of the run.
         teacher: a pipeline folder with v-prediction.
-        preset: see `distill_preset`.
-        overrides: fields of `LoopConfig` to replace.
-        resume: continue the run in `output`.
-        guidance, student_steps, solver_steps, trajectories, rank, latent_crop: replace the preset's values.
-        device: see `rank_device`.
-
-    Raises:
-        GBCIError: a setting out of range, a teacher without v-prediction, or an error of `train`.
+        guidance, student_steps, solver_steps, trajectories, rank, latent_crop: override the preset's.
     """
     sampling, config, loop = distill_preset(preset)
     loop = replace(loop, **overrides)

@@ -24,17 +24,10 @@ class LDMConfig:
     """Widths of the UNet and the conditioner, and how training samples are drawn.
 
     Attributes:
-        variants: pairs of image and mask per training image.
-        latent_crops: sides of the random latent crops, in cells; each batch uses one of them. The side affects
-            normalizations and self-attention, and so the difference between sampling in windows and on whole latents.
-        null_probability: of a null condition.
-        attribute_dropout, report_dropout: probability that an attribute or a report is left out.
-        roi_weight: extra weight of the loss inside the mask.
-        least_snr, most_snr: bounds of the signal-to-noise ratio as the weight of the clean latents' error.
+        latent_crops: sides of the random latent crops, of which each batch takes one. What normalizations and
+            self-attention see differs from side to side, and with it what is sampled in windows and on whole latents.
+        least_snr, most_snr: the error of the clean latents weighs as the signal-to-noise ratio, kept between these two.
         beta_end: of the noise schedule (see `build_scheduler`).
-
-    Raises:
-        GBCIError: `variants` or a crop below 1, or no crop.
     """
 
     block_out_channels: tuple[int, ...] = (64, 128, 192)

@@ -32,24 +32,9 @@ FREE = ("save_every", "sample_every", "tensorboard")  # may differ in a resumed 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """Settings of a training run.
+    """Sizes and rates of a run; `batch_size` is per micro-batch, `accumulate` micro-batches make one step.
 
-    Attributes:
-        steps: optimizer steps.
-        batch_size: images per micro-batch.
-        accumulate: micro-batches per step; processes under ``torchrun`` share them.
-        learning_rate: peak; see `learning_rate_at`.
-        weight_decay: of AdamW.
-        warmup: steps of linear warm-up.
-        ema_decay: see `EMA`.
-        grad_clip: largest norm of the gradient.
-        seed: of all random choices, in [0, 2^63).
-        precision: "fp32" or "bf16" (autocast).
-        save_every, sample_every: steps between two saves and two sample sheets.
-        tensorboard: write curves beside the weights.
-
-    Raises:
-        GBCIError: a value out of range.
+    Processes under ``torchrun`` share a step's micro-batches; `tensorboard` writes curves beside the weights.
     """
 
     steps: int
@@ -70,7 +55,7 @@ class LoopConfig:
         for name in ("steps", "batch_size", "accumulate", "save_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not 0 <= self.seed < 2**63:  # the range of every generator
+        if not 0 <= self.seed < 2**63:  # what every generator takes
             raise GBCIError(f"seed is {self.seed}; expected a whole number from 0 to {2**63 - 1}")
         if not 0 < self.learning_rate < math.inf:
             raise GBCIError(f"learning_rate is {self.learning_rate}; expected a positive number")

@@ -119,19 +119,9 @@ def train_ldm(
     """Trains UNet and conditioner on the training split of `roots`; ``output/pipeline`` holds the averaged weights.
 
     Args:
-        roots: VinDr-layout folders or caches.
-        output: folder of the run.
-        vae: folder of a finished ``train_vae`` run; its ``vae/`` is used and stays frozen.
-        preset: see `ldm_preset`.
-        overrides: fields of `LoopConfig` to replace.
-        resume: continue the run in `output`.
-        init: a pipeline folder whose UNet and conditioner have the starting weights.
-        variants, latent_crops: replace the preset's values.
-        device: see `rank_device`.
-
-    Raises:
-        GBCIError: `vae` holds no autoencoder, `init` has another shape, a setting is out of range, or an error of
-            `train`.
+        vae: folder of a finished ``train_vae`` run (its ``vae/`` is used and stays frozen).
+        init: a pipeline folder whose UNet and conditioner are the starting weights.
+        variants, latent_crops: override the preset's.
     """
     config, loop = ldm_preset(preset)
     loop = replace(loop, **overrides)

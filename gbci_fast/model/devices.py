@@ -1,4 +1,4 @@
-"""Choice of the device, and what it supports."""
+"""Where to compute."""
 
 import functools
 import platform
@@ -11,7 +11,7 @@ from gbci_fast.errors import GBCIError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; "auto" = CUDA where available, else the CPU.
+    """ "auto" takes CUDA where there is one.
 
     Raises:
         GBCIError: an unknown device, or CUDA on a machine without it.
@@ -24,11 +24,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 on `device`.
+    """Whether bfloat16 is faster there than float32.
 
-    Without bfloat16 units PyTorch converts back and forth, and is many times slower. Of two AVX-512 CPUs with bfloat16
-    instructions, AMD's multiplies twice as fast as in float32. Intel's does so 0.55 times as fast where AMX is missing
-    or hidden from a virtual machine.
+    Without units for it PyTorch converts to and fro, and is many times slower. Of two AVX-512 CPUs with bfloat16
+    instructions, AMD's multiplies in it twice as fast as in float32, and Intel's, where AMX is missing or not let
+    through to a virtual machine, 0.55 times as fast.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -37,7 +37,7 @@ def has_bfloat16_units(device: torch.device) -> bool:
 
 @functools.cache
 def _is_intel() -> bool:
-    """Whether the operating system reports an Intel CPU."""
+    """Whether the operating system says that its CPU is Intel's."""
     try:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:  # not Linux
@@ -45,8 +45,5 @@ def _is_intel() -> bool:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
-    """Context without autocast, for tensors that are derived during a call and kept after it.
-
-    Offloaded modules are on the device "meta", which has no autocast.
-    """
+    """For what is derived during a call and outlives it. Offloaded modules are on "meta", which has no autocast."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
