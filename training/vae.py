@@ -66,7 +66,7 @@ class VAETask:
 
     def __init__(self, images: Sequence[FieldOfView], config: VAEConfig, device: torch.device):
         self.images, self.config, self.device = images, config, device
-        self.module: nn.Module = build_vae(config).to(device)  # `balance` may be called before the loop
+        self.module: nn.Module = build_vae(config).to(device)  # `balance` may come before the loop
         if config.decoder_only:
             for part in (self.module.encoder, self.module.quant_conv):
                 part.requires_grad_(False)
