@@ -98,7 +98,7 @@ def with_low_rank(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel
 
 
 def low_rank_change(student: UNet2DConditionModel, config: DistillConfig) -> FewStepLoRA:
-    """The learned change of a student of `with_low_rank`, in float16."""
+    """What the student of `with_low_rank` has learned, in float16."""
     tensors = {}
     for name, layer in student.named_modules():
         if parametrize.is_parametrized(layer):
