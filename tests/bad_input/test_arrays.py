@@ -1,4 +1,4 @@
-"""Wrong arguments of `GBCIPipeline`: every call returns an image, or fails with one clear sentence."""
+"""Arguments of `GBCIPipeline` that cannot be: whatever they are, an image or one sentence."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def pipe():
     torch.manual_seed(0)
     made = build_pipeline(ldm_preset("tiny")[0], build_vae(vae_preset("tiny")[0]).eval(), SIDE)
     made.set_progress_bar_config(disable=True)
-    # Arguments are checked before and after the networks run, so the networks are replaced.
+    # What is looked at happens before and after the networks.
     made._denoiser = lambda conditioning, constant: lambda latents, t: latents
     made.decode_latents = lambda latents: torch.full((len(latents), 1, SIDE, SIDE), 0.5)
     return made
