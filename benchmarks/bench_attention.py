@@ -1,7 +1,7 @@
-"""attention by every backend at the shapes of the UNet's self-attention: what `gbci_fast.ops.attention.ORDER` says.
+"""attention with every backend at the shapes of the UNet's self-attention, to check `gbci_fast.ops.attention.ORDER`.
 
-The summary has a line per shape with every backend's time as a multiple of the table's choice: where one is below 1,
-the table wants a new order for that architecture, which the stored rows name.
+The summary has a line per shape with every backend's time as a multiple of the table's choice. A value below 1 means
+that the table should have another order for this architecture; the stored rows name the architecture.
 """
 
 import pytest
@@ -19,7 +19,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("row", [*BACKENDS, "ours"])
 def bench_attention(measure, benchmark, device, row, shape, dtype, batch):
-    """`ours` is what the table chooses. On the CPU a batch of 8 at most, and of 1 for Stable Diffusion's shape."""
+    """`ours` is the table's choice. On the CPU, the batch is at most 8, and 1 for Stable Diffusion's shape."""
     if device.type == "cpu" and batch > (8 if shape.startswith("unet") else 1):
         pytest.skip("takes seconds on a CPU, and is no different from a smaller batch")
     heads, tokens, head_dim = SHAPES[shape]

@@ -1,7 +1,7 @@
-"""The packaged autoencoder with each group norm and SiLU in one operator, against the stock one.
+"""The packaged autoencoder with each group norm and SiLU fused in one operator, against the stock autoencoder.
 
-Whole images encoded and decoded, in the layout that `accelerate` takes and with its convolutions in both rows. `ours`
-must be about as near to the stock float32 one as `eager` is.
+Whole images are encoded and decoded. Both rows have the memory layout and the convolutions that `accelerate` uses. The
+error of `ours` against the stock float32 autoencoder must be about that of `eager`.
 """
 
 import copy
@@ -20,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @pytest.fixture(scope="module")
 def stock() -> nn.Module:
-    """On the CPU, float32."""
+    """The packaged autoencoder on the CPU, float32."""
     return GBCIPipeline.from_pretrained().vae
 
 

@@ -1,9 +1,9 @@
-"""One step between two UNet calls: blend_step against the eager pipeline's, and against a copy of as many bytes.
+"""The step between two UNet calls: blend_step against the eager pipeline, and against a copy of as many bytes.
 
-`eager` is what `gbci_fast.model.pipeline` does there with diffusers' scheduler, noise by torch.randn included. `ours`
-runs in place, as the samplers do; of its coefficients only which are 0 matters to the time. Bytes are what `ours` must
-move: each tensor that the coefficients ask for once in, each result once out; `memcpy` reads half as many and writes
-them.
+`eager` is the code of `gbci_fast.model.pipeline` with diffusers' scheduler, including noise by torch.randn. `ours` runs
+in place, as in the samplers. Its time depends on which coefficients are 0, not on their values. Bytes are those that
+`ours` must move: each tensor that the coefficients need is read once, each result written once. `memcpy` reads half as
+many bytes and writes as many.
 """
 
 from dataclasses import dataclass, field
@@ -24,10 +24,10 @@ from gbci_fast.model.noise import seed_tensor
 from gbci_fast.model.pipeline import PACKAGED_WEIGHTS
 from gbci_fast.ops.blend_step import StepCoefficients, blend_step
 
-BATCHES = [64, 256, 1024] if torch.cuda.is_available() else [64, 256]  # the last moves 256 MB and more
+BATCHES = [64, 256, 1024] if torch.cuda.is_available() else [64, 256]  # the largest moves at least 256 MB
 GUIDANCE_SCALE = 3.0
 NUM_STEPS = 20
-INDEX = 5  # of the step that is measured: far enough for a multistep solver to have its history
+INDEX = 5  # of the measured step; by then a multistep solver has its full history
 VELOCITY = {"denoised_from_latents": 0.6, "denoised_from_output": -0.8}
 KNOWN = {"known_from_latents": 0.8, "known_from_noise": 0.6}
 DDIM = {**VELOCITY, **KNOWN, "next_from_corrected": 0.48, "next_from_output": 0.36, "next_from_denoised": 0.8}
@@ -39,7 +39,7 @@ EULER = {
 
 @dataclass(frozen=True, kw_only=True)
 class Solver:
-    """A diffusers scheduler, its keywords of ``step``, and the coefficients that make `blend_step` it."""
+    """A diffusers scheduler, its options of ``step``, and coefficients that give `blend_step` the same work."""
 
     scheduler: type[SchedulerMixin]
     coefficients: StepCoefficients
@@ -82,7 +82,7 @@ SOLVERS = {
 
 
 def eager_step(solver, tensors, model_dtype):
-    """A function that does the eager pipeline's step number INDEX again and again."""
+    """A function that repeats step `INDEX` of the eager pipeline at each call."""
     scheduler = solver.scheduler.from_pretrained(PACKAGED_WEIGHTS, subfolder="scheduler")
     latents, output = tensors["latents"], tensors["output"]
     scheduler.set_timesteps(NUM_STEPS, device=latents.device)
@@ -105,7 +105,7 @@ def eager_step(solver, tensors, model_dtype):
 
 
 def fused_step(solver, tensors, model_dtype):
-    """The same by `blend_step`, in place, and the bytes it must move."""
+    """A function that does the same with `blend_step`, in place, and the bytes that it must move."""
     a, latents = solver.coefficients, tensors["latents"].clone()
     unconditional, conditional = tensors["output"].chunk(2)
     arguments = {name: tensors[name] for name in ("known", "known_noise", "weight")}

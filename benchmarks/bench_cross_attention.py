@@ -1,6 +1,9 @@
-"""cross_attention at the shapes of the UNet's transformers and of Stable Diffusion's, against eager PyTorch with each
-attention backend that runs there (so xformers and separate GEMMs, too), torch.compile and ours. Bytes are those of the
-tokens, keys, values and weights, read or written once; FLOPs those of the projections and of the attention."""
+"""cross_attention at the shapes of the UNet's and of Stable Diffusion's transformers, against eager PyTorch,
+torch.compile, and separate kernels with each attention backend that runs on the device, such as xformers.
+
+Bytes are those of the tokens, keys, values and weights, read or written once. FLOPs are those of the projections and
+the attention.
+"""
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ SHAPES = {"unet_28": (784, 128, 4, 32, 208), "unet_14": (196, 192, 6, 32, 208), 
 
 
 def separately(backend, x, norm_weight, norm_bias, wq, key, value, wo, bo, *, eps, softmax_scale):
-    """A kernel for the norm, one for each projection, one for the attention and one for the residual."""
+    """Separate kernels for the norm, each projection, the attention and the residual."""
     q = F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), wq)
     q = q.unflatten(-1, (key.shape[1], -1)).transpose(1, 2)
     attended = attention(q, key, value, softmax_scale=softmax_scale, backend=backend)
@@ -25,7 +28,7 @@ def separately(backend, x, norm_weight, norm_bias, wq, key, value, wo, bo, *, ep
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("row", ["eager", "compile", *BACKENDS, "ours"])
 def bench_cross_attention(measure, benchmark, device, row, shape, batch):
-    """bfloat16. On the CPU, where `ours` is the reference, a batch of 1 and nothing compiled."""
+    """Runs in bfloat16. On the CPU, where `ours` is the reference, only a batch of 1 without torch.compile."""
     if device.type == "cpu" and (batch > 1 or row == "compile"):
         pytest.skip("a batch of 1 is enough of a reference that is measured against itself")
     tokens, channels, heads, head_dim, context = SHAPES[shape]

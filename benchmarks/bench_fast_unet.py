@@ -1,4 +1,4 @@
-"""A bare UNet of Stable Diffusion's shape at a fifth of its widths: four steps on one context, as a pipeline takes."""
+"""A bare UNet of Stable Diffusion's structure at a fifth of its widths: four steps on one context, as in a pipeline."""
 
 import statistics
 import time
@@ -17,7 +17,7 @@ CONFIG = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def bench_fast_unet(benchmark, device, dtype):
-    """Ours, and the stock UNet before each round: side by side on a machine that does other things too."""
+    """Times ours, and the stock UNet before each round, so that other load on the machine affects both alike."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**CONFIG).eval().to(device)
     eager = accelerate(unet, runtime="eager", dtype=dtype)
@@ -42,7 +42,7 @@ def bench_fast_unet(benchmark, device, dtype):
         times[row].append(time.perf_counter() - start)
 
     def before():
-        tokens = context.clone()  # of a new prompt: nothing is known of it yet
+        tokens = context.clone()  # as of a new prompt, for which nothing is cached
         sample("eager", eager, tokens)
         return ("ours", ours, tokens), {}
 

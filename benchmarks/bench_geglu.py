@@ -1,5 +1,7 @@
-"""geglu against eager PyTorch and torch.compile, at the shapes of the UNet's feed-forwards; with the rate of the
-products in the row, and as bytes those of the tokens, the weights and the result."""
+"""geglu against eager PyTorch and torch.compile, at the shapes of the UNet's feed-forward layers.
+
+Rows have the rate of the matrix products in TFLOP/s. Bytes are those of the tokens, the weights and the result.
+"""
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ SHAPES = {"unet_28": (64, 784, 128), "unet_14": (64, 196, 192)}  # batch under g
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("row", ["eager", "compile", "ours"])
 def bench_geglu(measure, benchmark, device, row, shape):
-    """bfloat16."""
+    """Runs in bfloat16."""
     if device.type == "cpu":
         pytest.skip("on the CPU the operator is its reference")
     batch, tokens, channels = SHAPES[shape]

@@ -1,12 +1,12 @@
 """`gbci-fast generate` end to end: templates read, sampled, pasted, encoded and written, in images per second.
 
-Templates are phantoms of 256 x 256. `few_step` and `tolerance` sample with the packaged checkpoint, the student in 4
-steps and the whole UNet in 20; `host` leaves the templates as they are but for a brighter lesion, so that it measures
-everything but the sampler: what the workers beside it can keep up with. `images_per_s` is of the whole job, the start
-of its worker processes and its tables included; `steady_images_per_s` from its first finished batch to the last but
-one: in between as many batches are sampled as are finished.
+Templates are phantoms of 256 x 256 pixels. `few_step` and `tolerance` sample with the packaged checkpoint: the student
+in 4 steps, the whole UNet in 20. `host` replaces the sampler by brightening the lesion, and so measures the rate of the
+workers alone. `images_per_s` is that of the whole job, including the start of worker processes and the tables.
+`steady_images_per_s` is measured from the first finished batch to the last but one, when as many batches are sampled as
+are finished.
 
-`--full` has more batches of images, and on a GPU larger ones; `-k webdataset` or `-k host` choose.
+`--full` makes more batches, and runs `tolerance` on a CPU, too; `-k webdataset` or `-k host` selects rows.
 """
 
 import itertools
@@ -33,12 +33,12 @@ FORMATS = {"files": ("dicom", "png"), "webdataset": ("webdataset",)}
 BATCHES = {"cpu": (8,), "cuda": (64, 256)}
 HOST_BATCHES = (8, 256)
 NUM_BATCHES = {"quick": 4, "full": 8}
-NUM_HOST_IMAGES = 512  # or as many batches, if that is more
+NUM_HOST_IMAGES = 512  # or `NUM_BATCHES` batches, if they hold more images
 WORKERS = (0, len(os.sched_getaffinity(0)))
 
 
 class Brighter:
-    """In the place of a pipeline: the templates, a little brighter where a lesion should be."""
+    """Stands in for a pipeline: returns the templates, a little brighter under the mask."""
 
     scheduler = None
 
@@ -97,7 +97,7 @@ def bench_generate(request, benchmark, device, records, pipes, tmp_path, batch, 
         finished.clear()
         run_job(pipe, plan, output, settings, workers=workers, on_batch=note)
 
-    if row != "host":  # builds, autotunes, records its graphs
+    if row != "host":  # a warm-up: builds, autotunes and records graphs
         warm = make_plan(records, variants=-(-batch // len(records)), seed=1)[:batch]
         run_job(pipe, warm, tmp_path / "warm", settings)
     benchmark.extra_info.update(device=device.type, row=row, batch=batch, steps=STEPS[row], formats=formats)
@@ -105,5 +105,5 @@ def bench_generate(request, benchmark, device, records, pipes, tmp_path, batch, 
     benchmark.pedantic(generate, setup=lambda: ((next(folders),), {}), rounds=3 if full else 1)
     if benchmark.enabled:
         benchmark.extra_info["images_per_s"] = count / benchmark.stats.stats.median
-        (first, start), (last, end) = finished[1], finished[-2]  # the first call is of what was there before: none
+        (first, start), (last, end) = finished[1], finished[-2]  # the first call comes before any batch
         benchmark.extra_info["steady_images_per_s"] = (last - first) / (end - start)

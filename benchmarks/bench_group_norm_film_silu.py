@@ -1,6 +1,7 @@
 """group_norm_film_silu against eager PyTorch, torch.compile and a copy of as many bytes, at the shapes of the UNet's
-levels and of the VAE. Bytes are those of the image read and written once, so a share of the copy is one of the
-bandwidth.
+levels and of the VAE.
+
+Bytes are those of the image read and written once, so the ratio to the copy is the share of the bandwidth.
 """
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from gbci_fast.ops.group_norm_film_silu import group_norm_film_silu, group_norm_film_silu_ref
 
-SHAPES = {  # batch under guidance, channels (of a level, or behind a concatenation), side
+SHAPES = {  # batch with guidance, channels (of a level, or after a concatenation), side
     "unet_56": (64, 64, 56),
     "unet_56_up": (64, 192, 56),
     "unet_28": (64, 128, 28),
@@ -23,7 +24,7 @@ SHAPES = {  # batch under guidance, channels (of a level, or behind a concatenat
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("row", ["eager", "compile", "copy", "ours"])
 def bench_group_norm_film_silu(measure, device, row, shape, layout):
-    """bfloat16; on a CPU a quarter of the batch."""
+    """Runs in bfloat16; on a CPU with a quarter of the batch."""
     batch, channels, side = SHAPES[shape]
     if device.type == "cpu":
         batch //= 4

@@ -1,5 +1,8 @@
 """layer_norm_film against eager PyTorch, torch.compile and a copy of as many bytes, at the shapes of the UNet's
-transformers. Bytes are those of the tokens read and written once, so a share of the copy is one of the bandwidth."""
+transformers.
+
+Bytes are those of the tokens read and written once, so the ratio to the copy is the share of the bandwidth.
+"""
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ SHAPES = {"unet_28": (64, 784, 128), "unet_14": (64, 196, 192)}  # batch under g
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("row", ["eager", "compile", "copy", "ours"])
 def bench_layer_norm_film(measure, device, row, shape, film):
-    """bfloat16."""
+    """Runs in bfloat16."""
     if device.type == "cpu":
         pytest.skip("on the CPU the operator is its reference")
     batch, tokens, channels = SHAPES[shape]

@@ -1,5 +1,7 @@
-"""mask_to_latent against the functions of gbci_fast.model.masks and a bounding box in PyTorch; bytes are those of the
-mask read and of the two planes written."""
+"""mask_to_latent against the functions of gbci_fast.model.masks and a bounding box in PyTorch.
+
+Bytes are those of the mask read and of the two planes written.
+"""
 
 import pytest
 import torch

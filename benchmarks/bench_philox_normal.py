@@ -1,6 +1,6 @@
-"""philox_normal against torch's own generator and against its NumPy definition; bytes are those written.
+"""philox_normal against torch's own generator and against the NumPy definition; bytes are those written.
 
-torch draws on one thread, whatever `threads` of the machine says.
+torch draws on one thread, whatever the number of `threads` in the stored row.
 """
 
 import math

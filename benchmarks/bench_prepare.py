@@ -1,6 +1,6 @@
-"""`prepare` on phantoms: images/s by number of workers, and the resident memory of all its processes over the job.
+"""`prepare` on phantoms: images/s by number of workers, and the resident memory of all its processes over time.
 
-``pytest benchmarks/bench_prepare.py --prepare-images 20000 -k memory`` gives the curve of a data set of VinDr's size.
+``pytest benchmarks/bench_prepare.py --prepare-images 20000 -k memory`` measures a data set of the size of VinDr-Mammo.
 """
 
 import csv
@@ -15,14 +15,14 @@ from gbci_fast.data.prepare import prepare
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE
 from gbci_fast.phantom import generate_phantom
 
-SIZE = 256  # of the phantoms; the cache's is the default
-DISTINCT = 100
-POINTS = 40  # of the memory curve
+SIZE = 256  # side of the phantoms in pixels; the cache has the default size
+DISTINCT = 100  # largest number of different phantoms
+POINTS = 40  # number of points of the memory curve
 
 
 @pytest.fixture(scope="module")
 def root(request, tmp_path_factory) -> Path:
-    """A VinDr root of ``--prepare-images`` images: hard links to a quarter as many phantoms, `DISTINCT` at most."""
+    """A VinDr root of ``--prepare-images`` images: hard links to a quarter as many phantoms, at most `DISTINCT`."""
     count = request.config.getoption("--prepare-images")
     folder = tmp_path_factory.mktemp("prepare")
     generate_phantom(folder / "phantoms", studies=min(DISTINCT, max(4, count // 4)) // 4, seed=0, size=SIZE)
@@ -56,7 +56,7 @@ def link_copies(phantoms: Path, root: Path, count: int) -> Path:
 
 
 def resident_mib() -> float:
-    """Resident memory of this process and all below it; pages that they share count once for each."""
+    """Resident memory in MiB of this process and its descendants; shared pages count once per process."""
     this = psutil.Process()
     return sum(process.memory_info().rss for process in (this, *this.children(recursive=True))) / 2**20
 
@@ -77,7 +77,7 @@ def bench_prepare_workers(benchmark, root, tmp_path, workers):
 
 
 def bench_prepare_memory(benchmark, root, tmp_path):
-    """The curve is stored with the row: (images done, MiB of all processes)."""
+    """Stores the curve with the row: (images done, MiB of all processes)."""
     curve: list[tuple[int, int]] = []
 
     def on_image(done: int, total: int) -> None:

@@ -1,14 +1,20 @@
-"""The sampler end to end: encode, sample, decode and composite, in images per second, with its parity in the same row.
+"""The sampler end to end: encode, sample, decode and composite, in images per second, with the parity in the same row.
 
-`eager` is the unmodified pipeline in float32, `eager_narrow` in the dtype that tier "tolerance" takes here, `compile`
-the same with ``torch.compile`` of the UNet; then every tier of `accelerate`; `tensorrt`, that runtime in tier
-"tolerance"; and `few_step`, the checkpoint's student in tier "approximate". A tier's row times the eager pipeline in
-turn with itself, and fails unless its images are within the tier's gates (`gbci_fast.evaluate.parity.images`): to the
-eager pipeline's, and those of `few_step` to the eager student's. Rows of `approximate` and `few_step` that miss them
-stand, and say so, if the stored verdict of `parity_real.py` on the same weights is that held-out lesions come out no
-worse (its number of steps may be another: the verdict is on the windows and the weights).
+Rows:
+    `eager`: the unmodified pipeline in float32.
+    `eager_narrow`: the same in the dtype that tier "tolerance" uses on the device.
+    `compile`: `eager_narrow` with ``torch.compile`` of the UNet.
+    every tier of `accelerate`.
+    `tensorrt`: this runtime in tier "tolerance".
+    `few_step`: the checkpoint's student in tier "approximate".
 
-`--quick` runs a few steps of small batches; `--full` everything, from which ``-k cuda`` or ``-k 8-20`` choose.
+Rows of `accelerate` alternate with timed calls of the eager pipeline. They fail unless their images are within the
+tier's gates (`gbci_fast.evaluate.parity.images`), compared with the eager pipeline's images; for `few_step`, with the
+eager student's. Rows of `approximate` and `few_step` that miss their gates are kept, and say so, if `parity_real.py`
+has found with the same weights that held-out lesions come out no worse. Its number of steps may differ, because its
+verdict is about windows and weights.
+
+`--quick` runs small batches and few steps; `--full` runs everything; ``-k cuda`` or ``-k 8-20`` selects rows.
 """
 
 import json
@@ -50,10 +56,10 @@ from gbci_fast.phantom import generate_phantom
 BATCHES, STEPS = (1, 8, 64, 256), (4, 20, 50)
 QUICK = {"cpu": ((1, 4), (8, 4)), "cuda": ((8, 20), (256, 20))}
 ROWS = ("eager", "eager_narrow", "compile", *TIERS, "tensorrt", "few_step")
-GATED = {tier: tier for tier in TIERS} | {"tensorrt": "tolerance", "few_step": "approximate"}  # whose gates judge a row
+GATED = {tier: tier for tier in TIERS} | {"tensorrt": "tolerance", "few_step": "approximate"}  # row: tier of its gates
 VERDICT = Path(__file__).parent / "results" / "parity_real.json"
 ROUNDS = {"quick": 2, "full": 3}
-STUDIES = 6  # phantoms that templates and descriptions come from, again and again
+STUDIES = 6  # phantoms that provide templates and descriptions, used repeatedly
 LESION = 17  # pixels, the median size of a real lesion's box at 224 x 224
 
 
@@ -67,7 +73,7 @@ def pytest_generate_tests(metafunc):
 
 @dataclass
 class Bench:
-    """The pipelines on one device, each made when first asked for, and what the eager one paints."""
+    """The pipelines on one device, each made at first use, and the eager pipeline's outputs."""
 
     cases: list[Case]
     eager: GBCIPipeline
@@ -98,7 +104,7 @@ class Bench:
         return made
 
     def call(self, batch: int, steps: int) -> dict[str, Any]:
-        """Keywords of a pipeline's call: templates, median lesions where the phantoms have theirs, descriptions."""
+        """Arguments of a pipeline's call: templates, descriptions, and median-sized masks at the phantoms' lesions."""
         cases = [self.cases[i % len(self.cases)] for i in range(batch)]
         return {
             "image": torch.stack([to_unit(case.image) for case in cases])[:, None],
@@ -111,7 +117,7 @@ class Bench:
         }
 
     def reference(self, row: str, batch: int, steps: int) -> Output:
-        """What the eager pipeline paints, or the eager student."""
+        """The output of the eager pipeline; for the row `few_step`, of the eager student."""
         key = row == "few_step", batch, steps
         if key not in self.references:
             call, pipe = self.call(batch, steps), self.eager
@@ -123,7 +129,7 @@ class Bench:
 
 
 def median_lesion(case: Case) -> Tensor:
-    """float32 [S, S]: a disk of `LESION` pixels around the middle of the case's lesion, grown as masks are."""
+    """A mask, float32 [S, S]: a disk of `LESION` pixels at the center of the case's lesion, grown by `MASK_GROWTH`."""
     center = np.zeros_like(case.mask)
     center[tuple(int(index) for index in ndimage.center_of_mass(case.mask))] = True
     return torch.from_numpy(grow(center, LESION // 2 + MASK_GROWTH)).float()
@@ -131,7 +137,7 @@ def median_lesion(case: Case) -> Tensor:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory) -> list[Case]:
-    """Phantoms of the first `STUDIES` patients that have a finding."""
+    """The phantom images with a finding, out of `STUDIES` studies."""
     root = tmp_path_factory.mktemp("sampler") / "phantom"
     generate_phantom(root, studies=STUDIES, seed=0, size=256)
     return load_cases([root], PairedSettings(split="training"), 224, lambda *_: None)[0]
@@ -155,7 +161,7 @@ def bench(device, cases, benches, full_float32) -> Bench:
 
 
 def judge(bench: Bench, row: str, batch: int, steps: int) -> Parity:
-    """The row's pipeline against the eager one, on the batch that is timed; it also warms the pipeline up."""
+    """Compares the row's pipeline with the eager one on the timed batch, which also warms the pipeline up."""
     fast, call, tier = bench.pipe(row), bench.call(batch, steps), GATED[row]
     assert isinstance(fast, FastPipeline)
     reference = bench.reference(row, batch, steps)
@@ -174,7 +180,13 @@ def judge(bench: Bench, row: str, batch: int, steps: int) -> Parity:
 
 
 def no_worse_on_held_out(row: str, weights: str, path: Path = VERDICT) -> bool:
-    """Whether `parity_real.py` has found `approximate` or `few_step` with these weights (their digest) to hold."""
+    """Whether `parity_real.py` has found that a row holds, with the same weights.
+
+    Args:
+        row: "approximate" or "few_step".
+        weights: digest of the weights.
+        path: report of `parity_real.py`.
+    """
     if not path.exists():
         return False
     found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,6 @@
-"""Building TensorRT engines of the packaged checkpoint: time, size, layers. TensorRT-RTX builds them on any machine.
+"""Building TensorRT engines of the packaged checkpoint: time, size, layers. TensorRT-RTX builds on any machine.
 
-Rows of the sampler and of a UNet forward with engines, beside eager, compile and fused, are those named `tensorrt` in
-bench_sampler.py and bench_unet.py; they need a GPU.
+The speed of engines is measured by the rows `tensorrt` of bench_sampler.py and bench_unet.py, which need a GPU.
 """
 
 from pathlib import Path
@@ -15,7 +14,7 @@ from gbci_fast.fast.tensorrt.build import Built, build
 from gbci_fast.fast.tensorrt.flavor import FLAVORS
 from gbci_fast.model.pipeline import GBCIPipeline
 
-CELLS, TOKENS = 56, 224  # of the latents' side; of a context without a report, padded
+CELLS, TOKENS = 56, 224  # side of the latents; tokens of a context without a report, padded
 CAPABILITIES = ("8.0", "8.6")
 FLAVOR = FLAVORS["tensorrt-rtx"]
 QUICK = ("float16", 1)

@@ -1,9 +1,14 @@
-"""One guided UNet forward of the packaged checkpoint, as a step of the sampler makes it, by runtime.
+"""One guided UNet forward of the packaged checkpoint, as in a step of the sampler, by runtime.
 
-`eager` is the stock UNet on both halves of the batch, `compile` the same with ``torch.compile`` (max-autotune and
-channels last on a GPU), `tensorrt` that runtime's engine, `ours` the fused runtime; both must stay within the rounding
-that their tier allows. FLOPs are those of the stock forward for all, so that what `ours` does not compute counts as
-speed; `matmul` is a square matrix product, the rate that the others may be held against.
+Rows:
+    `matmul`: a square matrix product, whose rate serves as a ceiling.
+    `eager`: the stock UNet on both halves of the batch.
+    `compile`: the same with ``torch.compile`` (max-autotune and channels last on a GPU).
+    `tensorrt`: that runtime's engine.
+    `ours`: the fused runtime.
+
+`tensorrt` and `ours` must stay within the rounding of their tier. FLOPs of all rows are those of the stock forward, so
+that operations which `ours` saves count as speed.
 """
 
 import copy
@@ -25,22 +30,22 @@ from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.model.pipeline import GBCIPipeline
 
 BATCHES = {"cpu": (8,), "cuda": (8, 32, 128, 256)}
-CELLS = 56  # of the latents' side
-MATMUL = {"cpu": 2048, "cuda": 8192}  # rows and columns
+CELLS = 56  # side of the latents
+MATMUL = {"cpu": 2048, "cuda": 8192}  # side of the matrices
 TIMESTEPS = torch.tensor([999, 501])
 STEP = 1
-TENSORRT_FLOOR = 1e-5  # of the output's root mean square: in float32 eager's own rounding is none
+TENSORRT_FLOOR = 1e-5  # allowed error relative to the output's RMS; eager float32 has no rounding to compare with
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @pytest.fixture(scope="module")
 def stock() -> GBCIPipeline:
-    """On the CPU, float32."""
+    """The packaged checkpoint on the CPU, float32."""
     return GBCIPipeline.from_pretrained()
 
 
 def inputs(stock: GBCIPipeline, batch: int, device: torch.device) -> tuple[Tensor, tuple]:
-    """Latents, and the arguments of ``prepare``; the context is as long as the pipeline makes it."""
+    """Latents, and the arguments of ``prepare``; the context has the length that the pipeline gives it."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -60,7 +65,7 @@ def inputs(stock: GBCIPipeline, batch: int, device: torch.device) -> tuple[Tenso
 
 
 def denoiser(row: str, stock: GBCIPipeline, dtype: torch.dtype, device: torch.device) -> Denoiser:
-    """A denoiser of its own copy of the UNet; all but `eager` have the layout that is fastest there."""
+    """A denoiser with its own copy of the UNet; rows other than `eager` have the device's fastest memory layout."""
     unet = nn.Module.to(copy.deepcopy(stock.unet), device, dtype)
     if row != "eager" and (dtype != torch.float32 or device.type == "cuda"):
         unet = unet.to(memory_format=torch.channels_last)
@@ -70,7 +75,7 @@ def denoiser(row: str, stock: GBCIPipeline, dtype: torch.dtype, device: torch.de
 
 
 def forward(made: Denoiser, latents: Tensor, state) -> Tensor:
-    """[2 B, 4, h, w], float32."""
+    """Both halves of a guided forward, float32 [2 B, 4, h, w]."""
     return torch.cat(made(latents.to(made.dtype), STEP, state, True)).float()
 
 
@@ -100,7 +105,7 @@ def bench_unet(measure, benchmark, stock, full_float32, skip_slow_builds, device
 
 
 def check(made: Denoiser, state, stock: GBCIPipeline, latents: Tensor, given: tuple, device: torch.device) -> None:
-    """Fails unless the forward is as near to the eager float32 one as its tier asks for."""
+    """Asserts that the forward is as close to the eager float32 forward as its tier requires."""
     outputs = []
     for dtype in (torch.float32, made.dtype):
         eager = denoiser("eager", stock, dtype, device)
@@ -118,7 +123,7 @@ def rms(x: Tensor) -> float:
 
 
 def flops_per_image(stock: GBCIPipeline) -> int:
-    """Of the stock UNet's guided forward, by PyTorch's own count: convolutions, linear layers and attention."""
+    """FLOPs of the stock UNet's guided forward by PyTorch's count: convolutions, linear layers and attention."""
     latents, given = inputs(stock, 1, torch.device("cpu"))
     eager = EagerDenoiser(stock.unet)
     state = eager.prepare(*given)

@@ -1,7 +1,8 @@
-"""Windowed denoising end to end (encode, sample, decode, composite): how the cost follows the lesion.
+"""Windowed denoising end to end (encode, sample, decode, composite): how the cost depends on the lesion's size.
 
-A row is tier "approximate" on square lesions of so many pixels; "whole" is tier "tolerance", which a lesion of the
-image's size equals. `--full` runs them; images per second and the window's side are in the row.
+Each row is tier "approximate" on a square lesion of the given side in pixels. The row "whole" is tier "tolerance",
+whose cost a lesion of the image's size should match. Rows hold images per second and the window's side. Only `--full`
+runs them.
 """
 
 import pytest
@@ -13,7 +14,7 @@ from gbci_fast.model.masks import latent_mask
 from gbci_fast.model.pipeline import GBCIPipeline
 
 SIZE, BATCH, STEPS = 224, 8, 20
-MEDIAN = 17  # pixels of a lesion of VinDr-Mammo
+MEDIAN = 17  # median side in pixels of a lesion of VinDr-Mammo
 LESIONS = (8, MEDIAN, 32, 56, 96, 224)
 
 

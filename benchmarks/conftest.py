@@ -1,4 +1,4 @@
-"""How a row is measured: with the device synchronized, and stored with its bytes, its rate and its machine."""
+"""Measurement of a row: with the device synchronized, and stored with its bytes, rate and machine."""
 
 import statistics
 from collections import defaultdict
@@ -7,13 +7,13 @@ import pytest
 import torch
 
 MEDIANS = pytest.StashKey[dict]()
-"""Medians of a benchmark's rows, by everything else that it is parametrized with."""
-QUICK_SECONDS = 0.3  # that a quick run spends on a row, if five rounds do not take longer
+"""{benchmark with its other parameters: {row: median in seconds}}."""
+QUICK_SECONDS = 0.3  # time that a quick run spends on a row, unless five rounds take longer
 RATES = {"num_bytes": "gb_per_s", "num_flops": "gflop_per_s"}
 
 
 def pytest_addoption(parser):
-    """Sizes that a quick run leaves small."""
+    """Adds options for the extent of a run."""
     parser.addoption("--prepare-images", type=int, default=64, help="images of bench_prepare.py (default 64)")
     extent = {"dest": "full", "default": False}
     parser.addoption("--quick", action="store_false", **extent, help="few batches, steps and rounds: minutes (default)")
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def skip_slow_builds(request, device):
-    """On the CPU ``torch.compile`` of a UNet takes longer than all of its row's rounds."""
+    """Skips `compile` rows on the CPU in quick runs: compiling a UNet takes longer than all rounds of its row."""
     builds = device.type == "cpu" and request.node.callspec.params["row"] == "compile"
     if builds and not request.config.getoption("full"):
         pytest.skip("builds for minutes: is left to --full")
@@ -36,7 +36,7 @@ def skip_slow_builds(request, device):
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request) -> torch.device:
-    """Every benchmark runs on the CPU, and on a CUDA device where there is one."""
+    """The CPU, and a CUDA device where available: every benchmark runs on both."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     return torch.device(request.param)
@@ -44,7 +44,7 @@ def device(request) -> torch.device:
 
 @pytest.fixture
 def full_float32():
-    """float32 is float32, without TF32."""
+    """Disables TF32."""
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
@@ -56,13 +56,13 @@ def full_float32():
 
 @pytest.fixture
 def measure(device, benchmark, request):
-    """``measure(function, num_bytes=...)`` or ``num_flops=...`` times one call, and adds what it must move or compute.
+    """``measure(function, num_bytes=...)`` or ``num_flops=...`` times a call, given the bytes or FLOPs that it needs.
 
-    The row gets these numbers and the rates, GB/s and GFLOP/s. On a GPU rates and ratios are those of `device_seconds`,
-    which the row gets, too: what Python takes to launch a small kernel is in the row's own times, and in no recorded
-    loop. What fits into the GPU's cache stays there, in every row alike.
+    The row stores these numbers and the rates, GB/s and GFLOP/s. On a GPU, rates and ratios are computed from
+    `device_seconds`, which is stored, too: the row's own times include Python's time to launch kernels, recorded loops
+    do not. Data that fit into the GPU's cache stay there, in all rows alike.
 
-    Of benchmarks parametrized with `row`, the row "ours" also gets its ratio to each row measured before it.
+    In benchmarks parametrized with `row`, the row "ours" also stores its ratio to each row measured before it.
     """
 
     def run(function, *, num_bytes: int | None = None, num_flops: int | None = None) -> None:
@@ -74,7 +74,7 @@ def measure(device, benchmark, request):
             if device.type == "cuda":
                 torch.cuda.synchronize()
 
-        synchronized()  # builds, loads and autotunes, once and untimed
+        synchronized()  # builds, loads and autotunes before timing
         benchmark(synchronized)
         benchmark.extra_info.update(device=device.type, **work)
         if not benchmark.enabled:
@@ -96,7 +96,7 @@ def measure(device, benchmark, request):
 
 
 def device_seconds(function, calls: int = 10, rounds: int = 20) -> float | None:
-    """What one of several calls takes that are replayed as one CUDA graph; None where they cannot be captured."""
+    """Median seconds per call when `calls` calls are replayed as one CUDA graph; None if they cannot be captured."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     try:
         with torch.cuda.stream(stream):
@@ -105,7 +105,7 @@ def device_seconds(function, calls: int = 10, rounds: int = 20) -> float | None:
         with torch.cuda.graph(graph, stream=stream):
             for _ in range(calls):
                 function()
-    except RuntimeError:  # it asks for values, or replays graphs of its own
+    except RuntimeError:  # the function synchronizes, or replays graphs of its own
         torch.cuda.synchronize()
         return None
     times = []
@@ -120,7 +120,7 @@ def device_seconds(function, calls: int = 10, rounds: int = 20) -> float | None:
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """How many times faster than the other rows `ours` is; next to a copy of as many bytes that is its share of it."""
+    """Prints how many times faster `ours` is than the other rows; against a copy, that is the share of bandwidth."""
     for case, rows in config.stash.get(MEDIANS, {}).items():
         if "ours" in rows:
             ratios = ", ".join(f"{rows[name] / rows['ours']:.2f}x {name}" for name in rows if name != "ours")
@@ -128,7 +128,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    """A stored row says which torch, how many threads and which GPU, and not on whose machine."""
+    """Stores versions, threads and devices, and removes the machine's name."""
     machine_info.pop("node", None)
     machine_info["cpu"] = machine_info.get("cpu", {}).get("brand_raw")
     machine_info["vectors"] = torch.backends.cpu.get_cpu_capability()
@@ -138,6 +138,6 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    """Stored rows keep the statistics and not every timing."""
+    """Removes single timings from stored rows; the statistics stay."""
     for row in output_json["benchmarks"]:
         row["stats"].pop("data", None)

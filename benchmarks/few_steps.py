@@ -1,11 +1,11 @@
-"""Quality against steps: samplers of a checkpoint and its few-step student, beside its sampler at 50 steps.
+"""Quality against steps: samplers of a checkpoint and its few-step student, compared with DDIM at 50 steps.
 
     python benchmarks/few_steps.py VINDR_ROOT... --painted out/painted --output benchmarks/results/few_steps.json
 
 Every test lesion is erased and painted again in tier "approximate", with the same noise in every row. Kernel distances
-to the real lesions are those of `gbci-fast evaluate distribution` (all crops, pairs of one patient left out). A row
-holds up if the upper end of the 95 % interval of its distance less that of 50 steps, over resamples of the patients, is
-at most a tenth of the ring mean's distance. Figures only, no pixels and no identifiers.
+to the real lesions are those of `gbci-fast evaluate distribution` (all crops, without pairs of one patient). For each
+row, the 95 % interval (over resamples of patients) of its distance minus that of 50 steps is computed. The row holds up
+if the upper end is at most a tenth of the ring mean's distance. The output has figures only, no pixels or identifiers.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
 from gbci_fast.model.pipeline import GBCIPipeline
 
 REFERENCE, FILLING = "DDIM 50", "ring mean"
-KEPT = 0.1  # of the filling's distance, that a row may lie above the reference
+KEPT = 0.1  # how far a row may lie above the reference, as a share of the filling's distance
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def main() -> int:
         images = {FILLING: ring_mean_fill(cases)}
         for row in rows:
             students = row.scheduler is None
-            key = digest if students else teacher  # whose rows another student leaves as they are
+            key = digest if students else teacher  # the teacher's rows do not depend on the student
             settings = PaintSettings(
                 steps=row.steps,
                 guidance=1.0 if students else guidance,
@@ -131,7 +131,7 @@ def sampler(pipe: GBCIPipeline, row: Row) -> GBCIPipeline:
 def compare(
     cases: Sequence[LesionCase], images: Mapping[str, Sequence[np.ndarray]], extractors: Sequence[Extractor]
 ) -> dict[str, Any]:
-    """Figures of every set of `images`, the `FILLING` and the `REFERENCE` among them, as JSON values."""
+    """Figures of every set of `images`, which must include `FILLING` and `REFERENCE`, as JSON values."""
     settings = DistributionSettings()
     sets = {REAL: crop_lesions(cases)} | {name: crop_lesions(cases, painted) for name, painted in images.items()}
     halvings, slopes = (
@@ -182,7 +182,7 @@ def distances(
 
 
 def roi_fidelity(cases: Sequence[LesionCase], images: Sequence[np.ndarray]) -> dict[str, float]:
-    """Mean SSIM and PSNR (dB) to the erased lesions."""
+    """Mean SSIM and PSNR (dB) to the erased lesions, in the RoI."""
     found = [
         fidelity(case.pixels, image, {"roi": grow(case.mask, ROI_GROWTH)})["roi"]
         for case, image in zip(cases, images, strict=True)
@@ -191,7 +191,7 @@ def roi_fidelity(cases: Sequence[LesionCase], images: Sequence[np.ndarray]) -> d
 
 
 def table(found: Mapping[str, Any], extractors: Sequence[str]) -> str:
-    """Markdown, a line per row."""
+    """A Markdown table with a line per row."""
     heads = [f"{name}: kernel | above 50 steps (95 %) | bound | Fréchet" for name in extractors]
     lines = [f"| row | {' | '.join(heads)} | slope | size | RoI PSNR |", "|---" * (4 * len(extractors) + 4) + "|"]
     for name, row in found["rows"].items():

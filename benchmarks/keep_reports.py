@@ -1,9 +1,9 @@
-"""Stores evaluation reports beside the benchmarks' rows: their figures, without what is of single images.
+"""Stores evaluation reports beside the benchmarks' rows: summary figures only, nothing about single images.
 
     python benchmarks/keep_reports.py out/evaluation/distribution.json --output benchmarks/results/evaluation
 
-Left out are lists of images, crops and suspects, which name files of a data set, and lists of numbers (of single
-splits, lesions or points of a curve), of which the summaries stay.
+Lists of images, crops and suspects are left out, because they name files of a data set. Long lists of numbers (of
+single splits, lesions or points of a curve) are left out, too; their summaries stay.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from gbci_fast.evaluate.report import read_report
 from gbci_fast.jobs.files import atomically
 
 NAMING = ("images", "crops", "suspects", "skipped")
-LONGEST = 20  # list of numbers that stays
+LONGEST = 20  # entries of a list of numbers that is kept
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def summary(value: Any) -> Any:
-    """The report without those lists, at any depth; numbers to six digits."""
+    """The report without the lists that `left_out` names, at any depth; numbers are rounded to six digits."""
     if isinstance(value, dict):
         return {name: summary(entry) for name, entry in value.items() if not left_out(name, entry)}
     if isinstance(value, list):
@@ -46,7 +46,7 @@ def summary(value: Any) -> Any:
 
 
 def left_out(name: str, entry: Any) -> bool:
-    """Whether an entry of a report is one of those lists."""
+    """Whether an entry of a report is a list that names files, or a long list of numbers."""
     return isinstance(entry, list) and (name in NAMING or (len(entry) > LONGEST and not isinstance(entry[0], dict)))
 
 

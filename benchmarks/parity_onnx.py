@@ -1,9 +1,9 @@
-"""Exported ONNX files, executed by onnxruntime on the CPU, against PyTorch: one forward, and whole trajectories.
+"""Compares exported ONNX files, run by onnxruntime on the CPU, with PyTorch: one forward, and whole trajectories.
 
     python benchmarks/parity_onnx.py VINDR_ROOT... --output benchmarks/results/parity_onnx.json
 
-UNet and decoder of the packaged checkpoint are exported as for TensorRT, in float32 and float16, compared on random
-inputs, and then sample test lesions, as `gbci-fast evaluate paired` repaints them. Figures only, no pixels.
+UNet and decoder of the packaged checkpoint are exported as for TensorRT, in float32 and float16. They are compared on
+random inputs, and then sample test lesions as `gbci-fast evaluate paired` does. The output has figures only, no pixels.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
 from gbci_fast.model.pipeline import GBCIPipeline
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-TRAJECTORY_PSNR = 60.0  # dB, that float32 must reach at least
+TRAJECTORY_PSNR = 60.0  # least PSNR in dB of the float32 trajectory
 CELLS, TOKENS = 56, 224
 
 
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def compare(pipe: GBCIPipeline, cases: list[Case], settings: PairedSettings, dtype: torch.dtype) -> dict[str, Any]:
-    """Of one dtype: largest errors of a forward, relative to the largest output, and the worst image's distance."""
+    """Figures of one dtype: the largest errors of a forward relative to the largest output, and the worst distance."""
     with TemporaryDirectory() as folder:
         path, bucket = Path(folder) / "exported.onnx", Bucket(batch=1, height=CELLS, width=CELLS, tokens=TOKENS)
         export_unet(pipe.unet, bucket, dtype, path)

@@ -1,12 +1,12 @@
-"""Each tier of `accelerate` against the eager pipeline on real test lesions: the figures of its gates, and a verdict.
+"""Compares each tier of `accelerate` with the eager pipeline on real test lesions: figures of its gates, and a verdict.
 
     python benchmarks/parity_real.py VINDR_ROOT... --output benchmarks/results/parity_real.json
 
-Every image is repainted as `gbci-fast evaluate paired` does. How much nearer than the eager pipeline a tier comes to
-the erased lesions is printed, too. Where "approximate" misses its gates this decides: it must not be significantly
-below 0, in the mean over images, in PSNR nor in SSIM. "few_step" is that tier with the checkpoint's few-step student,
-held against the eager student in as many steps as it is made for; how good the student is, `few_steps.py` tells. The
-summary has figures only, no pixels and no identifiers.
+Every image is repainted as in `gbci-fast evaluate paired`. The tier's fidelity to the erased lesions, minus the eager
+pipeline's, is printed, too. If "approximate" misses its gates, this difference decides: its mean over images must not
+be significantly below 0, neither in PSNR nor in SSIM. "few_step" is the tier "approximate" with the checkpoint's
+few-step student, compared with the eager student at the student's number of steps. The student's own quality is
+measured by `few_steps.py`. The summary has figures only, no pixels or identifiers.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def main() -> int:
 def compare(
     pipe: GBCIPipeline, cases: list[Case], settings: PairedSettings, tiers: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Samples all cases with every pipeline, and after every batch judges each tier on all so far."""
+    """Samples all cases with every pipeline; after every batch, yields the verdicts on all cases so far."""
     fast = {tier: accelerated(pipe, tier) for tier in tiers}
     dtypes = {tier: one.decision.dtype for tier, one in fast.items()}
     narrow = {dtype: narrowed(pipe, dtype) for dtype in set(dtypes.values()) - {torch.float32}}
@@ -118,13 +118,13 @@ def compare(
 
 
 def accelerated(pipe: GBCIPipeline, tier: str) -> FastPipeline:
-    """The pipeline of a tier; the student takes part in `FEW_STEP` alone."""
+    """The pipeline of a tier; only `FEW_STEP` uses the student."""
     few_step = tier == FEW_STEP
     return accelerate(pipe, tier="approximate" if few_step else tier, few_step=few_step)
 
 
 def judge(tier: str, candidate: Output, reference: Output, narrow: Output, cases: list[Case]) -> dict[str, Any]:
-    """The gates of one tier, the distances to the reference that they are about, and those to the erased lesions."""
+    """The gates of one tier, the distances to the reference behind them, and the distances to the erased lesions."""
     templates, masks = templates_and_masks(cases)
     gates = "approximate" if tier == FEW_STEP else tier
     found = parity(gates, candidate, reference, templates=templates, masks=masks, narrow=narrow)
@@ -155,7 +155,7 @@ def arguments(batch: list[Case], settings: PairedSettings) -> dict[str, Any]:
 
 
 def templates_and_masks(cases: list[Case]) -> tuple[Tensor, Tensor]:
-    """float32 and bool [B, 1, S, S]."""
+    """Templates, float32, and masks, bool [B, 1, S, S]."""
     templates = torch.stack([to_unit(case.image) for case in cases])[:, None]
     return templates, torch.from_numpy(np.stack([case.mask for case in cases]))[:, None]
 
@@ -166,7 +166,7 @@ def join(outputs: list[Output]) -> Output:
 
 
 def summarize(distances: tuple[Distance, ...]) -> dict[str, dict[str, float]]:
-    """Least, median and largest of each figure over the images."""
+    """Minimum, median and maximum of each figure over the images."""
     columns = {name: [getattr(one, name) for one in distances] for name in ("psnr", "ssim", "rms")}
     return {
         name: dict(zip(("min", "median", "max"), np.quantile(column, (0, 0.5, 1)).tolist(), strict=True))
@@ -177,7 +177,7 @@ def summarize(distances: tuple[Distance, ...]) -> dict[str, dict[str, float]]:
 def held_out(
     candidate: Output, reference: Output, templates: Tensor, masks: Tensor, cases: list[Case]
 ) -> dict[str, dict[str, float | None]]:
-    """PSNR and SSIM to the erased lesion, candidate less eager: mean and 95 % interval over patients."""
+    """PSNR and SSIM to the erased lesion, candidate minus reference: mean and 95 % interval over patients."""
     patients = [(case.root, case.patient) for case in cases]
     ours, eager = (measure(output.images, templates, masks) for output in (candidate, reference))
     return {
@@ -187,7 +187,7 @@ def held_out(
 
 
 def print_table(summary: dict[str, Any]) -> None:
-    """Markdown: worst and median distance of each tier, of eager in its dtype, and the held-out difference."""
+    """Prints a Markdown table: each tier's worst and median distance, eager's in its dtype, held-out difference."""
     print(f"\n{summary['num_images']} images of {summary['num_patients']} patients; to eager float32, in the RoI")
     print("| tier | gates | RoI PSNR worst / median | RoI SSIM worst / median | eager in its dtype | to the truth |")
     print("|---|---|---|---|---|---|")

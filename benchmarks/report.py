@@ -1,9 +1,9 @@
-"""Tables and a plot of the stored rows; only what was measured is in them.
+"""Makes tables and a plot of the stored rows.
 
     python benchmarks/report.py    # benchmarks/results/*.json -> sampler.md, sampler.svg and operators.md there
 
-The first is of the sampler, the UNet and `generate`, the last of the operators. A row that several files hold is taken
-from the newest.
+sampler.md holds the rows of the sampler, the UNet and `generate`; operators.md those of the operators. If several files
+hold a row, the newest counts.
 """
 
 import argparse
@@ -15,13 +15,16 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = ("bench_sampler", "bench_unet", "bench_generate")
 EAGER = "times_faster_than_eager"
-COPIES = ("times_faster_than_copy", "times_faster_than_memcpy")  # the share of a copy's bandwidth
+COPIES = ("times_faster_than_copy", "times_faster_than_memcpy")  # equal to the share of a copy's bandwidth
 MISSED = " (gate missed)"
 Row = dict[str, Any]
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The rows of `BENCHMARKS` in all JSON files of `folder`, as flat dictionaries, ordered by what they measure."""
+    """The rows of `BENCHMARKS` in all JSON files of `folder`, as flat dictionaries.
+
+    They are sorted by device, machine, steps and batch.
+    """
     names = ("benchmark", "machine", "batch", "steps", "dtype", "row", "formats", "workers")
     rows = [row for row in _entries(folder) if row["benchmark"] in BENCHMARKS and "row" in row]
     newest = {tuple(row.get(name) for name in names): row for row in rows}
@@ -29,7 +32,7 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def read_operators(folder: Path) -> list[Row]:
-    """The rows of all other benchmarks that say how much faster they are than eager PyTorch."""
+    """The rows of all other benchmarks that have a ratio to eager PyTorch."""
     rows = [row for row in _entries(folder) if row["benchmark"] not in BENCHMARKS and EAGER in row]
     newest = {(row["name"], row["machine"]): row for row in rows}
     return sorted(newest.values(), key=lambda row: (row["device"], row["machine"], row["benchmark"]))
@@ -57,7 +60,7 @@ def _machine(device: str, machine: Row) -> str:
 
 
 def sampler_table(rows: list[Row]) -> list[str]:
-    """Markdown lines, end to end."""
+    """Markdown lines of the sampler, end to end."""
     lines = [
         "| device | steps | batch | row | dtype | images/s | s, median (min to max) | times eager, in turn "
         "| worst RoI PSNR / SSIM to eager float32 (few_step: to the eager student) |",
@@ -75,7 +78,7 @@ def sampler_table(rows: list[Row]) -> list[str]:
 
 
 def unet_table(rows: list[Row]) -> list[str]:
-    """Markdown lines, one guided forward; the share is of the matrix product measured in the same run."""
+    """Markdown lines of one guided UNet forward; the share is that of the matrix product on the same machine."""
     lines = [
         "| device | batch | row | dtype | ms, median (min to max) | GFLOP/s | share of matmul |",
         "|---|---|---|---|---|---|---|",
@@ -93,7 +96,7 @@ def unet_table(rows: list[Row]) -> list[str]:
 
 
 def generate_table(rows: list[Row]) -> list[str]:
-    """Markdown lines, `gbci-fast generate` with reading and writing; the rate of `host` is all but the sampler's."""
+    """Markdown lines of `gbci-fast generate` with reading and writing; the row `host` leaves out the sampler."""
     lines = [
         "| device | sampler | steps | formats | batch | beside it | images/s | steady |",
         "|---|---|---|---|---|---|---|---|",
@@ -129,7 +132,7 @@ def operators_report(rows: list[Row]) -> str:
 
 
 def report(rows: list[Row]) -> str:
-    """The whole Markdown file."""
+    """The Markdown file of the sampler, the UNet and `generate`."""
     sampler, unet, generate = ([row for row in rows if row["benchmark"] == name] for name in BENCHMARKS)
     none = ["No row was measured."]
     lines = ["# The sampler, end to end", "", *(sampler_table(sampler) if sampler else none), ""]
@@ -153,7 +156,7 @@ def report(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Images per second against the batch, a curve per row, a panel per device and number of steps."""
+    """Plots images per second against the batch: a curve per row, a panel per device and number of steps."""
     import matplotlib as mpl
 
     mpl.use("svg")

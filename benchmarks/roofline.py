@@ -1,12 +1,14 @@
-"""Where the time goes, beside what the machine can do: the tier "tolerance" of `accelerate`, kernel by kernel.
+"""Where the time goes in tier "tolerance" of `accelerate`, kernel by kernel, compared with the machine's limits.
 
     python benchmarks/roofline.py --output out/roofline.json
     python benchmarks/roofline.py --output out/roofline.json --batches 8 256 --steps 20 4
 
-First the two ceilings, the bandwidth of a copy and the rate of a large matrix product in the dtype that the tier takes
-here; then one guided UNet forward per batch, with its share of that rate (its operations are the stock forward's, as in
-bench_unet.py); then whole calls of the sampler per batch and number of steps (up to 4 in tier "approximate", which has
-the student). Each with the ten kernels that take most of the device's time, by PyTorch's profiler; on a CPU, operators.
+Three things are measured:
+  1. two ceilings: the bandwidth of a copy, and the rate of a large matrix product in the tier's dtype;
+  2. per batch, one guided UNet forward and its share of that rate (FLOPs are the stock forward's, as in bench_unet.py);
+  3. per batch and number of steps, a whole call of the sampler (up to 4 steps in tier "approximate", with the student).
+
+2 and 3 list the ten kernels (on a CPU, operators) that take most of the device's time, by PyTorch's profiler.
 """
 
 import argparse
@@ -33,7 +35,7 @@ from gbci_fast.model.devices import pick_device
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.phantom import generate_phantom
 
-COPY_BYTES = {"cpu": 2**28, "cuda": 2**32}  # read, and as many written: far more than any cache
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**32}  # bytes read and bytes written: far more than any cache
 MATMUL = {"cpu": 2048, "cuda": 8192}
 ROUNDS = 5
 TOP = 10
@@ -77,7 +79,7 @@ def measure(device: torch.device, batches: list[int], steps: list[int]) -> dict[
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures are of."""
+    """The machine and the versions that were measured."""
     versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if device.type == "cpu":
         return {"device": "cpu", "vectors": torch.backends.cpu.get_cpu_capability(), **versions}
@@ -95,7 +97,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Bytes per second of a copy, read and written ones; operations per second of a matrix product; of random data."""
+    """Bytes per second of a copy (read and written) and FLOPs per second of a matrix product, on random data."""
     source = torch.randn(COPY_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
     copy = seconds(lambda: target.copy_(source), device)
@@ -123,7 +125,7 @@ def unet_forward(stock: GBCIPipeline, batch: int, dtype: torch.dtype, device: to
 
 
 def sampler_call(bench: Bench, batch: int, steps: int, device: torch.device) -> dict[str, Any]:
-    """One call of `accelerate`'s pipeline, templates in and images out."""
+    """One whole call of `accelerate`'s pipeline."""
     tier = "approximate" if steps <= STUDENT_STEPS else "tolerance"
     if tier not in bench.pipes:
         bench.pipes[tier] = accelerate(bench.eager, tier=tier)
@@ -138,7 +140,7 @@ def sampler_call(bench: Bench, batch: int, steps: int, device: torch.device) -> 
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Median of `ROUNDS` calls by the host's clock, until the device is done; one before them builds and warms up."""
+    """Median seconds of `ROUNDS` calls by the host's clock, with the device synchronized, after a warm-up call."""
     times = []
     for _ in range(1 + ROUNDS):
         start = time.perf_counter()
@@ -149,7 +151,7 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 
 
 def kernels(function: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """Of one call: how much of its time the device was busy, and the `TOP` kernels by their share of that."""
+    """Profiles one call: the share of its time in which the device was busy, and the `TOP` kernels in that time."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities) as profiler:
         start = time.perf_counter()
@@ -188,7 +190,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def tables(report: dict[str, Any]) -> str:
-    """Markdown."""
+    """The report as Markdown tables."""
     most = report["ceilings"]
     lines = [
         f"{report['machine']['device']}, torch {report['machine']['torch']}: a copy moves "

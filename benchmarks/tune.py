@@ -1,10 +1,10 @@
-"""Times other tile sizes of the Triton operators than those in their tables, at the sizes of the packaged UNet.
+"""Times alternatives to the tile sizes in the Triton operators' tables, at the sizes of the packaged UNet.
 
     python benchmarks/tune.py --output out/tune.json [--only attention geglu] [--batch 64]
 
-Every candidate's result is held against the reference first; what does not compile (registers, shared memory) or is
-wrong is listed with why. Times are of recorded loops (`device_seconds` in conftest.py). Nothing is changed: a better
-entry goes into the operator's file by hand, and into the commit's message with its figures.
+Every candidate's result is first compared with the reference. Candidates that do not compile (registers, shared memory)
+or are wrong are listed with the reason. Times are those of recorded loops (`device_seconds` in conftest.py). The script
+changes no table: enter a better candidate in the operator's file by hand, with its figures in the commit message.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from gbci_fast.jobs.files import atomically
 from gbci_fast.ops import attention, cross_attention, geglu, group_norm_film_silu, layer_norm_film
 from gbci_fast.ops._triton import INTERPRETED, architecture
 
-LEVELS = {28: (128, 4), 14: (192, 6)}  # side of the latents: channels and heads of 32 where there is attention
-# Side, channels, groups and whether there is FiLM: of the UNet, also behind a concatenation, and of the autoencoder.
+LEVELS = {28: (128, 4), 14: (192, 6)}  # levels with attention: side of the latents to channels and heads (of width 32)
+# (side, channels, groups, FiLM) in the UNet, also after a concatenation, and in the autoencoder.
 NORMS = (
     (56, 64, 32, True),
     (56, 192, 32, True),
@@ -44,7 +44,7 @@ NORMS = (
 )
 CONTEXT = 207  # tokens
 DTYPE = torch.bfloat16
-ERROR = 2**-6  # of the largest value: what bfloat16 may cost
+ERROR = 2**-6  # largest error in bfloat16, relative to the largest value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ class Case:
 
     Attributes:
         name: of the operator and the size.
-        run, reference: the operator, and what it should give.
-        table: what its choice is read from: a mapping and a key, or a module and a name.
-        candidates: other entries there.
+        run, reference: call the operator, and its reference.
+        table: where the operator's choice is stored: a mapping and a key, or a module and a name.
+        candidates: alternatives to the present entry.
     """
 
     name: str
@@ -86,7 +86,7 @@ def main() -> int:
 
 @torch.no_grad()
 def tune(case: Case, device: torch.device) -> dict[str, Any]:
-    """Microseconds of the present entry and of every candidate, the fastest first; and what did not work."""
+    """Microseconds of the present entry and of every candidate, the fastest first, and the failures."""
     reference, present = case.reference().float(), entry(case.table)
     times, failures = {}, {}
     for candidate in dict.fromkeys([present, *case.candidates]):
@@ -104,7 +104,7 @@ def tune(case: Case, device: torch.device) -> dict[str, Any]:
 
 
 def sentence(found: dict[str, Any]) -> str:
-    """The present entry beside the best."""
+    """One line that compares the present entry with the best."""
     times, present = found["microseconds"], found["present"]
     failed = f"; {len(found['failures'])} failed" if found["failures"] else ""
     if present not in times:
@@ -114,7 +114,7 @@ def sentence(found: dict[str, Any]) -> str:
 
 
 def seconds(function: Callable[[], Tensor], device: torch.device) -> float:
-    if device.type == "cpu":  # interpreted: no time that says anything
+    if device.type == "cpu":  # interpreted: the time means nothing
         start = time.perf_counter()
         function()
         return time.perf_counter() - start
@@ -131,7 +131,7 @@ def entry(table: tuple[Any, Any]) -> Any:
 
 @contextmanager
 def changed(table: tuple[Any, Any], value: Any) -> Iterator[None]:
-    """With another entry in the table; None leaves the default."""
+    """Context with another entry in the table; None removes it, so that the default holds."""
     holder, key = table
     before = entry(table)
 
@@ -155,7 +155,7 @@ def normal(device: torch.device, *shape: int) -> Tensor:
 
 
 def attention_cases(batch: int, device: torch.device) -> Iterator[Case]:
-    """Self-attention of the two levels that have it."""
+    """Self-attention at the two levels that have it."""
     tiles = [
         (m, n, warps, stages)
         for m, n in itertools.product((64, 128), (32, 64, 128))
@@ -173,7 +173,7 @@ def attention_cases(batch: int, device: torch.device) -> Iterator[Case]:
 
 
 def cross_attention_cases(batch: int, device: torch.device) -> Iterator[Case]:
-    """The layer of the two levels that have it."""
+    """Cross-attention at the two levels that have it."""
     configs = [
         (m, n, c, warps, stages)
         for m, n, c in itertools.product((32, 64, 128), (32, 64), (32, 64))
@@ -230,7 +230,7 @@ def layer_norm_film_cases(batch: int, device: torch.device) -> Iterator[Case]:
 
 
 def group_norm_cases(batch: int, device: torch.device) -> Iterator[Case]:
-    """Every constant that matters to a size, by itself: what a program keeps, or how an image is split over several."""
+    """Every constant that matters at a size, one at a time: for images in one program, or split over several."""
     kept = {"IN_REGISTERS": [0, 4096, 8192, 16384, 32768], "RUNS": [(32, 16), (64, 32), (64, 32, 16), (128, 64, 32)]}
     split = {
         "SPLIT_RUN": [32, 64, 128, 256],

@@ -1,4 +1,4 @@
-"""What the diffusion stages learn from: latents of (image, mask) pairs, encoded once up front and kept."""
+"""The training data of the diffusion stages: latents of (image, mask) pairs, encoded once and kept on disk."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,20 +20,21 @@ from gbci_fast.training.progress import counting
 from gbci_fast.training.ranks import is_first
 
 BANK_FILE = "bank.pt"
-BANK_FORMAT = 2  # counts what this file and the painting of trajectories change in a bank of the same origin
+BANK_FORMAT = 2  # to be raised when a change of the code changes the bank of an equal origin
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentBank:
-    """Encoded (image, mask) pairs: what an epoch draws from.
+    """M encoded (image, mask) pairs, from which batches are drawn.
 
     Attributes:
         latents, masked_latents: float16 [M, 4, h, w], scaled.
         cells: uint8 [M, 1, h, w], the mask at latent resolution.
-        masked_pixels: uint8 [M, S, S], the masked image (0..255); `masks` bool [M, S, S].
-        attributes, reports: M descriptions, true of the mask.
-        states: float32 [M, K + 1, 4, c, c], windows of what a distillation's teacher painted, from noise to clean;
-            `corners` int64 [M, 2], where they are (y, x).
+        masked_pixels: uint8 [M, S, S], the masked image, 0 to 255.
+        masks: bool [M, S, S].
+        attributes, reports: M descriptions of what is under the mask.
+        states: float32 [M, K + 1, 4, c, c], for distillation: windows of the teacher's latents, from noise to clean.
+        corners: int64 [M, 2], the windows' first cells (y, x).
     """
 
     latents: Tensor
@@ -60,9 +61,16 @@ def build_bank(
     batch_size: int = 16,
     limit: int | None = None,
 ) -> LatentBank:
-    """Augments every image `variants` times, draws one mask each, and encodes both images; a function of `seed`.
+    """Augments every image `variants` times, draws a mask each time, and encodes the image with and without the mask.
 
-    With `limit`, so many pairs at most, of every image as many as of any other, or one fewer.
+    Args:
+        pipe: its autoencoder encodes.
+        images: fields of view.
+        variants: pairs per image.
+        seed: of augmentation and masks.
+        precision: "fp32" or "bf16".
+        batch_size: pairs encoded together.
+        limit: largest number of pairs, spread evenly over the images; None = no limit.
     """
     device, factor = pipe.vae.device, pipe.vae_scale_factor
     if precision == "bf16":  # 1.4 times as fast in bf16 on a CPU; the UNet would be slower
@@ -110,13 +118,15 @@ def build_bank(
 
 
 def kept_bank(folder: Path, origin: Mapping[str, Any], make: Callable[[], LatentBank]) -> LatentBank:
-    """``make()``, which takes minutes; or what it made before of the same `origin`, from `BANK_FILE` in `folder`.
+    """The bank of `BANK_FILE` in `folder` if its origin is the same; else ``make()``, which takes minutes, and is kept.
 
     Args:
-        origin: everything that decides the bank, as values that torch saves.
+        folder: of the training run.
+        origin: everything that decides the bank, as values that torch can save.
+        make: builds the bank.
 
     Raises:
-        GBCIError: that file is damaged, or another run is making one in `folder`.
+        GBCIError: the file is damaged, or another run is making a bank in `folder`.
     """
     path, origin = folder / BANK_FILE, {"format": BANK_FORMAT, **origin}
     if path.exists():

@@ -1,4 +1,4 @@
-"""The scorer's training: masked lesion crops, several binary tasks, truths that may be missing."""
+"""Training of the scorer: masked lesion crops, several binary tasks, labels that may be missing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,27 +19,33 @@ from gbci_fast.evaluate.scorer import CATEGORY, SIZE, LesionNet, Scorer, ScorerC
 from gbci_fast.jobs.files import replace_folder
 from gbci_fast.training.sheets import save_sheet
 
-PHANTOM = "phantom"  # in the column source
+PHANTOM = "phantom"  # value of the column source
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """Shape, augmentation and what makes a task."""
+    """Network, augmentation, and the number of lesions that a task needs."""
 
     channels: tuple[int, ...] = (16, 32, 64, 64)
-    fewest: int = 30  # lesions of either class for a task
-    rotation: float = 20.0  # degrees
-    shift: float = 3.0  # pixels of a crop
-    zoom: float = 0.1  # of the masked crops; the window's scale is what `size` is about
-    jitter: int = 2  # pixels by which a mask grows or shrinks
-    foreign: float = 0.5  # share of the masks that are cut by another lesion's
-    erased: float = 0.25  # share of the windows without their lesion, of which `size` can say nothing
-    smoothing: float = 0.05
+    fewest: int = 30  # lesions that a task needs in each class
+    rotation: float = 20.0  # largest, in degrees
+    shift: float = 3.0  # largest, in crop pixels
+    zoom: float = 0.1  # largest change of scale of the masked crops; windows are not scaled, since `size` depends on it
+    jitter: int = 2  # largest growth or shrinkage of a mask, in pixels
+    foreign: float = 0.5  # share of the masks that are intersected with another lesion's mask
+    erased: float = 0.25  # share of the windows with an erased lesion, whose target for `size` is 0.5
+    smoothing: float = 0.05  # of labels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Examples:
-    """Training lesions: float32 [N, C, C] crops, masks, windows and erased windows; truths [N, tasks], NaN unknown."""
+    """N training lesions.
+
+    Attributes:
+        crops, masks: float32 [N, C, C].
+        windows, erased: float32 [N, C, C], windows of fixed scale with the lesion, and with the lesion erased.
+        truths: float32 [N, tasks], 1, 0, or NaN = unknown.
+    """
 
     crops: Tensor
     masks: Tensor
@@ -49,10 +55,10 @@ class Examples:
 
 
 def read_training_lesions(roots: Sequence[Path]) -> tuple[list[LesionCase], list[LesionCase]]:
-    """Fold A's lesions of the training split of real `roots`, and all lesions of the phantoms'.
+    """The lesions of the training split: those of real `roots` in fold A, and all of phantom roots.
 
     Raises:
-        GBCIError: a root is a cache, or there is no real lesion and no phantom.
+        GBCIError: a root is a cache, or a group of roots has no lesion in the split.
     """
     for root in roots:
         if is_cache(root):
@@ -68,7 +74,13 @@ def read_training_lesions(roots: Sequence[Path]) -> tuple[list[LesionCase], list
 def choose_tasks(
     real: Sequence[LesionCase], phantom: Sequence[LesionCase], *, fewest: int, data: str, channels: tuple[int, ...]
 ) -> ScorerConfig:
-    """The tasks with at least `fewest` lesions of both classes; phantoms count where there are fewer real ones.
+    """The scorer's config with the tasks that have at least `fewest` lesions of each class, real and phantom together.
+
+    Args:
+        real, phantom: the training lesions.
+        fewest: lesions per class.
+        data: digest of the training tables.
+        channels: widths of the network's stages.
 
     Raises:
         GBCIError: there is no such task.
@@ -97,7 +109,7 @@ def choose_tasks(
 
 
 def prepare_examples(cases: Sequence[LesionCase], config: ScorerConfig) -> Examples:
-    """All that training looks at."""
+    """Crops, windows and labels of the training lesions."""
     crops = crop_lesions(cases)
     return Examples(
         crops=torch.from_numpy(crops.pixels),
@@ -109,7 +121,7 @@ def prepare_examples(cases: Sequence[LesionCase], config: ScorerConfig) -> Examp
 
 
 class ClassifierTask:
-    """Loss: cross-entropy of every task over the lesions whose truth is known, both classes weighing alike."""
+    """Loss: cross-entropy of every task over the lesions of known truth, with equal weights of both classes."""
 
     def __init__(self, examples: Examples, scored: ScorerConfig, config: ClassifierConfig, device: torch.device):
         self.examples, self.scored, self.config, self.device = examples, scored, config, device
@@ -118,7 +130,7 @@ class ClassifierTask:
         self.shares = ((truths == 1).sum(0) / (~truths.isnan()).sum(0)).clamp(0.01, 0.99)
 
     def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Of one augmented batch."""
+        """The loss of one augmented batch."""
         rows = torch.randint(len(self.examples.truths), (batch_size,), generator=generator)
         roi, window, erased = self._augment(rows, generator)
         truths = self.examples.truths[rows]
@@ -134,7 +146,7 @@ class ClassifierTask:
         return (losses * weights.to(self.device)).sum(1).mean() / len(self.scored.tasks)
 
     def sample_sheet(self, path: Path) -> None:
-        """Eight augmented examples: masked crops above windows."""
+        """Writes a PNG of eight augmented examples: masked crops above windows."""
         rows = torch.linspace(0, len(self.examples.truths) - 1, 8).long()
         roi, window, _ = self._augment(rows, torch.Generator().manual_seed(0))
         save_sheet(path, [roi, window])
@@ -146,7 +158,7 @@ class ClassifierTask:
         replace_folder(folder / "scorer", Scorer(net, self.scored).save)
 
     def _augment(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Masked crops and windows [B, C, C], and which windows are erased, bool [B]."""
+        """Augmented masked crops and windows, float32 [B, C, C], and which windows are erased, bool [B]."""
         config, data, count = self.config, self.examples, len(rows)
         masks = data.masks[rows]
         foreign = data.masks[torch.randint(len(data.masks), (count,), generator=generator)] * masks
@@ -166,7 +178,7 @@ class ClassifierTask:
         return (gain * roi**gamma).clamp(0, 1), (gain * window**gamma).clamp(0, 1), erased
 
     def _grid(self, count: int, zoom: float, generator: torch.Generator) -> Tensor:
-        """Of rotations, shifts, zooms and flips, one each."""
+        """Sampling grids [count, C, C, 2], each with a random rotation, shift, zoom and flip."""
         angle = torch.deg2rad((2 * _uniform(count, generator) - 1) * self.config.rotation)
         scale = 1 + (2 * _uniform(count, generator) - 1) * zoom
         flips = 2.0 * torch.randint(2, (2, count), generator=generator) - 1
@@ -179,7 +191,7 @@ class ClassifierTask:
         return functional.affine_grid(torch.stack(rows, 1), (count, 1, CROP_SIZE, CROP_SIZE), align_corners=False)
 
     def _jitter(self, masks: Tensor, generator: torch.Generator) -> Tensor:
-        """Every mask [B, 1, C, C] grown or shrunk; one that would vanish stays."""
+        """Grows or shrinks every mask, bool [B, 1, C, C], at random; a mask that would vanish is kept."""
         steps = torch.randint(-self.config.jitter, self.config.jitter + 1, (len(masks),), generator=generator)
         out = masks.clone()
         for step in steps.unique().tolist():

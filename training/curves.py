@@ -1,4 +1,4 @@
-"""Training curves as TensorBoard reads them."""
+"""Training curves for TensorBoard."""
 
 from pathlib import Path
 from types import TracebackType
@@ -9,10 +9,14 @@ FOLDER = "tensorboard"
 
 
 class Curves:
-    """Context that writes scalars to ``<output>/tensorboard``; a resumed run goes on where its weights are.
+    """Context that writes scalars to ``<output>/tensorboard``.
+
+    Args:
+        output: folder of the run.
+        start: step that the run starts from; points of later steps, from an interrupted run, are dropped.
 
     Raises:
-        GBCIError: the package is not installed.
+        GBCIError: tensorboard is not installed.
     """
 
     def __init__(self, output: Path, start: int):
@@ -29,6 +33,6 @@ class Curves:
         self._writer.close()
 
     def add(self, step: int, **values: float) -> None:
-        """One point of every curve, at `step` finished optimizer steps."""
+        """Adds a point to every named curve, after `step` optimizer steps."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)

@@ -1,4 +1,4 @@
-"""Training images in model space, from images or from caches, and the masks that the model learns to fill."""
+"""Training images in model space, from image folders or caches, and the masks that the model learns to fill."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -18,16 +18,21 @@ from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.training.progress import counting
 
-# Model pixels by which a lesion's mask is grown: mostly as where lesions are generated and evaluated. A model that has
-# seen looser masks as often paints lesions that fill less of them.
+# Model pixels by which a lesion's mask is grown, drawn uniformly; most often 3, as in generation and evaluation. A
+# model that sees loose masks as often paints lesions that fill less of the mask.
 RIMS = (1, 2, 3, 3, 3, 3, 4, 5)
 
 
 def load_images(roots: Sequence[Path], split: str, size: int = MODEL_SIZE) -> Sequence[FieldOfView]:
     """Every field of view of `split` under `roots`: VinDr-layout folders, caches of `gbci-fast prepare`, or both.
 
-    A folder of images is read as `read_fields` does, into memory; a cache holds the same, and stays on the disk until
-    an item is asked for.
+    A folder of images is read into memory by `read_fields`. A cache holds the same fields, and reads an item from disk
+    when it is accessed.
+
+    Args:
+        roots: folders and caches.
+        split: such as "training".
+        size: side of the model image in pixels.
 
     Raises:
         GBCIError: no image in that split, or a cache of another size.
@@ -39,7 +44,7 @@ def load_images(roots: Sequence[Path], split: str, size: int = MODEL_SIZE) -> Se
 
 
 class Chained(Sequence[FieldOfView]):
-    """Sequences one after another, as one; items are fetched when they are asked for."""
+    """Several sequences as one; items are fetched when they are accessed."""
 
     def __init__(self, parts: Sequence[Sequence[FieldOfView]]):
         self._parts = parts
@@ -76,7 +81,7 @@ def _load_root(root: Path, split: str, size: int) -> Sequence[FieldOfView]:
 
 
 def augment(item: FieldOfView, rng: np.random.Generator) -> FieldOfView:
-    """Anatomically valid variation: gray-value gamma and gain, a shift of a few pixels, up-down flip for CC views."""
+    """Anatomically valid augmentation: gamma and gain, a shift of a few pixels, and an up-down flip for CC views."""
     gamma, gain = np.exp(rng.uniform(-0.15, 0.15)), rng.uniform(0.9, 1.05)
     image = np.clip(gain * (item.image / 65535.0) ** gamma, 0, 1)
     flip = item.attributes.view_position == "CC" and rng.random() < 0.5
@@ -99,15 +104,18 @@ def augment(item: FieldOfView, rng: np.random.Generator) -> FieldOfView:
 
 
 def draw_mask(item: FieldOfView, rng: np.random.Generator) -> tuple[np.ndarray, Attributes, str | None]:
-    """A training mask (bool [S, S]) with the description that is true of it.
+    """A training mask, bool [S, S], with attributes and report of what it covers.
 
-    Three quarters cover a lesion and carry its attributes and report; of the rest, a mask that touches no lesion is
-    "No Finding", and a partial overlap leaves the finding unknown. So does an image of which nobody said anything.
+    Three quarters of the masks cover a lesion and have its attributes and report. Of the others, a mask that touches no
+    lesion is "No Finding". The finding is unknown if the mask overlaps a lesion, or if the image is not annotated.
+
+    Raises:
+        GBCIError: the breast mask is empty.
     """
     if item.lesions and rng.random() < 0.75:
         lesion = item.lesions[int(rng.integers(len(item.lesions)))]
         mask = _cover(lesion.pixels, rng) & _grow(item.breast, 2)
-        # Another lesion half under the mask would be painted without being described: leave it out of the mask.
+        # Another lesion under the mask would be painted without being described: leave it out of the mask.
         for other in item.lesions:
             if other is not lesion:
                 mask &= ~other.pixels | lesion.pixels
@@ -120,20 +128,20 @@ def draw_mask(item: FieldOfView, rng: np.random.Generator) -> tuple[np.ndarray, 
 
 
 def _cover(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A mask over a whole lesion: its outline grown by `RIMS` or, one time in four, an ellipse around its box."""
+    """A mask over a whole lesion: its outline grown by one of `RIMS` or, in one of four cases, an ellipse around it."""
     if rng.random() < 0.75:
         return _grow(pixels, int(rng.choice(RIMS)))
     ys, xs = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
     half_h, half_w = (ys[-1] + 1 - ys[0]) / 2, (xs[-1] + 1 - xs[0]) / 2
     y, x = ys[0] + half_h, xs[0] + half_w
-    # sqrt(2) takes the inscribed ellipse to the circumscribed one.
+    # The ellipse inscribed in the box, stretched by sqrt(2), circumscribes the box.
     stretch = rng.uniform(1.1, 1.5, 2)
     ry, rx = half_h * stretch[0] + 1, half_w * stretch[1] + 1
     return box_ellipse((x - rx, y - ry, x + rx, y + ry), pixels.shape) | _grow(pixels, 1)
 
 
 def _blob_in(breast: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """An ellipse of plausible lesion size centered in the breast (log-uniform diameter of 8 to 64 pixels)."""
+    """An ellipse centered on a random breast pixel, with a log-uniform diameter of 8 to 64 pixels at `MODEL_SIZE`."""
     ys, xs = np.nonzero(breast)
     if not len(ys):
         raise GBCIError("the breast mask is empty in model space; expected at least one pixel")

@@ -1,10 +1,10 @@
 """Third stage: a few-step student of a trained pipeline, by progressive distillation with guidance inside.
 
 After Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022, and Meng et al., "On
-Distillation of Guided Diffusion Models", 2023: a DDIM step of the student shall land where several DDIM steps of the
-guided teacher do. Unlike there the student leaps straight from many steps to few, and starts from where the teacher
-came by as it painted, not from noised images. The student is the teacher's UNet plus a low-rank change of every
-convolution and linear layer (Hu et al., "LoRA", 2021).
+Distillation of Guided Diffusion Models", 2023: a DDIM step of the student is trained to end where several DDIM steps of
+the guided teacher end. Unlike in these papers, the number of steps is reduced in one stage, and the student's steps
+start from states on the teacher's trajectories, not from noised images. The student is the teacher's UNet plus a
+low-rank change of every convolution and linear layer (Hu et al., "LoRA", 2021).
 """
 
 import copy
@@ -39,7 +39,7 @@ from gbci_fast.training.stages import digest_roots
 
 
 class LowRank(nn.Module):
-    """A weight plus ``up @ down``, as a parametrization; `up` starts at zero, so that nothing changes at first."""
+    """Parametrization of a weight: adds ``up @ down``. `up` is initialized to zero, so that the weight is unchanged."""
 
     def __init__(self, weight: Tensor, rank: int):
         super().__init__()
@@ -53,7 +53,7 @@ class LowRank(nn.Module):
 
 
 def with_low_rank(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel:
-    """A copy whose own weights are frozen and whose convolutions and linear layers learn a change of that rank."""
+    """A copy with frozen weights, whose convolutions and linear layers learn a change of rank `rank`."""
     student = copy.deepcopy(unet).requires_grad_(False)
     for layer in [part for part in student.modules() if isinstance(part, nn.Conv2d | nn.Linear)]:
         parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
@@ -74,9 +74,16 @@ def low_rank_change(student: nn.Module, config: DistillConfig) -> FewStepLoRA:
 def paint_trajectories(
     teacher: GBCIPipeline, bank: LatentBank, config: DistillConfig, seed: int, batch_size: int = 16
 ) -> LatentBank:
-    """The bank with the latents at the student's timesteps, and clean ones at the end, as the guided teacher paints.
+    """Adds the guided teacher's trajectories to a bank: latents at the student's timesteps, then clean latents.
 
-    A window of every pair is painted; row i of the whole latent is what the pipeline paints with ``seed + i``.
+    A window of every pair is painted. The initial noise of row i is that of the pipeline with seed ``seed + i``.
+
+    Args:
+        teacher: the pipeline to distill.
+        bank: the pairs.
+        config: steps, guidance and window.
+        seed: of noise and windows.
+        batch_size: pairs painted together.
     """
     scheduler = few_step_scheduler(teacher.scheduler)
     scheduler.set_timesteps(config.solver_steps)
@@ -112,13 +119,13 @@ def paint_trajectories(
 
 
 def conditions(teacher: GBCIPipeline, bank: LatentBank, picks: np.ndarray) -> Conditioning:
-    """What the teacher was told of those rows."""
+    """The teacher's condition for the rows `picks` of a bank."""
     attributes, reports = ([column[row] for row in picks] for column in (bank.attributes, bank.reports))
     return condition(teacher.conditioner, bank, picks, attributes, reports)
 
 
 def velocity(unet: nn.Module, latents: Tensor, known: Tensor, timesteps: Tensor, told: Conditioning) -> Tensor:
-    """A UNet's v-prediction, float32 [B, 4, h, w], where `known` [B, 5, h, w] is the mask and the masked latents."""
+    """A UNet's v-prediction, float32 [B, 4, h, w]; `known` [B, 5, h, w] holds the mask and the masked latents."""
     return unet(
         torch.cat([latents, known], 1),
         timesteps,
@@ -129,7 +136,7 @@ def velocity(unet: nn.Module, latents: Tensor, known: Tensor, timesteps: Tensor,
 
 
 class DistillTask(LDMTask):
-    """The student's steps beside those of a bank of `paint_trajectories`."""
+    """Trains the student's steps to match those in a bank of `paint_trajectories`."""
 
     def __init__(
         self, teacher: GBCIPipeline, bank: LatentBank, sampling: LDMConfig, config: DistillConfig, device: torch.device
@@ -149,16 +156,16 @@ class DistillTask(LDMTask):
         self.alphas = torch.cat([self.alphas_cumprod[self.timesteps], self.alphas_cumprod.new_ones(1)])
 
     def window(self, index: int, side: int, rng: np.random.Generator) -> tuple[slice, slice]:
-        """The one that was painted."""
+        """The window of a row that the teacher painted."""
         y, x = self.bank.corners[index].tolist()
         size = self.bank.states.shape[-1]
         return slice(y, y + size), slice(x, x + size)
 
     def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Pseudo-Huber distance of the clean latents that the student and the teacher head for, heavier in the mask.
+        """Pseudo-Huber distance between the student's clean latents and the target, with a larger weight in the mask.
 
-        Where the student's DDIM step from one state lands on the teacher's next, it estimates the clean latents of the
-        straight line through both.
+        The target is the estimate of clean latents with which a single DDIM step leads from one of the teacher's states
+        to the next.
         """
         drawn = self.draw(batch_size, generator)
         leap = torch.randint(self.distill.student_steps, (batch_size,), generator=generator)
@@ -176,11 +183,11 @@ class DistillTask(LDMTask):
         return ((error * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * error.shape[1])).mean()
 
     def sample_sheet(self, path: Path) -> None:
-        """Six pairs of the bank: masked image, the student, original decoded."""
+        """Writes a PNG of six pairs of the bank: masked image, the student's synthesis, decoded original."""
         self.write_sheet(path, num_inference_steps=self.distill.student_steps, guidance_scale=1.0)
 
     def export(self, folder: Path) -> None:
-        """Writes the teacher with the student's change of its weights as component `few_step` to ``pipeline/``."""
+        """Writes ``pipeline/``: the teacher, with the student's change of its weights as the component `few_step`."""
         change = low_rank_change(self.module["unet"], self.distill)
         parts: dict[str, Any] = self.teacher.components | {"few_step": change}
         pipe = GBCIPipeline(**parts)

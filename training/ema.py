@@ -7,7 +7,7 @@ from torch import nn
 class EMA:
     """``shadow = decay_t * shadow + (1 - decay_t) * parameter`` with ``decay_t = min(decay, (1 + t) / (10 + t))``.
 
-    The ramp lets the average follow the fast first steps. No buffer here ever changes, so none is averaged.
+    The ramp lets the average follow the fast first steps. Buffers are not averaged, since they never change here.
     """
 
     def __init__(self, module: nn.Module, decay: float):

@@ -20,7 +20,7 @@ from gbci_fast.training.sheets import save_sheet
 
 
 def build_unet(config: LDMConfig, vae: AutoencoderKL, sample_size: int) -> UNet2DConditionModel:
-    """9-channel inpainting UNet with FiLM; attention everywhere but at the finest level."""
+    """An inpainting UNet with FiLM, and attention at all but the finest level; 9 input channels for 4 latent ones."""
     channels, latent = config.block_out_channels, vae.config.latent_channels
     attended = len(channels) - 1
     return UNet2DConditionModel(
@@ -42,12 +42,12 @@ def build_unet(config: LDMConfig, vae: AutoencoderKL, sample_size: int) -> UNet2
 
 
 def build_scheduler(beta_end: float = LDMConfig.beta_end) -> DDIMScheduler:
-    """v-prediction (Salimans and Ho 2022) on the scaled-linear schedule; sampling starts at the last timestep.
+    """A DDIM scheduler with v-prediction (Salimans and Ho 2022) and the scaled-linear schedule; trailing timesteps.
 
-    That timestep must be as good as noise alone (Lin et al. 2024): where the schedule leaves an image in it, a model
-    learns to read the brightness of a large lesion from there, and has none to read when it samples. Its amplitude is
-    0.006 with the `beta_end` of 0.025, and 0.07 with Stable Diffusion's 0.012. Rescaled to zero, Euler's sampler would
-    start at 4096 standard deviations, and that of DDIM be undefined at eta 1.
+    The last timestep must be almost pure noise (Lin et al. 2024). If some of the image is left in it, a model learns to
+    read a large lesion's brightness from the image, which is missing in sampling. The image's amplitude is 0.006 with
+    the `beta_end` of 0.025, and 0.07 with Stable Diffusion's 0.012. With a schedule rescaled to zero amplitude, the
+    Euler sampler would start at 4096 standard deviations, and DDIM would be undefined at eta 1.
     """
     return DDIMScheduler(
         num_train_timesteps=1000,
@@ -61,7 +61,7 @@ def build_scheduler(beta_end: float = LDMConfig.beta_end) -> DDIMScheduler:
 
 
 def build_pipeline(config: LDMConfig, vae: AutoencoderKL, image_size: int) -> GBCIPipeline:
-    """A pipeline with fresh UNet and conditioner around a trained autoencoder."""
+    """A pipeline of a trained autoencoder with a new UNet and conditioner; `image_size` is in pixels."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     conditioner = ConditionEncoder(
         image_size=image_size,
@@ -81,7 +81,14 @@ def build_pipeline(config: LDMConfig, vae: AutoencoderKL, image_size: int) -> GB
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drawn:
-    """One batch: rows of the bank, crops of their latents [B, 4, c, c] and masks [B, 1, c, c], and what draws on."""
+    """One batch.
+
+    Attributes:
+        picks: int [B], rows of the bank.
+        rng: the generator for further random choices of the batch.
+        latents, masked_latents: float32 [B, 4, c, c], crops.
+        cells: float32 [B, 1, c, c], crops of the masks.
+    """
 
     picks: np.ndarray
     rng: np.random.Generator
@@ -91,11 +98,11 @@ class Drawn:
 
 
 class LDMTask:
-    """v-prediction loss, heavier inside the mask.
+    """v-prediction loss with a larger weight inside the mask.
 
-    Weighted by the signal-to-noise ratio up to a bound (min-SNR, Hang et al. 2023) and from a bound on (truncated SNR,
-    Salimans and Ho 2022). Without the latter, timesteps from 700 on, at which it is decided what a large lesion looks
-    like, would have less than 1 % of the weight; now they have 38 %.
+    The loss is weighted by the signal-to-noise ratio, cut at an upper bound (min-SNR, Hang et al. 2023) and at a lower
+    bound (truncated SNR, Salimans and Ho 2022). Timesteps from 700 on decide the appearance of a large lesion. With the
+    lower bound they have 38 % of the weight; without it, they would have less than 1 %.
     """
 
     def __init__(self, pipe: GBCIPipeline, bank: LatentBank, config: LDMConfig, device: torch.device):
@@ -104,7 +111,7 @@ class LDMTask:
         self.alphas_cumprod = pipe.scheduler.alphas_cumprod.to(device)
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
-        """Random latent crops around masks of the bank; a function of the generator's state."""
+        """A batch of random latent crops around the bank's masks; a function of the generator's state."""
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         picks = rng.integers(len(self.bank), size=batch_size)
         side = int(rng.choice(self.config.latent_crops))
@@ -116,7 +123,7 @@ class LDMTask:
         return Drawn(picks=picks, rng=rng, latents=z, masked_latents=zm, cells=cells)
 
     def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """One batch of random latent crops around the masks."""
+        """The loss of a batch of random latent crops around the masks."""
         drawn = self.draw(batch_size, generator)
         z, zm, cells = drawn.latents, drawn.masked_latents, drawn.cells
         t = torch.randint(len(self.alphas_cumprod), (batch_size,), generator=generator).to(self.device)
@@ -138,12 +145,12 @@ class LDMTask:
         return (error * snr.clamp(self.config.least_snr, self.config.most_snr) / (snr + 1)).mean()
 
     def sample_sheet(self, path: Path) -> None:
-        """Six pairs of the bank: masked image, synthesis at 10 steps, original decoded."""
+        """Writes a PNG of six pairs of the bank: masked image, synthesis in 10 steps, decoded original."""
         self.write_sheet(path, num_inference_steps=10)
 
     @torch.no_grad()
     def write_sheet(self, path: Path, **call: Any) -> None:
-        """The sheet of `sample_sheet`, sampled as `call` says."""
+        """Writes the sheet of `sample_sheet`; `call` holds keyword arguments of the pipeline's call."""
         picks = [i * len(self.bank) // 6 for i in range(6)] if len(self.bank) >= 6 else list(range(len(self.bank)))
         original = self.pipe.decode_latents(self.bank.latents[picks].float().to(self.device))
         masks = self.bank.masks[picks][:, None].float()
@@ -161,11 +168,11 @@ class LDMTask:
         save_sheet(path, [row[:, 0] for row in rows])
 
     def export(self, folder: Path) -> None:
-        """Writes the whole pipeline, diffusers layout, to ``pipeline/``."""
+        """Writes the whole pipeline to ``pipeline/``, in the layout of diffusers."""
         replace_folder(folder / "pipeline", self.pipe.save_pretrained)
 
     def window(self, index: int, side: int, rng: np.random.Generator) -> tuple[slice, slice]:
-        """Where in the latent of a row to look."""
+        """The crop of a row's latent."""
         return random_window(self.bank.cells[index], side, rng)
 
     def condition(self, picks: np.ndarray, rng: np.random.Generator) -> Conditioning:
@@ -183,7 +190,10 @@ class LDMTask:
 
 
 def random_window(cells: Tensor, size: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    """A window of at most that size, which holds the center of the mask [1, h, w] nine times out of ten."""
+    """A random square window of side `size`, or the whole latent if smaller.
+
+    In 9 of 10 cases, the window holds a random cell of the mask, `cells` [1, h, w].
+    """
     side = cells.shape[-1]
     size = min(size, side)
     covered = cells[0].nonzero().numpy()
@@ -197,7 +207,7 @@ def random_window(cells: Tensor, size: int, rng: np.random.Generator) -> tuple[s
 
 
 def cut(rows: Tensor, windows: Sequence[tuple[slice, slice]]) -> Tensor:
-    """A window of each row of [B, C, h, w], float32."""
+    """The window of each row of [B, C, h, w], float32 [B, C, c, c]."""
     return torch.stack([row[:, y, x].float() for row, (y, x) in zip(rows, windows, strict=True)])
 
 
@@ -208,7 +218,7 @@ def condition(
     attributes: Sequence[Attributes],
     reports: Sequence[str | None],
 ) -> Conditioning:
-    """What the model is told of those rows of a bank, with these descriptions of them."""
+    """The condition of the rows `picks` of a bank, with the given descriptions."""
     mask = bank.masks[picks][:, None].float().to(encoder.device)
     masked = (bank.masked_pixels[picks][:, None].float().to(encoder.device) / 127.5 - 1) * (1 - mask)
     return encoder(masked, mask, attributes, reports)
@@ -217,7 +227,7 @@ def condition(
 def drop(
     bank: LatentBank, picks: np.ndarray, config: LDMConfig, rng: np.random.Generator
 ) -> tuple[list[Attributes], list[str | None]]:
-    """Descriptions of those rows, each attribute and report left out with the probability in `config`."""
+    """The descriptions of the rows `picks`; each attribute and report is left out with the probability in `config`."""
     attributes = []
     for row in picks:
         known = bank.attributes[row].to_mapping()

@@ -1,8 +1,8 @@
-"""The training loop both stages share: accumulation, EMA, atomic checkpoints, bit-exact resume, Ctrl-C, progress.
+"""The training loop of all stages: accumulation, EMA, atomic checkpoints, bit-exact resume, Ctrl-C, progress.
 
-A batch is a pure function of (seed, step, micro-batch), so a resumed run needs the weights, the average, the
-optimizer and the step number, and then continues bit for bit on the same machine (on CUDA as far as torch's own
-kernels repeat themselves).
+A batch is a pure function of (seed, step, micro-batch). So a resumed run needs only the weights, their average, the
+optimizer and the step number. It continues bit for bit on the same machine (on CUDA as far as torch's own kernels are
+deterministic).
 """
 
 import io
@@ -28,11 +28,11 @@ from gbci_fast.training.ranks import Ranks, joined
 from gbci_fast.training.settings import LoopConfig
 
 STATE_FILE = "state.pt"
-FREE = ("save_every", "sample_every", "tensorboard")  # may differ in a resumed run: they decide no weight
+FREE = ("save_every", "sample_every", "tensorboard")  # may differ in a resumed run: they do not affect the weights
 
 
 class Task(Protocol):
-    """What a stage brings: a module, its loss on a seeded batch, a sample sheet, and the final export."""
+    """What a stage provides: a module, its loss on a seeded batch, a sample sheet, and the final export."""
 
     @property
     def module(self) -> nn.Module: ...
@@ -53,19 +53,24 @@ def train(
     device: torch.device,
     inputs: Mapping[str, Any] | None = None,
 ) -> int:
-    """Runs `task` to ``config.steps`` and returns that number.
+    """Trains `task` for ``config.steps`` steps and returns that number.
 
-    Writes ``state.pt`` (resume point), ``samples/<step>.png`` and, after every save, the averaged weights through
-    ``task.export(output)``. Ctrl-C or a polite kill finishes the step under way, saves, and then interrupts.
+    Writes ``samples/<step>.png`` and, at every save, ``state.pt`` (to resume from) and the averaged weights through
+    ``task.export(output)``. On Ctrl-C or SIGTERM, the current step is finished and saved before the run stops.
 
     Args:
+        task: the stage.
+        config: of the loop.
+        output: folder of the run.
+        resume: continue the run in `output`.
+        device: to train on.
         inputs: what else decides the result (digests of data and starting weights, the model's settings), as JSON
             values; kept beside the state and compared, with `config`, when the run is resumed.
 
     Raises:
-        KeyboardInterrupt: stopped before the last step; everything up to the last whole step is saved.
-        GBCIError: `output` already holds a run and `resume` is not set, or another run, or one that is under way; the
-            loss or its gradient is not finite.
+        KeyboardInterrupt: stopped before the last step; all finished steps are saved.
+        GBCIError: `output` already holds a run and `resume` is not set, or another run, or one that is running; the
+            micro-batches cannot be shared evenly; the loss or its gradient is not finite.
     """
     check_output(output, resume, config, inputs)
     job = _job(output, config, inputs)
@@ -94,13 +99,13 @@ def _train(task: Task, config: LoopConfig, job: JobFolder, device: torch.device,
         with _one_sentence(output):
             with _Averaged(module, ema):
                 task.export(output)
-            # Last: a state that says "finished" has its weights beside it.
+            # After the export, so that the state of a finished run always has its weights.
             _save_state(job, module, ema, optimizer, step)
 
     step = saved = start
     if step == config.steps and ranks.first:
         with _one_sentence(output), _Averaged(module, ema):
-            task.export(output)  # whatever became of the weights
+            task.export(output)  # the weights may have been lost or changed
     batch = config.batch_size * config.accumulate
     curves = Curves(output, start) if config.tensorboard and ranks.first else None
     with (
@@ -123,7 +128,7 @@ def _train(task: Task, config: LoopConfig, job: JobFolder, device: torch.device,
                 save(step)
                 saved = step
                 progress.log()
-        if step > saved:  # the last step, or a signal's; looked at once the loop is over, so that none slips through
+        if step > saved:  # the last step, or the step at which a signal came
             save(step)
             progress.log()
     if step < config.steps:
@@ -134,17 +139,17 @@ def _train(task: Task, config: LoopConfig, job: JobFolder, device: torch.device,
 
 
 def check_output(output: Path, resume: bool, config: LoopConfig, inputs: Mapping[str, Any] | None = None) -> None:
-    """Looks at what `output` holds, before any slow work.
+    """Checks the content of `output` before any slow work.
 
     Raises:
-        GBCIError: a run that is not to be resumed, a damaged one, or one of other settings or inputs.
+        GBCIError: `output` holds a run and `resume` is not set, a damaged run, or one of other settings or inputs.
     """
     job = _job(output, config, inputs)
 
     def hint(changed: Sequence[str]) -> str:
         if "steps" not in changed or not (output / "pipeline").is_dir():
             return ""
-        # The learning rate's course depends on all of them.
+        # More steps cannot be added to a run: the learning rate's schedule depends on their number.
         return f"; to train on, start a new run with --init {output / 'pipeline'}"
 
     if job.begun(resume=resume, hint=hint):
@@ -159,9 +164,9 @@ def _job(output: Path, config: LoopConfig, inputs: Mapping[str, Any] | None) -> 
 
 
 def _check_state(job: JobFolder) -> None:
-    """Raises GBCIError where the file that a run was saved to is not there as it was saved.
+    """Raises GBCIError if the state file is missing or not as it was saved.
 
-    A save is noted before its file gets its name, so that the last note may be of a save that did not happen.
+    A save is noted before its file is renamed, so the last note may be of a save that was not completed.
     """
     path, saves = job.path / STATE_FILE, list(job)
     if not path.exists():
@@ -172,7 +177,7 @@ def _check_state(job: JobFolder) -> None:
 
 
 def learning_rate_at(config: LoopConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to a tenth of the peak at the last step."""
+    """The learning rate of a step: linear warm-up, then a cosine to a tenth of the peak at the last step."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
     phase = (step - config.warmup) / max(1, config.steps - config.warmup)
@@ -226,7 +231,7 @@ def _mix(*parts: int) -> int:
 
 
 class _DeferredInterrupt:
-    """Context that notes SIGINT and SIGTERM instead of raising, so that an optimizer step is never cut in two."""
+    """Context that records SIGINT and SIGTERM in `received` instead of raising, so that steps are not interrupted."""
 
     received = False
 
@@ -243,7 +248,7 @@ class _DeferredInterrupt:
 
 
 class _Averaged:
-    """Context in which the module carries the averaged weights, in evaluation mode."""
+    """Context in which the module has the averaged weights and is in evaluation mode."""
 
     def __init__(self, module: nn.Module, ema: EMA):
         self.module, self.ema = module, ema
@@ -268,7 +273,7 @@ def _save_state(job: JobFolder, module: nn.Module, ema: EMA, optimizer: torch.op
     }
 
     def write(temporary: Path) -> None:
-        content = io.BytesIO()  # of a file that it writes itself, torch does not say why that fails
+        content = io.BytesIO()  # torch hides the reason when writing to a file fails
         torch.save(state, content)
         temporary.write_bytes(content.getbuffer())
         job.note(step, None, [replace(Kept.of(job.path, temporary), path=STATE_FILE)])
@@ -279,7 +284,7 @@ def _save_state(job: JobFolder, module: nn.Module, ema: EMA, optimizer: torch.op
 def _load_state(
     job: JobFolder, module: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> int:
-    """The step that a run goes on from; 0 where nothing was saved."""
+    """Loads the saved state; returns the step to continue from, or 0 where nothing was saved."""
     path = job.path / STATE_FILE
     if not path.exists():
         return 0
@@ -298,7 +303,7 @@ def _load_state(
 
 @contextmanager
 def _one_sentence(output: Path) -> Iterator[None]:
-    """Makes an error of the libraries that write weights one sentence: on a full disk each raises a type of its own."""
+    """Turns errors of the libraries that write weights into a `GBCIError`: on a full disk each raises its own type."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:

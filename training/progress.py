@@ -1,4 +1,4 @@
-"""How a run tells where it is: a live bar on a terminal, one plain line per save in a log."""
+"""Progress of a run: a live bar on a terminal, or plain lines in a log."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +11,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 @contextmanager
 def counting(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar, or ten lines in a log; yields what is to be called after each of ``total`` items.
+    """Shows a bar, or ten lines in a log; yields a function to call after each of `total` items.
 
-    Unlike `rich.progress.track`, whose generator leaves its thread to the garbage collector when an item fails.
+    `rich.progress.track` is not used, because its thread outlives an item that fails.
     """
     console, done = Console(), 0
     with Progress(console=console, disable=not (total and console.is_terminal)) as progress:
@@ -30,13 +30,13 @@ def counting(description: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 class TrainingProgress:
-    """Context that follows a run; `advance` after every step, `log` after every save.
+    """Context that shows a run's progress; call `advance` after every step, `log` after every save.
 
     Args:
-        name: what the run is called.
-        start, steps: the step it starts from and the one it ends at.
+        name: of the run.
+        start, steps: first step and last step.
         batch: images per step.
-        silent: show nothing: another process tells of the run.
+        silent: show nothing, since another process reports.
     """
 
     def __init__(self, name: str, start: int, steps: int, batch: int, silent: bool = False):
@@ -65,13 +65,13 @@ class TrainingProgress:
         self.bar.stop()
 
     def advance(self, loss: float) -> None:
-        """One step is done; `loss` is its mean over the batch."""
+        """Records a finished step and its mean loss."""
         self.step += 1
         self.losses.append(loss)
         self.bar.update(self.task, completed=self.step, loss=loss, rate=self.batch / self._seconds_per_step())
 
     def log(self) -> None:
-        """Prints a line, where there is no bar: steps, mean loss since the last line, images/s, time to the end."""
+        """Without a bar, prints a line: steps, mean loss since the last line, images/s, time to the end."""
         if not self.live and not self.silent:
             seconds = self._seconds_per_step()
             left = timedelta(seconds=round((self.steps - self.step) * seconds))

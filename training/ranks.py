@@ -1,7 +1,7 @@
-"""Processes that train one model together, as ``torchrun`` starts them, and what a single process does alike.
+"""Processes that ``torchrun`` starts to train one model together; a single process has the same interface.
 
-Each takes its share of an optimizer step's micro-batches; gradients are summed, so that the processes' weights stay
-equal, and the run is that of one process up to the rounding of a sum.
+Each process takes its share of an optimizer step's micro-batches. Gradients are summed, so the processes' weights stay
+equal, and the result is that of a single process up to the rounding of a sum.
 """
 
 import importlib
@@ -24,7 +24,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that writes and prints."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
@@ -32,7 +32,7 @@ class Ranks:
         return self.sum(float(flag)) > 0
 
     def sum(self, value: float) -> float:
-        """Over all processes, in double precision; all must call it."""
+        """The sum of `value` over all processes, in float64; all must call it."""
         if self.size == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -40,7 +40,7 @@ class Ranks:
         return total.item()
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replaces every gradient by its sum over all processes; None stays None where no process has one."""
+        """Replaces every gradient by its sum over all processes; stays None where no process has a gradient."""
         if self.size == 1:
             return
         had = torch.tensor([float(part.grad is not None) for part in parameters], device=self.device)
@@ -58,13 +58,14 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """Joins the processes that ``torchrun`` started this one with, over NCCL on CUDA and Gloo on a CPU."""
+    """Joins the process group that ``torchrun`` started, over NCCL on CUDA and Gloo on a CPU."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Ranks(0, 1, device)
         return
-    # Its functions hold the group of the moment as a default. Imported later (an optimizer does), they would keep the
-    # group's threads alive after `destroy_process_group`, and these may abort an interpreter that is ending.
+    # This module's functions bind the current group as a default argument. If it were imported after the group is made
+    # (by an optimizer), it would keep the group's threads alive after `destroy_process_group`, and these can abort the
+    # interpreter at exit.
     importlib.import_module("torch.distributed.nn.functional")
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
@@ -74,18 +75,18 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes, before and after they have `joined`."""
+    """Whether this process writes and prints; works outside of `joined`, too."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def rank_device(name: str) -> torch.device:
-    """As `pick_device`; of several CUDA devices each process under ``torchrun`` takes its own.
+    """The device of a name, as `pick_device`; with several CUDA devices, each process under ``torchrun`` has its own.
 
     Raises:
-        GBCIError: as `pick_device`.
+        GBCIError: as for `pick_device`.
     """
     device = pick_device(name)
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)  # NCCL's calls, and kernels that name no device
+        torch.cuda.set_device(device)  # for NCCL, and for kernels without an explicit device
     return device

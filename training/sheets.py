@@ -11,7 +11,7 @@ from gbci_fast.jobs.files import atomically
 
 
 def save_sheet(path: Path, rows: Sequence[torch.Tensor]) -> None:
-    """Writes rows of images ([N, H, W] in [0, 1] each) as one gray PNG, two pixels apart."""
+    """Writes rows of images, each float [N, H, W] in [0, 1], as one gray PNG with gaps of two pixels."""
     lines = []
     for row in rows:
         tiles = [np.pad(tile.clamp(0, 1).numpy(), 1) for tile in row]

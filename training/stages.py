@@ -1,4 +1,4 @@
-"""Presets, and the entry points the command line calls."""
+"""Presets, and the entry points that the command line calls."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -56,11 +56,17 @@ def train_vae(
     """Trains the autoencoder on the training split of `roots`; ``output/vae`` holds the averaged weights.
 
     Args:
-        init: a pipeline folder whose autoencoder's weights are the starting ones.
-        decoder_only: leave the encoder, and so the latents, as they are.
+        roots: VinDr-layout folders or caches.
+        output: folder of the run.
+        preset: see `vae_preset`.
+        overrides: fields of `LoopConfig` to replace.
+        resume: continue the run in `output`.
+        init: a pipeline folder whose autoencoder has the starting weights.
+        decoder_only: keep the encoder, and so the latents, unchanged.
+        device: see `rank_device`.
 
     Raises:
-        GBCIError: `decoder_only` without `init`: the latents would be noise.
+        GBCIError: `decoder_only` without `init` (an untrained encoder's latents are noise), or an error of `train`.
     """
     config, loop = vae_preset(preset)
     config, loop = replace(config, decoder_only=decoder_only), replace(loop, **overrides)
@@ -78,7 +84,7 @@ def train_vae(
             factors = {name: trained.config[name] for name in ("shift_factor", "scaling_factor")}
             task.module.register_to_config(**factors)
         else:
-            task.balance()  # while the noise of the posterior has yet to be learned
+            task.balance()  # before training: it resets the posterior's standard deviation, which is then learned
     train(task, loop, output, resume=resume, device=place, inputs=inputs)
 
 
@@ -172,7 +178,18 @@ def train_classifier(
 ) -> None:
     """Trains the scorer on fold A of the training split of `roots`; ``output/scorer`` holds the averaged weights.
 
-    Roots of phantoms (column source) give all their training images.
+    Of phantom roots (see the column source), all training images are used.
+
+    Args:
+        roots: VinDr-layout folders.
+        output: folder of the run.
+        preset: see `classifier_preset`.
+        overrides: fields of `LoopConfig` to replace.
+        resume: continue the run in `output`.
+        device: see `rank_device`.
+
+    Raises:
+        GBCIError: a root is a cache, there are too few lesions for any task, or an error of `train`.
     """
     config, loop = classifier_preset(preset)
     loop = replace(loop, **overrides)
@@ -187,9 +204,9 @@ def train_classifier(
 
 
 def digest_roots(roots: Sequence[Path]) -> str:
-    """SHA-256 over the tables of VinDr-layout roots and the digests that caches keep of themselves, in their order.
+    """16 hexadecimal digits of SHA-256 over the tables of VinDr-layout roots and the index files of caches, in order.
 
-    Not over the pixels of a root, which would take as long as reading them.
+    Pixels are not covered, since that would take as long as reading them.
     """
     digest = hashlib.sha256()
     for root in roots:

@@ -14,12 +14,18 @@ from gbci_fast.data.fields import FieldOfView, to_unit
 from gbci_fast.jobs.files import replace_folder
 from gbci_fast.training.sheets import save_sheet
 
-WIDEST = 4.0  # spread of the latents in the direction in which they spread most, over that in any other
+WIDEST = 4.0  # largest ratio of the latents' standard deviations along two directions
 
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """Widths of the autoencoder and weights of its loss terms."""
+    """Widths of the autoencoder, its training crops, and the weights of its loss terms.
+
+    Attributes:
+        crop: side of the training crops in pixels.
+        lesion_crops: share of the crops around a lesion, where the image has one.
+        decoder_only: keep the encoder unchanged.
+    """
 
     block_out_channels: tuple[int, ...] = (32, 64, 112)
     layers_per_block: int = 1
@@ -33,7 +39,10 @@ class VAEConfig:
 
 
 def build_vae(config: VAEConfig) -> AutoencoderKL:
-    """One channel, stride 2^(levels - 1), no attention: the decoder stays local, so that windows can be decoded."""
+    """An autoencoder with one image channel, stride 2^(levels - 1) and no attention.
+
+    Without attention the decoder is local, so that windows can be decoded separately.
+    """
     levels = len(config.block_out_channels)
     return AutoencoderKL(
         in_channels=1,
@@ -50,9 +59,9 @@ def build_vae(config: VAEConfig) -> AutoencoderKL:
 
 
 class VAETask:
-    """Loss: L1 + L2 of pixels, L1 of their horizontal and vertical differences, and a faint KL term.
+    """Loss: L1 + L2 of pixels, L1 of their horizontal and vertical differences, and a small KL term.
 
-    With `decoder_only` the latents stay as they are, and so a diffusion model that was trained on them stays valid.
+    With `decoder_only` the latents do not change, so a diffusion model that was trained on them stays valid.
     """
 
     def __init__(self, images: Sequence[FieldOfView], config: VAEConfig, device: torch.device):
@@ -63,7 +72,7 @@ class VAETask:
                 part.requires_grad_(False)
 
     def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """One batch of crops [B, 1, c, c] in [-1, 1]."""
+        """The loss of a batch of crops [B, 1, c, c] in [-1, 1]."""
         x = self._crops(batch_size, generator).to(self.device)
         posterior = self.module.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
@@ -74,7 +83,7 @@ class VAETask:
         return pixel + self.config.edge_weight * edge + self.config.kl_weight * kl
 
     def sample_sheet(self, path: Path) -> None:
-        """Eight training images above their reconstructions."""
+        """Writes a PNG of eight training images above their reconstructions."""
         picks = [self.images[i] for i in range(0, len(self.images), max(1, len(self.images) // 8))][:8]
         x = torch.stack([to_unit(item.image) for item in picks])[:, None].to(self.device)
         with torch.no_grad():
@@ -83,7 +92,11 @@ class VAETask:
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
-        """Writes ``vae/``: its latents balanced, their own mean and spread as `shift_factor` and `scaling_factor`."""
+        """Writes ``vae/`` with balanced latents, `shift_factor` and `scaling_factor`.
+
+        The factors are the latents' mean and one over their standard deviation in breasts. With `decoder_only`, latents
+        and factors are kept.
+        """
         if not self.config.decoder_only:
             self.balance()
             values = self._breast_latents()
@@ -92,17 +105,18 @@ class VAETask:
 
     @torch.no_grad()
     def balance(self) -> None:
-        """Spreads the latents: in no direction less than 1 / `WIDEST` of how far they spread in the widest.
+        """Rescales the latents so that no direction's standard deviation is below 1 / `WIDEST` of the largest.
 
-        Reconstruction alone leaves that open: all channels may carry the gray level, and what tells them apart be less
-        than the noise at which a sampler stops. A change of basis inside the two 1x1 convolutions around the latents
-        mends it, and decodes to the same pixels. The posterior's own spread starts anew, at 1 % of the narrowest.
+        Reconstruction alone does not ensure this: all channels may carry the gray level, and their differences may be
+        smaller than the noise at which a sampler stops. The change of basis is made in the two 1x1 convolutions around
+        the latents, so that the latents decode to the same pixels. The posterior's standard deviation is reset to 1 %
+        of the smallest of the latents'.
         """
         values = self._breast_latents()
         mean, covariance = values.mean(0), torch.cov(values.T)
         eigenvalues, axes = torch.linalg.eigh(covariance)
         spread = eigenvalues.clamp(min=0).sqrt()
-        spread = spread.clamp(min=1e-3 * spread.max().item())  # a dead direction is not blown up to a live one
+        spread = spread.clamp(min=1e-3 * spread.max().item())  # limits the gain of a direction without signal
         wanted = spread.clamp(min=spread.max().item() / WIDEST)
         gain, count = wanted / spread, len(mean)
         before, after = self.module.quant_conv, self.module.post_quant_conv
@@ -121,7 +135,7 @@ class VAETask:
         after.weight[:, :, 0, 0] = (weight @ back).to(after.weight.dtype)
 
     def _breast_latents(self) -> Tensor:
-        """float64 [N, C]: the posterior's means in the breasts of 32 images; air is one constant vector."""
+        """The posterior's means in the breasts of up to 32 images, float64 [N, C]; air, a constant, is left out."""
         picks = self.images[:: max(1, len(self.images) // 32)][:32]
         x = torch.stack([to_unit(item.image) for item in picks])[:, None].to(self.device) * 2 - 1
         latents = torch.cat([self.module.encode(part).latent_dist.mode() for part in x.split(8)]).double()
@@ -130,7 +144,7 @@ class VAETask:
         return latents.movedim(1, -1)[inside]
 
     def _crops(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Random crops, centered on a breast pixel; half of them on a lesion pixel where the image has one."""
+        """Random augmented crops [B, 1, c, c] in [-1, 1] around pixels of breasts or, for `lesion_crops`, lesions."""
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         size, out = self.config.crop, []
         for _ in range(batch_size):

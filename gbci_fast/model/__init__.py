@@ -1,1 +1,1 @@
-"""The specification: the eager pipeline, its parts, its noise and its checkpoint."""
+"""The reference implementation: the eager pipeline, its parts, its noise and its checkpoint format."""

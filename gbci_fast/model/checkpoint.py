@@ -1,4 +1,4 @@
-"""Opening a pipeline folder for the command line: quiet, on its device, with one sentence where it cannot be done."""
+"""Opens a pipeline folder for the command line: without log output, on a device, with one clear error message."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from gbci_fast.model.pipeline import PACKAGED_WEIGHTS, GBCIPipeline
 
 
 def checkpoint_folder(given: Path | None) -> Path:
-    """The given pipeline folder, or the packaged one.
+    """The given pipeline folder; None = the packaged one.
 
     Raises:
-        GBCIError: it holds no pipeline.
+        GBCIError: the folder holds no pipeline.
     """
     folder = given or PACKAGED_WEIGHTS
     if not (folder / "model_index.json").is_file():
@@ -41,7 +41,7 @@ def load_pipeline(
 
 @contextmanager
 def _errors_are_raised() -> Iterator[None]:
-    """No log lines of diffusers: what they report is raised as well."""
+    """Silences diffusers' log: the errors in it are raised as exceptions, too."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:

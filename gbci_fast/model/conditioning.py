@@ -24,7 +24,7 @@ from gbci_fast.attributes import (
 )
 from gbci_fast.errors import GBCIError
 
-# One embedding table each; index 0 means unknown. Order and spelling are part of the checkpoint format.
+# Each attribute has an embedding table; index 0 = unknown. Order and spelling are part of the checkpoint format.
 CATEGORICAL = {
     "laterality": LATERALITIES,
     "view_position": VIEW_POSITIONS,
@@ -32,18 +32,18 @@ CATEGORICAL = {
     "breast_birads": BIRADS,
     "finding_birads": BIRADS,
 }
-NUMERIC = {"age": 100.0, "pixel_spacing": 1.0}  # the value at which the encoding's base frequency sees one unit
+NUMERIC = {"age": 100.0, "pixel_spacing": 1.0}  # units (years, mm) that values are divided by before encoding
 NUM_ATTRIBUTE_TOKENS = len(CATEGORICAL) + 1 + len(NUMERIC)
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is conditioned on, for a batch of B.
+    """The UNet's condition for a batch of B.
 
     Attributes:
-        tokens: [B, N, D] cross-attention context.
-        token_mask: bool [B, N]; False marks report padding.
-        pooled: [B, P] FiLM vector.
+        tokens: float [B, N, D], cross-attention context.
+        token_mask: bool [B, N]; False marks padding.
+        pooled: float [B, P], FiLM vector.
     """
 
     tokens: Tensor
@@ -52,7 +52,7 @@ class Conditioning:
 
     @functools.cached_property
     def padded(self) -> bool:
-        """Whether any token is padding. To tell, it waits for the device, but only once."""
+        """Whether any token is padding. The first access waits for the device; the result is cached."""
         return not self.token_mask.all().item()
 
     def repeat_interleave(self, repeats: int) -> "Conditioning":
@@ -60,27 +60,27 @@ class Conditioning:
         return Conditioning(*(part.repeat_interleave(repeats, 0) for part in self._parts()))
 
     def select(self, rows: Sequence[int]) -> "Conditioning":
-        """These elements of the batch, in this order."""
+        """The elements of the batch at `rows`, in this order."""
         return Conditioning(*(part[list(rows)] for part in self._parts()))
 
     def pad(self, multiple: int) -> "Conditioning":
-        """The same condition with so much padding that the number of tokens is a multiple."""
+        """The same condition, padded so that the number of tokens is a multiple of `multiple`."""
         more = -self.tokens.shape[1] % multiple
         return Conditioning(F.pad(self.tokens, (0, 0, 0, more)), F.pad(self.token_mask, (0, more)), self.pooled)
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name."""
+        """The three tensors by name."""
         return dict(zip(("tokens", "token_mask", "pooled"), self._parts(), strict=True))
 
     def within(self, tensors: Mapping[str, Tensor]) -> "Conditioning":
-        """Other `tensors` of which it is known that they are `padded` as these are."""
+        """A condition of other `tensors`, with this one's value of `padded`, which saves waiting for the device."""
         other = Conditioning(*(tensors[name] for name in self.tensors()))
         vars(other)["padded"] = self.padded
         return other
 
     @staticmethod
     def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
-        """One batch after the other; all of the same context length."""
+        """Concatenates batches of the same context length."""
         return Conditioning(*(torch.cat(columns) for columns in zip(*(p._parts() for p in parts), strict=True)))
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,22 +88,22 @@ class Conditioning:
 
 
 class ConditionEncoder(ModelMixin, ConfigMixin):
-    """Masked image, attributes and report to cross-attention tokens and a FiLM vector.
+    """Encodes masked image, attributes and report as cross-attention tokens and a FiLM vector.
 
     Args:
-        image_size: side of the model image in pixels (positions are interpolated for other sizes).
+        image_size: side of the model image in pixels; positional embeddings are interpolated for other sizes.
         patch_size: side of a ViT patch.
         width: D, the token width, shared with the UNet's `cross_attention_dim`.
-        depth: transformer blocks of the ViT.
-        report_depth: transformer blocks of the built-in report encoder.
+        depth: number of transformer blocks of the ViT.
+        report_depth: number of transformer blocks of the built-in report encoder.
         head_dim: width of an attention head.
         pooled_dim: P, the UNet's `projection_class_embeddings_input_dim`.
         vocabulary: hash buckets of the built-in report encoder's words.
-        max_report_tokens: longer reports are cut here.
+        max_report_tokens: longer reports are cut to this length.
         report_width: width of an external text encoder's states, passed as `report_embeds`; None for the built-in one.
     """
 
-    __module__ = "gbci_fast.conditioning"  # what checkpoints name
+    __module__ = "gbci_fast.conditioning"  # the name in checkpoints
 
     @register_to_config
     def __init__(
@@ -157,7 +157,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         """Encodes a batch.
 
         Args:
-            masked_image: [B, 1, H, W] in [-1, 1], 0 where the mask is.
+            masked_image: [B, 1, H, W] in [-1, 1], 0 under the mask.
             mask: [B, 1, H, W], 1 = synthesize.
             attributes: B descriptions.
             report: B sentences; None or "" for none.
@@ -165,7 +165,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             report_mask: bool [B, M]; False marks padding.
 
         Raises:
-            GBCIError: a report in the form that this conditioner was not built for, or of the wrong shape.
+            GBCIError: a report in a form (text or embeddings) that this encoder was not built for, or of a wrong shape.
         """
         image_tokens = self.encode_image(masked_image, mask)
         attribute_tokens = self.encode_attributes(attributes)
@@ -187,13 +187,16 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def null(self, batch_size: int, num_tokens: int = 1) -> Conditioning:
-        """The unconditional context: one learned token, repeated to `num_tokens` (the same function), and its FiLM."""
+        """The unconditional condition: one learned token and a FiLM vector.
+
+        The token is repeated `num_tokens` times, which does not change the result of attention.
+        """
         tokens = self.null_token.expand(batch_size, num_tokens, -1)
         token_mask = torch.ones(batch_size, num_tokens, dtype=torch.bool, device=tokens.device)
         return Conditioning(tokens, token_mask, self.null_pooled.expand(batch_size, -1))
 
     def encode_image(self, masked_image: Tensor, mask: Tensor) -> Tensor:
-        """ViT tokens [B, patches, D] of the masked image and the mask itself."""
+        """ViT tokens [B, patches, D] of the masked image and its mask."""
         x = self.patch(torch.cat([masked_image, mask.to(masked_image.dtype)], 1))
         position = self.position
         if position.shape[-2:] != x.shape[-2:]:
@@ -234,7 +237,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         embeds: Tensor | None,
         mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Report tokens [B, M, D] and their mask; M is 0 when nobody has a report."""
+        """Report tokens [B, M, D] and their mask, bool [B, M]; M = 0 without any report."""
         device, width = self.null_token.device, self.config.width
         if mask is not None and embeds is None:
             raise GBCIError("report_mask was given without report_embeds; expected both or neither")
@@ -264,14 +267,20 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             row[: len(tokens)] = torch.tensor(tokens, dtype=torch.long)
             row_mask[: len(tokens)] = True
         ids, mask = ids.to(device), mask.to(device)
-        # A sample without a report attends to its first padding slot: defined, finite, and masked out afterwards.
+        # A sample without a report attends to its first padding token, so that its output is finite; masked below.
         keys = mask.clone()
         keys[:, 0] = True
         encoded = self.report_encoder(self.words(ids) + self.report_position[:longest], src_key_padding_mask=~keys)
         return encoded * mask[..., None], mask
 
     def tokenize(self, text: str | None) -> list[int]:
-        """Lower-case words and numbers, hashed (CRC-32) into the vocabulary; at most `max_report_tokens`."""
+        """Word indices of a report: lower-case words and numbers, hashed (CRC-32) into the vocabulary.
+
+        At most `max_report_tokens` are returned.
+
+        Raises:
+            GBCIError: `text` is neither text nor None.
+        """
         if not isinstance(text, str | None):
             raise GBCIError(f"report holds {text!r}; expected text or None")
         words = re.findall(r"[a-z]+|\d+", (text or "").lower())[: self.config.max_report_tokens]

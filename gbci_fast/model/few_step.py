@@ -1,4 +1,4 @@
-"""The few-step student that a checkpoint may carry: a low-rank change of its UNet with guidance inside."""
+"""The few-step student that a checkpoint may hold: a low-rank change of its UNet with guidance built in."""
 
 import copy
 import math
@@ -17,15 +17,15 @@ from gbci_fast.model.schedulers import check_scheduler
 
 
 class FewStepLoRA(ModelMixin, ConfigMixin):
-    """``<layer>.up`` [rows, rank] and ``<layer>.down`` [rank, columns] of every changed layer of a UNet.
+    """The low-rank change of a UNet: ``<layer>.up`` [rows, rank] and ``<layer>.down`` [rank, columns] per layer.
 
     Args:
-        layers: name of each changed layer -> (rows, rank, columns); a layer's weight gains ``up @ down`` in its shape.
-        guidance_scale: of the guided teacher, which the student repeats without guidance.
-        steps: that the student takes from noise to clean latents.
+        layers: {name of a changed layer: (rows, rank, columns)}; ``up @ down`` is added to the layer's weight.
+        guidance_scale: of the guided teacher, whose result the student reproduces without guidance.
+        steps: number of steps of the student from noise to clean latents.
 
     Raises:
-        GBCIError: a guidance scale that is no number, or a number of steps or a size that is no whole one above 0.
+        GBCIError: the guidance scale is not a finite number, or steps or a size are not whole numbers above 0.
     """
 
     __module__ = "gbci_fast.few_step"  # what checkpoints name
@@ -55,7 +55,7 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], guidance_scale: float, steps: int) -> "FewStepLoRA":
-        """Of ``<layer>.up`` and ``<layer>.down`` tensors, which are copied."""
+        """The change that ``<layer>.up`` and ``<layer>.down`` tensors hold; they are copied."""
         names = [name.removesuffix(".up") for name in tensors if name.endswith(".up")]
         layers = {name: (*tensors[f"{name}.up"].shape, tensors[f"{name}.down"].shape[1]) for name in names}
         made = cls(layers=layers, guidance_scale=guidance_scale, steps=steps)
@@ -67,7 +67,7 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
         """A copy of `unet` with the change in its weights.
 
         Raises:
-            GBCIError: the UNet lacks a changed layer, or has it in another shape.
+            GBCIError: the UNet lacks a changed layer, or the layer has another shape.
         """
         student = copy.deepcopy(unet)
         for name, (rows, _, columns) in self.config.layers.items():
@@ -80,17 +80,20 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
                     f"the few-step weights change {name} as {rows} x {columns}; it is {list(weight.shape)} in this UNet"
                 )
             change = self.get_submodule(name)
-            with without_autocast(weight.device):  # of the call that it is made in
+            with without_autocast(weight.device):  # the calling code may have enabled it
                 weight += (change.up.float() @ change.down.float()).view_as(weight).to(weight)
         return student
 
     def note(self) -> str:
-        """When `gbci_fast.accelerate` uses it."""
+        """One line for users: the calls for which `gbci_fast.accelerate` uses the student."""
         steps, scale = self.config.steps, self.config.guidance_scale
         return f"few-step weights: up to {steps} steps at guidance {scale:g} and eta 0"
 
     def covers(self, num_inference_steps: int, guidance_scale: float, eta: float) -> bool:
-        """Whether a call is the student's: the steps it was trained for, or fewer (measured in docs/training.md)."""
+        """Whether the student can take over a call: its number of steps or fewer, its guidance scale, and eta 0.
+
+        docs/training.md has measurements with fewer steps than the student was trained for.
+        """
         few = num_inference_steps <= self.config.steps
         return few and guidance_scale == self.config.guidance_scale and eta == 0
 
@@ -103,7 +106,7 @@ def few_step_scheduler(like: SchedulerMixin) -> DDIMScheduler:
     """DDIM from the noisiest timestep to clean latents, on the noise schedule of `like`.
 
     Raises:
-        GBCIError: `like` is for models of another kind, whose noise schedule DDIM does not have.
+        GBCIError: `like` is a scheduler for another kind of model, whose noise schedule DDIM cannot use.
     """
     check_scheduler(like)
     return DDIMScheduler.from_config(

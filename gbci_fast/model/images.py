@@ -1,4 +1,4 @@
-"""Images in and out of the pipeline: PIL, NumPy and torch to float32 [B, 1, H, W] in [0, 1], and back."""
+"""Converts images to and from the pipeline's format: PIL, NumPy and torch to float32 [B, 1, H, W] in [0, 1]."""
 
 from collections.abc import Sequence
 
@@ -15,19 +15,19 @@ _GRAY_MODES = {"1": 255, "L": 255, "I;16": 65535, "I;16L": 65535, "I;16B": 65535
 
 
 def to_tensor(images: ImageInput, name: str) -> tuple[Tensor, int]:
-    """Reads one image or several of one size.
+    """Converts one image, or several of one size.
 
     Args:
         images: PIL (gray, 8 or 16 bit); arrays uint8, uint16 or float in [0, 1], [H, W], [H, W, 1] or [B, H, W, 1];
             tensors float in [0, 1] or uint8, [H, W], [1, H, W] or [B, 1, H, W]; or a list of these.
-        name: what the image is called in error messages.
+        name: name of the image in error messages.
 
     Returns:
-        float32 [B, 1, H, W] in [0, 1], and the value that stands for 1.0 in the input's native depth
+        float32 [B, 1, H, W] in [0, 1], and the integer that stands for 1.0 in the input's native depth
         (255 for 8-bit input, else 65535).
 
     Raises:
-        GBCIError: color, wrong shape or type, values outside [0, 1], NaN, or sizes that differ.
+        GBCIError: color, a wrong shape or type, values outside [0, 1], NaN, or different sizes.
     """
     items = list(images) if isinstance(images, Sequence) else [images]
     if not items:
@@ -40,27 +40,32 @@ def to_tensor(images: ImageInput, name: str) -> tuple[Tensor, int]:
 
 
 def to_mask(masks: ImageInput, name: str) -> Tensor:
-    """Reads one mask or several of one size: 1 where to synthesize, float32 [B, 1, H, W] of zeros and ones.
+    """Converts one mask, or several of one size, to float32 [B, 1, H, W] of zeros and ones; 1 = synthesize.
 
-    Floats above 0.5 are drawn. Of integers, whatever their type, those above half of the mask's largest value are, as
-    in mask files: so 0 and 1, 0 and 255, and 16 bits mean the same.
+    Floats are thresholded at 0.5; integers of any type at half of the mask's largest value, as in mask files. So 0 and
+    1, 0 and 255, and 0 and 65535 mean the same.
 
     Args:
-        masks: as of `to_tensor`, and integers of any type.
-        name: what the mask is called in error messages.
+        masks: as for `to_tensor`, or integers of any type.
+        name: name of the mask in error messages.
 
     Raises:
-        GBCIError: as of `to_tensor`; negative integers, or a map of labels.
+        GBCIError: as for `to_tensor`; also negative integers, or a map of labels.
     """
     items = list(masks) if isinstance(masks, Sequence) else [masks]
     return (to_tensor([_drawn(item, name) for item in items], name)[0] > 0.5).float()
 
 
 def from_tensor(images: Tensor, output_type: str, depth: int) -> Tensor | np.ndarray | list[Image.Image]:
-    """float [B, 1, H, W] in [0, 1] to "pt" (as it is), "np" (float32 [B, H, W, 1]) or "pil" (gray, native depth).
+    """Converts float [B, 1, H, W] in [0, 1] to an output type.
+
+    Args:
+        images: the sampled images.
+        output_type: "pt" (unchanged), "np" (float32 [B, H, W, 1]) or "pil" (gray).
+        depth: the integer that stands for 1.0 in "pil" images, 255 or 65535.
 
     Raises:
-        GBCIError: NaN or infinity, which "pil" cannot hold.
+        GBCIError: NaN or infinity with "pil", which cannot hold them.
     """
     if output_type == "pt":
         return images
@@ -76,7 +81,7 @@ def from_tensor(images: Tensor, output_type: str, depth: int) -> Tensor | np.nda
 
 
 def _drawn(mask: Image.Image | np.ndarray | Tensor, name: str) -> Image.Image | np.ndarray | Tensor:
-    """A mask of integers as truth values; any other as it is, for `to_tensor` to judge."""
+    """An integer mask as bool; any other mask unchanged, for `to_tensor` to check."""
     if isinstance(mask, Tensor):
         whole = not (mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool)
         return torch.from_numpy(_drawn(mask.cpu().numpy(), name)).to(mask.device) if whole else mask
@@ -112,7 +117,7 @@ def _one_to_tensor(image: Image.Image | np.ndarray | Tensor, name: str) -> tuple
 
 
 def _scaled(image: np.ndarray | Tensor, name: str) -> tuple[Tensor, int]:
-    """Integers to [0, 1]; floats as they are. NumPy's uint16 goes through float32, exactly."""
+    """The image as float32, integers scaled to [0, 1], and its native depth (see `to_tensor`)."""
     if isinstance(image, np.ndarray):
         scale = {"uint8": 255, "uint16": 65535, "bool": 1}.get(image.dtype.name)
         if scale is not None:

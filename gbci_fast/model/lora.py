@@ -1,4 +1,4 @@
-"""LoRA adapters of a pipeline's UNet, by the calls that diffusers' pipelines have for them."""
+"""LoRA adapters for a pipeline's UNet, with the methods of diffusers' pipelines."""
 
 import math
 import sys
@@ -22,7 +22,7 @@ OPTIONS = (
 
 
 def is_adapter(module: nn.Module) -> bool:
-    """Whether a module is a stock layer with adapters beside it. Without PEFT loaded there is none."""
+    """Whether a module is a stock layer with adapters. Without PEFT loaded, none is."""
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     return tuners is not None and isinstance(module, tuners.BaseTunerLayer)
 
@@ -49,13 +49,13 @@ class UNetLoRALoader(LoraBaseMixin):
         Args:
             pretrained_model_name_or_path_or_dict: a ``.safetensors`` file, a folder with one, the name of a repository,
                 or the tensors; in the format of diffusers, PEFT or kohya.
-            adapter_name: to call it by; by default "default_0", "default_1" and so on.
-            kwargs: any of `OPTIONS`, as of diffusers; `use_safetensors` can only be true.
+            adapter_name: name of the adapter; by default "default_0", "default_1" and so on.
+            kwargs: any of `OPTIONS`, as in diffusers; `use_safetensors` must not be False.
 
         Raises:
-            GBCIError: PEFT or transformers are not installed; an option is unknown; the file is no safetensors file, or
-                not readable; it changes layers that this UNet lacks or has in another shape, or a text encoder; the
-                name is taken. The UNet is as it was then.
+            GBCIError: PEFT or transformers are not installed; an option is unknown; the file cannot be read or is not a
+                safetensors file; it changes a text encoder, or layers that this UNet lacks or has in another shape; the
+                name is taken. The UNet is then unchanged.
         """
         if not USE_PEFT_BACKEND:
             raise GBCIError("load_lora_weights needs peft and transformers: pip install 'gbci_fast[lora]'")
@@ -81,10 +81,10 @@ class UNetLoRALoader(LoraBaseMixin):
                 _pipeline=self,
             )
             _check_scales(self.unet)
-        except Exception as error:  # of PEFT, which takes patterns, ranks and alphas from the file as they are
+        except Exception as error:  # PEFT does not check the file's patterns, ranks and alphas
             _take_back(self.unet, before, active)
             raise GBCIError(f"{source} cannot be loaded: {' '.join(str(error).split())}") from error
-        self.unet.train(self.unet.training)  # new layers too, of which some drop out in training
+        self.unet.train(self.unet.training)  # new layers too, since some have dropout
 
     def fuse_lora(
         self,
@@ -93,19 +93,19 @@ class UNetLoRALoader(LoraBaseMixin):
         safe_fusing: bool = False,
         adapter_names: list[str] | None = None,
     ) -> None:
-        """Adds the adapters to the UNet's weights: all active ones, or those that are named, times a scale."""
+        """Adds adapters, times `lora_scale`, to the UNet's weights: the named ones, or all active ones."""
         super().fuse_lora(list(components), lora_scale, safe_fusing, adapter_names)
 
     def unfuse_lora(self, components: Sequence[str] = ("unet",)) -> None:
-        """Takes the adapters out of the UNet's weights again."""
+        """Removes the adapters from the UNet's weights again."""
         super().unfuse_lora(list(components))
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Saves the pipeline.
 
         Raises:
-            GBCIError: the UNet has adapters, or layers made for some that were deleted since: its layers have other
-                names then, and loading would not find them.
+            GBCIError: the UNet has adapters, or still has the layers of deleted adapters. Such layers have other names,
+                which loading would not find.
         """
         if names := ", ".join(getattr(self.unet, "peft_config", {})):
             way = "fuse_lora() and unload_lora_weights() before, or unet.save_lora_adapter() for the adapter alone"
@@ -117,7 +117,7 @@ class UNetLoRALoader(LoraBaseMixin):
 
 
 def _check_scales(unet: UNet2DConditionModel) -> None:
-    """Raises GBCIError: an adapter's alpha is no finite number."""
+    """Raises GBCIError if the scale of an adapter is not finite."""
     for layer, part in unet.named_modules():
         if is_adapter(part):
             for name, scale in getattr(part, "scaling", {}).items():
@@ -129,9 +129,9 @@ def _take_back(unet: UNet2DConditionModel, before: set[str], active: dict[Any, l
     """Undoes a load that failed at any point.
 
     Args:
-        unet: perhaps with some of the new adapter's layers.
-        before: the adapters that it had.
-        active: those in use, of each layer with adapters.
+        unet: may have some of the new adapter's layers.
+        before: names of the UNet's adapters before the load.
+        active: {layer with adapters: names of its active adapters} before the load.
     """
     if not active:
         unet.unload_lora()
@@ -148,7 +148,11 @@ def _take_back(unet: UNet2DConditionModel, before: set[str], active: dict[Any, l
 def _read(
     given: str | Path | dict[str, Tensor], source: str, kwargs: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, float] | None, dict[str, Any] | None]:
-    """Tensors whose names begin with "unet.", alphas and metadata, if the file has any."""
+    """Reads a LoRA: tensors with the prefix "unet.", and the file's alphas and metadata, or None.
+
+    Raises:
+        GBCIError: it cannot be read, or is not a safetensors file.
+    """
     if not isinstance(given, dict):
         names = [kwargs.get("weight_name"), str(given) if Path(given).is_file() else None]
         for name in filter(None, names):
@@ -159,7 +163,7 @@ def _read(
             dict(given) if isinstance(given, dict) else str(given),
             **{**kwargs, "use_safetensors": True, "return_lora_metadata": True},
         )
-    except Exception as error:  # of the hub, of safetensors, of a format that is unknown
+    except Exception as error:  # errors of the hub, of safetensors, or of an unknown format
         raise GBCIError(f"{source} cannot be read as a LoRA: {error}") from error
     if not any(name.startswith(("unet.", "text_encoder")) for name in tensors):
         tensors = {f"unet.{name}": tensor for name, tensor in tensors.items()}  # as `unet.save_lora_adapter` writes it
@@ -168,14 +172,14 @@ def _read(
 
 
 def _check(unet: UNet2DConditionModel, tensors: dict[str, Tensor], source: str) -> None:
-    """Raises GBCIError: the tensors are not those of an adapter for this UNet."""
+    """Raises GBCIError if the tensors are not an adapter for this UNet."""
     if not tensors:
         raise GBCIError(f"{source} has no tensors; expected those of a LoRA")
     for name in tensors:
         if not name.startswith("unet."):
             raise GBCIError(f"{source} changes {name}; expected changes of the UNet alone, as there is no text encoder")
     if any(".lokr_" in name for name in tensors):
-        return  # another kind, which its own loader checks
+        return  # LoKr, which diffusers' own loader checks
     tensors = {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
     if not all(".lora_A." in name or ".lora_B." in name for name in tensors):
         tensors = convert_unet_state_dict_to_peft(tensors)
@@ -197,6 +201,6 @@ def _check(unet: UNet2DConditionModel, tensors: dict[str, Tensor], source: str) 
 
 
 def _fit(down: Tensor, up: Tensor, weight: Tensor) -> bool:
-    """Whether [rank, columns, ...] and [rows, rank, ...] are factors of a layer's weight."""
+    """Whether `down` [rank, columns, ...] and `up` [rows, rank, ...] are factors of a layer's weight."""
     ranks = down.ndim == up.ndim == weight.ndim and len(down) == up.shape[1] > 0
     return ranks and (len(up), down.shape[1:]) == (len(weight), weight.shape[1:])

@@ -1,5 +1,5 @@
-"""The two weights a lesion mask turns into: one per latent cell for the known-region blend, one per pixel for the
-composite. Every path, eager or fast, uses these functions."""
+"""The two weights that follow from a lesion mask: per latent cell for the known-region blend, and per pixel for the
+composite. Eager and fast paths both use these functions."""
 
 import torch
 import torch.nn.functional as F
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def latent_mask(mask: Tensor, factor: int) -> Tensor:
-    """The mask at latent resolution, conservative: a cell is 1 when any of its pixels is.
+    """The mask at latent resolution: a cell is 1 if any of its pixels is.
 
     Args:
-        mask: [B, 1, H, W] with 1 = synthesize.
+        mask: float [B, 1, H, W]; above 0.5 = synthesize.
         factor: pixels per latent cell along each side.
 
     Returns:
@@ -20,13 +20,14 @@ def latent_mask(mask: Tensor, factor: int) -> Tensor:
 
 
 def feather_latent_mask(mask: Tensor, radius: int) -> Tensor:
-    """Blend weight per latent cell: 1 inside the mask, falling linearly to 0 over ``2 * radius`` cells outside.
+    """Blend weight per latent cell, [B, 1, h, w]: 1 inside the mask, falling linearly to 0 over ``2 * radius`` cells
+    outside.
 
     The ramp lies outside, so that no masked cell is pulled back to the original.
 
     Args:
-        mask: [B, 1, h, w] of zeros and ones, from `latent_mask`.
-        radius: in latent cells; 0 keeps the mask hard.
+        mask: float [B, 1, h, w] of zeros and ones, from `latent_mask`.
+        radius: in latent cells; 0 = no ramp.
     """
     if radius == 0:
         return mask
@@ -39,13 +40,13 @@ def feather_latent_mask(mask: Tensor, radius: int) -> Tensor:
 
 
 def feather_pixels(mask: Tensor, radius: int) -> Tensor:
-    """Composite weight per pixel: 0 outside the mask, rising to 1 over `radius` pixels *inside* it.
+    """Composite weight per pixel, [B, 1, H, W]: 0 outside the mask, rising to 1 over `radius` pixels *inside* it.
 
-    The ramp lies inside, so that every pixel outside the mask keeps its own bits.
+    The ramp lies inside, so that every pixel outside the mask keeps its bits.
 
     Args:
-        mask: [B, 1, H, W]; above 0.5 = synthesize.
-        radius: in pixels; 0 keeps the mask hard.
+        mask: float [B, 1, H, W]; above 0.5 = synthesize.
+        radius: in pixels; 0 = no ramp.
     """
     hard = (mask > 0.5).to(mask.dtype)
     total, eroded = hard, hard
@@ -56,11 +57,12 @@ def feather_pixels(mask: Tensor, radius: int) -> Tensor:
 
 
 def composite(image: Tensor, synthetic: Tensor, mask: Tensor, radius: int) -> Tensor:
-    """`synthetic` where the mask is, feathered over `radius` pixels inside its edge; elsewhere the bits of `image`.
+    """`synthetic` inside the mask, feathered over `radius` pixels at its edge; outside, the bits of `image`.
 
     Args:
         image, synthetic: float [B, 1, H, W] in [0, 1].
-        mask: [B, 1, H, W].
+        mask: [B, 1, H, W]; above 0.5 = synthesize.
+        radius: see `feather_pixels`.
     """
     weight = feather_pixels(mask.to(image.dtype), radius)
     return torch.where(weight == 0, image, torch.lerp(image, synthetic, weight))

@@ -1,17 +1,18 @@
-"""Per-sample noise: Philox4x32-10 counters through Box-Muller. The definition, in plain NumPy.
+"""Noise per sample: Philox4x32-10 followed by Box-Muller. This is the definition, in plain NumPy.
 
 A normal is a pure function of (seed, element, step, stream), so a sample's noise depends neither on its batch nor on
-the device. Element ``e`` of a sample is its flat index in ``[C, H, W]`` order; the four words that Philox gives for
+the device. Let ``e`` be the flat index of an element in ``[C, H, W]`` order, and ``x0 .. x3`` the four words that
+Philox returns for
 
     key     = (seed mod 2^32, seed div 2^32)
     counter = (e div 4, step, stream, 0)
 
-are ``x0 .. x3``, and elements ``4 (e div 4) + 0 .. 3`` of the sample are, with ``u(x) = (x div 2^8) 2^-24``,
+With ``u(x) = (x div 2^8) 2^-24``, elements ``4 (e div 4) + 0 .. 3`` of the sample are
 
     n0 = r cos(2 pi u(x1)),   n1 = r sin(2 pi u(x1)),   r = sqrt(-2 log(u(x0) + 2^-24))
 
-and n2, n3 likewise from ``x2, x3``. Both uniforms are exact in float32, so that kernels in single precision differ from
-this module by the rounding of log, sqrt and sincos alone; ``|n| <= sqrt(48 log 2) = 5.77``.
+and n2, n3 likewise from ``x2, x3``. Both uniforms are exact in float32, so single-precision kernels differ from this
+module only by the rounding of log, sqrt and sincos. ``|n| <= sqrt(48 log 2) = 5.77``.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; Box and Muller, 1958.
 """
@@ -26,7 +27,7 @@ from torch import Tensor
 from gbci_fast.errors import GBCIError
 
 STREAM_INITIAL = 0
-"""Counter word of the noise a trajectory starts from."""
+"""Counter word of the initial noise of a trajectory."""
 STREAM_SCHEDULER = 1
 """Counter word of the noise that a stochastic scheduler adds at each step."""
 
@@ -46,7 +47,7 @@ def philox4x32(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
     Returns:
         uint32 ``[..., 4]``.
     """
-    # 64-bit lanes holding 32-bit words: a product is then one multiplication, and its halves a shift and a mask.
+    # 32-bit words in 64-bit integers: a product is one multiplication, and its halves are a shift and a mask.
     c0, c1, c2, c3 = np.moveaxis(np.asarray(counter, np.uint64), -1, 0)
     k0, k1 = np.moveaxis(np.asarray(key, np.uint64), -1, 0)
     for _ in range(10):
@@ -70,15 +71,15 @@ def seeded_normal(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Standard normals, one independent sample per seed, computed in float64 on the CPU and rounded once to `dtype`.
+    """Standard normals, one independent sample per seed; computed in float64 on the CPU and rounded once to `dtype`.
 
     Args:
         seeds: one integer in ``[0, 2^64)`` per sample.
         shape: shape of a sample, without the batch axis; up to ``2^34`` elements.
         step: index of the sampling step, in ``[0, 2^32)``.
-        stream: what the noise is for, in ``[0, 2^32)``: `STREAM_INITIAL`, `STREAM_SCHEDULER`, ...
+        stream: purpose of the noise, in ``[0, 2^32)``: `STREAM_INITIAL` or `STREAM_SCHEDULER`.
         dtype: a floating-point type.
-        device: where the result goes.
+        device: of the result.
 
     Returns:
         Tensor ``[len(seeds), *shape]``.
@@ -100,7 +101,7 @@ def seeded_normal(
 
 
 def seed_tensor(seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Seeds in the form that operators take: int64 ``[len(seeds)]``, the bits of the unsigned 64-bit seed.
+    """Seeds as operators take them: int64 ``[len(seeds)]`` with the bits of the unsigned 64-bit seeds.
 
     Raises:
         GBCIError: a seed is not an integer in ``[0, 2^64)``.
@@ -119,7 +120,7 @@ def _checked(value: int, name: str, bits: int) -> int:
 
 
 def _box_muller(words: np.ndarray) -> np.ndarray:
-    """uint32 ``[..., 4]`` -> float64 normals ``[..., 4]``."""
+    """Standard normals, float64 ``[..., 4]``, from words, uint32 ``[..., 4]``."""
     uniform = (words >> np.uint32(8)) * 2.0**-24
     radius = np.sqrt(-2.0 * np.log(uniform[..., 0::2] + 2.0**-24))
     angle = 2.0 * np.pi * uniform[..., 1::2]

@@ -1,4 +1,4 @@
-"""What a pipeline folder may hold: its components are looked at before they are loaded, and tried afterwards."""
+"""Checks of a pipeline folder: its files before loading, and the loaded components afterwards, by a trial run."""
 
 import copy
 import importlib
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from gbci_fast.model.pipeline import GBCIPipeline
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-FILES = ["*.json", "*.safetensors"]  # of a repository
-HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # options that are about fetching it
+FILES = ["*.json", "*.safetensors"]  # the files to download from a repository
+HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # options of the download
 INDEX = "model_index.json"
 PIPELINE = "GBCIPipeline"
-# The modules' names are part of the format, wherever the classes live. A scheduler may be any of diffusers'.
+# The module names are part of the format, wherever the classes are defined. A scheduler may be any of diffusers'.
 CLASSES = {
     "vae": ("diffusers", "AutoencoderKL"),
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -36,30 +36,30 @@ CLASSES = {
 OPTIONAL = ("few_step",)
 SCHEDULER = "scheduler"
 CODE = ("auto_map", "custom_pipeline", "custom_pipelines", "quantization_config")  # keys that name code to import
-LARGEST = 2**16  # a size in a config; the part is made before anything else shows that it is damaged
+LARGEST = 2**16  # limit of sizes in a config: a component is built before other checks can find the damage
 FLOATS = ("F64", "F32", "F16", "BF16")
-TRIAL_STEPS = 4  # every scheduler can do with these, unless it has not more: one then
-LIMITS = ("num_train_timesteps", "original_inference_steps")  # of a scheduler's steps
+TRIAL_STEPS = 4  # every scheduler supports these, unless its limit is as low: then one step
+LIMITS = ("num_train_timesteps", "original_inference_steps")  # config keys that limit a scheduler's steps
 
 
 def refusal(folder: str | Path, reason: object) -> GBCIError:
-    """The sentence that every damaged or foreign folder ends with."""
+    """The error for every damaged or foreign folder."""
     return GBCIError(f"{folder} cannot be loaded as a pipeline: {' '.join(str(reason).split())}")
 
 
 def load_checked(
     kind: "type[GBCIPipeline]", source: str | Path, load: "Callable[..., GBCIPipeline]", options: Mapping[str, Any]
 ) -> "GBCIPipeline":
-    """What ``GBCIPipeline.from_pretrained`` does.
+    """Loads a pipeline with all checks; the implementation of ``GBCIPipeline.from_pretrained``.
 
     Args:
-        kind: of the pipeline.
+        kind: class of the pipeline.
         source: a folder, or a repository on the Hugging Face Hub.
         load: ``DiffusionPipeline.from_pretrained``.
-        options: its keywords.
+        options: keyword arguments of `load`.
 
     Raises:
-        GBCIError: as of `check_folder` and `check_loaded`.
+        GBCIError: a `custom_pipeline` is given, the source cannot be loaded, or `check_folder` or `check_loaded` fails.
     """
     if options.get("custom_pipeline") is not None:
         raise GBCIError(f"custom_pipeline is {options['custom_pipeline']!r}; a {PIPELINE} runs no other's code")
@@ -67,7 +67,7 @@ def load_checked(
     try:
         folder = Path(source)
         if not folder.is_dir() and isinstance(source, str) and REPOSITORY.fullmatch(source):
-            # Not by diffusers' own `download`, which imports what an index names before it can be looked at.
+            # diffusers' own `download` would import classes that an index names before the index can be checked.
             hub = {name: options[name] for name in HUB if name in options}
             folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=FILES, **hub))
         check_folder(folder, given, kind.__name__)
@@ -76,8 +76,8 @@ def load_checked(
         raise
     except Exception as error:  # diffusers, safetensors and torch raise a dozen types for a damaged folder
         raise refusal(source, error) from error
-    # Weights mapped from a file lie at any address, and matrix products round differently where that is odd: copies
-    # are aligned, so that the same weights give the same bits however they were stored.
+    # Weights that are mapped from a file may be unaligned in memory, and matrix products then round differently. Copies
+    # are aligned, so that the same weights give the same bits, however they were stored.
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             for parameter in part.parameters():
@@ -87,16 +87,16 @@ def load_checked(
 
 
 def check_folder(folder: Path, given: Collection[str] = (), kind: str = PIPELINE) -> None:
-    """Looks at index and configs, and imports nothing that they name.
+    """Checks index and configs without importing anything that they name.
 
     Args:
-        folder: of ``save_pretrained``.
-        given: components that are not to be loaded from it.
-        kind: the pipeline's class, whose name it may have instead of `PIPELINE`.
+        folder: written by ``save_pretrained``.
+        given: components that are not loaded from the folder.
+        kind: name of the pipeline's class, which the index may have instead of `PIPELINE`.
 
     Raises:
-        GBCIError: the index names another pipeline, another component, or a class that is not this package's own or
-            diffusers'; a config names code, or is no JSON object.
+        GBCIError: the index names another pipeline, an unknown component, or a class that is neither this package's nor
+            diffusers'; a config names code, has wrong values or is not a JSON object; the folder holds code.
     """
     if not folder.is_dir():
         raise refusal(folder, "it is not a folder")
@@ -124,17 +124,17 @@ def check_folder(folder: Path, given: Collection[str] = (), kind: str = PIPELINE
 
 
 def check_loaded(pipe: "GBCIPipeline", folder: Path, given: Collection[str] = (), variant: str | None = None) -> None:
-    """Compares what was loaded with the files, and runs it once, on an image of the least size.
+    """Compares the loaded weights with the files, and runs the pipeline once on an image of the smallest size.
 
-    diffusers only warns of weights that are missing, and leaves them random.
+    diffusers only warns of missing weights and leaves them random.
 
     Args:
-        pipe: as loaded from `folder`.
-        folder, given: as of `check_folder`.
-        variant: of the weights' file names.
+        pipe: loaded from `folder`.
+        folder, given: as for `check_folder`.
+        variant: of the weights' file names, such as "fp16"; None = no variant.
 
     Raises:
-        GBCIError: a tensor is missing, unknown, of whole numbers or not finite; the parts do not fit together.
+        GBCIError: a tensor is missing, unknown, of an integer type or not finite; the components do not fit together.
     """
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module) and name not in given:
@@ -143,10 +143,10 @@ def check_loaded(pipe: "GBCIPipeline", folder: Path, given: Collection[str] = ()
                 if not values.isfinite().all():
                     raise refusal(folder, f"{tensor} of {name} holds NaN or infinity")
     if any(part is None for name, part in pipe.components.items() if name not in OPTIONAL):
-        return  # given as None, to be loaded by parts
+        return  # the caller passed None for a component
     try:
         image = _trial(pipe)
-    except Exception as error:  # whatever a wrong value in a config leads to
+    except Exception as error:  # wrong values in a config raise many types
         raise refusal(folder, f"its parts do not run together, {type(error).__name__}: {error}") from error
     if not image.isfinite().all():
         raise refusal(folder, "its images are NaN or infinite")
@@ -181,7 +181,10 @@ def _read_json(folder: Path, name: Path) -> dict[str, Any]:
 def _check_keys(
     folder: Path, name: object, values: Mapping[str, Any], sizes: type | tuple[type, ...] = (int, float)
 ) -> None:
-    """No key names code, and no value of the types `sizes` is too large: a scheduler has infinite ones of its own."""
+    """Checks that no key names code, and that no value of the types `sizes` exceeds `LARGEST`.
+
+    Schedulers' floats are not checked, since some are infinite by design.
+    """
     for key, value in _entries(values):
         if key in CODE:
             raise refusal(folder, f"{name} has {key!r}, which names code to import")
@@ -190,7 +193,7 @@ def _check_keys(
 
 
 def _entries(values: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """Every key and value, at any depth; entries of a list under the list's key."""
+    """Yields every key and value at any depth; the entries of a list have the list's key."""
     yield key, values
     if isinstance(values, Mapping):
         for name, value in values.items():
@@ -217,17 +220,20 @@ def _check_class(folder: Path, name: str, value: object) -> None:
 
 
 def _class_of(name: str, kind: str) -> type:
-    """A component's class, which `_check_class` let pass."""
+    """A component's class; `_check_class` has accepted it."""
     return getattr(diffusers if name == SCHEDULER else importlib.import_module(CLASSES[name][0]), kind)
 
 
 def _check_values(folder: Path, name: Path, values: Mapping[str, Any], kind: type) -> None:
-    """A config has values of the types of its class's defaults, and all of them, unless some have come later."""
+    """Checks that a config's values have the types of the class's defaults, and that no key is missing.
+
+    Keys may be missing where another version of diffusers wrote the config.
+    """
     whole = values.get("_diffusers_version", diffusers.__version__) == diffusers.__version__
     for key, parameter in inspect.signature(kind).parameters.items():
         if parameter.kind != parameter.POSITIONAL_OR_KEYWORD:
             continue
-        if key not in values and whole:  # a default would be another model's
+        if key not in values and whole:  # the default may not be this model's value
             raise refusal(folder, f"{name} lacks {key!r}")
         value = values.get(key, parameter.default)
         for one in value if isinstance(value, list | tuple) else [value]:
@@ -236,7 +242,7 @@ def _check_values(folder: Path, name: Path, values: Mapping[str, Any], kind: typ
 
 
 def _is_like(value: object, default: object) -> bool:
-    """Whether a config's value may stand for this default."""
+    """Whether a config's value has the type of the default."""
     if isinstance(default, bool):
         return isinstance(value, bool)
     if isinstance(default, int | float):
@@ -245,7 +251,10 @@ def _is_like(value: object, default: object) -> bool:
 
 
 def _check_tensors(folder: Path, name: str, known: set[str], variant: str | None) -> None:
-    """The safetensors files of a component hold tensors of `known` names; it may have files of other formats only."""
+    """Checks that a component's safetensors files hold floats of exactly the names `known`.
+
+    A component without safetensors files passes: it may have files of another format.
+    """
     whole = _add_variant(SAFETENSORS_WEIGHTS_NAME, variant)
     index = folder / name / _add_variant(SAFE_WEIGHTS_INDEX_NAME, variant)
     files = [whole] if (folder / name / whole).is_file() else []

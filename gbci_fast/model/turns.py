@@ -1,4 +1,4 @@
-"""Calls that change what they are made of: one thread at a time."""
+"""Locks for pipeline calls, which change the pipeline's state: one thread at a time."""
 
 import functools
 import os
@@ -10,13 +10,13 @@ from weakref import WeakKeyDictionary
 from gbci_fast.errors import GBCIError
 
 Call = TypeVar("Call", bound=Callable[..., Any])
-# Beside their owners, which are copied and pickled as locks cannot be.
+# Not attributes of their owners, because owners are copied and pickled, and locks cannot be.
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 
 
 def _renew_locks() -> None:
-    """In a forked process: the threads that held locks are not there to release them."""
+    """Makes new locks in a forked process, where the threads that held the old ones do not exist."""
     global _LOCKS, _LOCKS_LOCK
     _LOCKS, _LOCKS_LOCK = WeakKeyDictionary(), threading.Lock()
 
@@ -25,10 +25,10 @@ os.register_at_fork(after_in_child=_renew_locks)
 
 
 def in_turn(call: Call) -> Call:
-    """A pipeline's method that other threads wait for, be it of this pipeline or of another with its scheduler.
+    """Decorates a pipeline's method so that one thread at a time runs it per pipeline and per scheduler.
 
     A call sets the scheduler's timesteps, its step counter and its earlier model outputs, and the pipeline's guidance
-    scale, which callbacks read and change. A component that is None raises GBCIError.
+    scale, which callbacks read and change. The decorated method raises GBCIError if a required component is None.
     """
 
     @functools.wraps(call)

@@ -210,7 +210,7 @@ def test_mask(refused, tmp_path, make, said):
 
 
 def test_a_decoder_says_nothing_beside_our_sentence(tmp_path):
-    """In a process of its own: pytest takes what is logged."""
+    """Runs in a process of its own, because pytest captures log lines."""
     _tiff_of_samples(tmp_path / "mask.tif", 122)
     script = (
         "import sys; from pathlib import Path; from gbci_fast.data.mask_files import read_mask\n"

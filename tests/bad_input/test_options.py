@@ -1,4 +1,4 @@
-"""Options of every command that cannot be: one line is one case."""
+"""Invalid options of every command: one line is one case."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Files that claim far more than they hold are refused before memory is taken for it."""
+"""Files that claim far more data than they hold are refused before memory is allocated."""
 
 import subprocess
 import sys
@@ -169,7 +169,7 @@ except GBCIError as error:
 
 
 def peak(world, path):
-    """(bytes that reading takes at its peak, what is said), in another process: decoders allocate past Python."""
+    """(peak bytes of reading, output), measured in another process, because decoders allocate outside of Python."""
     command = [sys.executable, "-c", READ, str(path), str(world["image"])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == ""
@@ -185,7 +185,7 @@ def test_peak_of_a_reader(world, case):
 
 
 def test_the_peak_is_seen(world, tmp_path):
-    """What is measured above grows with what is read."""
+    """The measured peak grows with the size of the file."""
     dataset = header(world)
     stored = np.zeros((4096, 3328), np.uint16)
     stored[:192, :160] = dataset.pixel_array
@@ -199,7 +199,7 @@ def test_the_peak_is_seen(world, tmp_path):
 def test_refused(refused, case):
     path, said = case
     sentence = refused(f"generate {path}")
-    assert said in sentence or "PixelData holds" in sentence  # which a look at the header tells first
+    assert said in sentence or "PixelData holds" in sentence  # the check of the header finds this first
 
 
 def test_a_table_of_one_line(copy_of, tmp_path, capfd):
@@ -217,7 +217,7 @@ def test_a_table_of_one_line(copy_of, tmp_path, capfd):
 
 
 def test_limits_let_real_images_pass(world):
-    """The least of a real mammogram: most of it air, encoded by the best lossless encoder."""
+    """The most compressible real image: a mammogram that is mostly air, encoded losslessly."""
     from gbci_fast.dicom.reading import read_mammogram
 
     dataset = pydicom.dcmread(world["image"])

@@ -72,7 +72,7 @@ def folder(whole, tmp_path):
 
 
 def sentence_or_images(folder):
-    """The refusal of a folder, or what it paints; any other exception fails the test."""
+    """(the refusal of a folder, or None; the images that it paints, or None); other exceptions fail the test."""
     try:
         return None, images_of(folder)
     except GBCIError as error:
@@ -104,7 +104,7 @@ def test_a_damaged_file_is_one_sentence_or_does_not_matter(folder, expected, fil
         said, images = sentence_or_images(folder)
         if said is not None:
             refused.append(what)
-        elif path.suffix == ".json" and what.startswith("bit at"):  # another number is another model
+        elif path.suffix == ".json" and what.startswith("bit at"):  # a changed number gives another valid model
             assert np.isfinite(images).all(), what
         else:
             assert np.array_equal(images, expected), what
@@ -182,7 +182,7 @@ def test_a_size_of_a_scheduler_is_limited(folder):
 
 
 def changed(tensors, name, change):
-    """Of all tensors, the one called so as ``change(it)``; without it, where that is None."""
+    """The tensors with the one named `name` replaced by ``change(tensor)``, or left out if that is None."""
     others = {key: value for key, value in tensors.items() if key != name}
     result = change(tensors[name])
     return others if result is None else others | {name: result.contiguous()}

@@ -1,4 +1,4 @@
-"""The script that holds few steps against many, on phantoms and an untrained model."""
+"""The script that compares few steps with many, on phantoms and an untrained model."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""What a GPU run consists of, as far as it goes without a GPU: the scripts run, and fail where they should."""
+"""The scripts of a GPU run, as far as they run without a GPU: they work, and fail where they should."""
 
 import importlib.util
 import json
@@ -89,7 +89,7 @@ def test_every_case_can_be_called(tune, name, monkeypatch):
     monkeypatch.setattr(tune, "architecture", lambda: 90)
     for case in tune.CASES[name](1, torch.device("cpu")):
         reference = case.reference().float()
-        if name != "attention":  # of which the kernel that is tuned is none on a CPU
+        if name != "attention":  # its Triton kernel, which is tuned, does not run on a CPU
             assert (case.run().float() - reference).abs().max() <= tune.ERROR * reference.abs().max(), case.name
         assert len(case.candidates) > 3
         present = tune.entry(case.table)

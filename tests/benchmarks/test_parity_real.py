@@ -1,4 +1,4 @@
-"""The script that holds the tiers against real lesions, on phantoms and an untrained model."""
+"""The script that compares the tiers on real lesions, run on phantoms and an untrained model."""
 
 import importlib.util
 import json
@@ -82,7 +82,7 @@ def test_the_student_is_held_against_the_eager_student(script, arguments, monkey
 
 @pytest.mark.parametrize(("error", "holds"), [(0.05, True), (0.4, False)])
 def test_held_out_data_decide_where_an_approximation_misses_its_gates(script, arguments, error, holds):
-    """Eager is 0.2 off the truth under the mask, upwards, and the candidate `error`, downwards."""
+    """Under the mask, eager is 0.2 above the truth, and the candidate `error` below it."""
     settings = script.PairedSettings(split="test", limit=3)
     cases, _ = script.load_cases([Path(arguments[0])], settings, 64, lambda *_: None)
     templates, masks = script.templates_and_masks(cases)

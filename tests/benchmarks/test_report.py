@@ -1,4 +1,4 @@
-"""Table and plot of stored rows: what was measured is in them, the newest of it, and nothing else."""
+"""Table and plot of stored rows: they hold the newest measurement of every row, and nothing else."""
 
 import importlib.util
 import json

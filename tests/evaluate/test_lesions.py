@@ -194,7 +194,7 @@ class TestPainting:
 class TestRadiomics:
     def test_features_tell_flat_from_rough_and_see_the_mask_alone(self):
         extractor, rng = Radiomics(), np.random.default_rng(0)
-        flat = crop_lesions([square(side=43)])  # 43 * 1.5 is about a crop: no resampling to speak of
+        flat = crop_lesions([square(side=43)])  # 43 * 1.5 is about a crop's side: almost no resampling
         rough = replace(flat, pixels=np.clip(flat.pixels + rng.normal(0, 0.1, flat.pixels.shape), 0, 1))
         outside = replace(flat, pixels=np.where(flat.masks, flat.pixels, 0.9).astype(np.float32))
         columns = dict(zip(extractor.names, np.stack([extractor(x)[0] for x in (flat, rough, outside)]).T, strict=True))

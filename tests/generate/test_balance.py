@@ -1,4 +1,4 @@
-"""Balanced plans: evenly over values, as frequent as in the priors, and tied to nothing else."""
+"""Balanced plans: evenly over values, or as frequent as in the priors, and independent of everything else."""
 
 import dataclasses
 from collections import Counter
@@ -39,7 +39,7 @@ def test_every_template_gets_every_category_where_it_has_as_many_variants():
 
 
 def test_balance_is_tied_to_no_template():
-    """In a fixed order, five variants would show the same five categories to every other template."""
+    """With a fixed order of ten categories, every other template would get the same five of them."""
     found = lesions(balance="finding_categories")
     assert len({category for start in range(0, 60, 10) for category, _ in found[start : start + 5]}) > 7
 
@@ -69,7 +69,7 @@ def test_natural_is_as_frequent_as_the_priors_say():
     graded = Counter(grade for category, grade in found if category == ("Mass",))
     assert set(graded) == {3, 4}
     assert graded[4] / counts["Mass"] == pytest.approx(0.75, abs=0.06)
-    # What is set is not drawn.
+    # Attributes that are set are not drawn.
     assert {grade for _, grade in lesions(balance="natural", overrides={"finding_birads": 5}, priors=priors)} == {5}
     masses = lesions(variants=20, balance="natural", overrides={"finding_categories": "Mass"}, priors=priors)
     assert {category for category, _ in masses} == {("Mass",)}

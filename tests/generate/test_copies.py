@@ -59,7 +59,7 @@ def painted(pipe, plan):
 
     empty = gate_of(noise(), ["a", "b", "c"], 0.0)
     watch = Watch(index=empty.index, threshold=0.0, digest="")
-    synthesizer = Synthesizer(pipe, QUICK, watch, threads=1)  # one, that they come in order
+    synthesizer = Synthesizer(pipe, QUICK, watch, threads=1)  # one thread, so that images come in order
     list(synthesizer.stream([plan[:2], plan[2:4]], lambda synthesis: None))
     return caught
 

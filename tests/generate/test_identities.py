@@ -27,7 +27,7 @@ DICOM = {"formats": ("dicom",)}
 
 
 def patient_file(template, path, **elements):
-    """A copy of a template that says who it is of."""
+    """A copy of a template with a header that identifies the patient."""
     dataset = dcmread(template)
     values = {
         "PatientName": "Roe^Richard",
@@ -89,7 +89,7 @@ def test_nothing_that_is_published_names_a_patient(make_job, clinic, tmp_path):
     text = published(output)
     secrets = ["richard", "roe_", "roe^", "mrn-4711", "1.2.826.0.4711", "20150310", "20160311", "093y", "93.0"]
     assert [secret for secret in secrets if secret in text] == []
-    # Nor can a guess be tested: no plain digest of a name, an id or of them with the public seed is there.
+    # Nor can a guess be tested: there is no plain digest of a name or an id, with or without the public seed.
     guesses = ["MRN-4711", "patient\x1fMRN-4711", "Roe_Richard_2015", "study\x1f0\x1f0\x1fRoe_Richard_2015", "roe_LCC"]
     for guess in guesses:
         assert hashlib.sha256(guess.encode()).hexdigest()[:12] not in text, guess
@@ -97,7 +97,7 @@ def test_nothing_that_is_published_names_a_patient(make_job, clinic, tmp_path):
     assert manifest.study_id.tolist() == [item.study_id for item in plan if item.index in set(manifest["index"])]
     assert manifest.template_file.str.fullmatch(r"[0-9a-f]{16}\.(dcm|png)").all()
     assert manifest.template_image_id.tolist() == [name.split(".")[0] for name in manifest.template_file]
-    # Of one patient the studies stay together; the PNG, which names none, is somebody else.
+    # The studies of one patient stay together; the PNG, which names no patient, counts as another one.
     by_file = manifest.groupby(manifest.template_file.str[-3:]).template_patient_id.nunique()
     assert (by_file.dcm, by_file.png, manifest.template_patient_id.nunique()) == (1, 1, 2)
     skipped = pd.read_csv(output / "skipped.csv")
@@ -161,7 +161,7 @@ def test_text_in_the_pixels_that_nobody_ruled_out_is_noted(make_job, templates, 
 
 
 def test_ids_of_tables_stay_and_join(make_job, phantom, finished):
-    """They are pseudonyms; UIDs of the files are not taken to be."""
+    """Ids of tables are pseudonyms already; UIDs in the files are not."""
     originals = {record.image_id: record for record in VinDr(phantom).images}
     manifest = pd.read_parquet(finished / "manifest.parquet").sort_values("index")
     for row, header in zip(manifest.itertuples(), headers_of(finished), strict=True):
@@ -239,7 +239,7 @@ def test_a_key_follows_from_seed_names_and_content_of_every_input(tmp_path):
     paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
     for path in paths[:2]:
         path.write_bytes(path.name.encode() * 50000)
-    os.mkfifo(paths[2])  # nothing is waited for
+    os.mkfifo(paths[2])  # a pipe, which would block a reader
     keys = [derive_key(0, paths), derive_key(1, paths), derive_key(0, paths[:2])]
     assert derive_key(0, reversed(paths)) == keys[0]
     whole = paths[0].read_bytes()
@@ -350,7 +350,7 @@ def test_whatever_a_header_states_no_reason_tells_it(templates, tmp_path, modali
 @pytest.mark.parametrize(
     ("stated", "written"),
     [
-        ("1.2.826.0.1.3680043.4711", SecondaryCaptureImageStorage),  # nobody's, but for whoever made it up
+        ("1.2.826.0.1.3680043.4711", SecondaryCaptureImageStorage),  # a private class, which may identify its maker
         (DigitalXRayImageStorageForPresentation, DigitalXRayImageStorageForPresentation),
     ],
 )

@@ -71,7 +71,7 @@ def test_the_templates_own_lesions_keep_their_reports_and_pathology(make_job, ph
         template = originals[image.extra["template_image_id"]]
         painted, *own = image.findings
         assert (painted.extra["report"], painted.extra.get("pathology")) == ("painted", None)
-        assert image.extra.get("report") == (None if own else "painted")  # or it would count for them, too
+        assert image.extra.get("report") == (None if own else "painted")  # it would count for `own`, too
         for finding, original in zip(own, template.findings, strict=True):
             assert finding.report(image) == original.report(template) is not None
             assert finding.extra["pathology"] == original.extra["pathology"]
@@ -185,7 +185,7 @@ def test_every_manifest_has_the_one_schema(manifests):
 
 
 def test_every_shards_json_has_the_types_of_the_manifest(manifests):
-    """As a reader finds them that looks at the first samples: no value is null or an empty list, whose type is open."""
+    """A reader may infer types from the first samples: no value is null or an empty list, whose type is unknown."""
     shards = [shard for output in manifests for shard in output.glob("shards/*.tar")]
     assert len(shards) == 3
     for shard in shards:

@@ -53,6 +53,6 @@ def test_notes_of_the_inputs(pipe, make_job, breast, write_template, tmp_path):
     np.testing.assert_array_equal(copy.unit()[outside], original.unit()[outside])
     assert (copy.stored != original.stored).any()
     assert written["raw.dcm"].PresentationIntentType == "FOR PRESENTATION"
-    # The side stays what the header said; where rows lead to is what the pixels show.
+    # The side stays that of the header; the direction of the rows follows the pixels.
     assert written["mirrored.dcm"].ImageLaterality == "L"
     assert written["mirrored.dcm"].PatientOrientation == ["P", "R"]

@@ -278,7 +278,7 @@ def test_no_plan_and_one_too_many(tmp_path, records):
 
 
 def test_names_and_reports_that_are_no_text(tmp_path, records):
-    """Before anything is sampled: no table could hold them."""
+    """They are refused before sampling, since no table could hold them."""
     name = tmp_path / os.fsdecode(b"m\xfcsk.png")
     Image.fromarray(np.eye(4, dtype=np.uint8)).save(name)
     plan = make_plan(records, variants=1, seed=0, mask=str(name))

@@ -129,7 +129,7 @@ def test_other_pixels_have_another_instance_uid(make_job, templates, tmp_path):
 
 @pytest.mark.parametrize("name", ["full_LCC", "eight_LCC", "sixteen_LCC", "twelve_LCC"])
 def test_a_dark_image_is_read_back_as_dark_as_it_was(written, tmp_path, name):
-    """Its brightest pixel would be taken for white, did not a PNG of display values say otherwise."""
+    """Without the chunk sBIT of a PNG of display values, its brightest pixel would be taken for white."""
     stated = name != "twelve_LCC"  # which keeps its own scale
     _, _, _, path = written[name]
     assert (b"sBIT" in path.read_bytes()[:64]) is stated

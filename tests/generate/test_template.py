@@ -59,7 +59,7 @@ def test_where_the_window_clips_the_difference_is_added(opened, change):
     deep = ndimage.distance_transform_edt(mask) * template.frame.scale[0] > 1
     clipped = deep & (before == (0 if change > 0 else 1))
     assert clipped.sum() > 20
-    # A quarter of the window of 1000 values is 250, from wherever the pixel was beyond the window.
+    # A quarter of the window of 1000 values is 250, also for pixels outside the window.
     assert np.abs((stored.astype(int) - original)[clipped] - 1000 * change).max() <= 1
 
 
@@ -283,7 +283,7 @@ def test_a_guidance_that_overflows_is_one_sentence(pipe, phantom):
 
 
 def test_a_view_that_was_set_decides_where_lesions_lie(pipe, phantom, monkeypatch):
-    """As it decides what the sampler and the tables are told."""
+    """It also decides the view that the sampler and the tables get."""
     views, draw = [], engine.automatic_mask
     monkeypatch.setattr(engine, "automatic_mask", lambda *given: views.append(given[3]) or draw(*given))
     records = [record for record in find_inputs(phantom) if record.view_position == "CC"][:1]

@@ -1,4 +1,4 @@
-"""WebDataset shards: what is in them, that readers take them, and that they survive whatever stops a job."""
+"""WebDataset shards: their content, readers that open them, and recovery after a job was stopped."""
 
 import io
 import json
@@ -234,7 +234,7 @@ def test_a_shard_that_is_gone_on_with_is_the_shard_at_once(tmp_path):
 
 @pytest.mark.parametrize("left", [None, 0, 700])
 def test_a_shard_that_lost_something_is_made_again(make_job, phantom, tree, tmp_path, left, stop_after):
-    """As where somebody moved the shard away."""
+    """For example, because somebody moved the shard away."""
     settings = {**SHARDS, "shard_size": 4}
     make_job(phantom, tmp_path / "whole", settings=settings)
     with pytest.raises(KeyboardInterrupt):

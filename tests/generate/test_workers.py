@@ -57,7 +57,7 @@ def test_what_a_process_cannot_read_is_skipped_and_named(make_job, phantom, tmp_
     shutil.copytree(phantom, root)
     first = VinDr(root).images[0].path
     dataset = dcmread(first)
-    dataset.PixelData = bytes(2 * dataset.Rows * dataset.Columns)  # as no header tells
+    dataset.PixelData = bytes(2 * dataset.Rows * dataset.Columns)  # a fault that the header does not show
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.save_as(first)
     make_job(root, tmp_path / "data", workers=2, skip_bad=True)
@@ -90,7 +90,7 @@ def test_a_batch_is_handed_out_although_the_next_cannot_be_sampled(pipe, plan, w
 def test_without_skip_bad_nothing_is_sampled_behind_what_cannot_be_begun(
     pipe, plan, breast, write_template, tmp_path, workers
 ):
-    """A spacing that is none of a mammogram's in model space: only the opened file tells."""
+    """The spacing is impossible for a mammogram in model space, which only the opened file shows."""
     path = write_template(tmp_path / "coarse_LCC.dcm", np.round(60000 * breast(600, 450)).astype(np.uint16))
     dataset = dcmread(path)
     dataset.ImagerPixelSpacing = dataset.PixelSpacing = [10, 10]

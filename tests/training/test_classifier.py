@@ -1,4 +1,4 @@
-"""The scorer's training: it learns what masked pixels show, is told no more, and refuses what it cannot use."""
+"""The scorer's training: it learns from masked pixels only, and refuses data that it cannot use."""
 
 from dataclasses import replace
 

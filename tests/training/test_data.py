@@ -1,4 +1,4 @@
-"""Training images and masks: what lies under a mask is what its description says."""
+"""Training images and masks: the description of a mask matches what lies under it."""
 
 import re
 import shutil

@@ -139,7 +139,7 @@ class _Straight(torch.nn.Module):
             for part, channels in ((bank.cells, given[4:5]), (bank.masked_latents, given[5:])):
                 assert torch.equal(part[row, :, y : y + 8, x : x + 8].float(), channels)
             self.told.append((row, told))
-            # A step is linear in the velocity: from where it lands with 0 and with 1, what lands on the state.
+            # A step is linear in the velocity: its results for 0 and 1 give the velocity that leads to the state.
             zero, one = (
                 scheduler.step(torch.full_like(given[:4], v), timestep, given[:4]).prev_sample for v in (0.0, 1.0)
             )

@@ -76,7 +76,7 @@ class TestTwoProcesses:
         for part in ("module", "ema"):
             for name, value in one[part].items():
                 torch.testing.assert_close(two[part][name], value, rtol=1e-5, atol=1e-6)
-        # What no micro-batch used has no moments, in either.
+        # A parameter that no micro-batch used has no moments, with one process or two.
         assert one["optimizer"]["state"].keys() == two["optimizer"]["state"].keys() == {0, 1, 2, 3}
 
     def test_a_signal_to_one_stops_all_after_a_whole_step(self, tmp_path):

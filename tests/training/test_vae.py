@@ -30,7 +30,7 @@ def test_shape_of_the_base_preset():
 
 
 def test_the_autoencoder_is_where_it_is_trained(images):
-    """`train_vae` balances an initial one before the loop, which would move it."""
+    """`train_vae` balances initial weights before the loop, which would otherwise move the module to the device."""
     task = VAETask(images, VAEConfig(block_out_channels=(16,), norm_num_groups=8), torch.device("meta"))
     assert {parameter.device.type for parameter in task.module.parameters()} == {"meta"}
 

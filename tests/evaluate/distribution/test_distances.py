@@ -119,7 +119,7 @@ class TestNeighbors:
 
 class TestDiversity:
     def test_pytorch_msssim_agrees(self):
-        """On larger images than crops: it asks for five scales' size whatever their number."""
+        """On images larger than crops: pytorch_msssim requires the size for five scales, whatever their number."""
         rng = np.random.default_rng(0)
         x = rng.random((4, 176, 176))
         y = np.clip(x + rng.normal(0, 0.15, x.shape), 0, 1)

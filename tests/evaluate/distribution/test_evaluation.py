@@ -29,7 +29,7 @@ PATIENTS = 40
 
 
 class Sums:
-    """Means of quarters of a crop: four numbers that a test can foretell."""
+    """Means of quarters of a crop: four numbers that a test can predict."""
 
     name, digest = "sums", "0"
 
@@ -234,7 +234,7 @@ class TestCommand:
         assert report["extractors"][0]["name"] == "radiomics"
         assert report["painting"]["steps"] == 1
         assert len(report["weights"]) == 64
-        # Noise of an untrained model is as far from real lesions as can be.
+        # The noise that an untrained model paints is far from real lesions.
         frechet = report["extractors"][0]["statistics"]["frechet"]
         assert frechet["columns"]["model"]["splits"]["median"] > frechet["null"]["high"]
         assert output.with_suffix(".png").stat().st_size > 10_000
@@ -252,7 +252,7 @@ class TestCommand:
         sizes = report["sets"]
         assert sizes["synthetic"]["crops"] >= sizes["real"]["crops"]
         assert report["synthetic"]["shared_patients"] == sizes["real"]["patients"]
-        # All of a data set against a part of it: nothing differs.
+        # A data set compared with a part of itself: no difference.
         kernel = report["extractors"][0]["statistics"]["kernel"]
         assert kernel["null"]["low"] < kernel["columns"]["synthetic"]["splits"]["median"] < kernel["null"]["high"]
 

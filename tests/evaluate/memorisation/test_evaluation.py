@@ -157,7 +157,7 @@ def root(tmp_path_factory):
 
 
 def synthetic_root(root, folder, split):
-    """What `generate` would write if it copied: images with findings, and their lesions' masks."""
+    """The output of a `generate` that copies training lesions: images with findings, and their lesions' masks."""
     folder.mkdir()
     for name in ("breast-level_annotations.csv", "finding_annotations.csv"):
         table = pd.read_csv(root / name)

@@ -67,7 +67,7 @@ class TestDistances:
     def test_what_lies_around_the_mask_does_not_count(self, index, training):
         fresh = textures(len(training), seed=2).pixels
         inside = gaussian_filter(training.masks.astype(float), (0, 1, 1)) > 1e-3
-        # The band's coarse Gaussian sees the surroundings; what is in the middle of the mask outweighs it.
+        # The band's coarse Gaussian covers the surroundings, too; the middle of the mask outweighs them.
         pasted = nearest(index, changed(training, np.where(inside, training.pixels, fresh)))
         framed = nearest(index, changed(training, np.where(inside, fresh, training.pixels)))
         assert pasted.distances.max() < 0.1 < 0.3 < framed.distances.min()
