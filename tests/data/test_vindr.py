@@ -1,4 +1,4 @@
-"""The VinDr-Mammo tables, and plain files and folders, as records."""
+"""Records from VinDr-Mammo tables, and from plain files and folders."""
 
 import os
 import re
@@ -51,7 +51,7 @@ def write_table(path, rows, columns):
 
 @pytest.fixture
 def make_root(tmp_path):
-    """`make_root(breast_rows, finding_rows)` writes the tables; each row is what differs from the sample row."""
+    """`make_root(breast_rows, finding_rows)` writes the tables; each row holds its differences to the sample row."""
 
     def make(breast=({},), findings=None, columns=()):
         write_table(tmp_path / BREAST_TABLE, [BREAST | row for row in breast], [*BREAST, *columns])
@@ -345,7 +345,7 @@ def test_boxes_that_are_equal_once_they_are_cut_are_one_lesion(make_root):
 
 
 def test_a_row_that_is_left_out_keeps_its_mask(make_root):
-    """The files are numbered by the rows with a box of their image: 2 belongs to the row that repeats the first."""
+    """Mask files are numbered by their image's rows with a box: file 2 belongs to the row that repeats the first."""
     rows = [{}, {"image_id": "i2"}, {}, HEALTHY | {"image_id": "i2"}, {"xmin": "11"}, {"image_id": "i2", "xmin": "12"}]
     root = make_root(breast=[{}, {"image_id": "i2"}], findings=rows)
     (root / "finding_masks" / "s1").mkdir(parents=True)
@@ -429,7 +429,7 @@ def test_unique_names_do_not_collide_with_real_ones(tmp_path, make_dicom, ramp):
 
 
 def test_views_and_folders_of_one_woman_are_one_patient(tmp_path, make_dicom, ramp):
-    """By her PatientID, in which some sets name the view; without one, by the folder."""
+    """The PatientID without view and side decides, or else the folder."""
     ids = {"A/S1/x.dcm": "P-7", "A/S2/x.dcm": "P-7", "B/x.dcm": "P-7_LEFT_CC", "C/x.dcm": "P-8", "C/y.dcm": ""}
     for name, patient in ids.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -478,7 +478,7 @@ def test_what_cannot_be_looked_at_stops_or_becomes_a_record_with_its_fault(tmp_p
 
 
 def test_an_unreadable_file_may_be_an_image(tmp_path, make_dicom, ramp, monkeypatch):
-    """It is no reason to leave it out in silence that its first bytes cannot be read."""
+    """A file whose first bytes cannot be read is not silently left out."""
     make_dicom(ramp, name="a.dcm")
     (tmp_path / "no_suffix").write_bytes(b"secret")
     (tmp_path / "notes.txt").write_text("not an image")
