@@ -111,7 +111,7 @@ class MammogramHeader:
         dates: date and time are those of the source ("UNMODIFIED"), shifted ("MODIFIED") or invented ("REMOVED").
 
     Raises:
-        GBCIError: another view or side, or a ``derivation`` that exceeds DICOM's 1024 characters.
+        GBCIError: an illegal view, side or ``chest_wall``, or a ``derivation`` that exceeds DICOM's 1024 characters.
     """
 
     view_position: str

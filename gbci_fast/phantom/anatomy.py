@@ -43,13 +43,13 @@ class BreastShape:
     The outline is a superellipse around the nipple line.
 
     Attributes:
-        depth: from chest wall to nipple.
+        depth: distance from chest wall to nipple.
         upper, lower: semi-axes of the outline above and below the nipple line.
         exponent: exponent of the superellipse.
         nipple_y: y of the nipple, from the middle of the image downward.
         droop: how far the nipple line sinks from the chest wall to the nipple.
         waves: (amplitude relative to ``depth``, cycles per 100 mm, phase) of the outline's undulations.
-        thickness: of the compressed breast.
+        thickness: thickness of the compressed breast.
         pectoral: width of the muscle at the top edge, and its length down the chest wall; None in CC.
     """
 
