@@ -94,7 +94,7 @@ class SourceImage:
 
 @dataclass(frozen=True, kw_only=True)
 class MammogramHeader:
-    """Identity, geometry and provenance of a file to write. Equal headers give equal files: no clock, no random UID.
+    """Identity, geometry and provenance of a file to write. Nothing else is used: no clock and no random UIDs.
 
     Attributes:
         view_position: "CC" or "MLO".

@@ -17,8 +17,8 @@ MU_CALCIFICATION = 2.0
 
 SCATTER_FRACTION = 0.15
 SCATTER_SIGMA = 8.0  # mm
-PHOTONS = 3e5  # per mm^2 at the detector behind the breast, on average
-ELECTRONIC_NOISE = 5.0  # photons per pixel, standard deviation
+PHOTONS = 3e5  # mean number of photons per mm^2 at the detector behind the breast
+ELECTRONIC_NOISE = 5.0  # standard deviation in photons per pixel
 EQUALIZATION = 0.85  # share of the thinning toward the edge that peripheral equalization compensates
 
 STORED_FAT = 12800  # the stored value of full-thickness fat

@@ -9,7 +9,7 @@ from scipy import fft
 from gbci_fast.phantom.anatomy import Anatomy, BreastShape, Grid
 
 STRETCH = 1.35  # factor along the ducts; its inverse across
-SOFTNESS = 0.8  # of the border between fat and gland, in standard deviations of the field
+SOFTNESS = 0.8  # width of the border between fat and gland, in standard deviations of the field
 DENSEST = 0.9  # glandular share of the densest column of tissue
 VESSEL_BETA = 4.5  # smooth enough for its zero crossings to be lines
 FAN = (-math.pi / 4.5, 0.0, math.pi / 4.5)  # the duct directions that are blended
