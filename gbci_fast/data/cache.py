@@ -62,8 +62,8 @@ INDEX_SCHEMA = pa.schema(
         ("study_id", pa.string()),
         ("image_id", pa.string()),
         ("path", pa.string()),  # below the root
-        ("sha256", pa.string()),  # of the file
-        ("bytes", pa.int64()),  # of the file
+        ("sha256", pa.string()),  # digest of the image file
+        ("bytes", pa.int64()),  # size of the image file
         ("split", pa.string()),
         ("patient", pa.string()),  # see `ImageRecord.patient`
         ("fold", pa.string()),  # "A" or "B", see `patient_fold`

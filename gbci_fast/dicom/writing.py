@@ -95,7 +95,7 @@ class SourceImage:
 
 @dataclass(frozen=True, kw_only=True)
 class MammogramHeader:
-    """Identity, geometry and provenance of a file to write. Equal headers give equal files: no clock, no random UID.
+    """Identity, geometry and provenance of a file to write. Nothing else is used: no clock and no random UIDs.
 
     Attributes:
         view_position: "CC" or "MLO".
@@ -112,7 +112,7 @@ class MammogramHeader:
         dates: date and time are those of the source ("UNMODIFIED"), shifted ("MODIFIED") or invented ("REMOVED").
 
     Raises:
-        GBCIError: another view or side, or a ``derivation`` that exceeds DICOM's 1024 characters.
+        GBCIError: an illegal view, side or ``chest_wall``, or a ``derivation`` that exceeds DICOM's 1024 characters.
     """
 
     view_position: str

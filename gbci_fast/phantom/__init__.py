@@ -1,9 +1,12 @@
 """A procedural mammography phantom: images with pixel-exact truth, in the VinDr-Mammo layout.
 
-`anatomy` draws the breast and `texture` its tissue; `population` decides who has what, `bodies` are lesions in three
-dimensions, `placement` says where they lie, `findings` what they are, and `lesions` draws them; `projection` is the
-X-ray image, `ultrasound` a B-mode slice of the same lesion. `study` puts one study together, `dataset` (with
-`ultrasound_files`) writes the files and `preview` a contact sheet.
+- `population`: distributions of density, age, hazard and finding categories.
+- `anatomy`, `texture`: the breast's shape and its tissue.
+- `findings`, `placement`, `bodies`: the findings of a breast, their places, and their three-dimensional shapes.
+- `lesions`: draws findings into one view.
+- `projection`, `ultrasound`: the X-ray image, and a B-mode slice through the same lesion.
+- `study`: draws and renders one study.
+- `dataset`, `ultrasound_files`, `preview`: write a data set's files and its contact sheet.
 """
 
 import importlib

@@ -1,6 +1,6 @@
-"""The breast as a compressed slab: outline, thickness, skin, nipple and pectoral muscle, in mm and in one view.
+"""The breast in one view as a compressed slab: outline, thickness, skin, nipple and pectoral muscle, in mm.
 
-Everything is drawn as a left breast (chest wall at the left edge); a right one is mirrored at the very end.
+Every breast is drawn as a left one (chest wall at the left edge); images of right breasts are mirrored at the end.
 """
 
 import math
@@ -38,11 +38,19 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class BreastShape:
-    """One breast in one view; lengths in mm.
+    """The shape of one breast in one view; lengths in mm.
 
-    The outline is a superellipse around the nipple line, which sinks by ``droop`` from the chest wall to the nipple.
-    ``waves`` are (amplitude relative to depth, cycles per 100 mm, phase). ``pectoral`` is the width of the muscle at
-    the top edge and its length down the chest wall.
+    The outline is a superellipse around the nipple line.
+
+    Attributes:
+        depth: distance from chest wall to nipple.
+        upper, lower: semi-axes of the outline above and below the nipple line.
+        exponent: exponent of the superellipse.
+        nipple_y: y of the nipple, from the middle of the image downward.
+        droop: how far the nipple line sinks from the chest wall to the nipple.
+        waves: (amplitude relative to ``depth``, cycles per 100 mm, phase) of the outline's undulations.
+        thickness: thickness of the compressed breast.
+        pectoral: width of the muscle at the top edge, and its length down the chest wall; None in CC.
     """
 
     depth: float
@@ -56,11 +64,16 @@ class BreastShape:
     pectoral: tuple[float, float] | None
 
     def nipple_line(self, x: np.ndarray | float) -> np.ndarray | float:
-        """The height y of the nipple line at depth ``x``."""
+        """y of the nipple line at ``x`` mm from the chest wall."""
         return self.nipple_y + self.droop * ((x / self.depth) ** 2 - 1)
 
     def outline(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Positive inside the outline (without the nipple), ``v`` mm below the nipple line."""
+        """A function that is positive inside the outline (without the nipple).
+
+        Args:
+            x: mm from the chest wall.
+            v: mm below the nipple line; broadcasts with ``x``.
+        """
         reach = np.full_like(v, self.depth)
         for amplitude, cycles, phase in self.waves:
             reach += self.depth * amplitude * np.cos(2 * np.pi * cycles / 100 * v + phase)
@@ -68,14 +81,14 @@ class BreastShape:
         return 1 - ((x / reach) ** self.exponent + (np.abs(v) / semi_axis) ** self.exponent) ** (1 / self.exponent)
 
     def rim(self, v: float) -> tuple[float, float]:
-        """The point (x, y) of the skin that is ``v`` mm below the nipple line."""
+        """The point (x, y) of the skin at ``v`` mm below the nipple line."""
         x = np.arange(0, 1.2 * self.depth, 0.05)
         inside = np.flatnonzero(self.outline(x, np.full_like(x, v)) > 0)
         rim = float(x[inside[-1]]) if len(inside) else 0.0
         return rim, float(self.nipple_line(rim) + v)
 
     def point(self, center: tuple[float, float, float], view: str) -> tuple[float, float]:
-        """Where (x, y) this view shows a place ``center``: mm behind, lateral of and above the nipple."""
+        """The point (x, y) at which a view shows ``center``: (behind, lateral, above) in mm from the nipple."""
         behind, lateral, above = center
         x = self.depth - behind
         _, down_of_lateral, down_of_above = VIEW_AXES[view][1]
@@ -84,7 +97,14 @@ class BreastShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """Maps [H, W] in mm: signed depth under the outline (and without the nipple), and path lengths of the X-rays."""
+    """Maps [H, W] of one view in mm.
+
+    Attributes:
+        inside: signed distance to the outline, positive inside.
+        without_nipple: the same without the nipple.
+        thickness, skin, muscle: path lengths of the X-rays through the breast, its skin and its pectoral muscle.
+        nipple_line_distance: distance below the nipple line.
+    """
 
     inside: np.ndarray
     without_nipple: np.ndarray
@@ -95,7 +115,7 @@ class Anatomy:
 
 
 def draw_shape(rng: np.random.Generator, *, view_position: str, depth: float, thickness: float) -> BreastShape:
-    """A plausible outline of a breast ``depth`` mm deep (CC: half a disc; MLO: hanging from the axilla)."""
+    """Draws a plausible shape of a breast ``depth`` mm deep (CC: half a disc; MLO: hanging from the axilla)."""
     waves = tuple((rng.uniform(0.004, 0.012), rng.uniform(0.4, 1.6), rng.uniform(0, 2 * np.pi)) for _ in range(3))
     if view_position == "CC":
         half = min(depth * rng.uniform(0.95, 1.1), 105)
@@ -124,8 +144,8 @@ def draw_shape(rng: np.random.Generator, *, view_position: str, depth: float, th
 
 
 def map_anatomy(shape: BreastShape, grid: Grid) -> Anatomy:
-    """Rasterizes the shape; at the edge the slab is rounded off by a half circle of its thickness."""
-    v = grid.y - shape.nipple_line(grid.x)  # [H, W] distance from the nipple line
+    """Rasterizes the shape. The rim of the slab is a half circle with its thickness as diameter."""
+    v = grid.y - shape.nipple_line(grid.x)  # [H, W] distance below the nipple line
     without_nipple = np.maximum(_outline_depth(shape, grid, v), -FIELD_HEIGHT)
     nipple = NIPPLE_RADIUS - np.hypot(grid.x - shape.depth + 1.5, v)
     inside = _smooth_maximum(without_nipple, nipple, 3.0)
@@ -143,14 +163,14 @@ def map_anatomy(shape: BreastShape, grid: Grid) -> Anatomy:
 
 
 def _outline_depth(shape: BreastShape, grid: Grid, v: np.ndarray) -> np.ndarray:
-    """First-order distance to the outline, f / |grad f|: exact at the edge, where it matters."""
+    """First-order signed distance to the outline, f / |grad f|, which is exact at the edge."""
     f = shape.outline(grid.x, v)
     slope_y, slope_x = np.gradient(f, np.float32(grid.spacing))
     return f / np.maximum(np.hypot(slope_x, slope_y), 1e-4)
 
 
 def _pectoral_path(shape: BreastShape, grid: Grid, interior: np.ndarray) -> np.ndarray:
-    """A triangle in the upper corner at the chest wall, thick at the wall and thin at its slightly bulging border."""
+    """Path length through the muscle: a triangle in the upper corner, thinner toward its slightly bulging border."""
     width, length = shape.pectoral
     down = (grid.y + FIELD_HEIGHT / 2) / length  # 0 at the top edge, 1 at the tip
     border = width * (1 - down + 0.35 * down * (1 - down))
@@ -159,7 +179,7 @@ def _pectoral_path(shape: BreastShape, grid: Grid, interior: np.ndarray) -> np.n
 
 
 def chord(depth: np.ndarray, thickness: float | np.floating | np.ndarray) -> np.ndarray:
-    """Path through a slab whose rim is a half circle, ``depth`` mm inside the rim."""
+    """Path length in mm through a slab whose rim is a half circle, at ``depth`` mm from the rim."""
     depth = np.clip(depth, 0, thickness / 2)
     return 2 * np.sqrt(depth * (thickness - depth))
 

@@ -1,6 +1,6 @@
-"""Lesions as three-dimensional bodies: what is inside, how much of it there is, and how thick it is along an X-ray.
+"""Three-dimensional bodies of lesions: level set, volume, and path length along X-rays.
 
-Coordinates are mm from the lesion's center, in the frame of a left breast (a right one is its mirror image):
+Coordinates are mm from the lesion's center, in the frame of a left breast (a right breast is its mirror image):
 x toward the nipple, y toward the side of the body (lateral +, medial -), z upward (superior +, inferior -).
 """
 
@@ -11,21 +11,22 @@ from typing import Protocol
 import numpy as np
 from scipy import ndimage
 
-# Rows: the image's right, the image's down, and the ray, as directions in the body's frame. CC looks from above, the
-# lateral side up; MLO looks from the upper inner to the lower outer side, 45 degrees off, the upper outer side up.
+# Rows: the image's right, the image's down, and the ray, as directions in the body's frame. CC looks from above, with
+# the lateral side up in the image. MLO looks at 45 degrees from the upper inner to the lower outer side, with the upper
+# outer side up in the image.
 _HALF = np.sqrt(0.5)
 VIEW_AXES = {
     "CC": np.array([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0]]),
     "MLO": np.array([[1.0, 0.0, 0.0], [0.0, -_HALF, -_HALF], [0.0, _HALF, -_HALF]]),
 }
-FINEST_STEP = 0.25  # mm: cores are not sampled finer
-SUBPIXEL = 0.12  # mm: thin parts are averaged over each pixel at least this finely
+FINEST_STEP = 0.25  # mm: smallest sampling step of cores
+SUBPIXEL = 0.12  # mm: smallest sampling step of thin parts within a pixel
 
 
 class Body(Protocol):
-    """What every lesion with a volume offers.
+    """The shape of a lesion with a volume.
 
-    ``kind`` names the shape, ``radius`` (mm) bounds it around the center, ``volume_mm3`` is its volume.
+    ``kind`` names the shape; a ball of ``radius`` mm around the center contains it; ``volume_mm3`` is its volume.
     """
 
     @property
@@ -36,19 +37,21 @@ class Body(Protocol):
     def volume_mm3(self) -> float: ...
 
     def level(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Positive inside, negative outside; ``x``, ``y``, ``z`` in mm broadcast together."""
+        """A function that is positive inside and negative outside; ``x``, ``y``, ``z`` in mm broadcast together."""
         ...
 
     def path(self, axes: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """The length (mm) of each pixel's ray inside the body, float32 [h, w].
+        """The path length (mm) of each pixel's ray inside the body, float32 [h, w].
 
-        ``axes`` is out of `VIEW_AXES`; ``u`` [w] and ``v`` [h] are evenly spaced pixel centers in mm from the lesion's
-        center, to the right and down.
+        Args:
+            axes: one of `VIEW_AXES`.
+            u: [w], evenly spaced pixel centers in mm to the right of the lesion's center.
+            v: [h], the same downward.
         """
         ...
 
     def scaled(self, factor: float) -> "Body":
-        """The same shape, ``factor`` times as long in every direction."""
+        """The same shape, ``factor`` times as large in every direction."""
         ...
 
 
@@ -83,7 +86,7 @@ class Ellipsoid:
         return 1 - (a**2 + b**2 + c**2)
 
     def chord(self, axes: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the rays through (u, v) are inside: the middle and half the length in mm along the ray (0: a miss)."""
+        """The chords of the rays through (u, v): middle and half length, in mm along the ray. A miss has length 0."""
         a, b, c, d = (self.to_unit @ each for each in (axes[0], axes[1], self.center, axes[2]))
         start = [a[i] * u + b[i] * v - c[i] for i in range(3)]
         squared = d @ d
@@ -92,7 +95,7 @@ class Ellipsoid:
         return -along / squared, np.sqrt(np.maximum(discriminant, 0)) / squared
 
     def window(self, axes: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple[slice, slice]:
-        """Rows and columns of the pixels that its shadow touches."""
+        """Rows and columns of the pixels that the ellipsoid's projection touches."""
         middle = axes @ self.center
         reach = np.linalg.norm(axes @ self.from_unit, axis=1)
         return _pixels(v, middle[1], reach[1]), _pixels(u, middle[0], reach[0])
@@ -106,14 +109,14 @@ class Ellipsoid:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StarBody:
-    """A Gaussian random sphere: r(n) = size exp(sum_k s_k(n . a_k)) in every direction n, then stretched.
+    """A stretched Gaussian random sphere: radius r(n) = size exp(sum_k s_k(n . a_k)) in direction n before stretching.
 
     Each s_k is a random Legendre series about its own random axis a_k, so that their sum is a smooth random function on
     the sphere (Muinonen, "Introducing the Gaussian shape hypothesis", 1998).
 
     Args:
-        to_unit: [3, 3], turns and stretches mm into the frame in which the body is a random sphere.
-        size: mm.
+        to_unit: [3, 3], maps mm to the unit frame, in which the body is not stretched.
+        size: scale of the radius in mm.
         axes: [K, 3] unit vectors a_k.
         series: [K, N] coefficients of the polynomials s_k in powers of the cosine.
     """
@@ -134,7 +137,7 @@ class StarBody:
     def radius(self) -> float:
         directions, _, reach = self._sphere
         points = np.linalg.solve(self.to_unit, (directions * reach[:, None]).T)
-        return float(1.03 * np.linalg.norm(points, axis=0).max())  # between the directions it may bulge a little
+        return float(1.03 * np.linalg.norm(points, axis=0).max())  # it may bulge slightly between the directions
 
     @cached_property
     def volume_mm3(self) -> float:
@@ -142,7 +145,7 @@ class StarBody:
         return float((angle * reach**3).sum() / 3 / abs(np.linalg.det(self.to_unit)))
 
     def reach(self, nx: np.ndarray, ny: np.ndarray, nz: np.ndarray) -> np.ndarray:
-        """r in the direction of the unit vectors (unit frame)."""
+        """The radius r in the direction of unit vectors, both in the unit frame."""
         total = 0.0
         for axis, series in zip(self.axes.astype(np.float32), self.series.astype(np.float32), strict=True):
             cosine = axis[0] * nx + axis[1] * ny + axis[2] * nz
@@ -171,7 +174,7 @@ class StarBody:
         return _block_mean(ndimage.map_coordinates(coarse, [rows, columns], order=1, output=np.float32), factor)
 
     def surface(self, direction: np.ndarray) -> np.ndarray:
-        """The point [3] of the surface in the direction [3], in mm."""
+        """The point of the surface, [3] in mm, in a direction [3]."""
         unit = self.to_unit @ direction
         unit /= np.linalg.norm(unit)
         return np.linalg.solve(self.to_unit, unit * float(self.reach(*unit.astype(np.float32))))
@@ -182,9 +185,10 @@ class StarBody:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SpiculatedBody:
-    """Strands, each a slender ellipsoid, that leave a core; without a core, a star of strands.
+    """A core with strands, each a slender ellipsoid; without a core, a star of strands.
 
-    Inside the core a strand adds nothing. Where strands cross they count twice: a few thousandths of the volume.
+    The parts of strands inside the core do not count. Crossings of strands count twice, a few thousandths of the
+    volume.
     """
 
     kind: str
@@ -222,7 +226,7 @@ class SpiculatedBody:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LymphNode:
-    """An ellipsoid (the cortex) without the fatty hilum, a smaller ellipsoid that notches it."""
+    """An ellipsoid (the cortex) minus a smaller ellipsoid that notches it (the fatty hilum)."""
 
     outer: Ellipsoid
     hilum: Ellipsoid
@@ -252,7 +256,7 @@ class LymphNode:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cluster:
-    """Calcifications: ``specks`` [n, 4] of x, y, z and radius in mm; they do not touch."""
+    """A cluster of calcifications: ``specks`` [n, 4] are x, y, z and radius in mm. Specks do not touch."""
 
     specks: np.ndarray
     kind: str = "calcifications"
@@ -281,9 +285,9 @@ class Cluster:
 
 
 def draw_mass(rng: np.random.Generator, kind: str, radius: float) -> StarBody | SpiculatedBody:
-    """A mass as large as a ball of ``radius`` mm; a spiculated one has its strands besides.
+    """Draws a mass whose core has the volume of a ball of ``radius`` mm.
 
-    ``kind`` is round, oval, lobular, irregular or spiculated.
+    ``kind`` is "round", "oval", "lobular", "irregular" or "spiculated" (an irregular core with strands).
     """
     if kind == "spiculated":
         core = draw_core(rng, "irregular", radius)
@@ -301,7 +305,7 @@ _CORES = {
 
 
 def draw_core(rng: np.random.Generator, kind: str, radius: float) -> StarBody:
-    """A star-shaped body with the volume of a ball of ``radius`` mm."""
+    """Draws a star-shaped body of a kind in `_CORES` with the volume of a ball of ``radius`` mm."""
     count, (low, high), spread, stretches = _CORES[kind]
     axes = _random_directions(rng, count)
     orders = np.arange(low, high + 1)
@@ -319,7 +323,7 @@ def draw_core(rng: np.random.Generator, kind: str, radius: float) -> StarBody:
 
 
 def draw_star(rng: np.random.Generator, radius: float) -> SpiculatedBody:
-    """Fine strands that point at the center and leave it empty: the spicules of an architectural distortion."""
+    """Draws fine strands that point at an empty center: the spicules of an architectural distortion."""
     strands = []
     for direction in _even_directions(rng, int(rng.integers(28, 40))):
         start = direction * radius * rng.uniform(0.0, 0.12)
@@ -329,7 +333,7 @@ def draw_star(rng: np.random.Generator, radius: float) -> SpiculatedBody:
 
 
 def draw_node(rng: np.random.Generator, radius: float) -> LymphNode:
-    """A node with semi-axes from about 0.8 to 1.3 ``radius``, its hilum small and to one side."""
+    """Draws a lymph node with semi-axes of 0.8 to 1.3 times ``radius`` and a small hilum at one side."""
     semi_axes = radius * np.array([rng.uniform(1.05, 1.3), rng.uniform(0.85, 1.0), rng.uniform(0.8, 0.95)])
     turn = _random_rotation(rng)
     outer = Ellipsoid(to_unit=np.diag(1 / semi_axes) @ turn)
@@ -339,7 +343,7 @@ def draw_node(rng: np.random.Generator, radius: float) -> LymphNode:
 
 
 def draw_cluster(rng: np.random.Generator, radius: float, duct: np.ndarray) -> Cluster:
-    """7 to 20 specks of 0.1 to 0.4 mm along ``duct`` [3], none farther than ``radius`` mm from the center."""
+    """Draws 7 to 20 specks of radius 0.1 to 0.4 mm along ``duct`` [3], all within ``radius`` mm of the center."""
     duct = duct / np.linalg.norm(duct)
     specks: list[np.ndarray] = []
     count = int(rng.integers(7, 21))
@@ -359,7 +363,7 @@ def _draw_strands(rng: np.random.Generator, core: StarBody, radius: float) -> tu
         root = core.surface(direction)
         length = radius * rng.uniform(0.6, 1.5)
         width = rng.uniform(0.5, 1.0)
-        # Slender ellipsoids taper to both ends: one of them hides in the core.
+        # Slender ellipsoids taper at both ends. One end is hidden in the core.
         strands.append(_strand(root - 0.5 * length * direction, root + length * direction, width))
         if rng.uniform() < 0.6:
             fork = root + 0.4 * length * direction
@@ -382,7 +386,7 @@ def _strand(start: np.ndarray, end: np.ndarray, half_width: float) -> Ellipsoid:
 
 @cache
 def _sphere_rule() -> tuple[np.ndarray, np.ndarray]:
-    """Directions [n, 3] and solid angles [n] that integrate over the sphere: Gauss-Legendre times even angles."""
+    """Directions [n, 3] and solid angles [n] of a quadrature over the sphere: Gauss-Legendre times even angles."""
     cosine, weight = np.polynomial.legendre.leggauss(48)
     angle = np.arange(96) * (2 * np.pi / 96)
     sine = np.sqrt(1 - cosine**2)[:, None]
@@ -396,14 +400,14 @@ def _random_directions(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _even_directions(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Directions spread over the sphere (Fibonacci lattice), turned and jittered at random."""
+    """At most ``count`` directions [n, 3] spread over the sphere (Fibonacci lattice), randomly rotated and jittered."""
     z = 1 - (2 * np.arange(count) + 1) / count
     angle = np.arange(count) * np.pi * (3 - np.sqrt(5))
     ring = np.sqrt(1 - z**2)
     vectors = np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=1) @ _random_rotation(rng)
     vectors += rng.normal(0, 0.5 / np.sqrt(count), vectors.shape)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    # A real spicule is never straight enough to be seen end on, as a bright dot.
+    # Strands along a view's rays are left out: a real spicule is not straight enough to appear as a bright dot.
     end_on = np.max([np.abs(vectors @ axes[2]) for axes in VIEW_AXES.values()], axis=0)
     return vectors[end_on < 0.92]
 
@@ -416,14 +420,14 @@ def _random_rotation(rng: np.random.Generator) -> np.ndarray:
 
 
 def _length_above_zero(level: np.ndarray, step: float) -> np.ndarray:
-    """Per row of the last axis, the length on which the values, joined by straight lines, are positive."""
+    """The length along the last axis on which linearly interpolated values are positive."""
     before, after = level[..., :-1], level[..., 1:]
     above = np.maximum(before, 0) + np.maximum(after, 0)
     return step * (above / (np.abs(before) + np.abs(after) + np.float32(1e-12))).sum(axis=-1)
 
 
 def _share_inside(ellipsoid: Ellipsoid, other: Ellipsoid | StarBody, count: int) -> float:
-    """The share of the ellipsoid's volume that lies inside the other body."""
+    """The share of the ellipsoid's volume inside the other body, sampled on a grid of ``count`` points per axis."""
     ticks = (np.arange(count) + 0.5) * (2 / count) - 1
     ball = np.stack(np.meshgrid(ticks, ticks, ticks), axis=-1).reshape(-1, 3)
     ball = ball[(ball**2).sum(axis=1) < 1]
@@ -434,7 +438,7 @@ def _share_inside(ellipsoid: Ellipsoid, other: Ellipsoid | StarBody, count: int)
 def _add_path(
     path: np.ndarray, part: Ellipsoid, axes: np.ndarray, u: np.ndarray, v: np.ndarray, core: StarBody | None
 ) -> np.ndarray:
-    """Adds to ``path`` [h, w], in place, the length of each ray in the part and outside the core."""
+    """Adds to ``path`` [h, w], in place, the length of each ray that lies in the part and outside the core."""
     window = part.window(axes, u, v)
     if not path[window].size:
         return path
@@ -452,7 +456,7 @@ def _add_path(
 
 
 def _pixels(centers: np.ndarray, middle: float, reach: float) -> slice:
-    """The indices of the pixels (evenly spaced centers) that touch middle - reach to middle + reach."""
+    """The indices of the pixels (evenly spaced centers) that touch the interval middle - reach to middle + reach."""
     spacing = centers[1] - centers[0]
     first = np.floor((middle - reach - centers[0]) / spacing + 0.5)
     last = np.floor((middle + reach - centers[0]) / spacing + 0.5)
@@ -462,7 +466,7 @@ def _pixels(centers: np.ndarray, middle: float, reach: float) -> slice:
 def _finer(
     u: np.ndarray, v: np.ndarray, step: float, window: tuple[slice, slice] = (slice(None), slice(None))
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """The centers of the window's pixels, each split into ``factor`` x ``factor``, no more than ``step`` apart."""
+    """Subpixel centers of a window, at most ``step`` apart, and the number of subpixels per pixel and axis."""
     spacing = u[1] - u[0]
     factor = max(1, int(np.ceil(spacing / step)))
     offsets = ((np.arange(factor) + 0.5) / factor - 0.5) * spacing

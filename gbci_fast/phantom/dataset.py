@@ -1,4 +1,4 @@
-"""Writes phantom studies in the VinDr-Mammo layout, with their truth; the folder appears whole or not at all."""
+"""Writes a phantom data set with its truth in the VinDr-Mammo layout. The folder appears whole or not at all."""
 
 import csv
 import os
@@ -60,30 +60,35 @@ def generate_phantom(
     ultrasound: bool = PhantomJob.ultrasound,
     workers: int = 1,
 ) -> None:
-    """Writes ``studies`` patients of four images per timepoint; patient ``i`` is the same for any number of them.
+    """Writes a phantom data set of ``studies`` patients, with four images per patient and timepoint.
 
-    ``output`` gets VinDr-Mammo's ``images/<study_id>/<image_id>.dicom``, ``breast-level_annotations.csv`` and
-    ``finding_annotations.csv``; ``masks/<study_id>/<image_id>.png`` (255 on any finding),
-    ``finding_masks/<study_id>/<image_id>-<k>.png`` for the k-th finding of an image, counted from 1 in the order of
-    its rows; with ``twins`` and ``truth`` also ``twins/<study_id>/<image_id>.dicom`` and
-    ``truth/breast|pectoral/<study_id>/<image_id>.png``; with ``ultrasound`` the slices of `write_ultrasound` and their
-    table ``ultrasound.csv``; and ``preview.png``.
+    Patient ``i`` does not depend on the number of patients. Files in ``output``:
+
+    - ``images/<study_id>/<image_id>.dicom``, ``breast-level_annotations.csv`` and ``finding_annotations.csv``, as in
+      VinDr-Mammo;
+    - ``masks/<study_id>/<image_id>.png``: 255 on any finding;
+    - ``finding_masks/<study_id>/<image_id>-<k>.png``: the k-th finding of an image, from 1 in the order of its rows;
+    - with ``twins``: ``twins/<study_id>/<image_id>.dicom``;
+    - with ``truth``: ``truth/breast|pectoral/<study_id>/<image_id>.png``;
+    - with ``ultrasound``: the files of `write_ultrasound` and their table ``ultrasound.csv``;
+    - ``preview.png``.
 
     Columns besides VinDr-Mammo's: ``source``, ``spacing_mm``, ``patient_id``, ``timepoint``, ``days`` since the first
-    timepoint, ``age``, ``hazard`` (see `population.relative_hazard`), ``twin`` (its file, where there is one), and per
-    finding ``report``, ``pathology``, ``volume_mm3`` and ``doubling_days`` (blank where it has none), ``mask_file``
-    and ``ultrasound`` (its slice's file, where there is one).
+    timepoint, ``age``, ``hazard`` (see `population.relative_hazard`), ``twin`` (its file or blank). Findings also have
+    ``report``, ``pathology``, ``volume_mm3``, ``doubling_days``, ``mask_file`` and ``ultrasound`` (the slice's file);
+    blank where it does not apply.
 
     Args:
         output: a new or an empty folder.
         studies: number of patients.
-        progress: called with the number of patients done, at the start and after each.
-        workers: processes; they do not change a byte.
-        seed: see `PhantomJob`, as the others.
+        progress: called with the number of finished patients, at the start and after each.
+        workers: number of processes; the bytes do not depend on it.
+        seed, size, population, timepoints, interval, twins, truth, ultrasound: see `PhantomJob`.
 
     Raises:
-        GBCIError: an ``output`` that holds something, fewer than one study or worker, an impossible size, or options
-            that `PhantomJob` refuses.
+        GBCIError: an ``output`` that is not empty, fewer than one study or worker, or options that `PhantomJob`
+            refuses.
+        OSError: ``output`` cannot be written.
     """
     output = Path(output)
     if studies < 1:
@@ -104,7 +109,7 @@ def generate_phantom(
     if output.exists() and not (output.is_dir() and is_empty(output)):
         raise GBCIError(f"output {output} already exists and is not empty; expected a new or an empty folder")
     existed, folder = output.exists(), real_path(output)
-    # A folder that is there may be a mount point, or where somebody stands: it is filled, not replaced.
+    # An existing folder may be a mount point or a process's working directory: it is filled, not replaced.
     name = f".{folder.name}.{os.getpid()}.tmp"
     if existed:
         remove_temporaries(folder)
@@ -138,7 +143,7 @@ def generate_phantom(
 
 
 def _move_up(folder: Path) -> None:
-    """Moves everything to the folder above, the tables last: without them it is no data set."""
+    """Moves all files to the parent folder, the tables last: only with them is it a data set."""
     for path in sorted(folder.iterdir(), key=lambda path: path.suffix == ".csv"):
         path.rename(folder.parent / path.name)
     folder.rmdir()
@@ -147,7 +152,7 @@ def _move_up(folder: Path) -> None:
 def _write_all(
     root: Path, job: PhantomJob, studies: int, workers: int
 ) -> Generator[tuple[Rows, Rows, Rows], None, None]:
-    """The rows of every patient, in order."""
+    """Writes all patients; yields their rows in order, as `_write_patient`."""
     write = partial(_write_patient, root, job)
     if workers == 1:
         yield from map(write, range(studies))
@@ -165,7 +170,7 @@ def _write_all(
 
 
 def _write_patient(root: Path, job: PhantomJob, index: int) -> tuple[Rows, Rows, Rows]:
-    """Writes the files of one patient; returns the rows of the three tables."""
+    """Writes the files of one patient; returns the rows of the three tables (breasts, findings, slices)."""
     grid = make_grid(job.size)
     breasts, findings, slices = [], [], []
     plan = draw_study(job.seed, index, job.population)
@@ -183,7 +188,7 @@ def _write_patient(root: Path, job: PhantomJob, index: int) -> tuple[Rows, Rows,
 
 
 def _write_image(image: PhantomImage, root: Path, job: PhantomJob) -> str:
-    """Writes all files of an image; returns the name of its twin's, or a blank."""
+    """Writes all files of an image; returns the name of its twin's file, or "" if it has none."""
     name = f"{image.study_id}/{image.image_id}"
     _write_dicom(image.stored, image, root / "images" / f"{name}.dicom")
     masks = {f"masks/{name}": image.mask}
@@ -217,13 +222,13 @@ def _mask_file(image: PhantomImage, number: int) -> str:
 
 
 def _breast_birads(image: PhantomImage, images: list[PhantomImage]) -> int:
-    """The highest of what either view shows of this breast; 1 where neither shows a finding."""
+    """The highest BI-RADS category of the findings in either view of this breast; 1 without findings."""
     views = [each for each in images if each.header.laterality == image.header.laterality]
     return max((lesion.finding.birads for view in views for lesion in view.lesions), default=1)
 
 
 def _describe(image: PhantomImage, twin: str, birads: int) -> dict[str, object]:
-    """What both tables say of an image whose breast is of this BI-RADS category."""
+    """The columns of an image that both tables have; ``birads`` is the category of its breast."""
     plan: StudyPlan = image.plan
     height, width = image.stored.shape
     return {

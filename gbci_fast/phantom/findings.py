@@ -1,4 +1,4 @@
-"""The findings of a breast: what they are, how they are described, where they lie and how they grow."""
+"""Draws the findings of a breast: category, shape, place, BI-RADS, report sentence, and growth."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ from gbci_fast.phantom.bodies import Body
 from gbci_fast.phantom.placement import Place, Room
 from gbci_fast.phantom.population import ASSOCIATED
 
-# One of these per breast at most.
+# Categories that a breast has at most once.
 SINGLE = ("Skin Thickening", "Suspicious Lymph Node", "Nipple Retraction", "Global Asymmetry", "Skin Retraction")
 MALIGNANT_MASSES = {"spiculated": 0.65, "irregular": 0.35}
 BENIGN_MASSES = {"round": 0.3, "oval": 0.4, "lobular": 0.3}
@@ -20,19 +20,19 @@ DOUBLING_DAYS = 180.0  # median of cancers; log-normal, 0.5 (Fournier et al., Ca
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomFinding:
-    """One finding of one breast, alike in both views.
+    """One finding of one breast, the same in both views.
 
     Args:
-        kind: how it is drawn, for example "spiculated".
-        categories: VinDr categories of its row; more than one where findings share a place.
+        kind: kind of drawing, for example "spiculated".
+        categories: VinDr categories of its row; several if findings share a place.
         place: see `placement`.
-        radius: mm; of the ball with a mass's core volume, else how far the change reaches.
-        strength: bodies and distortions: attenuation relative to gland; asymmetries: the glandular share aimed at;
-            skin thickening: mm of skin; retractions: mm of dent.
-        body: its shape, where it has a volume.
-        distortion: mm around a mass that it distorts, or 0.
-        views: those that show it.
-        doubling_days: of its volume; None where it does not grow.
+        radius: mm; of a mass, that of the ball with the core's volume; otherwise the reach of the change.
+        strength: bodies and distortions: attenuation relative to gland; asymmetries: target of the glandular share;
+            skin thickening: mm of skin; retractions: depth of the dent in mm.
+        body: shape of a finding with a volume, else None.
+        distortion: radius in mm of the distorted tissue, or 0.
+        views: the views that show it.
+        doubling_days: doubling time of its volume; None if it does not grow.
     """
 
     kind: str
@@ -54,11 +54,11 @@ class PhantomFinding:
 
     @property
     def volume_mm3(self) -> float | None:
-        """Of masses, lymph nodes and calcifications; None of everything else."""
+        """Volume of a mass, lymph node or cluster of calcifications; None for other findings."""
         return None if self.body is None or self.kind == "distortion" else self.body.volume_mm3
 
     def earlier(self, days: float) -> "PhantomFinding":
-        """The same finding ``days`` before: exponential growth of the volume, the shape kept."""
+        """The same finding ``days`` earlier: the volume grows exponentially, the shape stays."""
         if self.doubling_days is None or days == 0:
             return self
         factor = 2 ** (-days / self.doubling_days / 3)
@@ -69,7 +69,12 @@ class PhantomFinding:
 def draw_findings(
     rng: np.random.Generator, categories: list[tuple[str, bool]], room: Room
 ) -> tuple[PhantomFinding, ...]:
-    """The primary findings of a breast in the given categories, and what malignant masses bring along."""
+    """Draws the primary findings of a breast and those associated with malignant masses.
+
+    Args:
+        categories: (category, whether malignant) of each primary finding.
+        room: the free tissue of the breast.
+    """
     findings: list[PhantomFinding] = []
     for category, malignant in categories:
         if category in SINGLE and any(category in finding.categories for finding in findings):
@@ -121,7 +126,7 @@ def _calcifications(rng: np.random.Generator, malignant: bool, room: Room) -> Ph
 
 
 def _cluster(rng: np.random.Generator, malignant: bool, place: Place) -> PhantomFinding:
-    # The body's x points to the nipple.
+    # From the cluster to the nipple; the body's x axis points to the nipple.
     duct = np.array([max(place[0], 10.0), -0.5 * place[1], -0.5 * place[2]])
     kinds = ("fine pleomorphic", "fine linear branching") if malignant else ("amorphous", "coarse heterogeneous")
     return PhantomFinding(
@@ -251,7 +256,7 @@ def _lymph_node(rng: np.random.Generator, malignant: bool, room: Room) -> Phanto
 def _assessment(
     rng: np.random.Generator, malignant: bool, *, sure: float = 0.25, unsure: float = 0.3, grows: bool = False
 ) -> dict:
-    """BI-RADS 5 is malignant, 3 benign: ``sure`` is the share of 5 among cancers, ``unsure`` of 4 among the rest."""
+    """Draws BI-RADS and doubling time: malignant findings are 5 (share ``sure``) or 4, benign 4 (``unsure``) or 3."""
     chance = rng.uniform()
     birads = (5 if chance < sure else 4) if malignant else (4 if chance < unsure else 3)
     doubling = DOUBLING_DAYS * np.exp(0.5 * rng.standard_normal())
@@ -263,7 +268,7 @@ def _assessment(
 
 
 def _near(rng: np.random.Generator, mass: PhantomFinding) -> Place:
-    """Within the mass or at its border."""
+    """Draws a place within a mass."""
     offset = rng.standard_normal(3)
     offset *= mass.radius * rng.uniform(0, 0.8) / np.linalg.norm(offset)
     behind, lateral, above = (float(a + b) for a, b in zip(mass.place, offset, strict=True))
@@ -282,7 +287,7 @@ _DRAW = {
     "Global Asymmetry": _global_asymmetry,
     "Skin Retraction": _skin_retraction,
 }
-# What a malignant mass brings along is malignant, and at the mass or on the skin over it.
+# Findings associated with a malignant mass are malignant. Calcifications lie in the mass, skin findings over it.
 _BRING = {
     "Suspicious Calcification": lambda rng, mass, room: _cluster(rng, True, _near(rng, mass)),
     "Suspicious Lymph Node": lambda rng, mass, room: _lymph_node(rng, True, room),

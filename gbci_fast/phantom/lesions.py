@@ -1,8 +1,8 @@
-"""Draws findings into one view of a breast, each with the exact pixels that it changes.
+"""Draws findings into one view of a breast, each with the exact mask of the pixels that it changes.
 
-A finding acts on one of three things: the outline and the skin, the glandular tissue, or the X-rays' paths, to which a
-body adds its own. All changes have compact support; a change too thin to see (`LEAST_PATH`) is left out, so that the
-mask is exact: outside it the line integral of the breast is the healthy one, bit by bit.
+A finding changes the outline and the skin, the glandular tissue, or the X-rays' paths, to which a body adds its own.
+All changes have compact support, and changes too thin to see (`LEAST_PATH`) are left out. So the mask is exact: outside
+it the line integral of the breast equals the healthy one bit by bit.
 """
 
 from dataclasses import dataclass, replace
@@ -18,16 +18,20 @@ from gbci_fast.phantom.placement import skin_point
 from gbci_fast.phantom.projection import MU_CALCIFICATION, MU_GLAND, attenuation
 from gbci_fast.phantom.texture import DENSEST, Tissue, share_of, threshold
 
-LEAST_PATH = 0.1  # mm of a body (of specks: of as much gland); thinner is no lesion
-LEAST_SHARE = 0.04  # of a change of the glandular share
-LEAST_SKIN = 0.3  # mm of a change of the path through skin
-SKIN_FADE = 4.0  # mm under thickened skin in which the rest of its path fades out
-FINE_GRAIN = 0.3  # standard deviation of what an asymmetry adds to the texture
+LEAST_PATH = 0.1  # mm: smallest visible path through a body (for specks: the path of gland with equal attenuation)
+LEAST_SHARE = 0.04  # smallest visible change of the glandular share
+LEAST_SKIN = 0.3  # mm: smallest visible change of the path through skin
+SKIN_FADE = 4.0  # mm: depth under thickened skin over which the thickening fades out
+FINE_GRAIN = 0.3  # standard deviation of the fine structure that an asymmetry adds to the texture
 
 
 @dataclass(kw_only=True)
 class Scene:
-    """One view of one breast as it is being changed; maps [H, W], see `Anatomy` and `Tissue`."""
+    """One view of one breast, which findings change.
+
+    The maps are [H, W]: ``inside``, ``thickness`` and ``skin`` as in `Anatomy`, ``share`` as in `Tissue`, ``integral``
+    and ``interior`` as `attenuation` returns them.
+    """
 
     view: str
     grid: Grid
@@ -60,14 +64,20 @@ class Scene:
         )
 
     def copy(self) -> "Scene":
-        """The same scene, to be changed."""
+        """A copy whose maps can be changed."""
         changing = ("inside", "thickness", "skin", "share", "integral", "interior")
         return replace(self, **{name: getattr(self, name).copy() for name in changing})
 
     def add(self, findings: tuple[PhantomFinding, ...], rngs: list[np.random.Generator]) -> list[np.ndarray]:
-        """Draws the findings that this view shows, outline and tissue first; one mask [H, W] for each.
+        """Draws the findings that this view shows: first outline and tissue, then bodies.
 
-        A finding that is too small to see, or that another view shows, has an empty mask.
+        Args:
+            findings: all findings of the breast.
+            rngs: one random stream per finding.
+
+        Returns:
+            One mask, bool [H, W], per finding. It is empty if the finding is too small to see or if this view does not
+            show it.
         """
         masks = [np.zeros(self.integral.shape, bool) for _ in findings]
         shown = [item for item in zip(findings, rngs, masks, strict=True) if self.view in item[0].views]
@@ -82,7 +92,7 @@ class Scene:
         return masks
 
     def window(self, point: tuple[float, float], reach: float) -> tuple[slice, slice]:
-        """Rows and columns within ``reach`` mm of the point (x, y), cut at the image's edge."""
+        """Rows and columns within ``reach`` mm of the point (x, y), clipped to the image."""
         column, row = point[0] / self.grid.spacing, point[1] / self.grid.spacing + self.grid.height / 2
         pixels = reach / self.grid.spacing + 1
         return (
@@ -95,7 +105,7 @@ class Scene:
         return self.grid.x[:, window[1]] - np.float32(point[0]), self.grid.y[window[0]] - np.float32(point[1])
 
     def repaint(self, window: tuple[slice, slice], changed: np.ndarray, **maps: np.ndarray) -> None:
-        """Takes new maps over where ``changed`` (bool [h, w]) and computes the attenuation there anew."""
+        """Replaces maps of the window where ``changed`` (bool [h, w]) is set, and updates the attenuation there."""
         for name, values in maps.items():
             whole = getattr(self, name)
             whole[window] = np.where(changed, values, whole[window])
@@ -108,7 +118,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A body at a point (x, y) of the view; ``mu`` in 1/mm replaces the tissue's, or with ``alone`` adds to it."""
+    """A body at a point (x, y) of the view; ``mu`` (1/mm) replaces the tissue's, or is added to it if ``alone``."""
 
     body: Body
     point: tuple[float, float]
@@ -137,7 +147,7 @@ def _add_body(scene: Scene, placed: _Placed, mask: np.ndarray) -> None:
     room = scene.thickness[window] - scene.skin[window]
     if placed.alone:
         if path.max() * placed.mu < LEAST_PATH * MU_GLAND:
-            return  # even its densest pixel would not show
+            return  # even its densest pixel is too faint to see
         path[(path < 0.02 * path.max()) | (room <= 0)] = 0
         scene.integral[window] += np.float32(placed.mu) * path
         mask[window] |= convex_hull_image(path > 0) if path.any() else False
@@ -149,7 +159,7 @@ def _add_body(scene: Scene, placed: _Placed, mask: np.ndarray) -> None:
 
 
 def _distort(scene: Scene, rng: np.random.Generator, finding: PhantomFinding, mask: np.ndarray) -> None:
-    """Pulls the tissue toward the finding, along some directions more than along others."""
+    """Pulls the tissue toward the finding, more strongly in some directions than in others."""
     point, radius = scene.shape.point(finding.place, scene.view), finding.distortion
     window = scene.window(point, radius)
     dx, dy = scene.offsets(window, point)
@@ -166,13 +176,13 @@ def _distort(scene: Scene, rng: np.random.Generator, finding: PhantomFinding, ma
 
 
 def _add_gland(scene: Scene, rng: np.random.Generator, finding: PhantomFinding, mask: np.ndarray) -> None:
-    """Lowers the threshold between fat and gland: the tissue's own texture makes concave borders and leaves fat."""
+    """Adds gland by a lower threshold between fat and gland; the tissue's texture gives concave borders and fat."""
     point, radius = scene.shape.point(finding.place, scene.view), finding.radius
     window = scene.window(point, 1.4 * radius)
     dx, dy = scene.offsets(window, point)
     angle = np.arctan2(dy, dx)
     cusps, phase = rng.integers(3, 6), rng.uniform(0, 2 * np.pi, 2)
-    scallops = 1.15 - 0.25 * np.abs(np.sin(cusps * angle / 2 + phase[0]))  # hollow outward
+    scallops = 1.15 - 0.25 * np.abs(np.sin(cusps * angle / 2 + phase[0]))  # a concave border
     reach = radius * scallops * (1 + 0.2 * np.cos(2 * angle + phase[1]))
     rho = np.hypot(dx, dy) / reach.astype(np.float32)
     envelope = np.maximum(1 - rho**2, 0)
@@ -180,12 +190,13 @@ def _add_gland(scene: Scene, rng: np.random.Generator, finding: PhantomFinding, 
     core = (rho < 0.5) & (scene.inside[window] > 0)
     if not core.any():
         return  # outside the image
-    # The fine structure decides where fat is left and where the border runs; it is too weak in a field of this size.
+    # The fine structure decides where fat remains and where the border runs. It is amplified, because it is too weak in
+    # a field of this size.
     fine = texture - ndimage.gaussian_filter(texture, 0.3 * radius / scene.grid.spacing)
     grained = texture + np.float32(FINE_GRAIN / fine.std()) * fine * np.sqrt(envelope)
     target = min(DENSEST - 0.12, max(finding.strength, float(share[core].mean()) + 0.2))
     level = threshold(grained[core], offset[core], np.ones(core.sum(), np.float32), target)
-    # In the densest breasts little can be added: then one standard deviation of the texture.
+    # In the densest breasts little gland can be added; then the lift is one standard deviation of the texture.
     lifted = share_of(grained, offset + np.float32(max(-level, 1.0)) * envelope)
     room = scene.thickness[window] - scene.skin[window] - scene.anatomy.muscle[window]
     changed = (lifted > share + LEAST_SHARE) & (room > 1) & (envelope > 0)
@@ -203,7 +214,7 @@ def _thicken_skin(scene: Scene, rng: np.random.Generator, finding: PhantomFindin
 
 
 def _skin_of(scene: Scene, window: tuple[slice, slice], extra: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The path through skin ``extra`` mm thicker, only where it is seen from the side; and where that shows."""
+    """Path length through skin that is ``extra`` mm thicker at the outline, and the pixels that visibly change."""
     inside, thickness = scene.inside[window], scene.thickness[window]
     depth = SKIN_THICKNESS + extra * _bump(np.maximum(inside - SKIN_THICKNESS - extra, 0) / np.float32(SKIN_FADE))
     slab = np.float32(scene.shape.thickness)
@@ -222,20 +233,20 @@ def _retract_nipple(scene: Scene, rng: np.random.Generator, finding: PhantomFind
     point = (scene.shape.depth, scene.shape.nipple_y)
     window = scene.window(point, finding.radius)
     rho = np.hypot(*scene.offsets(window, point)) / np.float32(finding.radius)
-    # A narrow dent, its lips at the edge of the areola.
+    # A narrow dent with its rim at the edge of the areola.
     dent = np.float32(finding.strength) * _bump(rho / 0.7)
     flat = np.where(rho < 1, scene.anatomy.without_nipple[window], scene.inside[window])
     _dent(scene, window, flat - dent, _bump(rho), mask)
 
 
 def _dent(scene: Scene, window: tuple[slice, slice], inside: np.ndarray, bump: np.ndarray, mask: np.ndarray) -> None:
-    """A new outline (and 1.5 mm of skin in the dent); the mask is what was or is breast there and changed."""
+    """Applies a new outline, with 1.5 mm of skin in the dent; adds changed pixels of old and new breast to the mask."""
     before = scene.inside[window]
     slab = np.float32(scene.shape.thickness)
     thickness = chord(inside, slab)
     depth = SKIN_THICKNESS + np.float32(0.75) * bump
     skin = np.minimum(thickness - chord(inside - depth, slab - 2 * depth), thickness)
-    edge = 0.5 * scene.grid.spacing  # the outline is drawn half a pixel softer
+    edge = 0.5 * scene.grid.spacing  # the outline is drawn with a soft edge of half a pixel on either side
     breast = np.maximum(before, inside) > -edge
     changed = breast & ((np.abs(thickness - scene.thickness[window]) > LEAST_PATH) | (inside <= edge) & (bump > 0))
     scene.repaint(window, changed, inside=inside, thickness=thickness, skin=skin)
@@ -243,7 +254,7 @@ def _dent(scene: Scene, window: tuple[slice, slice], inside: np.ndarray, bump: n
 
 
 def _tether(scene: Scene, rng: np.random.Generator, finding: PhantomFinding) -> list[_Placed]:
-    """Strands from the dent into the breast."""
+    """Three strands from the dent into the breast."""
     x, y = skin_point(scene.shape, finding.place, scene.view)
     inward = np.array([0.45 * scene.shape.depth - x, 0.8 * (scene.shape.nipple_y - y)])
     inward /= np.linalg.norm(inward)
@@ -267,7 +278,7 @@ def _tether(scene: Scene, rng: np.random.Generator, finding: PhantomFinding) -> 
 
 
 def _inverted_nipple(scene: Scene, finding: PhantomFinding) -> list[_Placed]:
-    """The nipple behind the skin, dense, with the ducts that pull it in."""
+    """The dense nipple behind the skin, with a cord of ducts that pulls it in."""
     x, y = scene.shape.depth - finding.strength - 5.0, scene.shape.nipple_y
     nipple = Ellipsoid(to_unit=np.diag(1 / np.array([5.5, 3.6, 3.6])))
     cord = Ellipsoid(to_unit=np.diag(1 / np.array([13.0, 1.6, 1.6])), center=np.array([-9.0, 0.0, 0.0]))
@@ -275,7 +286,7 @@ def _inverted_nipple(scene: Scene, finding: PhantomFinding) -> list[_Placed]:
 
 
 def _bump(rho: np.ndarray) -> np.ndarray:
-    """1 in the middle, 0 with zero slope from ``rho`` = 1 on."""
+    """A bump that is 1 at ``rho`` = 0 and falls to 0, with zero slope, at ``rho`` = 1."""
     return np.maximum(1 - rho**2, 0) ** 2
 
 

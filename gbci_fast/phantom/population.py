@@ -1,11 +1,11 @@
-"""Who gets what: densities, ages, the hazard of cancer, and how often each finding occurs."""
+"""The population of women: densities, ages, the hazard of cancer, and the frequency of each finding."""
 
 import numpy as np
 
 from gbci_fast.attributes import FINDING_CATEGORIES
 from gbci_fast.phantom.settings import Population
 
-# Per density class: its share of women, fat fraction, compressed thickness in mm.
+# Per density class: share of women, fat fraction, compressed thickness in mm.
 DENSITIES = {"A": (0.1, 0.95, 60.0), "B": (0.4, 0.85, 55.0), "C": (0.4, 0.66, 45.0), "D": (0.1, 0.40, 35.0)}
 AGES = np.arange(40, 76)
 _AGE_SHARES = np.exp(-(((AGES - 55) / 9) ** 2) / 2)
@@ -16,8 +16,8 @@ AGE_SHARES = _AGE_SHARES / _AGE_SHARES.sum()
 LOG_HAZARD_PER_CLASS = np.log(4.64) / 3
 LOG_HAZARD_PER_YEAR = np.log(3) / 30
 
-# Approximate rows per category in VinDr-Mammo's finding annotations (Nguyen et al., Sci. Data 10, 277, 2023), not
-# checked against its tables, which are restricted; and the number of views that show one such finding here.
+# Per category: approximate number of rows in VinDr-Mammo's finding annotations (Nguyen et al., Sci. Data 10, 277,
+# 2023), not checked against its restricted tables; and the number of views in which the phantom shows one such finding.
 VINDR_ROWS = {
     "Mass": (1226, 2),
     "Suspicious Calcification": (543, 2),
@@ -30,7 +30,7 @@ VINDR_ROWS = {
     "Global Asymmetry": (26, 2),
     "Skin Retraction": (18, 2),
 }
-# The share that is malignant, chosen after the usual order of positive predictive values.
+# Share of malignant findings per category, chosen to follow the usual order of positive predictive values.
 MALIGNANT = {
     "Mass": 0.3,
     "Suspicious Calcification": 0.3,
@@ -43,7 +43,8 @@ MALIGNANT = {
     "Global Asymmetry": 0.05,
     "Skin Retraction": 0.6,
 }
-# What a malignant mass brings along, and how often. A distortion joins the mass in one row, the rest have their own.
+# Findings associated with a malignant mass, and their probabilities. A distortion shares the mass's row, others have
+# their own.
 ASSOCIATED = {
     "Architectural Distortion": 0.15,
     "Suspicious Calcification": 0.20,
@@ -57,7 +58,8 @@ ASSOCIATED = {
 def rates(population: Population) -> dict[str, float]:
     """The share of each category among primary findings.
 
-    At VinDr-Mammo's rates, what malignant masses bring along is taken off, so that all rows together agree.
+    For VinDr-Mammo's rates, findings associated with malignant masses are subtracted, so that the rates of all
+    findings together agree.
     """
     if population.balance:
         return dict.fromkeys(FINDING_CATEGORIES, 1 / len(FINDING_CATEGORIES))
@@ -69,10 +71,10 @@ def rates(population: Population) -> dict[str, float]:
 
 
 def draw_categories(population: Population, rng: np.random.Generator, hazard: float) -> list[tuple[str, bool]]:
-    """The primary findings of one breast, none to two: category, and whether it is malignant.
+    """Draws zero to two primary findings of one breast: (category, whether malignant) each.
 
-    A malignant one comes with probability 1 - exp(-hazard x baseline), so that a proportional-hazards model
-    (complementary log-log link) recovers `log_hazard`; a benign one regardless of the hazard.
+    A malignant finding occurs with probability 1 - exp(-hazard x baseline), so that a proportional-hazards model
+    (complementary log-log link) recovers `log_hazard`. A benign finding does not depend on the hazard.
     """
     per_category = rates(population)
     shares = {
@@ -91,12 +93,12 @@ def draw_categories(population: Population, rng: np.random.Generator, hazard: fl
 
 
 def log_hazard(breast_density: str, age: float) -> float:
-    """Log of the hazard of breast cancer relative to density A at 55 years: linear in class and age."""
+    """Log hazard of breast cancer relative to density A at 55 years: linear in density class and age."""
     return float(LOG_HAZARD_PER_CLASS * "ABCD".index(breast_density) + LOG_HAZARD_PER_YEAR * (age - 55))
 
 
 def relative_hazard(breast_density: str, age: float) -> float:
-    """The hazard relative to the mean of this population of women."""
+    """The hazard of breast cancer relative to the population's mean."""
     return float(np.exp(log_hazard(breast_density, age)) / _MEAN_HAZARD)
 
 

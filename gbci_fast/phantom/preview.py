@@ -1,4 +1,4 @@
-"""A contact sheet of a phantom data set: one example of every category and density, with the outline of the truth."""
+"""A contact sheet of a phantom data set: one example of every category and density, with outlined truth."""
 
 import ast
 from pathlib import Path
@@ -20,13 +20,13 @@ _PER_ROW = 5
 def write_preview(root: Path, rows: list[dict[str, Any]], path: Path) -> None:
     """Draws the sheet from the data set's files.
 
-    Two lines for five categories each: the whole breast with the outline of the finding, and a close-up without it.
-    Then a healthy breast of each density. What the data set does not hold stays black, and its caption says so.
+    Two lines show five categories each: the whole breast with the outline of the finding, and a close-up without
+    outline. A third line shows a healthy breast of each density. Missing examples stay black, with a caption "none".
 
     Args:
         root: folder of the data set.
-        rows: of its ``finding_annotations.csv``.
-        path: of the PNG.
+        rows: rows of its ``finding_annotations.csv``.
+        path: the PNG to write.
     """
     cells = [_category_cell(root, category, _example(rows, category)) for category in FINDING_CATEGORIES]
     healthy = [row for row in rows if ast.literal_eval(str(row["finding_categories"])) == [NO_FINDING]]
@@ -58,7 +58,7 @@ def _category_cell(root: Path, category: str, row: dict[str, Any] | None) -> np.
     image = _read(root, row)
     with Image.open(root / str(row["mask_file"])) as drawn:
         mask = np.asarray(drawn) > 127
-    width = max(1, round(image.shape[0] / _CELL))  # of the line, so that it survives the reduction
+    width = max(1, round(image.shape[0] / _CELL))  # line width: at least a pixel after the reduction
     outlined = image.copy()
     outlined[ndimage.binary_dilation(mask, iterations=width) & ~mask] = (255, 64, 64)
     xmin, ymin, xmax, ymax = (int(row[key]) for key in ("xmin", "ymin", "xmax", "ymax"))
@@ -80,7 +80,7 @@ def _read(root: Path, row: dict[str, Any]) -> np.ndarray:
 
 
 def _fit(picture: np.ndarray) -> np.ndarray:
-    """Resized to the cell, with black beside it."""
+    """The picture resized to fit a cell and padded with black."""
     scale = _CELL / max(picture.shape[:2])
     size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     cell = np.zeros((_CELL, _CELL, 3), np.uint8)
@@ -89,7 +89,7 @@ def _fit(picture: np.ndarray) -> np.ndarray:
 
 
 def _caption(text: str, pictures: list[np.ndarray | None]) -> np.ndarray:
-    """Pictures under one another and under their caption; a density has one and a blank."""
+    """Pictures stacked below their caption; None becomes a black picture."""
     blank = np.zeros((_CELL, _CELL, 3), np.uint8)
     image = Image.new("RGB", (_CELL, _CAPTION))
     missing = pictures[0] is None

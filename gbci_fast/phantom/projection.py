@@ -1,4 +1,4 @@
-"""X-rays through tissue: Beer-Lambert at 20 keV, scatter, photon noise, logarithm, and the image for presentation."""
+"""The X-ray image: Beer-Lambert at 20 keV, scatter, photon noise, logarithm, and processing for presentation."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ MU_CALCIFICATION = 2.0
 
 SCATTER_FRACTION = 0.15
 SCATTER_SIGMA = 8.0  # mm
-PHOTONS = 3e5  # per mm^2 at the detector behind the breast, on average
-ELECTRONIC_NOISE = 5.0  # photons per pixel, standard deviation
-EQUALIZATION = 0.85  # of the thinning toward the edge that processing gives back
+PHOTONS = 3e5  # mean number of photons per mm^2 at the detector behind the breast
+ELECTRONIC_NOISE = 5.0  # standard deviation in photons per pixel
+EQUALIZATION = 0.85  # share of the thinning toward the edge that peripheral equalization compensates
 
 STORED_FAT = 12800  # the stored value of full-thickness fat
 STORED_PER_UNIT = 18400.0  # stored values per unit of log attenuation
@@ -30,8 +30,12 @@ def attenuation(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The line integral of attenuation, and the coefficient (1/mm) of the tissue that a body displaces, both [H, W].
 
-    Masses grow among gland rather than anywhere in the column: where gland is a share s of it, that of what they
-    displace is taken to be ``1 - (1 - s)^2``. So they hide in dense breasts.
+    Masses grow in gland more often than in fat. Where the glandular share of the column is s, that of the displaced
+    tissue is taken as ``1 - (1 - s)^2``. So masses have little contrast in dense breasts.
+
+    Args:
+        thickness, skin, muscle: path lengths in mm, [H, W].
+        share: glandular share of the interior, [H, W] in [0, 1].
     """
     fat, step = np.float32(MU_FAT), np.float32(MU_GLAND - MU_FAT)
     path = thickness - skin - muscle
@@ -40,10 +44,10 @@ def attenuation(
 
 @dataclass(frozen=True)
 class Beam:
-    """How a breast is exposed: the scatter that reaches each pixel (share of the open beam) and photons per pixel.
+    """The exposure of a breast: scatter at each pixel (share of the open beam), and photons per pixel (``gain``).
 
-    Taken from the healthy breast, for it and for the same breast with findings: a finding changes neither the exposure
-    nor the haze on the rest of the image, so that both images are equal bit by bit wherever the tissue is.
+    The beam of the healthy breast is also used for the same breast with findings. So a finding changes neither exposure
+    nor scatter, and both images are equal bit by bit wherever the tissue is equal.
     """
 
     scatter: np.ndarray  # [H, W]
@@ -51,7 +55,7 @@ class Beam:
 
 
 def set_beam(integral: np.ndarray, inside: np.ndarray, grid: Grid) -> Beam:
-    """The beam for the healthy breast with this line integral; ``inside`` is bool [H, W]."""
+    """The beam for a healthy breast with this line integral, [H, W]; ``inside`` is the breast, bool [H, W]."""
     primary = np.exp(-integral)
     scatter = np.float32(SCATTER_FRACTION) * _blur(primary, SCATTER_SIGMA / grid.spacing)
     mean = ((1 - SCATTER_FRACTION) * primary + scatter)[inside].mean()
@@ -59,9 +63,9 @@ def set_beam(integral: np.ndarray, inside: np.ndarray, grid: Grid) -> Beam:
 
 
 def expose(rng: np.random.Generator, integral: np.ndarray, beam: Beam) -> np.ndarray:
-    """Log attenuation as the detector sees it: [H, W], scattered and noisy."""
+    """Log attenuation at the detector, [H, W], with scatter and noise."""
     photons = (np.float32(1 - SCATTER_FRACTION) * np.exp(-integral) + beam.scatter) * beam.gain
-    # Poisson in its normal limit: hundreds of photons reach even the smallest, darkest pixel.
+    # The normal limit of Poisson noise: hundreds of photons reach even the smallest, darkest pixel.
     photons += np.sqrt(photons + ELECTRONIC_NOISE**2) * rng.standard_normal(photons.shape, dtype=np.float32)
     return -np.log(np.maximum(photons, 1) / beam.gain)
 
@@ -69,7 +73,13 @@ def expose(rng: np.random.Generator, integral: np.ndarray, beam: Beam) -> np.nda
 def present(
     log_attenuation: np.ndarray, inside: np.ndarray, thickness: np.ndarray, slab: float, grid: Grid
 ) -> np.ndarray:
-    """What a vendor's processing does: peripheral equalization, and air to black. Stored values [H, W] uint16."""
+    """Stored values, uint16 [H, W], after a vendor's typical processing: peripheral equalization, air set to black.
+
+    Args:
+        log_attenuation: from `expose`, [H, W].
+        inside, thickness: as in `Anatomy`, [H, W] in mm.
+        slab: thickness of the compressed breast in mm.
+    """
     edge = np.clip(inside / grid.spacing + 0.5, 0, 1)
     value = log_attenuation - MU_FAT * slab + edge * (EQUALIZATION * MU_FAT) * (slab - thickness)
     stored = np.clip(np.rint(STORED_FAT + STORED_PER_UNIT * value), 0, 65535).astype(np.uint16)
@@ -78,7 +88,7 @@ def present(
 
 
 def fit_window(integral: np.ndarray, beam: Beam, anatomy: Anatomy, slab: float, grid: Grid) -> tuple[float, float]:
-    """The window (center, width) that fits the tissue of the healthy breast, found without noise on a coarse copy."""
+    """The window (center, width) that fits the tissue of the healthy breast, from a coarse copy without noise."""
     thin = (slice(None, None, max(1, grid.height // 256)),) * 2
     primary = np.float32(1 - SCATTER_FRACTION) * np.exp(-integral[thin]) + beam.scatter[thin]
     stored = present(-np.log(primary), anatomy.inside[thin], anatomy.thickness[thin], slab, grid)

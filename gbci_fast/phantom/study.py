@@ -1,7 +1,7 @@
-"""Draws a study (who, which breasts, which findings) and renders its four images.
+"""Draws a study (patient, breasts, findings) and renders its four images.
 
-Every random choice has its own stream, named by what it decides. So a study depends on (seed, index) alone, and leaving
-out a finding, or changing it, leaves the rest of the image as it is.
+Every random choice has its own stream, named by its purpose. So a study depends on (seed, index) alone, and removing or
+changing a finding does not change the rest of the image.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from gbci_fast.phantom.texture import glandular_map
 
 MODEL_VERSION = "phantom 2"
 SMALLEST, LARGEST = 128, 4096  # pixels
-MUSCLE_PATH = 0.5  # mm of muscle that count as pectoral
+MUSCLE_PATH = 0.5  # mm: longer paths through muscle are in the pectoral mask
 
 # Power spectrum 1/f^beta; soft thresholding keeps the exponent.
 FIELD_BETA = {"CC": 3.17, "MLO": 3.30}
@@ -32,7 +32,7 @@ FIELD_BETA = {"CC": 3.17, "MLO": 3.30}
 
 @dataclass(frozen=True, kw_only=True)
 class BreastPlan:
-    """One breast: its outline per view, and its findings."""
+    """One breast: its shape per view, and its findings."""
 
     laterality: str
     shapes: dict[str, BreastShape]
@@ -41,10 +41,14 @@ class BreastPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """Everything about a study but its pixels. One index is one patient; ``split`` follows from its hash.
+    """Everything about a study except its pixels. One index is one patient, whose hash decides the ``split``.
 
-    ``timepoint`` counts the studies of a growth series; ``days`` have passed since the first of them, and
-    ``days_left`` pass until the last. ``population`` is what it was drawn from.
+    Attributes:
+        age: years.
+        population: the distribution from which the study was drawn.
+        timepoint: number of the study in a growth series, from 0.
+        days: days since the first study of the series.
+        days_left: days until the last study of the series.
     """
 
     seed: int
@@ -67,13 +71,13 @@ class StudyPlan:
 
     @property
     def hazard(self) -> float:
-        """Of breast cancer, relative to the population's mean; see `population.log_hazard`."""
+        """Hazard of breast cancer relative to the population's mean; see `population.log_hazard`."""
         return relative_hazard(self.breast_density, self.age)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LesionTruth:
-    """One finding as this image shows it: ``mask`` is bool [H, W] and not empty."""
+    """One finding in one image; its ``mask``, bool [H, W], is not empty."""
 
     finding: PhantomFinding
     mask: np.ndarray
@@ -89,9 +93,12 @@ class LesionTruth:
 class PhantomImage:
     """One rendered image: pixels and exact truth.
 
-    ``stored`` is [H, W] uint16, ``breast`` and ``pectoral`` [H, W] bool, ``window`` (center, width). ``twin`` is
-    ``stored`` of the same breast without findings under the same exposure, noise and window, or None if not asked for:
-    the two differ nowhere outside the findings' masks.
+    Attributes:
+        stored: uint16 [H, W].
+        window: (center, width).
+        breast, pectoral: masks, bool [H, W].
+        twin: ``stored`` of the same breast without findings under the same exposure, noise and window, or None if not
+            requested. It differs from ``stored`` only inside the findings' masks.
     """
 
     study_id: str
@@ -109,7 +116,7 @@ class PhantomImage:
 
     @property
     def mask(self) -> np.ndarray:
-        """All findings together, bool [H, W]."""
+        """The union of all findings' masks, bool [H, W]."""
         union = np.zeros(self.stored.shape, bool)
         for lesion in self.lesions:
             union |= lesion.mask
@@ -127,9 +134,9 @@ def render_study(
     """The four images (CC and MLO of the left, then of the right breast) of study ``index``.
 
     Args:
-        seed: of the data set; with ``index`` it decides everything.
+        seed: seed of the data set; ``seed`` and ``index`` decide every random choice.
         size: height (and width) in pixels, 128 to 4096 each; the height always spans 240 mm.
-        population: what the study is drawn from.
+        population: the distribution from which the study is drawn.
         twins: render the healthy twins as well.
 
     Raises:
@@ -139,12 +146,16 @@ def render_study(
 
 
 def render_plan(plan: StudyPlan, grid: Grid, *, twins: bool = False) -> list[PhantomImage]:
-    """The four images of a plan."""
+    """The four images of a plan, in the order of `render_study`."""
     return [render_image(plan, breast, view, grid, twins) for breast in plan.breasts for view in VIEW_POSITIONS]
 
 
 def make_grid(size: int | tuple[int, int]) -> Grid:
-    """Checks the size and gives the pixel grid (see `render_study`)."""
+    """The pixel grid of a size (see `render_study`).
+
+    Raises:
+        GBCIError: a size outside the limits, or too narrow for a breast.
+    """
     height, width = (size, size) if isinstance(size, int) else size
     if not (SMALLEST <= height <= LARGEST and SMALLEST <= width <= LARGEST and width >= 0.6 * height):
         raise GBCIError(
@@ -188,10 +199,10 @@ def draw_study(seed: int, index: int, population: Population | None = None) -> S
 
 
 def growth_series(plan: StudyPlan, timepoints: int, interval: int) -> list[StudyPlan]:
-    """``timepoints`` plans of one patient, ``interval`` days apart; the last is as large as ``plan``.
+    """``timepoints`` plans of one patient, ``interval`` days apart; the last has the lesion sizes of ``plan``.
 
-    Anatomy, places and shapes stay; masses, nodes and calcifications with a ``doubling_days`` grow. Exposures, and with
-    them the noise, are new each time.
+    Anatomy, places and shapes stay the same; masses, nodes and calcifications with ``doubling_days`` grow. The noise is
+    new at each timepoint.
     """
     series = []
     for timepoint in range(timepoints):
@@ -265,7 +276,7 @@ def stream(*names: object) -> np.random.Generator:
 
 
 def digest(*names: object) -> str:
-    """64 hexadecimal digits that name these names."""
+    """SHA-256 of the names and the model's version: 64 hexadecimal digits."""
     return hashlib.sha256("\x1f".join(map(str, ("gbci_fast", MODEL_VERSION, *names))).encode()).hexdigest()
 
 

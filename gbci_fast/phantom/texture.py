@@ -8,8 +8,8 @@ from scipy import fft
 
 from gbci_fast.phantom.anatomy import Anatomy, BreastShape, Grid
 
-STRETCH = 1.35  # along the ducts, and its inverse across
-SOFTNESS = 0.8  # of the border between fat and gland, in standard deviations of the field
+STRETCH = 1.35  # factor along the ducts; its inverse across
+SOFTNESS = 0.8  # width of the border between fat and gland, in standard deviations of the field
 DENSEST = 0.9  # glandular share of the densest column of tissue
 VESSEL_BETA = 4.5  # smooth enough for its zero crossings to be lines
 FAN = (-math.pi / 4.5, 0.0, math.pi / 4.5)  # the duct directions that are blended
@@ -17,9 +17,12 @@ FAN = (-math.pi / 4.5, 0.0, math.pi / 4.5)  # the duct directions that are blend
 
 @dataclass(frozen=True)
 class Tissue:
-    """Maps [H, W]: the glandular ``share`` of the interior in [0, 1], and what it was thresholded from.
+    """Maps [H, W] of the tissue.
 
-    ``share`` = `share_of` (``texture``, ``offset``) and a few vessels; ``texture`` has unit variance.
+    Attributes:
+        share: glandular share of the interior, in [0, 1]: `share_of` (``texture``, ``offset``) plus a few vessels.
+        texture: random field of unit variance.
+        offset: what is added to ``texture`` before the threshold.
     """
 
     share: np.ndarray
@@ -28,9 +31,10 @@ class Tissue:
 
 
 def power_law_field(rng: np.random.Generator, grid: Grid, beta: float, angles: tuple[float, ...]) -> list[np.ndarray]:
-    """One white noise shaped to a power spectrum 1/f^beta, stretched along each angle (radians from x): [H, W] each.
+    """Random fields [H, W] with power spectrum 1/f^beta, one per angle (radians from x) along which it is stretched.
 
-    The fields have zero mean and unit variance; sharing the noise lets them be blended without losing variance.
+    The fields have zero mean and unit variance. All are shaped from the same white noise, so that blending them loses
+    no variance.
     """
     shape = (grid.height, grid.width // 2 + 1)
     noise = rng.standard_normal((2, *shape), dtype=np.float32)
@@ -70,13 +74,13 @@ def glandular_map(
 
 
 def share_of(texture: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Soft threshold; the texture goes on where it saturates."""
+    """Glandular share by a soft threshold of ``texture + offset``; the texture stays visible where it saturates."""
     return _logistic((texture + offset) / SOFTNESS) * (DENSEST + 0.06 * texture)
 
 
 def _toward_nipple(fields: list[np.ndarray], shape: BreastShape, grid: Grid) -> np.ndarray:
-    """Blends the stretched fields so that each pixel's strands point to the nipple."""
-    behind = np.maximum(shape.depth - grid.x, 0) + 20  # the ducts do not meet in a point
+    """Blends the stretched fields so that the strands at each pixel point to the nipple."""
+    behind = np.maximum(shape.depth - grid.x, 0) + 20  # toward 20 mm beyond the nipple: strands do not meet in a point
     angle = np.clip(np.arctan2(shape.nipple_y - grid.y, behind), FAN[0], FAN[-1])
     position = (angle - FAN[0]) / (FAN[1] - FAN[0])
     return sum(field * np.maximum(1 - np.abs(position - i), 0) for i, field in enumerate(fields))

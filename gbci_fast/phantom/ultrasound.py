@@ -1,10 +1,10 @@
-"""A B-mode ultrasound slice through the body that the mammogram shows: speckle, shadowing and enhancement.
+"""A B-mode ultrasound slice through the lesion that the mammogram shows: speckle, shadowing and enhancement.
 
 The slice is the plane of the chest-nipple axis (down the image, from the transducer on the skin to the chest wall) and
-the lateral axis, through the center of the lesion. The breast lies relaxed and is only as thick as its density class
-says; the lesion keeps its shape.
+the lateral axis, through the center of the lesion. The breast is not compressed, and its thickness follows from its
+density class; the lesion keeps its shape.
 
-Model, per beam and to first order (no refraction but a loss at steep borders, no multiple scattering, no compounding):
+Model, per beam and to first order (refraction only as a loss at steep borders; no multiple scattering or compounding):
 
 1. Tissue: skin, subcutaneous fat with Cooper's ligaments, fibroglandular tissue in fat, pectoral fascia and muscle.
    Each has an echogenicity in dB (fat is the reference, as in the BI-RADS ultrasound lexicon) and an attenuation in
@@ -12,16 +12,17 @@ Model, per beam and to first order (no refraction but a loss at steep borders, n
 2. Scatterers: circular complex Gaussian noise times the echogenicity, which is fully developed speckle: the envelope
    is Rayleigh distributed with a mean of 1.91 standard deviations (Wagner et al., IEEE Trans. Sonics Ultrason. 30,
    1983). Borders that face the beam add a coherent echo.
-3. Round-trip loss ``2 f sum(alpha dz)`` at the center frequency, and a time gain that undoes the loss of the average
-   healthy tissue. So what attenuates more than its neighbors throws a shadow, and what attenuates less an enhancement.
+3. Round-trip loss ``2 f sum(alpha dz)`` at the center frequency, and a time gain that compensates the loss of the
+   average healthy tissue. So tissue that attenuates more than its surroundings casts a shadow; tissue that attenuates
+   less causes an enhancement.
 4. Convolution with a separable pulse-echo response (Bamber and Dickinson, Phys. Med. Biol. 25, 1980): a Gaussian pulse
-   along the beam, a Gaussian beam across. Scatterers are circular, so the carrier needs no samples.
+   along the beam, a Gaussian beam across. The scatterers are circular, so the carrier need not be sampled.
 5. Electronic noise (amplified by the time gain), envelope, logarithm, 60 dB to 8 bits with a fixed gain.
 
 Attenuation: fat 0.73 and parenchyma 0.75 dB/cm/MHz (Nam et al., Ultrasonics 53, 2013; Li et al. as tabulated in
 PMC5087608). Masses: carcinomas attenuate more per MHz than fibroadenomas (Nam et al., Ultrason. Imaging 35, 2013); the
-values here are wider apart, because they stand for what spicules scatter away as well. Skin, muscle, calcification and
-all echogenicities are chosen for looks.
+values here are wider apart, because they include the scattering by spicules. The values of skin, muscle and
+calcification, and all echogenicities, are chosen for their appearance.
 """
 
 from collections.abc import Callable
@@ -41,29 +42,33 @@ FREQUENCY = 10.0  # MHz
 BANDWIDTH = 0.4  # -6 dB width of the pulse-echo spectrum relative to FREQUENCY
 SOUND_SPEED = 1.54  # mm/us
 F_NUMBER = 3.0  # the beam's width at half maximum is F_NUMBER wavelengths
-ELEVATION = 1.5  # mm: thickness of the beam across the slice; only specks need it
+ELEVATION = 1.5  # mm: thickness of the beam across the slice; used for specks only
 DYNAMIC_RANGE = 60.0  # dB from black to white
-FAT_LEVEL = -36.0  # dB under white: where the mean echo power of fat is shown
+FAT_LEVEL = -36.0  # dB relative to white at which the mean echo power of fat is shown
 NOISE_LEVEL = -88.0  # dB relative to fat, before the time gain
 
 SKIN_DEPTH = 1.5  # mm
-REACH = 1.0  # mm: how far around a lesion's outline its distance is known
-# Rows: the picture's right, its down, and across the slice, as directions in the frame of a body.
+REACH = 1.0  # mm: largest distance to a lesion's outline that is computed
+# Rows: the picture's right, the picture's down, and across the slice, as directions in the frame of a body.
 SLICE_AXES = {
     "L": np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
     "R": np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
 }
-# Per density class: mean depth of the border between subcutaneous fat and parenchyma, and of the fascia, in mm; and
-# how much of what lies between is gland.
+# Per density class: mean depth in mm of the border between subcutaneous fat and parenchyma, mean depth in mm of the
+# fascia, and glandular share between the two.
 LAYERS = {"A": (9.0, 30.0, 0.12), "B": (7.5, 29.0, 0.30), "C": (5.5, 27.0, 0.60), "D": (4.0, 25.0, 0.85)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Acoustics:
-    """A tissue: mean backscatter in dB relative to fat, attenuation in dB/cm/MHz.
+    """Acoustic properties of a tissue.
 
-    ``mottle`` is the spread in dB of a mass's echogenicity over millimeters, ``capsule`` the echo in dB (relative to
-    fat) of a border that faces the beam, and ``rim`` the extra attenuation of a border that runs along it.
+    Attributes:
+        echo: mean backscatter in dB relative to fat.
+        attenuation: dB/cm/MHz.
+        mottle: standard deviation in dB of a mass's echogenicity, over millimeters.
+        capsule: echo in dB relative to fat of a border that faces the beam.
+        rim: additional attenuation in dB/cm/MHz of a border along the beam.
     """
 
     echo: float
@@ -79,7 +84,7 @@ SKIN_ACOUSTICS = Acoustics(echo=10.0, attenuation=0.9)
 MUSCLE = Acoustics(echo=-4.0, attenuation=0.9)
 LIGAMENT = 13.0  # dB
 FASCIA, SKIN_ECHO = 22.0, 21.0  # dB
-APERTURE = 0.5  # mm: the lateral spread (sigma) over which a beam averages the loss on its way
+APERTURE = 0.5  # mm: lateral standard deviation over which a beam averages the attenuation
 LESIONS = {
     "round": Acoustics(echo=-11.0, attenuation=0.30, mottle=0.5, capsule=11.0, rim=3.0),
     "oval": Acoustics(echo=-10.0, attenuation=0.35, mottle=0.5, capsule=11.0, rim=3.0),
@@ -94,7 +99,7 @@ LESIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class UltrasoundSlice:
-    """``image`` uint8 [H, W] with the skin at the top, ``mask`` bool [H, W]: exactly where the plane cuts the body."""
+    """``image`` uint8 [H, W] with the skin at the top; ``mask`` bool [H, W], the exact section of the body."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -122,13 +127,13 @@ Streams = Callable[[str], np.random.Generator]
 
 
 def render_slice(streams: Streams, density: str, laterality: str, body: Body | None) -> UltrasoundSlice:
-    """One slice.
+    """Renders one slice.
 
     Args:
-        streams: a random stream for each purpose; with the body they decide everything.
+        streams: returns a random stream for each purpose; streams and body decide the slice.
         density: class A to D.
         laterality: "L" or "R"; the patient's left is on the right of the picture.
-        body: the lesion; None for the healthy twin, which differs in, behind and within 3 mm of the lesion alone.
+        body: the lesion; None for the healthy twin, which differs only in, behind and within 3 mm of the lesion.
 
     Raises:
         GBCIError: a body of a kind that has no acoustics.
@@ -147,11 +152,11 @@ def render_slice(streams: Streams, density: str, laterality: str, body: Body | N
 
 
 def render_ultrasound(plan: StudyPlan, breast: BreastPlan, finding: int, *, healthy: bool = False) -> UltrasoundSlice:
-    """The slice through a finding of a breast: a function of (seed, index, laterality, finding) and its body alone.
+    """Renders the slice through a finding; it depends only on seed, index, laterality, finding, density and the body.
 
     Args:
-        finding: its number among the breast's findings, from 0.
-        healthy: the twin of the same breast without it.
+        finding: number among the breast's findings, from 0.
+        healthy: render the twin, the same breast without the finding.
 
     Raises:
         GBCIError: a finding without a body.
@@ -170,9 +175,10 @@ def render_ultrasound(plan: StudyPlan, breast: BreastPlan, finding: int, *, heal
 
 
 def place(rng: np.random.Generator, density: str, body: Body) -> tuple[float, float]:
-    """(depth, lateral) in mm of the lesion's center: in the parenchyma, or as near to it as its size allows.
+    """Draws (depth, lateral) in mm of the lesion's center: in the parenchyma, or as near to it as its size allows.
 
-    Drawn before the size is looked at, so that a growing lesion stays where it is for as long as it fits.
+    The place is drawn independently of the size and then clipped, so that a growing lesion stays in place while it
+    fits.
     """
     top, bottom, _ = LAYERS[density]
     depth, lateral = top + rng.uniform(0.2, 0.6) * (bottom - top), rng.uniform(-3, 3)
@@ -182,10 +188,13 @@ def place(rng: np.random.Generator, density: str, body: Body) -> tuple[float, fl
 
 
 def slice_distance(body: Body, laterality: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """First-order signed distance in mm, positive inside, to the outline of the body's slice: [H, W], within +-1.
+    """First-order signed distance in mm to the outline of the body's section, [H, W], positive inside, within ±`REACH`.
 
-    ``u`` [W] and ``v`` [H] are evenly spaced pixel centers in mm from the lesion's center, to the right and down. A
-    cluster of calcifications is cut where most specks are, and those that the beam meets count as in its middle.
+    A cluster of calcifications is cut where most specks are; all specks within the beam count as if in its middle.
+
+    Args:
+        u: [W], evenly spaced pixel centers in mm to the right of the lesion's center.
+        v: [H], the same downward.
     """
     axes = SLICE_AXES[laterality]
     spacing = v[1] - v[0]
@@ -205,7 +214,7 @@ def slice_distance(body: Body, laterality: str, u: np.ndarray, v: np.ndarray) ->
 
 
 def _parts(body: Body) -> tuple[Body, ...]:
-    """Bodies whose union it is, so that each can be drawn in its own corner of the picture."""
+    """Bodies whose union is the body, so that each can be drawn in its own part of the picture."""
     if isinstance(body, SpiculatedBody):
         return tuple(part for part in (body.core, *body.strands) if part is not None)
     if isinstance(body, Cluster):
@@ -217,7 +226,7 @@ def _parts(body: Body) -> tuple[Body, ...]:
 
 
 def _window(part: Body, axes: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the pixels nearer to the part than `REACH`; none where the plane misses it."""
+    """Rows and columns of the pixels within `REACH` of the part; empty if the plane misses the part."""
     middle, reach = np.zeros(3), np.full(3, part.radius)
     if isinstance(part, Ellipsoid):
         middle, reach = axes @ part.center, np.linalg.norm(axes @ part.from_unit, axis=1)
@@ -231,7 +240,7 @@ def _window(part: Body, axes: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple
 
 
 def healthy_tissue(streams: Streams, density: str) -> EchoMaps:
-    """The layers of a breast without a lesion."""
+    """Echo maps of the layers of a breast without a lesion."""
     z = _depth()
     top, bottom, share = LAYERS[density]
     rng = streams("layers")
@@ -241,7 +250,7 @@ def healthy_tissue(streams: Streams, density: str) -> EchoMaps:
     strands = _field(streams("strands"), 1.6, 0.35)
     fibers = _field(streams("fibers"), 6.0, 0.2)
 
-    # Gland where the field is high, so that the share of gland in the parenchyma is that of the class.
+    # Gland is where the field exceeds a quantile, so that its share of the parenchyma is that of the density class.
     zone = _above(z - parenchyma, 0.4) * _above(fascia - 1.2 - z, 0.4)
     inside = zone > 0.5
     threshold = np.quantile(lobes[inside], 1 - share)
@@ -268,7 +277,7 @@ def healthy_tissue(streams: Streams, density: str) -> EchoMaps:
 
 
 def insert(rng: np.random.Generator, tissue: EchoMaps, lesion: Acoustics, distance: np.ndarray) -> EchoMaps:
-    """The tissue with a lesion instead where ``distance`` (from `slice_distance`) is positive."""
+    """The tissue with a lesion in the place where ``distance`` (from `slice_distance`) is positive."""
     inside = np.clip(distance / SPACING + 0.5, 0, 1)
     slope_z, slope_x = np.gradient(distance, SPACING)
     steepness = np.hypot(slope_z, slope_x) + 1e-6
@@ -283,13 +292,13 @@ def insert(rng: np.random.Generator, tissue: EchoMaps, lesion: Acoustics, distan
 
 
 def b_mode(rng: np.random.Generator, tissue: EchoMaps, gain: np.ndarray) -> np.ndarray:
-    """The picture, uint8 [H, W], of the tissue with a time gain in dB [H, 1]."""
+    """The B-mode picture of the tissue, uint8 [H, W]; ``gain`` is the time gain in dB, [H, 1]."""
     decibel = FAT_LEVEL + 20 * np.log10(np.maximum(envelope(rng, tissue, gain), 1e-6))
     return np.rint(np.clip(1 + decibel / DYNAMIC_RANGE, 0, 1) * 255).astype(np.uint8)
 
 
 def envelope(rng: np.random.Generator, tissue: EchoMaps, gain: np.ndarray) -> np.ndarray:
-    """The echo's magnitude, float32 [H, W]; the mean square of unattenuated fat is 1."""
+    """The echo's magnitude, float32 [H, W], scaled so that the mean square of unattenuated fat is 1."""
     shape = tissue.amplitude.shape
     met = ndimage.gaussian_filter1d(tissue.attenuation, APERTURE / SPACING, axis=1)
     loss = 2 * FREQUENCY * np.cumsum(met, axis=0, dtype=np.float32) * (SPACING / 10)  # dB
@@ -304,13 +313,13 @@ def envelope(rng: np.random.Generator, tissue: EchoMaps, gain: np.ndarray) -> np
 
 
 def axial_sigma() -> float:
-    """Of the pulse in mm: a Gaussian spectrum of this -6 dB width, and the echo travels twice."""
+    """Standard deviation of the pulse in mm: from the -6 dB width of a Gaussian spectrum, halved by the round trip."""
     spectral = BANDWIDTH * FREQUENCY / (2 * np.sqrt(2 * np.log(2)))
     return SOUND_SPEED / 2 / (2 * np.pi * spectral)
 
 
 def lateral_sigma() -> float:
-    """Of the beam in mm."""
+    """Standard deviation of the lateral beam profile in mm."""
     return F_NUMBER * SOUND_SPEED / FREQUENCY / (2 * np.sqrt(2 * np.log(2)))
 
 
@@ -322,8 +331,8 @@ def _unit_energy(values: np.ndarray, sigma: float, axis: int) -> np.ndarray:
 
 
 def _field(rng: np.random.Generator, across: float, along: float) -> np.ndarray:
-    """A Gaussian field of unit variance with these correlation lengths in mm (lateral, depth), [H, W]."""
-    # Drawn and smoothed coarsely, four samples to a correlation length.
+    """A Gaussian field [H, W] of unit variance; ``across`` and ``along`` are lateral and depth sigmas in mm."""
+    # Drawn and smoothed on a coarse grid with four samples per sigma, then enlarged.
     steps = [max(1.0, length / SPACING / 4) for length in (along, across)]
     coarse = rng.standard_normal([int(PIXELS / step) + 1 for step in steps], dtype=np.float32)
     sigmas = [length / SPACING / step for length, step in zip((along, across), steps, strict=True)]
@@ -333,14 +342,14 @@ def _field(rng: np.random.Generator, across: float, along: float) -> np.ndarray:
 
 
 def _undulation(rng: np.random.Generator, amplitude: float) -> np.ndarray:
-    """A wavy line in mm, [1, W]."""
+    """The depth variation of a wavy layer border in mm, [1, W]."""
     waves = ((rng.normal(0, amplitude / 2), rng.uniform(0.3, 1.6), rng.uniform(0, 2 * np.pi)) for _ in range(4))
     turns = _lateral() / (PIXELS * SPACING) * (2 * np.pi)
     return sum(height * np.cos(cycles * turns + phase) for height, cycles, phase in waves)
 
 
 def _above(distance: np.ndarray, softness: float) -> np.ndarray:
-    """0 well below zero, 1 well above."""
+    """A smooth step from 0 (``distance`` far below zero) to 1 (far above zero)."""
     return 0.5 + 0.5 * np.tanh(distance / softness)
 
 

@@ -16,9 +16,9 @@ ULTRASOUND_COLUMNS = (
 
 
 def ultrasound_file(study_id: str, breast: BreastPlan, finding: int) -> str:
-    """The slice's name in the data set: its laterality and its number among the breast's findings, counted from 1.
+    """Path of a slice in the data set; "" for a finding without a body, which has no slice.
 
-    Blank for a finding without a body, which has no slice.
+    ``finding`` counts the breast's findings from 0; the file's name counts them from 1.
     """
     return (
         "" if breast.findings[finding].body is None else f"ultrasound/{study_id}/{breast.laterality}-{finding + 1}.png"
@@ -26,10 +26,10 @@ def ultrasound_file(study_id: str, breast: BreastPlan, finding: int) -> str:
 
 
 def write_ultrasound(root: Path, study_id: str, plan: StudyPlan, *, twins: bool = False) -> list[dict[str, object]]:
-    """Writes a slice for every finding of the study that has a body; returns their rows.
+    """Writes a slice for every finding of the study that has a body; returns the rows of ``ultrasound.csv``.
 
-    ``root`` gets ``ultrasound/<study_id>/<laterality>-<k>.png`` (8 bits, skin at the top), ``...-<k>-mask.png`` (255 on
-    the lesion) and, with ``twins``, ``...-<k>-twin.png``, the same breast without the finding.
+    Files below ``root``: ``ultrasound/<study_id>/<laterality>-<k>.png`` (8 bits, skin at the top), ``...-<k>-mask.png``
+    (255 on the lesion) and, with ``twins``, ``...-<k>-twin.png`` (the same breast without the finding).
     """
     rows = []
     for breast in plan.breasts:

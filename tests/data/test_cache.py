@@ -1,4 +1,4 @@
-"""Opening a cache: what is refused, what stays on the disk, and masks as bits."""
+"""Opening a cache: refused caches, memory mapping, and packed masks."""
 
 import json
 import re
@@ -127,7 +127,7 @@ def test_damaged_headers_are_refused(copy, name):
 
 
 def test_an_index_of_other_rows_is_not_read(copy):
-    """A few bytes of Parquet can claim any number of equal rows."""
+    """A Parquet file of a few bytes can claim any number of equal rows."""
     pq.write_table(pa.table({"study_id": ["x"] * 100_000}), copy / INDEX)
     info = json.loads((copy / CACHE_FILE).read_text())
     info["files"][INDEX] = {"bytes": (copy / INDEX).stat().st_size, "sha256": sha256_of(copy / INDEX)}
@@ -137,7 +137,7 @@ def test_an_index_of_other_rows_is_not_read(copy):
 
 
 def test_changed_files_are_found(copy):
-    """The index at once, the large arrays when asked to."""
+    """A change of the index is found on opening, a change of a large array by `verify`."""
     for name, opens in ((PIXELS, True), (INDEX, False)):
         content = bytearray((copy / name).read_bytes())
         content[-1000] ^= 1

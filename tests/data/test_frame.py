@@ -1,4 +1,4 @@
-"""The affine between native pixels and model space, against the pixels themselves."""
+"""The affine between native pixels and model space agrees with the resampled pixels."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_real_whole_breast_frame(outlined, path):
     assert max(frame.width, frame.height) == frame.size == MODEL_SIZE
     assert frame.scale[0] == pytest.approx(frame.scale[1], rel=0.01)
     inside = frame.to_model(mask) > 0.5
-    # everything of the breast is there, on the left border, and not smaller than need be
+    # the whole breast is inside, at the left border, and as large as possible
     assert inside.sum() == pytest.approx(mask.sum() * frame.scale[0] * frame.scale[1], rel=0.01)
     assert inside[:, :3].any(1).mean() > 0.6
     image = frame.to_model(unit)
@@ -80,7 +80,7 @@ def test_boxes_go_there_and_back(frame, box):
 @given(frame=frames(), x=st.integers(20, 200), y=st.integers(20, 140))
 @settings(deadline=None, max_examples=40)
 def test_boxes_agree_with_pixels(frame, x, y):
-    """A painted rectangle is found where its box is said to go, within a model pixel."""
+    """A painted rectangle lies at the position of its mapped box, within a model pixel."""
     image = np.zeros((240, 300), np.float32)
     image[y : y + 70, x : x + 60] = 1
     field = (frame.left, frame.top, frame.left + frame.width, frame.top + frame.height)
@@ -94,11 +94,11 @@ def test_boxes_agree_with_pixels(frame, x, y):
 @given(frame=frames())
 @settings(deadline=None, max_examples=40)
 def test_native_comes_back_from_model(frame):
-    """A smooth image survives the way to model space and back within the frame."""
+    """A smooth image is unchanged, within the frame, by resampling to model space and back."""
     y, x = np.mgrid[:240, :300]
     image = (0.5 + 0.3 * np.sin(x / 60) * np.cos(y / 50)).astype(np.float32)
     model = frame.to_model(image)
-    # away from the frame's border, where model space turns to zero, and inside the image
+    # inside the image, and away from the frame's border, outside which model space is zero
     inset = 2 / min(frame.scale) + 2
     xmin, ymin = int(max(frame.x0, 0) + inset), int(max(frame.y0, 0) + inset)
     xmax, ymax = int(min(frame.x1, 300) - inset), int(min(frame.y1, 240) - inset)
@@ -146,7 +146,7 @@ def test_box_ellipse():
     assert box_of(ellipse) == (2, 1, 8, 5)
     assert ellipse.sum() == pytest.approx(np.pi * 3 * 2, rel=0.15)
     assert np.array_equal(ellipse, ellipse[:, ::-1])  # centered
-    for low, pixel in ((3.4, 3), (3.1, 3), (3.9, 4), (9.0, 9)):  # smaller than a pixel, wherever it lies
+    for low, pixel in ((3.4, 3), (3.1, 3), (3.9, 4), (9.0, 9)):  # smaller than a pixel, at any offset
         drawn = box_ellipse((low, low, low + 0.2, low + 0.2), (10, 10))
         assert np.argwhere(drawn).tolist() == [[pixel, pixel]]
     assert not box_ellipse((10, 3, 12, 5), (6, 10)).any()

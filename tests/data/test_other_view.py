@@ -1,4 +1,4 @@
-"""A header that states a view, whichever, is not overruled by a file's name; another view is by no table either."""
+"""A view in the header takes precedence over the file's name; a view other than CC and MLO also over tables."""
 
 from dataclasses import replace
 
@@ -35,19 +35,19 @@ STATED = [
     ({"ViewCodeSequence": code("399260004", "medio-lateral")}, None, "ML"),
     ({"ViewCodeSequence": code("R-10224", "")}, None, "ML"),
     ({"ViewCodeSequence": code("V-7", "latero-medial")}, None, "LM"),
-    # A code of their own whose meaning is a view's name; one without says nothing.
+    # A private code counts if its meaning names a view; otherwise the file's name decides.
     ({"ViewCodeSequence": code("V-1", "cranio-caudal")}, "CC", None),
     ({"ViewCodeSequence": code("V-1", "cc")}, "CC", None),
     ({"ViewCodeSequence": code("V-2", "Medio-Lateral Oblique Left")}, "MLO", None),
     ({"ViewCodeSequence": code("V-3", "Jane Doe")}, "MLO", None),
     *(({"ViewPosition": text}, "MLO", None) for text in ("UNK", "N/A", "U", "OTHER", "not specified")),
     ({"ViewPosition": "UNK", "ViewCodeSequence": code("R-10242")}, "CC", None),
-    # Any other text is a view, too, but is not repeated.
+    # Any other text counts as another view, but is not quoted.
     ({"ViewPosition": "Jane Doe"}, None, "(not a known term)"),
     ({"ViewPosition": "Jane Doe", "ViewCodeSequence": code("R-10242")}, "CC", None),
     ({"ViewPosition": "CC"}, "CC", None),
     ({"ViewPosition": "RCC"}, "CC", None),
-    ({"ViewPosition": "unknown"}, "MLO", None),  # which states nothing
+    ({"ViewPosition": "unknown"}, "MLO", None),  # states no view
     ({}, "MLO", None),
 ]
 
@@ -71,7 +71,7 @@ def test_a_table_does_not_replace_another_view(make_dicom):
     [(False, "ML", None), (True, "ML", None), (False, "CC", "CC"), (True, "CC", "MLO"), (False, "", "MLO")],
 )
 def test_what_a_model_is_told(make_dicom, tmp_path, listed, stated, view):
-    """The conditions of a training image; a table may name CC or MLO better than the header, with a note."""
+    """The view of a training image: a table overrides CC or MLO in the header, with a note."""
     (record,) = find_inputs(make_dicom(breast(), name="scan_LMLO.dcm", ViewPosition=stated))
     record = replace(record, listed=listed)
     reading = read_fields(record, tmp_path, 64)

@@ -1,4 +1,4 @@
-"""A cache holds what reading the images gives, its bytes depend on nothing else, and every interruption is survived."""
+"""A cache holds what reading the images gives, has reproducible bytes, and survives every interruption."""
 
 import csv
 import hashlib
@@ -42,7 +42,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(root, tmp_path_factory):
-    """The cache of one worker, never interrupted."""
+    """The cache made by one worker without interruption."""
     output = tmp_path_factory.mktemp("prepare") / "cache"
     prepare([root], output, SMALL, workers=1)
     return output
@@ -50,7 +50,7 @@ def straight(root, tmp_path_factory):
 
 @pytest.fixture
 def copied(root, tmp_path):
-    """A copy of the root to do damage to, of the same name."""
+    """A copy of the root, of the same name, for tests that damage it."""
     return Path(shutil.copytree(root, tmp_path / "copy" / root.name))
 
 
@@ -60,7 +60,7 @@ def digests(folder):
 
 
 class Stop:
-    """An `on_image` that does something once `count` images are done."""
+    """An `on_image` that calls a function once `count` images are done."""
 
     def __init__(self, count, action):
         self.count, self.action = count, action
@@ -157,7 +157,7 @@ def test_interrupted_twice_and_resumed_is_the_same(root, straight, tmp_path):
 
 
 def test_a_killed_job_is_resumed_from_its_last_whole_image(root, straight, tmp_path):
-    """Kill and power loss leave torn ends, or a journal that is ahead of the arrays."""
+    """A kill or power loss leaves truncated files, or a journal that is ahead of the arrays."""
     output = tmp_path / "cache"
     progress = interrupted(root, output, 5)
     with (progress / PIXELS).open("ab") as pixels, (progress / JOURNAL).open("ab") as journal:
@@ -182,7 +182,7 @@ def test_a_power_cut_loses_no_image_that_was_noted(root, straight, tmp_path, rec
         stop = Stop(1000, interrupt)
         prepare([root], tmp_path / f"cut{count}" / "cache", SMALL, workers=1, resume=True, on_image=stop)
         found = digests(tmp_path / f"cut{count}" / "cache")
-        found.pop(".lock", None)  # which may stay
+        found.pop(".lock", None)  # the lock file may remain
         assert found == digests(straight), count
         assert not stop.seen or stop.seen[0] >= sum(count >= noted for noted in done[1:]), count
 
@@ -210,7 +210,7 @@ def test_an_input_of_the_same_size_that_is_another_is_not_resumed(copied, tmp_pa
 
 
 def test_workers_end_with_a_killed_parent(root, straight, tmp_path):
-    """The pipe ends when the last process that holds it does."""
+    """The pipe reaches its end when the last process that holds it ends."""
     output = tmp_path / "cache"
     script = (
         "import os, signal, sys; from pathlib import Path; from gbci_fast.data.prepare import *\n"
@@ -252,7 +252,7 @@ def test_a_dead_worker_is_one_sentence_and_resumable(root, straight, tmp_path):
 
 
 def test_a_worker_that_dies_behind_good_results_is_one_sentence(root, tmp_path, monkeypatch):
-    """Where the next image to be taken is whole already, it is `submit` that finds the pool broken."""
+    """If the next result is sound, `submit` is the first call to find the pool broken."""
     submit, died = ProcessPoolExecutor.submit, []
 
     def submit_to_the_dead(pool, *arguments):
@@ -404,7 +404,7 @@ def test_nothing_but_bad_files_leaves_nothing(tmp_path):
 
 
 def write_png(path, radius=60):
-    """A half disk of breast, 128 x 128 pixels of 12 bits, on the left border."""
+    """A half disk as breast at the left border, 128 x 128 pixels of 12 bits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = (np.hypot(*np.ogrid[-64:64, :128]) < radius) * (3000 + np.arange(128))
     Image.fromarray(image.astype(np.uint16)).save(path)

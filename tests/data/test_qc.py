@@ -1,4 +1,4 @@
-"""Quality control: every kind of problem is found where it is, and nothing in the data can become markup."""
+"""Quality control: every kind of issue is found at its image, and text from the data never becomes markup."""
 
 import csv
 import re
@@ -26,7 +26,7 @@ def breast(radius=56, level=18000):
 
 
 def write_root(root, images):
-    """A VinDr root; each image is (id, study, pixels, {column: text}, [(xmin, ymin, xmax, ymax), ...])."""
+    """Writes a VinDr root; each image is (id, study, pixels, {column: text}, [(xmin, ymin, xmax, ymax), ...])."""
     rows, findings = [], []
     for name, study, pixels, columns, boxes in images:
         path = root / "images" / study / f"{name}.png"
@@ -63,7 +63,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def issues(cache):
-    """(kind, image id) to text."""
+    """The issues as {(kind, image id): text}."""
     found = find_issues(cache, image_table(cache))
     return {(issue.kind, cache.row(issue.position)["image_id"]): issue.text for issue in found}
 

@@ -1,4 +1,4 @@
-"""Outline, pectoral muscle and placement against phantoms' truth, spoiled phantoms, real films and by hand."""
+"""Outline, pectoral muscle and placement: phantoms with truth, disturbed phantoms, real films, hand-made masks."""
 
 from functools import cache
 from pathlib import Path
@@ -45,7 +45,7 @@ def half_disk(height=400, width=300, radius=150, flip=False):
 
 
 def spoil_labels(unit):
-    """A label and tape at the image's edge, off the breast."""
+    """A label, and tape at the image's edge, away from the breast."""
     unit[16:40, 140:170] = 1
     unit[-32:, -24:] = 0.9
 
@@ -58,7 +58,7 @@ def spoil_rim(unit):
 
 
 def spoil_background(unit):
-    """The film's base is not black."""
+    """A film base that is not black."""
     unit[:] = 0.12 + 0.85 * unit
 
 
@@ -93,7 +93,7 @@ SPOILS = [
 
 
 def spoiled(unit, breast, spoil):
-    """A copy, spoiled as seen with the chest wall on the left."""
+    """A disturbed copy; the disturbance is applied with the chest wall on the left."""
     unit = unit.copy()
     spoil(unit if chest_wall_side(breast) == "L" else unit[:, ::-1])
     return unit
@@ -116,7 +116,7 @@ def test_spoiled_phantoms_are_outlined(spoil):
 
 def test_phantom_muscles_are_found():
     scores = [dice(pectoral_mask(unit, breast, "MLO"), muscle) for unit, breast, muscle in phantoms("MLO")]
-    # In the densest breasts the muscle can blend in; then it may not be found.
+    # In the densest breasts the muscle may be invisible and is then not found.
     assert np.mean(np.array(scores) > 0.9) > 0.8
     assert np.median(scores) > 0.94
 
@@ -134,7 +134,7 @@ def test_muscles_of_spoiled_phantoms_are_found(spoil):
 def test_a_cc_view_has_no_muscle():
     for unit, breast, _ in phantoms("CC"):
         assert not pectoral_mask(unit, breast, "CC").any()
-        # Where nobody says what view it is, the breast's shape does.
+        # If the view is unknown, the breast's shape decides.
         assert not pectoral_mask(unit, breast, None).any()
 
 
@@ -149,7 +149,7 @@ def test_no_muscle_where_nothing_stands_out():
     rng = np.random.default_rng(0)
     flat = np.where(breast, 0.4, 0).astype(np.float32)
     cloudy = np.where(breast, 0.4 + 0.5 * ndimage.gaussian_filter(rng.standard_normal((200, 150)), 6), 0)
-    # Darker, not brighter, in the corner.
+    # The corner is darker, not brighter.
     dark = np.where(breast, 0.5 - 0.3 * (y + 2 * x < 100), 0)
     for unit, view in ((flat, "MLO"), (dark, "MLO"), (cloudy, None)):
         assert not pectoral_mask(unit.astype(np.float32), breast, view).any()
@@ -188,12 +188,12 @@ def test_real_outline(outlined, path):
     assert mask.shape == unit.shape
     assert 0.1 < mask.mean() < 0.6
     assert ndimage.label(mask[::4, ::4])[1] == 1
-    # the chest wall is the stated side's border (left for a left breast), and the breast lies on it
+    # the chest wall is at the border of the stated side (left for a left breast), which the breast touches
     assert chest_wall_side(mask) == mammogram.laterality
     near, far = (0, -1) if mammogram.laterality == "L" else (-1, 0)
     assert mask[:, near].mean() > 0.5
     assert not mask[:, far].any()
-    # the film's label is bright, lies off the breast, and stays out: so does nearly every dark pixel
+    # the film's bright label beside the breast and nearly all dark pixels are outside the mask
     assert unit[mask].mean() > 4 * unit[~mask].mean()
     labels = ndimage.label(unit[5::10, 5::10] > 0.6)[0]
     small = mask[5::10, 5::10]
@@ -215,13 +215,13 @@ def test_real_muscle(outlined, path):
     widths = forward.sum(1)
     assert np.mean(np.diff(widths[::100]) <= 0) > 0.9
     assert 0.3 < np.flatnonzero(widths)[-1] / len(widths) < 0.7
-    # bright: what lies beside it is darker
+    # the muscle is brighter than the tissue beside it
     beside = ndimage.binary_dilation(muscle[::8, ::8], iterations=12) & ~muscle[::8, ::8] & breast[::8, ::8]
     assert unit[::8, ::8][muscle[::8, ::8]].mean() > 1.15 * unit[::8, ::8][beside].mean()
 
 
 def test_light_leak_of_a_real_film(outlined):
-    """1-130 is lit along its whole chest wall; the breast begins lower."""
+    """Film 1-130 has a light leak along its whole chest wall; the breast begins lower."""
     _, mask, _ = outlined(REAL[0])
     assert REAL[0].stem == "1-130"
     assert not mask[:100].any()

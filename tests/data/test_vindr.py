@@ -300,7 +300,7 @@ def test_boxes_that_are_equal_once_they_are_cut_are_one_lesion(make_root):
 
 
 def test_a_row_that_is_left_out_keeps_its_mask(make_root):
-    """The files are numbered by the rows with a box of their image: 2 belongs to the row that repeats the first."""
+    """Mask files are numbered by their image's rows with a box: file 2 belongs to the row that repeats the first."""
     rows = [{}, {"image_id": "i2"}, {}, HEALTHY | {"image_id": "i2"}, {"xmin": "11"}, {"image_id": "i2", "xmin": "12"}]
     root = make_root(breast=[{}, {"image_id": "i2"}], findings=rows)
     (root / "finding_masks" / "s1").mkdir(parents=True)

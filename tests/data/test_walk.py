@@ -1,4 +1,4 @@
-"""Files below a folder: through links, each once, and whatever cannot be looked at is listed."""
+"""Files below a folder, also through links: each listed once; entries that cannot be inspected are listed, too."""
 
 import errno
 from pathlib import Path
@@ -10,7 +10,7 @@ from gbci_fast.data.walk import fault_of, walk_files
 
 @pytest.fixture
 def tree(tmp_path):
-    """`tree("a/x", "b/y", ...)`: empty files below the folder that it returns."""
+    """`tree("a/x", "b/y", ...)` makes empty files and returns the folder above them."""
 
     def make(*names):
         for name in names:

@@ -1,4 +1,4 @@
-"""One finding of a chosen category in a breast of a chosen density, and rows of tables."""
+"""Fixtures: a finding of a chosen category in a breast of a chosen density, and rows of tables."""
 
 import csv
 import dataclasses
@@ -28,7 +28,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def plan_breast(
     index: int, density: str = "B", findings: tuple[PhantomFinding, ...] = ()
 ) -> tuple[StudyPlan, BreastPlan]:
-    """The left breast of study ``index``, with this density and these findings whatever was drawn for it."""
+    """The left breast of study ``index`` with the given density and findings instead of the drawn ones."""
     plan = dataclasses.replace(draw_study(0, index), breast_density=density)
     breast = plan.breasts[0]
     shapes = {
@@ -38,7 +38,7 @@ def plan_breast(
 
 
 def draw_finding(category: str, index: int, malignant: bool = True) -> PhantomFinding:
-    """A primary finding alone, for the breast of `plan_breast`."""
+    """A primary finding without associated ones, for the breast of `plan_breast`."""
     _, breast = plan_breast(index)
     return draw_findings(stream("test", category, index), [(category, malignant)], Room(breast.shapes))[0]
 

@@ -17,13 +17,13 @@ from gbci_fast.phantom.population import DENSITIES
 from gbci_fast.phantom.study import draw_study, make_grid, render_image, stream
 
 RADIUS = 5.0  # mm: the smallest mass that the phantom draws
-REACH = 9.0  # mm: how far around it the observer looks
+REACH = 9.0  # mm: radius of the area around the mass that the observer searches
 STRENGTHS = (1.0, 1.05, 1.1)  # attenuation of the mass relative to gland
 BREASTS = 30
 
 
 def observe(seed: int, index: int, density: str, view: str) -> list[float]:
-    """The observer's scores of one breast: healthy, then with the same mass at each strength."""
+    """The observer's scores of one breast: without a mass, then with the same mass at each strength."""
     grid = make_grid(128)
     plan = replace(draw_study(seed, index), breast_density=density)
     shapes = {name: replace(shape, thickness=DENSITIES[density][2]) for name, shape in plan.breasts[0].shapes.items()}
@@ -64,13 +64,13 @@ def test_masses_hide_in_dense_breasts():
     as_gland, drawn = by_strength[:, 0], by_strength.mean(axis=1)
     assert drawn[0] > 0.9
     assert 0.6 < drawn[3] < 0.85
-    # Over other seeds these vary from 0.08 to 0.11 and from 0.02 to 0.07.
+    # With other seeds these vary from 0.08 to 0.11 and from 0.02 to 0.07.
     assert -np.diff(as_gland).max() > 0.05
     assert -np.diff(drawn).max() > 0.01
 
 
 def test_masses_hide_in_dense_breasts_in_the_oblique_view_too():
-    """Those of gland's own density; denser ones stand out of the thin, even tissue of class D."""
+    """Masses of gland's density are hard to find in dense breasts; denser ones stand out in class D's even tissue."""
     as_gland = [areas(scores)[0] for scores in observed(0, "MLO").values()]
     assert -np.diff(as_gland).max() > 0.05  # 0.09 to 0.12 over other seeds
 
@@ -78,7 +78,7 @@ def test_masses_hide_in_dense_breasts_in_the_oblique_view_too():
 def test_dense_masses_show():
     by_strength = np.array([areas(scores) for scores in observed(0, "CC").values()])
     assert (np.diff(by_strength) >= 0).all()
-    assert (np.diff(by_strength[1:]) > 0.01).all()  # in the fattiest class nothing is left to gain
+    assert (np.diff(by_strength[1:]) > 0.01).all()  # the fattiest class is saturated
 
 
 def main(views: list[str], seeds: range) -> None:

@@ -1,4 +1,4 @@
-"""Lesion bodies: volume, projection and level agree with one another."""
+"""Lesion bodies: volume, path lengths and level set agree with one another."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_a_path_is_the_length_of_the_ray_inside(kind):
     for i in np.random.default_rng(0).choice(len(rows), 40, replace=False):
         points = axes[0] * u[columns[i]] + axes[1] * u[rows[i]] + axes[2] * s[:, None]
         errors.append(path[rows[i], columns[i]] - (body.level(*points.T) > 0).sum() * 0.02)
-    # Rays that graze a surface are where a step of 0.25 mm is coarse.
+    # A sampling step of 0.25 mm is coarse for rays that graze a surface.
     assert np.median(np.abs(errors)) < 0.05
     assert np.abs(np.mean(errors)) < 0.1
 
@@ -111,7 +111,7 @@ def test_the_volume_of_a_core_is_that_of_its_ball(kind):
 
 def test_shapes_deserve_their_names():
     def roughness(kind: str) -> float:
-        """Spread of the radius over directions, in its mean."""
+        """Standard deviation of the radius over directions, relative to its mean."""
         return float(np.mean([(lambda r: r.std() / r.mean())(draw(kind, seed)._sphere[2]) for seed in range(8)]))
 
     assert roughness("round") < 0.05 < roughness("lobular") < roughness("irregular") + 0.1

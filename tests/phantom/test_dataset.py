@@ -27,7 +27,7 @@ VINDR_FINDING_COLUMNS = [
 ]  # fmt: skip
 LESION_COLUMNS = ["report", "pathology", "volume_mm3", "doubling_days", "mask_file", "ultrasound"]
 PATIENT_COLUMNS = ["source", "spacing_mm", "patient_id", "timepoint", "days", "age", "hazard", "twin"]
-RICH, SEED = Population(prevalence=1.0, balance=True), 34  # nine categories in five studies, some of them together
+RICH, SEED = Population(prevalence=1.0, balance=True), 34  # nine categories in five studies, some in one breast
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_rows_agree_with_masks(phantom, tools):
         volumes = {"Mass", "Suspicious Calcification", "Suspicious Lymph Node"}
         assert bool(row["volume_mm3"]) == bool(volumes & set(ast.literal_eval(row["finding_categories"])))
         assert set(ast.literal_eval(row["finding_categories"])) <= set(FINDING_CATEGORIES)
-    # Nothing is in the union but the findings, and each image has either findings or one row that says there is none.
+    # The union mask holds only the findings. An image has rows of findings or one row "No Finding".
     assert not any(union.any() for union in unions.values())
     assert any(row["mask_file"].endswith("-2.png") for row in rows)
     for name in unions:
@@ -116,7 +116,7 @@ def test_both_readers_read_it(phantom, images):
         for mask, lesion, finding in zip(truth, image.lesions, record.findings, strict=True):
             assert finding.box == lesion.box
             assert finding.attributes.finding_categories == lesion.finding.categories
-            np.testing.assert_array_equal(mask, lesion.mask)  # its own, also where findings overlap
+            np.testing.assert_array_equal(mask, lesion.mask)  # the finding's own mask, also where findings overlap
 
 
 def test_twins_and_truth_are_the_rendered_ones(phantom, images, tools):
@@ -163,7 +163,7 @@ def test_same_seed_same_bytes_whatever_the_number_of_studies_and_workers(phantom
     assert len(files) > 2 * 4 * 4
     for file in files:
         again, first = (tmp_path / "again" / file).read_bytes(), (phantom / file).read_bytes()
-        if file.name != "preview.png":  # of the whole data set
+        if file.name != "preview.png":  # it depends on the whole data set
             assert first.startswith(again) if file.suffix == ".csv" else first == again
 
 
@@ -177,7 +177,7 @@ def test_preview_outlines_a_finding_of_every_category(phantom, tools):
     for number, category in enumerate(FINDING_CATEGORIES):
         line, column = divmod(number, 5)
         cell = slice(line * 618 + 18, line * 618 + 318), slice(column * 300, column * 300 + 300)
-        # Reduced to the cell, a line keeps some of its red.
+        # The outline keeps some of its red when the image is reduced to the cell.
         reddish = sheet[cell][..., 0].astype(int) - sheet[cell][..., 1] > 60
         assert reddish.any() == (category in having), category
     assert not red[2 * 618 :].any()  # healthy breasts
@@ -251,7 +251,7 @@ def test_an_empty_folder_is_filled(tmp_path):
 
 
 def test_an_empty_folder_is_filled_where_it_stands(tmp_path, monkeypatch):
-    """Not replaced: it may be a link, a mount point or the working directory."""
+    """The folder itself is not replaced: it may be a link, a mount point or the working directory."""
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("there")
     generate_phantom(tmp_path / "link", studies=1, size=128)
@@ -278,7 +278,7 @@ def test_a_breast_is_as_suspicious_as_what_it_shows(tmp_path, tools):
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
-    """The pipe ends when the last process that holds it does."""
+    """The pipe reaches its end when the last process that holds it ends."""
     script = (
         "import os, signal, sys; from gbci_fast.phantom import generate_phantom\n"
         "if __name__ == '__main__':\n"

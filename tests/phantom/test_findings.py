@@ -1,4 +1,4 @@
-"""Findings: each category's radiographic facts, one place for both views, twins, and growth."""
+"""Findings: the radiographic features of each category, one place for both views, twins, and growth."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def test_both_views_show_one_place(category, tools):
             depth[view], across[view] = shape.depth - x, shape.nipple_line(x) - y
         behind, lateral, above = finding.place
         slack = 3 if category in ("Mass", "Architectural Distortion") else 8
-        # Nearly as far behind the nipple in both: the arc or straight-line rule of two-view mammography.
+        # The distance behind the nipple is nearly the same in both views (arc and straight-line rules of mammography).
         assert depth["CC"] == pytest.approx(depth["MLO"], abs=2 * slack)
         assert depth["CC"] == pytest.approx(behind, abs=slack)
         assert across["CC"] == pytest.approx(lateral, abs=slack)
@@ -68,7 +68,7 @@ def test_a_lesion_lies_in_tissue(category, tools):
             assert not (mask & ~image.breast).any()
             depth = ndimage.distance_transform_edt(np.pad(image.breast, 1, mode="edge"))[1:-1, 1:-1] * 240 / 192
             assert depth[mask].min() > 1.5  # off the skin
-            assert not np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).any()  # wholly inside the image
+            assert not np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).any()  # off the image's edge
 
 
 def test_a_lymph_node_is_seen_in_the_axilla_of_the_mlo_only(tools):
@@ -101,7 +101,7 @@ def test_the_twin_is_the_same_image_outside_the_mask(category, density, tools):
 
 
 def test_the_mask_of_a_mass_is_its_shadow(tools):
-    """Against the body itself, ray by ray."""
+    """The mask agrees with the body's path lengths, ray by ray."""
     finding = tools.finding("Mass", 3)
     grid = make_grid(256)
     for view in BOTH:
@@ -161,8 +161,8 @@ def test_distortion_has_strands_and_no_central_mass(tools):
         angle = np.arctan2((rows + 0.5 - 256) * spacing - y, (columns + 0.5) * spacing - x)[ring]
         profile = [change[ring][np.abs(angle - a) < 0.08].mean() for a in np.linspace(-3, 3, 60)]
         crossings = np.sum(np.diff(np.sign(profile - np.median(profile))) != 0)
-        assert crossings >= 10  # lines radiate: many bright and dark sectors along the ring
-        # A 7 mm mass in the same place is far brighter in the middle.
+        assert crossings >= 10  # radiating lines give many bright and dark sectors along the ring
+        # A 7 mm mass in the same place has a far brighter center.
         mass = dataclasses.replace(finding, kind="round", body=draw_mass(stream(0), "round", 7.0), distortion=0.0)
         brightness = tools.render(mass, index=index, density="A", size=512)
         middle = distance < 0.25 * finding.radius
@@ -186,7 +186,7 @@ def test_focal_asymmetry_is_denser_with_fat_between_and_no_convex_outline(tools)
         assert change.mean() > 300
         spread.append(change.std() / change.mean())
         solidity.append(regionprops(ndimage.binary_fill_holes(image.mask).astype(int))[0].solidity)
-    assert np.mean(spread) > 0.5  # a mass of even density has less
+    assert np.mean(spread) > 0.5  # larger than in a mass of even density
     assert np.mean(solidity) < 0.93  # concave borders
 
 
@@ -208,7 +208,7 @@ def test_skin_is_3_to_6_mm_thick_where_thickened(tools):
         finding = tools.finding("Skin Thickening", index)
         assert 3 <= finding.strength <= 6
         scene, changed = drawn(tools, finding, index, 768)
-        # Across the skin: from the outline inward, how deep the path is skin alone.
+        # From the outline inward: the depth down to which the whole path is skin.
         deepest = {}
         for name, each in (("before", scene), ("after", changed)):
             solid = each.inside[(each.skin > 0.98 * each.thickness) & (each.inside > 0) & (each.inside < 10)]
@@ -239,7 +239,7 @@ def test_a_retracted_nipple_does_not_protrude(tools):
 
 
 def test_a_finding_covers_its_own_mask_only(tools):
-    """Two findings in one place have masks of their own, and the box is that of the finding's mask."""
+    """Two findings in one place have separate masks, and each box is that of the finding's own mask."""
     mass = tools.finding("Mass", 2)
     cluster = dataclasses.replace(tools.finding("Suspicious Calcification", 2), place=mass.place)
     both = tools.render(mass, cluster, index=2)
@@ -304,7 +304,7 @@ def test_assessment_agrees_with_pathology():
 
 
 def drawn(tools, finding, index: int, size: int) -> tuple[Scene, Scene]:
-    """The CC scene without and with the finding."""
+    """The CC scenes without and with the finding."""
     grid = make_grid(size)
     shape = tools.breast(index)[1].shapes["CC"]
     anatomy = map_anatomy(shape, grid)

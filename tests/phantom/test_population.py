@@ -1,4 +1,4 @@
-"""Who has what: rates, prevalence, and a hazard that a risk model can recover."""
+"""The population: rates of categories, prevalence, and a hazard that a risk model can recover."""
 
 from collections import Counter
 
@@ -44,7 +44,7 @@ def test_categories_occur_at_the_rates_of_vindr(plans):
     assert set(rows) <= set(FINDING_CATEGORIES) == set(VINDR_ROWS)
     for category, (count, views) in VINDR_ROWS.items():
         expected = total * count / expected_total
-        # Findings, not rows, are drawn: four standard deviations of their number, and a little for the model's shares.
+        # Findings are drawn, not rows: four standard deviations of their number, plus 10 % for the model's shares.
         slack = 4 * np.sqrt(expected * views) + 0.1 * expected + 2
         assert rows[category] == pytest.approx(expected, abs=slack), category
 
@@ -97,7 +97,7 @@ def test_hazard_is_log_linear_and_one_on_average():
 
 
 def test_a_risk_model_recovers_the_hazard():
-    """Complementary log-log: log(-log(1 - P(malignant))) rises with log hazard at slope 1."""
+    """Complementary log-log: log(-log(1 - P(malignant))) has slope 1 in the log hazard."""
     rng = np.random.default_rng(1)
     population = Population()
     points = []
@@ -109,4 +109,4 @@ def test_a_risk_model_recovers_the_hazard():
         points.append((np.log(hazard), np.log(-np.log(1 - malignant)), benign))
     x, y, benign = map(np.array, zip(*points, strict=True))
     assert np.polyfit(x, y, 1)[0] == pytest.approx(1, abs=0.12)
-    assert np.ptp(benign) < 0.05  # what is benign does not depend on it
+    assert np.ptp(benign) < 0.05  # benign findings do not depend on the hazard

@@ -61,7 +61,7 @@ def test_glandular_fraction(view):
 def test_denser_classes_look_denser(tools):
     def bright(density: str) -> float:
         images = [tools.render(index=index, density=density, twins=False).stored for index in range(4)]
-        # More than a quarter of the way from fat to gland.
+        # Brighter than a quarter of the way from fat to gland.
         slab = DENSITIES[density][2]
         level = 12800 + 0.25 * 18400 * (0.0802 - 0.0456) * slab
         return float(np.mean([(stored > level).sum() / (stored > 0).sum() for stored in images]))
@@ -118,7 +118,7 @@ def test_truth_of_breast_and_muscle():
         image = render_study(1, index, 192)[image]
         bright = image.stored > 0
         assert image.breast.dtype == image.pectoral.dtype == bool
-        # The outline is half a pixel softer in the image.
+        # The image's outline is soft by half a pixel.
         assert not (ndimage.binary_erosion(image.breast, border_value=1) & ~bright).any()
         assert not (bright & ~ndimage.binary_dilation(image.breast)).any()
         assert not (image.pectoral & ~image.breast).any()

@@ -54,7 +54,7 @@ def uniform_envelope(index: int) -> np.ndarray:
 
 
 def behind(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels under the middle of the mask's columns, and pixels as deep 4 to 8 mm beside them."""
+    """Pixels below the mask's middle columns, and pixels at the same depth 4 to 8 mm beside them."""
     columns = np.flatnonzero(mask.any(axis=0))
     rows = np.zeros(mask.shape, bool)
     rows[np.flatnonzero(mask.any(axis=1))[-1] + 8 :] = True
