@@ -43,7 +43,7 @@ def write_preview(root: Path, rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _example(rows: list[dict[str, Any]], category: str) -> dict[str, Any] | None:
-    """A row of the category, rather alone than shared, and rather where it is easy to see: in density B, A, C, D."""
+    """The best visible row of a category: fewest other categories first, then density B, A, C, D; None if absent."""
     having = [row for row in rows if category in ast.literal_eval(str(row["finding_categories"]))]
 
     def hidden(row: dict[str, Any]) -> tuple[int, int]:

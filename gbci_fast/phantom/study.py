@@ -186,7 +186,7 @@ def draw_study(seed: int, index: int, population: Population | None = None) -> S
             for view in VIEW_POSITIONS
         }
         categories = draw_categories(population, stream(seed, index, laterality, "categories"), hazard)
-        # Denser than the other breast: one of the two at most.
+        # A global asymmetry is denser than the other breast, so at most one breast has it.
         if breasts and any("Global Asymmetry" in finding.categories for finding in breasts[0].findings):
             categories = [item for item in categories if item[0] != "Global Asymmetry"]
         findings = ()
