@@ -32,9 +32,10 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from gbci_fast.choices import GUIDANCE_SCALE, TIERS
-from gbci_fast.data.fields import to_unit
+from gbci_fast.evaluate.case import MASK_GROWTH, Case
 from gbci_fast.evaluate.metrics import grow
-from gbci_fast.evaluate.paired.evaluation import MASK_GROWTH, Case, PairedSettings, load_cases
+from gbci_fast.evaluate.painting import sampler_arguments
+from gbci_fast.evaluate.paired.evaluation import PairedSettings, load_cases
 from gbci_fast.evaluate.parity.images import (
     Output,
     Parity,
@@ -106,13 +107,8 @@ class Bench:
     def call(self, batch: int, steps: int) -> dict[str, Any]:
         """Arguments of a pipeline's call: templates, descriptions, and median-sized masks at the phantoms' lesions."""
         cases = [self.cases[i % len(self.cases)] for i in range(batch)]
-        return {
-            "image": torch.stack([to_unit(case.image) for case in cases])[:, None],
+        return sampler_arguments(cases, steps=steps, guidance=GUIDANCE_SCALE) | {
             "mask_image": torch.stack([median_lesion(case) for case in cases])[:, None],
-            "attributes": [case.attributes for case in cases],
-            "report": [case.report for case in cases],
-            "num_inference_steps": steps,
-            "guidance_scale": GUIDANCE_SCALE,
             "seed": list(range(batch)),
         }
 

@@ -14,9 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from parity_real import arguments, templates_and_masks
 
-from gbci_fast.evaluate.paired.evaluation import Case, PairedSettings, load_cases
+from gbci_fast.evaluate.case import Case
+from gbci_fast.evaluate.painting import sampler_arguments
+from gbci_fast.evaluate.paired.evaluation import PairedSettings, load_cases
 from gbci_fast.evaluate.parity.images import candidate_output, measure, reference_output, worst
 from gbci_fast.evaluate.parity.onnx import OnnxEngines, check_decoder, check_unet
 from gbci_fast.fast.accelerate import accelerate
@@ -67,9 +68,9 @@ def compare(pipe: GBCIPipeline, cases: list[Case], settings: PairedSettings, dty
     fast = accelerate(pipe, runtime="fused", dtype=dtype)
     fast._built = TensorRTDenoiser(fast.unet, OnnxEngines()), None
     fast.vae = EngineAutoencoder.of(fast.vae, OnnxEngines())
-    call = arguments(cases, settings)
+    call = sampler_arguments(cases, steps=settings.steps, guidance=settings.guidance)
     found, reference = candidate_output(fast, **call), reference_output(pipe, **call)
-    distance = worst(measure(found.images, reference.images, templates_and_masks(cases)[1]))
+    distance = worst(measure(found.images, reference.images, call["mask_image"]))
     errors = {"unet_error": unet_error, "decoder_error": decoder_error}
     return errors | {"worst_roi_psnr": distance.psnr, "worst_roi_ssim": distance.ssim}
 

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from gbci_fast.choices import GUIDANCE_SCALE, TIERS
-from gbci_fast.data.fields import to_unit
+from gbci_fast.evaluate.case import Case
 from gbci_fast.evaluate.metrics import patient_summary
-from gbci_fast.evaluate.paired.evaluation import Case, PairedSettings, load_cases
+from gbci_fast.evaluate.painting import images_and_masks, sampler_arguments
+from gbci_fast.evaluate.paired.evaluation import PairedSettings, load_cases
 from gbci_fast.evaluate.parity.images import (
     Distance,
     Output,
@@ -94,7 +95,8 @@ def compare(
         made["eager student"], student, steps = [], pipe.few_step_pipeline(), pipe.few_step.config.steps
     start = time.monotonic()
     for first in range(0, len(cases), settings.batch_size):
-        call = arguments(cases[first : first + settings.batch_size], settings)
+        batch = cases[first : first + settings.batch_size]
+        call = sampler_arguments(batch, steps=settings.steps, guidance=settings.guidance)
         made["eager"].append(reference_output(pipe, **call))
         for dtype, one in narrow.items():
             made[dtype].append(candidate_output(one, **call))
@@ -125,7 +127,7 @@ def accelerated(pipe: GBCIPipeline, tier: str) -> FastPipeline:
 
 def judge(tier: str, candidate: Output, reference: Output, narrow: Output, cases: list[Case]) -> dict[str, Any]:
     """The gates of one tier, the distances to the reference behind them, and the distances to the erased lesions."""
-    templates, masks = templates_and_masks(cases)
+    templates, masks = images_and_masks(cases)
     gates = "approximate" if tier == FEW_STEP else tier
     found = parity(gates, candidate, reference, templates=templates, masks=masks, narrow=narrow)
     print(found.sentence(), flush=True)
@@ -139,25 +141,6 @@ def judge(tier: str, candidate: Output, reference: Output, narrow: Output, cases
         "eager_in_its_dtype_to_eager": summarize(found.own),
         "held_out": truth,
     }
-
-
-def arguments(batch: list[Case], settings: PairedSettings) -> dict[str, Any]:
-    templates, masks = templates_and_masks(batch)
-    return {
-        "image": templates,
-        "mask_image": masks,
-        "attributes": [case.attributes for case in batch],
-        "report": [case.report for case in batch],
-        "num_inference_steps": settings.steps,
-        "guidance_scale": settings.guidance,
-        "seed": [case.seed for case in batch],
-    }
-
-
-def templates_and_masks(cases: list[Case]) -> tuple[Tensor, Tensor]:
-    """Templates, float32, and masks, bool [B, 1, S, S]."""
-    templates = torch.stack([to_unit(case.image) for case in cases])[:, None]
-    return templates, torch.from_numpy(np.stack([case.mask for case in cases]))[:, None]
 
 
 def join(outputs: list[Output]) -> Output:

@@ -8,16 +8,13 @@ from pathlib import Path
 import numpy as np
 from skimage.transform import resize
 
-from gbci_fast.attributes import Attributes
-from gbci_fast.data.fields import FieldOfView, Lesion, read_fields, to_unit
+from gbci_fast.data.fields import read_fields
 from gbci_fast.data.folds import patient_fold
 from gbci_fast.data.frame import MODEL_SIZE
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.metrics import grow, ring_mean
-from gbci_fast.evaluate.paired.evaluation import AIR_MARGIN, MASK_GROWTH, image_seed
-from gbci_fast.jobs.files import real_path
+from gbci_fast.evaluate.case import Case, image_seed, mask_around, root_names, spread
 
 CROP_SIZE = 64
 CONTEXT = 1.5  # side of a crop in sides of the mask's box
@@ -28,45 +25,25 @@ OnProgress = Callable[[str, float, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LesionCase:
-    """One lesion of one whole-breast field of view.
+class LesionCase(Case):
+    """One lesion: its mask is the lesion grown, without other lesions; its patient is unique over all roots.
 
     Attributes:
-        root: name of the data set.
         number: the finding's position among the image's findings.
-        patient: unique over all roots.
         split: "training", "test", or None where the table says nothing.
-        seed: of the sampler's noise, a function of the ids alone.
-        image: uint16 [S, S], 65535 = 1.0.
-        breast: bool [S, S].
         lesion: bool [S, S], its own pixels.
-        mask: bool [S, S], what is erased and painted: the lesion grown, without other lesions.
         pathology: "benign", "malignant", or None where the table is silent or undecided.
     """
 
-    root: str
-    image_id: str
     number: int
-    patient: str
     split: str | None
-    seed: int
-    image: np.ndarray
-    breast: np.ndarray
     lesion: np.ndarray
-    mask: np.ndarray
-    attributes: Attributes
-    report: str | None
     pathology: str | None
 
     @property
     def name(self) -> str:
         """Of the lesion, unique in its root: image id and the finding's number, from 1."""
         return f"{self.image_id}-{self.number + 1}"
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """float32 [S, S] in [0, 1]."""
-        return to_unit(self.image).numpy()
 
     @cached_property
     def window(self) -> tuple[int, int, int]:
@@ -79,11 +56,6 @@ class LesionCase:
     def diameter(self) -> float:
         """Of the circle of the lesion's area, in model pixels."""
         return float(2 * np.sqrt(self.lesion.sum() / np.pi))
-
-    @property
-    def ring_mean(self) -> float:
-        """The mean of the mask's surroundings in the breast."""
-        return ring_mean(self.pixels, self.mask, self.breast)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,9 +123,7 @@ def read_lesions(
     Raises:
         GBCIError: no such image with a finding, an image that cannot be read, or no lesion with anything around it.
     """
-    names = {root: real_path(root).name for root in roots}
-    if len(set(names.values())) < len(names):
-        names = {root: str(root) for root in names}
+    names = root_names(roots)
     records = [
         (root, record)
         for root in names
@@ -164,15 +134,15 @@ def read_lesions(
     listed = ", ".join(map(str, roots))
     if not records:
         raise GBCIError(f"no image with a finding in {listed} ({wanted}); check the columns split and xmin")
-    if limit is not None:
-        if limit < 1:
-            raise GBCIError(f"limit is {limit}; expected at least 1")
-        records = [records[i * len(records) // limit] for i in range(min(limit, len(records)))]
+    if limit is not None and limit < 1:
+        raise GBCIError(f"limit is {limit}; expected at least 1")
+    records = spread(records, limit)
     cases: list[LesionCase] = []
     for done, (root, record) in enumerate(records, start=1):
         view = read_fields(record, root, size, ("whole",)).fields[0].field
         for lesion in view.lesions:
-            mask = _mask(lesion, view)
+            # Without another lesion, which would go undescribed.
+            mask = mask_around(lesion.pixels, view.breast) & ~(view.any_lesion & ~lesion.pixels)
             if mask.all():
                 continue
             finding = record.findings[lesion.finding]
@@ -230,12 +200,6 @@ def read_painted(
     if not painted:
         raise GBCIError(f"no image of {root} has a painted lesion; expected the output of gbci-fast generate")
     return painted, tuple(templates[case.image_id] for case in painted)
-
-
-def _mask(lesion: Lesion, view: FieldOfView) -> np.ndarray:
-    """As in training: the lesion grown, in the breast and a little air; no other lesion that would go undescribed."""
-    others = view.any_lesion & ~lesion.pixels
-    return lesion.pixels | (grow(lesion.pixels, MASK_GROWTH) & grow(view.breast, AIR_MARGIN) & ~others)
 
 
 def _pathology(text: str | None) -> str | None:

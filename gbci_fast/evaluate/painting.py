@@ -3,14 +3,18 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gbci_fast.attributes import Attributes
+from gbci_fast.data.fields import to_unit
 from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.case import Case
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress
 from gbci_fast.evaluate.settings import PaintSettings
 from gbci_fast.jobs.files import atomically
@@ -28,6 +32,26 @@ class Description:
     @classmethod
     def of(cls, case: LesionCase) -> "Description":
         return cls(attributes=case.attributes, report=case.report)
+
+
+def images_and_masks(cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
+    """float32 [B, 1, S, S] in [0, 1] and bool [B, 1, S, S]."""
+    images = torch.stack([to_unit(case.image) for case in cases])[:, None]
+    return images, torch.from_numpy(np.stack([case.mask for case in cases]))[:, None]
+
+
+def sampler_arguments(cases: Sequence[Case], *, steps: int, guidance: float) -> dict[str, Any]:
+    """Keywords of a pipeline's call that paints every case after its own description, with its own noise."""
+    images, masks = images_and_masks(cases)
+    return {
+        "image": images,
+        "mask_image": masks,
+        "attributes": [case.attributes for case in cases],
+        "report": [case.report for case in cases],
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "seed": [case.seed for case in cases],
+    }
 
 
 def paint(
@@ -55,16 +79,18 @@ def paint(
     Raises:
         GBCIError: `folder` holds something else, or another run is painting into it.
     """
-    described = [Description.of(case) for case in cases] if descriptions is None else list(descriptions)
+    if descriptions is not None:
+        described = zip(cases, descriptions, strict=True)
+        cases = [replace(case, attributes=told.attributes, report=told.report) for case, told in described]
     images: list[np.ndarray] = []
     job = JobFolder(folder, {"painted": 1})  # a format: what decides the pixels is in the names
     with job.claimed(resume=True):
         for start in range(0, len(cases), settings.batch_size):
-            batch, told = cases[start : start + settings.batch_size], described[start : start + settings.batch_size]
-            key = _digest(batch, told, settings, weights)
+            batch = cases[start : start + settings.batch_size]
+            key = _digest(batch, settings, weights)
             path = folder / f"{key}.npy"
             if key not in job or job.is_damaged(key):
-                painted = _paint_batch(pipe, batch, told, settings)
+                painted = _paint_batch(pipe, batch, settings)
                 atomically(path, _saver(painted))
                 job.note(key, None, [Kept.of(folder, path)])
             images += list(np.load(path))
@@ -83,35 +109,25 @@ def reconstruct(pipe: GBCIPipeline, cases: Sequence[LesionCase], batch_size: int
     images: list[np.ndarray] = []
     for start in range(0, len(cases), batch_size):
         batch = cases[start : start + batch_size]
-        x = torch.from_numpy(np.stack([case.pixels for case in batch]))[:, None].to(pipe.device) * 2 - 1
+        x = images_and_masks(batch)[0].to(pipe.device) * 2 - 1
         decoded = pipe.decode_latents(pipe.encode_image(x.to(pipe.vae.dtype))).float().cpu().numpy()[:, 0]
         images += [np.where(case.mask, part, case.pixels) for case, part in zip(batch, decoded, strict=True)]
     return images
 
 
-def _paint_batch(
-    pipe: GBCIPipeline, batch: Sequence[LesionCase], told: Sequence[Description], settings: PaintSettings
-) -> np.ndarray:
-    images = pipe(
-        torch.from_numpy(np.stack([case.pixels for case in batch]))[:, None],
-        torch.from_numpy(np.stack([case.mask for case in batch]).astype(np.float32))[:, None],
-        attributes=[one.attributes for one in told],
-        report=[one.report for one in told],
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
-        seed=[case.seed for case in batch],
-        output_type="pt",
-    ).images[:, 0]
+def _paint_batch(pipe: GBCIPipeline, batch: Sequence[Case], settings: PaintSettings) -> np.ndarray:
+    arguments = sampler_arguments(batch, steps=settings.steps, guidance=settings.guidance)
+    images = pipe(**arguments, output_type="pt").images[:, 0]
     painted = images.float().cpu().numpy()
     if not np.isfinite(painted).all():
         raise GBCIError(f"a painted image holds NaN or infinity; guidance {settings.guidance:g} may be too large")
     return painted
 
 
-def _digest(batch: Sequence[LesionCase], told: Sequence[Description], settings: PaintSettings, weights: str) -> str:
+def _digest(batch: Sequence[LesionCase], settings: PaintSettings, weights: str) -> str:
     digest = hashlib.sha256(json.dumps([asdict(settings), weights]).encode())
-    for case, one in zip(batch, told, strict=True):
-        digest.update(json.dumps([case.seed, one.attributes.to_mapping(), one.report]).encode())
+    for case in batch:
+        digest.update(json.dumps([case.seed, case.attributes.to_mapping(), case.report]).encode())
         digest.update(case.image.tobytes())
         digest.update(np.packbits(case.mask).tobytes())
     return digest.hexdigest()[:32]

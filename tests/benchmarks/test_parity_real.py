@@ -85,7 +85,7 @@ def test_held_out_data_decide_where_an_approximation_misses_its_gates(script, ar
     """Under the mask, eager is 0.2 above the truth, and the candidate `error` below it."""
     settings = script.PairedSettings(split="test", limit=3)
     cases, _ = script.load_cases([Path(arguments[0])], settings, 64, lambda *_: None)
-    templates, masks = script.templates_and_masks(cases)
+    templates, masks = script.images_and_masks(cases)
     eager, candidate = (script.Output(images=templates + offset * masks) for offset in (0.2, -error))
     found = script.judge("approximate", candidate, eager, eager, cases)
     assert not found["gates_hold"]

@@ -146,9 +146,9 @@ class TestPainting:
     def test_a_stopped_run_goes_on_with_the_kept_batches(self, cases, tmp_path):
         calls = []
 
-        def pipe(images, masks, **call):
-            calls.append(len(images))
-            return type("Output", (), {"images": images * 0.5})
+        def pipe(image, **call):
+            calls.append(len(image))
+            return type("Output", (), {"images": image * 0.5})
 
         settings = PaintSettings(batch_size=2)
         first = paint(pipe, cases[:2], settings, weights="w", folder=tmp_path)
@@ -167,9 +167,9 @@ class TestPainting:
     def test_a_power_cut_loses_no_batch_that_was_painted(self, recorded_disk, tmp_path, names):
         cases, calls, done = [square(seed=seed) for seed in range(4)], [], []
 
-        def pipe(images, masks, *, attributes, report, seed, **_):
-            calls.append(len(images))
-            return type("Output", (), {"images": images * 0.5})
+        def pipe(image, **call):
+            calls.append(len(image))
+            return type("Output", (), {"images": image * 0.5})
 
         def painted(folder):
             note = lambda *_: done.append(len(recorded_disk.states))  # noqa: E731

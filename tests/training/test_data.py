@@ -14,8 +14,8 @@ from gbci_fast.data.fields import FieldOfView, Lesion, to_unit
 from gbci_fast.data.folds import patient_fold
 from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.case import MASK_GROWTH
 from gbci_fast.evaluate.metrics import grow
-from gbci_fast.evaluate.paired.evaluation import MASK_GROWTH
 from gbci_fast.phantom import generate_phantom
 from gbci_fast.training.data import augment, draw_mask, load_images
 

@@ -5,7 +5,6 @@ of its lesions' pixels grown by `MASK_GROWTH`; the numbers of the model stand be
 know nothing, because most of an inpainted image is a copy.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,9 +16,10 @@ import torch
 from torch import Tensor
 
 from gbci_fast.attributes import FINDING_CATEGORIES, Attributes
-from gbci_fast.data.fields import Lesion, read_fields, to_unit
+from gbci_fast.data.fields import Lesion, read_fields
 from gbci_fast.data.vindr import ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.case import MASK_GROWTH, Case, image_seed, mask_around, root_names, spread
 from gbci_fast.evaluate.metrics import (
     DATA_RANGE,
     LEVEL,
@@ -31,16 +31,14 @@ from gbci_fast.evaluate.metrics import (
     fidelity,
     grow,
     patient_summary,
-    ring_mean,
 )
+from gbci_fast.evaluate.painting import sampler_arguments
 from gbci_fast.evaluate.report import target, versions
 from gbci_fast.evaluate.settings import PairedSettings
-from gbci_fast.jobs.files import hash_weights, real_path
+from gbci_fast.jobs.files import hash_weights
 from gbci_fast.model.checkpoint import load_pipeline
 from gbci_fast.model.pipeline import GBCIPipeline
 
-MASK_GROWTH = 3  # pixels around the lesion; training masks are grown by 1 to 5
-AIR_MARGIN = 2  # pixels of air that a mask may cover, as in training
 MASK_GRAY = 0.5  # what the model sees under the mask, in [0, 1]
 NUM_EXAMPLES = 4  # rows of the figure
 
@@ -89,42 +87,15 @@ Images = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Case:
-    """One image to repaint.
+class ImageCase(Case):
+    """One image to repaint: mask and description are those of all of its lesions."""
 
-    Attributes:
-        root: name of the data set.
-        seed: of the sampler's noise, a function of the run's seed and the image's ids alone.
-        image: uint16 [S, S], 65535 = 1.0.
-        breast, mask: bool [S, S].
-        attributes, report: the description of all lesions under the mask.
-    """
-
-    root: str
     study_id: str
-    image_id: str
-    patient: str
-    seed: int
-    image: np.ndarray
-    breast: np.ndarray
-    mask: np.ndarray
-    attributes: Attributes
-    report: str | None
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """float32 [S, S] in [0, 1]."""
-        return to_unit(self.image).numpy()
 
     @property
     def regions(self) -> dict[str, np.ndarray]:
         """Every name of `REGIONS` to bool [S, S]."""
         return {"image": np.ones_like(self.mask), "breast": self.breast, "roi": grow(self.mask, ROI_GROWTH)}
-
-    @property
-    def ring_mean(self) -> float:
-        """The mean of the mask's surroundings in the breast."""
-        return ring_mean(self.pixels, self.mask, self.breast)
 
 
 def evaluate_paired(
@@ -134,7 +105,7 @@ def evaluate_paired(
     *,
     device: torch.device | str = "cpu",
     on_progress: OnProgress = lambda stage, done, total: None,
-) -> tuple[dict[str, Any], list[tuple[Case, Images]]]:
+) -> tuple[dict[str, Any], list[tuple[ImageCase, Images]]]:
     """Measures the pipeline in `weights` on the images with findings under the VinDr-layout `roots`.
 
     Returns:
@@ -181,21 +152,18 @@ def evaluate_paired(
 
 def load_cases(
     roots: Sequence[Path], settings: PairedSettings, size: int, on_progress: OnProgress
-) -> tuple[list[Case], list[str]]:
+) -> tuple[list[ImageCase], list[str]]:
     """Reads the chosen images; also returns the ids of those whose lesion leaves nothing to paint or to know.
 
     Raises:
         GBCIError: no image with a finding in that split, or an image that cannot be read.
     """
-    names = {root: real_path(root).name for root in roots}
-    if len(set(names.values())) < len(names):
-        names = {root: str(root) for root in names}
+    names = root_names(roots)
     records = [(root, record) for root in names for record in VinDr(root).of_split(settings.split) if record.findings]
     listed = ", ".join(map(str, roots))
     if not records:
         raise GBCIError(f"no {settings.split!r} image with a finding in {listed}; check the columns split and xmin")
-    if settings.limit is not None and settings.limit < len(records):
-        records = [records[i * len(records) // settings.limit] for i in range(settings.limit)]
+    records = spread(records, settings.limit)
     cases, skipped = [], []
     for done, (root, record) in enumerate(records, start=1):
         case = read_case(record, root, names[root], settings.seed, size)
@@ -209,17 +177,17 @@ def load_cases(
     return cases, skipped
 
 
-def read_case(record: ImageRecord, root: Path, name: str, seed: int, size: int) -> Case | None:
+def read_case(record: ImageRecord, root: Path, name: str, seed: int, size: int) -> ImageCase | None:
     """The whole-breast field of view of one record; None where it shows no lesion, or nothing but lesion."""
     view = read_fields(record, root, size, ("whole",)).fields[0].field
     lesion = view.any_lesion
     if not lesion.any():
         return None
-    mask = lesion | (grow(lesion, MASK_GROWTH) & grow(view.breast, AIR_MARGIN))
+    mask = mask_around(lesion, view.breast)
     if mask.all():
         return None
     attributes, report = describe(view.lesions)
-    return Case(
+    return ImageCase(
         root=name,
         study_id=record.study_id,
         image_id=record.image_id,
@@ -246,14 +214,9 @@ def describe(lesions: Sequence[Lesion]) -> tuple[Attributes, str | None]:
     return attributes, "; ".join(dict.fromkeys(lesion.report for lesion in lesions if lesion.report)) or None
 
 
-def image_seed(seed: int, study_id: str, image_id: str) -> int:
-    """63 bits of SHA-256, so that neither the batch size nor the choice of images changes an image's noise."""
-    return int(hashlib.sha256(f"{seed}\x1f{study_id}\x1f{image_id}".encode()).hexdigest()[:16], 16) >> 1
-
-
 def repaint(
-    pipe: GBCIPipeline, cases: Sequence[Case], settings: PairedSettings, on_progress: OnProgress
-) -> Iterator[tuple[Case, Images]]:
+    pipe: GBCIPipeline, cases: Sequence[ImageCase], settings: PairedSettings, on_progress: OnProgress
+) -> Iterator[tuple[ImageCase, Images]]:
     """Yields every case with its image under each of `CONDITIONS`."""
     steps_done = 0
 
@@ -271,22 +234,16 @@ def repaint(
 
 @torch.no_grad()
 def _repaint_batch(
-    pipe: GBCIPipeline, batch: Sequence[Case], settings: PairedSettings, on_step: Callable[..., None]
+    pipe: GBCIPipeline, batch: Sequence[ImageCase], settings: PairedSettings, on_step: Callable[..., None]
 ) -> dict[str, Tensor]:
     """Condition to float32 [B, 1, S, S]."""
-    images = torch.stack([to_unit(case.image) for case in batch])[:, None].to(pipe.device)
-    masks = torch.from_numpy(np.stack([case.mask for case in batch]))[:, None].to(pipe.device)
+    arguments = sampler_arguments(batch, steps=settings.steps, guidance=settings.guidance)
+    images, masks = (arguments[name].to(pipe.device) for name in ("image", "mask_image"))
     ring_means = torch.tensor([case.ring_mean for case in batch], device=pipe.device).view(-1, 1, 1, 1)
     sample = partial(
         pipe,
-        images,
-        masks,
-        attributes=[case.attributes for case in batch],
-        report=[case.report for case in batch],
+        **arguments,
         strength=1.0,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
-        seed=[case.seed for case in batch],
         output_type="pt",
         callback_on_step_end=on_step,
     )
@@ -325,7 +282,7 @@ def _targets(scores: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _row(case: Case, images: Images) -> dict[str, Any]:
+def _row(case: ImageCase, images: Images) -> dict[str, Any]:
     regions, pixels = case.regions, case.pixels
     return {
         "root": case.root,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
-from gbci_fast.evaluate.paired.evaluation import CONDITIONS, Case, Images
+from gbci_fast.evaluate.paired.evaluation import CONDITIONS, ImageCase, Images
 
 COLUMNS = {
     "original": "original",
@@ -23,7 +23,7 @@ LABELS = COLUMNS | {"copy_input": "copied input"}
 INSET = 0.45  # of a panel's side
 
 
-def draw_figure(path: Path, report: dict[str, Any], examples: Sequence[tuple[Case, Images]]) -> None:
+def draw_figure(path: Path, report: dict[str, Any], examples: Sequence[tuple[ImageCase, Images]]) -> None:
     """Writes the PNG.
 
     Args:
@@ -37,7 +37,7 @@ def draw_figure(path: Path, report: dict[str, Any], examples: Sequence[tuple[Cas
     figure.savefig(path, format="png", dpi=150)
 
 
-def _draw_examples(figure: Figure, place: SubplotSpec, examples: Sequence[tuple[Case, Images]]) -> None:
+def _draw_examples(figure: Figure, place: SubplotSpec, examples: Sequence[tuple[ImageCase, Images]]) -> None:
     grid = place.subgridspec(len(examples), len(COLUMNS))
     for i, (case, images) in enumerate(examples):
         panels = {"original": case.pixels} | images

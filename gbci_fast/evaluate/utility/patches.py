@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.case import image_seed
 from gbci_fast.evaluate.lesions import LesionCase
-from gbci_fast.evaluate.paired.evaluation import image_seed
 
 PATCH_SIZE = 64  # model pixels, never resampled
 NEAREST = 0.1  # share of an image's normal windows to draw from: those nearest to the wanted breast share

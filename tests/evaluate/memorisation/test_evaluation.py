@@ -197,8 +197,8 @@ class TestCommand:
         assert len(index.names) == report["counts"]["training"]["lesions"]
 
     def test_test_lesions_are_painted_by_default(self, root, tmp_path, monkeypatch):
-        def pipe(images, masks, **call):
-            return type("Output", (), {"images": images.flip(2)})
+        def pipe(image, **call):
+            return type("Output", (), {"images": image.flip(2)})
 
         monkeypatch.setattr("gbci_fast.cli.evaluate.memorisation.open_pipeline", lambda args: (pipe, "w"))
         output = tmp_path / "report.json"

@@ -20,11 +20,10 @@ from gbci_fast.evaluate.paired.evaluation import (
     METRICS,
     NUM_EXAMPLES,
     REGIONS,
-    Case,
+    ImageCase,
     PairedSettings,
     describe,
     evaluate_paired,
-    image_seed,
     load_cases,
 )
 from gbci_fast.phantom import generate_phantom
@@ -66,18 +65,18 @@ def run(parser, *arguments: object) -> None:
     args.run(args)
 
 
-def load(root, settings: PairedSettings = QUICK) -> list[Case]:
+def load(root, settings: PairedSettings = QUICK) -> list[ImageCase]:
     return load_cases([root], settings, SIZE, lambda *_: None)[0]
 
 
-def square_case(**changes) -> Case:
+def square_case(**changes) -> ImageCase:
     """Gray 0.25, brighter by 0.5 in a frame 3 to 8 pixels around a square mask; breast everywhere."""
     mask = np.zeros((SIZE, SIZE), bool)
     mask[24:40, 24:40] = True
     image = np.full((SIZE, SIZE), 0.25)
     image[16:48, 16:48] = 0.75
     image[22:42, 22:42] = 0.25
-    case = Case(
+    case = ImageCase(
         root="square", study_id="s", image_id="i", patient="p", seed=0, image=np.round(image * 65535).astype(np.uint16),
         breast=np.ones_like(mask), mask=mask, attributes=Attributes(), report=None,
     )  # fmt: skip
@@ -153,13 +152,6 @@ def test_several_lesions_are_described_together():
     )
     assert report == "calcifications; mass"
     assert describe([lesion(1, None)]) == (Attributes(), None)
-
-
-def test_image_seed():
-    """Frozen: a stored report is repeatable only as long as this function stands."""
-    assert image_seed(0, "study", "image") == 4389857050242636194
-    assert len({image_seed(seed, study, "i") for seed in (0, 1) for study in "ab"}) == 4
-    assert all(0 <= image_seed(seed, "s", "i") < 2**63 for seed in range(50))
 
 
 def test_conditions_are_what_they_say(evaluation):

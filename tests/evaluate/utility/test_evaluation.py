@@ -269,8 +269,8 @@ def root(tmp_path_factory):
 
 class TestFromFilesToFigure:
     def test_the_report_is_whole_and_the_figure_is_drawn(self, root, tmp_path):
-        def pipe(images, masks, **call):
-            return type("Output", (), {"images": images * (1 - masks) + masks})
+        def pipe(image, mask_image, **call):
+            return type("Output", (), {"images": image.masked_fill(mask_image, 1)})
 
         settings = replace(TINY, seeds=1, fractions=(100,), painting=PaintSettings(batch_size=2))
         folders = {"painted": tmp_path / "painted", "runs": tmp_path / "runs"}
