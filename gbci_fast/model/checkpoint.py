@@ -1,4 +1,4 @@
-"""Opening a pipeline folder for the command line: quiet, on its device, with one sentence where it cannot be done."""
+"""Opens a pipeline folder for the command line: without log lines, on its device, and with one sentence on failure."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ def checkpoint_folder(given: Path | None) -> Path:
     """The given pipeline folder, or the packaged one.
 
     Raises:
-        GBCIError: it holds no pipeline.
+        GBCIError: the folder holds no pipeline.
     """
     folder = given or PACKAGED_WEIGHTS
     if not (folder / "model_index.json").is_file():

@@ -52,7 +52,7 @@ class Conditioning:
 
     @functools.cached_property
     def padded(self) -> bool:
-        """Whether any token is padding. To tell, it waits for the device, but only once."""
+        """Whether any token is padding. The first call waits for the device."""
         return not self.token_mask.all().item()
 
     def repeat_interleave(self, repeats: int) -> "Conditioning":
@@ -64,23 +64,23 @@ class Conditioning:
         return Conditioning(*(part[list(rows)] for part in self._parts()))
 
     def pad(self, multiple: int) -> "Conditioning":
-        """The same condition with so much padding that the number of tokens is a multiple."""
+        """The same condition with tokens of padding, up to the next multiple of `multiple`."""
         more = -self.tokens.shape[1] % multiple
         return Conditioning(F.pad(self.tokens, (0, 0, 0, more)), F.pad(self.token_mask, (0, more)), self.pooled)
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name."""
+        """Its tensors by the names of its fields."""
         return dict(zip(("tokens", "token_mask", "pooled"), self._parts(), strict=True))
 
     def within(self, tensors: Mapping[str, Tensor]) -> "Conditioning":
-        """Other `tensors` of which it is known that they are `padded` as these are."""
+        """A condition of other `tensors`, by name. It has the `padded` of this one, so that nothing waits for it."""
         other = Conditioning(*(tensors[name] for name in self.tensors()))
         vars(other)["padded"] = self.padded
         return other
 
     @staticmethod
     def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
-        """One batch after the other; all of the same context length."""
+        """All batches as one; they have the same context length."""
         return Conditioning(*(torch.cat(columns) for columns in zip(*(p._parts() for p in parts), strict=True)))
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:

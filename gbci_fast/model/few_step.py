@@ -25,7 +25,7 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
         steps: that the student takes from noise to clean latents.
 
     Raises:
-        GBCIError: a guidance scale that is no number, or a number of steps or a size that is no whole one above 0.
+        GBCIError: the guidance scale is not a number, or the number of steps or a size is not a whole number above 0.
     """
 
     __module__ = "gbci_fast.few_step"  # what checkpoints name
@@ -55,7 +55,7 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], guidance_scale: float, steps: int) -> "FewStepLoRA":
-        """Of ``<layer>.up`` and ``<layer>.down`` tensors, which are copied."""
+        """Made of ``<layer>.up`` and ``<layer>.down`` tensors, which are copied."""
         names = [name.removesuffix(".up") for name in tensors if name.endswith(".up")]
         layers = {name: (*tensors[f"{name}.up"].shape, tensors[f"{name}.down"].shape[1]) for name in names}
         made = cls(layers=layers, guidance_scale=guidance_scale, steps=steps)
@@ -85,12 +85,12 @@ class FewStepLoRA(ModelMixin, ConfigMixin):
         return student
 
     def note(self) -> str:
-        """When `gbci_fast.accelerate` uses it."""
+        """A sentence that says for which calls `gbci_fast.accelerate` uses these weights."""
         steps, scale = self.config.steps, self.config.guidance_scale
         return f"few-step weights: up to {steps} steps at guidance {scale:g} and eta 0"
 
     def covers(self, num_inference_steps: int, guidance_scale: float, eta: float) -> bool:
-        """Whether a call is the student's: the steps it was trained for, or fewer (measured in docs/training.md)."""
+        """Whether the student samples a call: at most the steps it was trained for (measured in docs/training.md)."""
         few = num_inference_steps <= self.config.steps
         return few and guidance_scale == self.config.guidance_scale and eta == 0
 

@@ -42,8 +42,8 @@ def to_tensor(images: ImageInput, name: str) -> tuple[Tensor, int]:
 def to_mask(masks: ImageInput, name: str) -> Tensor:
     """Reads one mask or several of one size: 1 where to synthesize, float32 [B, 1, H, W] of zeros and ones.
 
-    Floats above 0.5 are drawn. Of integers, whatever their type, those above half of the mask's largest value are, as
-    in mask files: so 0 and 1, 0 and 255, and 16 bits mean the same.
+    A float mask counts above 0.5. An integer mask of any type counts above half of its largest value, as in mask files:
+    0 and 1, 0 and 255, and 16 bits mean the same.
 
     Args:
         masks: as of `to_tensor`, and integers of any type.
@@ -76,7 +76,7 @@ def from_tensor(images: Tensor, output_type: str, depth: int) -> Tensor | np.nda
 
 
 def _drawn(mask: Image.Image | np.ndarray | Tensor, name: str) -> Image.Image | np.ndarray | Tensor:
-    """A mask of integers as truth values; any other as it is, for `to_tensor` to judge."""
+    """A mask of integers as truth values; any other as it is, for `to_tensor` to check."""
     if isinstance(mask, Tensor):
         whole = not (mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool)
         return torch.from_numpy(_drawn(mask.cpu().numpy(), name)).to(mask.device) if whole else mask

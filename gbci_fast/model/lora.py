@@ -1,4 +1,4 @@
-"""LoRA adapters of a pipeline's UNet, by the calls that diffusers' pipelines have for them."""
+"""LoRA adapters of a pipeline's UNet, loaded and set by the methods that the pipelines of diffusers have."""
 
 import math
 import sys

@@ -1,5 +1,5 @@
-"""The two weights a lesion mask turns into: one per latent cell for the known-region blend, one per pixel for the
-composite. Every path, eager or fast, uses these functions."""
+"""The two weights made of a lesion mask: one per latent cell for the known-region blend, one per pixel for the
+composite. Eager and fast path both use these functions."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Which schedulers of diffusers inpainting can drive, and their timesteps."""
+"""Which schedulers of diffusers an inpainting pipeline can drive, and their timesteps."""
 
 import inspect
 
@@ -14,7 +14,7 @@ GIVEN = 3  # arguments of each step: model output, timestep, sample
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:
-    """Raises GBCIError where inpainting cannot drive it, being of another kind of model."""
+    """Raises GBCIError where inpainting cannot drive the scheduler, because it is for another kind of model."""
     missing = [name for name in NEEDED if not hasattr(scheduler, name)]
     if missing:
         raise _refusal(scheduler, f"it has no {', '.join(missing)}")
@@ -28,14 +28,14 @@ def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: t
     """Sets ``scheduler.timesteps``, which descend to 0 or more.
 
     Raises:
-        GBCIError: the scheduler cannot do with so many, or goes another way.
+        GBCIError: the scheduler does not take this number of steps, or its timesteps ascend.
     """
     name = type(scheduler).__name__
     try:
         scheduler.set_timesteps(num_inference_steps, device=device)
     except ValueError as error:  # more steps than the scheduler was made for
         raise GBCIError(f"num_inference_steps {num_inference_steps} does not suit {name}: {error}") from error
-    except Exception as error:  # a scheduler of some other model, which wants to be told more
+    except Exception as error:  # of a scheduler for another kind of model, which needs more arguments
         raise _refusal(scheduler, f"set_timesteps fails, {type(error).__name__}: {error}") from error
     first, last = scheduler.timesteps[0].item(), scheduler.timesteps[-1].item()
     if first < last:

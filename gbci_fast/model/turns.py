@@ -1,4 +1,4 @@
-"""Calls that change what they are made of: one thread at a time."""
+"""Calls that change their pipeline: one thread at a time."""
 
 import functools
 import os
@@ -10,13 +10,13 @@ from weakref import WeakKeyDictionary
 from gbci_fast.errors import GBCIError
 
 Call = TypeVar("Call", bound=Callable[..., Any])
-# Beside their owners, which are copied and pickled as locks cannot be.
+# Not attributes of their owners, because the owners are copied and pickled, and locks cannot be.
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 
 
 def _renew_locks() -> None:
-    """In a forked process: the threads that held locks are not there to release them."""
+    """In a forked process, where the threads that held locks do not exist."""
     global _LOCKS, _LOCKS_LOCK
     _LOCKS, _LOCKS_LOCK = WeakKeyDictionary(), threading.Lock()
 
@@ -25,7 +25,7 @@ os.register_at_fork(after_in_child=_renew_locks)
 
 
 def in_turn(call: Call) -> Call:
-    """A pipeline's method that other threads wait for, be it of this pipeline or of another with its scheduler.
+    """Makes calls of a pipeline's method wait for one another, also of pipelines that share a scheduler.
 
     A call sets the scheduler's timesteps, its step counter and its earlier model outputs, and the pipeline's guidance
     scale, which callbacks read and change. A component that is None raises GBCIError.

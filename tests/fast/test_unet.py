@@ -468,7 +468,7 @@ def test_a_stock_pipeline_takes_it(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), stock_unet.parameters(), strict=True))
 
 
-def test_the_plan_is_described(monkeypatch):
+def test_the_decision_is_described(monkeypatch):
     monkeypatch.setattr(decision, "has_bfloat16_units", lambda _: True)
     model = unet(torch.float32)
     blocks = "8 of 8 ResnetBlock2D fused\n4 of 4 Transformer2DModel fused\n1 of 1 Upsample2D fused"
