@@ -219,7 +219,7 @@ def _cast(unet: "FastUNet", tensor: Tensor) -> Tensor:
 
 
 # Blocks whose own forward only calls their parts and concatenates.
-_CONTAINERS = (
+_CONCATENATING = (
     nn.ModuleList, DownBlock2D, CrossAttnDownBlock2D, UNetMidBlock2D, UNetMidBlock2DCrossAttn, CrossAttnUpBlock2D,
     UpBlock2D, Downsample2D, nn.Conv2d,
 )  # fmt: skip
@@ -230,7 +230,7 @@ def _unknown(unet: UNet2DConditionModel) -> Iterator[str]:
     parts = [(name, part) for name, part in unet.named_children() if name in ("down_blocks", "mid_block", "up_blocks")]
     while parts:
         name, part = parts.pop(0)
-        if type(part) in _CONTAINERS:
+        if type(part) in _CONCATENATING:
             parts += [(f"{name}.{child_name}", child) for child_name, child in part.named_children()]
         elif is_adapter(part):
             yield f"{name} has an adapter"
