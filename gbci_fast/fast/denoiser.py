@@ -1,4 +1,4 @@
-"""The seam between samplers and runtimes: how a UNet is called, whatever executes it."""
+"""The interface between samplers and runtimes: how a UNet is called, whichever runtime executes it."""
 
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ class Denoiser(Protocol):
     dtype: torch.dtype
 
     def prepare(self, conditioning: Conditioning, null: Conditioning, constant: Tensor, timesteps: Tensor) -> Any:
-        """Everything that does not depend on the latents, once per call.
+        """What does not depend on the latents, computed once per call of the pipeline; `__call__` gets it as `state`.
 
         Args:
             conditioning: of B images.

@@ -52,7 +52,7 @@ class Report:
         gpus: name, compute capability and memory in GiB of each.
         no_gpu: why PyTorch finds none; empty if it does.
         checkpoint: why the packaged one cannot be loaded and sampled from by the eager pipeline; empty if it can.
-        choice: what `accelerate` decides for it by itself, with its notes; or why it decides nothing.
+        choice: what `accelerate` decides for the packaged checkpoint by default, with its notes; or why it fails.
         ops, runtimes, tiers: each once per device; names are such as "tensorrt, tensorrt-rtx" for a flavor of TensorRT,
             and "tolerance, bfloat16" for a tier.
     """
@@ -69,7 +69,7 @@ class Report:
 
     @property
     def eager_works(self) -> bool:
-        """The reference pipeline loads and samples: everything else is speed."""
+        """Whether the reference pipeline loads and samples; all the rest only makes it faster."""
         return not self.checkpoint
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Report:
 
 
 def examine() -> Report:
-    """Looks at everything; it takes some seconds, most of them for imports.
+    """Examines this machine. It takes some seconds, most of them for imports.
 
     Raises:
         GBCIError: torch is not installed; whatever else is missing is reported.
@@ -133,7 +133,7 @@ def _try(action: Callable[[], Any]) -> list[str]:
     """Why it fails, in a sentence; empty if it does not."""
     try:
         action()
-    except Exception as error:  # whatever it is: to tell it is what this module is for
+    except Exception as error:  # of any kind: this module reports it
         return [one_line(" ".join(str(error).split())) or type(error).__name__]
     return []
 

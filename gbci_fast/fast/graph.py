@@ -1,8 +1,8 @@
-"""A whole denoising loop as one CUDA graph, which is launched at once however many kernels it holds.
+"""A whole denoising loop as one CUDA graph, all kernels of which are launched at once.
 
-For small batches a GPU computes a kernel faster than Python launches the next. A graph launches all of them: every step
-of the loop, with what is hoisted out of it. Coefficients and scales are numbers in it; whatever else a call brings
-(masks, templates, attributes, seeds) is copied into tensors that it reads, and so records nothing anew.
+For small batches a GPU computes a kernel faster than Python launches the next. A graph launches all kernels: every step
+of the loop, and what is computed once before it. Coefficients and scales are constants of the graph. Masks, templates,
+attributes and seeds of a call are copied into tensors that the graph reads, so that other ones need no new recording.
 """
 
 import threading
@@ -20,24 +20,25 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TOKENS = 32
 """A context with a report is padded to a multiple of this many tokens."""
 CAPACITY = 64
-"""Recordings that are kept: windows of nine sizes, in the seven buckets of batches up to 64."""
-_RECORDING = threading.Lock()  # a process can capture one graph at a time: the next begins with waiting for the device
+"""Recordings that are kept: windows of nine sizes, in the seven batch sizes up to 64."""
+# A process can capture one graph at a time, and a capture begins by waiting for the device.
+_RECORDING = threading.Lock()
 
 
 class Recorder(Protocol):
     """What records a loop, and replays it."""
 
     def record(self, loop: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """A function that does again, on the same tensors, what `loop` does, and returns the same tensor."""
+        """A function that repeats `loop` on the same tensors, and returns the same tensor."""
         ...
 
     def turn(self) -> AbstractContextManager[None]:
-        """Inside it, work comes after that of earlier turns, whichever streams they were on."""
+        """Inside this context, work waits for the work of earlier turns, on any stream."""
         ...
 
 
 class CudaRecorder:
-    """See `Recorder`: CUDA graphs that share one memory pool, as no two of them ever run at once."""
+    """See `Recorder`. Its CUDA graphs share one memory pool, because only one of them runs at a time."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -47,9 +48,9 @@ class CudaRecorder:
             self._done = torch.cuda.Event()
 
     def record(self, loop: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Runs `loop` once, so that libraries set themselves up and kernels are tuned, and then captures it.
+        """Runs `loop` once, so that libraries are initialized and kernels are tuned, and then captures it.
 
-        One thread of a process at a time; but a thread that waits for the whole device meanwhile breaks the capture.
+        One thread of a process records at a time. A thread that waits for the whole device breaks a capture under way.
         """
         graph = torch.cuda.CUDAGraph()
         with _RECORDING, torch.cuda.device(self._device):
@@ -57,7 +58,7 @@ class CudaRecorder:
             with torch.cuda.stream(self._stream):
                 loop()
             torch.cuda.current_stream().wait_stream(self._stream)
-            # So that the recording gets one in its own pool, and keeps it when torch.compile's recordings clear them.
+            # The recording then allocates a workspace in its own pool, which torch.compile's recordings cannot clear.
             torch._C._cuda_clearCublasWorkspaces()
             # Other threads may allocate meanwhile: "thread_local".
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
@@ -89,7 +90,7 @@ class _Recording:
 
 
 class LoopGraphs:
-    """Recordings of loops, by what is baked into them; the least recently used one makes room for a new one.
+    """Recordings of loops, looked up by their constants and shapes. The least recently used one is dropped first.
 
     Threads take turns.
     """
@@ -113,8 +114,8 @@ class LoopGraphs:
         """``loop(batched | shared)``, from a recording.
 
         Args:
-            key: tells loops apart: what one computes must follow from its key and its inputs' shapes and values.
-            loop: neither waits for the device, nor writes to its inputs, nor asks for their values.
+            key: of the loop: loops of one key compute the same from inputs of the same shapes and values.
+            loop: does not wait for the device, write to its inputs, or read their values on the CPU.
             batched: tensors ``[B, ...]`` of up to ``BATCH_SIZES[-1]`` independent samples.
             shared: tensors that are the same for all samples.
 
@@ -135,7 +136,7 @@ class LoopGraphs:
             if recording is None:
                 recording = _Recording(inputs=inputs, replay=self._recorder.record(lambda: loop(inputs)))
             self._recordings[key] = recording
-            # A capture begins with waiting for the device: what is dropped after it runs no more.
+            # A capture begins by waiting for the device, so that a recording dropped after it has finished.
             if len(self._recordings) > self._capacity:
                 self._recordings.popitem(last=False)
             return recording.replay()[:batch].clone()
@@ -147,7 +148,7 @@ def padded_size(batch: int) -> int:
 
 
 def _allocate(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    with torch.inference_mode(False):  # or else later calls outside of it could not write to them
+    with torch.inference_mode(False):  # otherwise calls outside of inference mode could not write to these tensors
         return {
             name: torch.empty(shape, dtype=tensors[name].dtype, device=tensors[name].device)
             for name, shape in shapes.items()
@@ -155,7 +156,7 @@ def _allocate(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
 
 
 def _fill(buffer: Tensor, tensor: Tensor) -> None:
-    """Copies a tensor to the front of a buffer, and its last sample to the places behind, as valid as any other."""
+    """Copies a tensor to the front of a buffer, and its last sample to the rest, so that all samples are valid."""
     buffer[: len(tensor)].copy_(tensor)
     if len(buffer) > len(tensor):
         buffer[len(tensor) :].copy_(tensor[-1:].expand_as(buffer[len(tensor) :]))

@@ -101,7 +101,7 @@ class FastPipeline(GBCIPipeline):
         return fast
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to one pipeline alone, and is made anew."""
+        """Without what belongs to this pipeline alone and is made again in the copy."""
         anew = ("_sources", "_decided_for", "_built", "_student")
         state = {name: value for name, value in vars(self).items() if name not in anew}
         return state | {"_as_accelerated": self._is_as_accelerated()}
@@ -173,19 +173,19 @@ class FastPipeline(GBCIPipeline):
         report_embeds: Tensor | None = None,
         report_mask: Tensor | None = None,
     ) -> Conditioning:
-        """As the eager pipeline's; where loops are recorded, with reports padded, so that few lengths are met."""
+        """As in the eager pipeline. Where loops are recorded, reports are padded, so that few lengths are recorded."""
         conditioning = super().encode_condition(masked_pixels, mask, attributes, report, report_embeds, report_mask)
         has_report = report_embeds is not None or any(report)
         return conditioning.pad(TOKENS) if has_report and self._denoiser_here()[1] is not None else conditioning
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """As the eager pipeline's; an image that neighbors in the batch share is encoded once for them."""
+        """As in the eager pipeline; equal images next to each other in the batch are encoded once."""
         differs = (pixels[1:] != pixels[:-1]).flatten(1).any(1)
         first = torch.cat([differs.new_ones(1), differs])
         return super().encode_image(pixels[first])[first.cumsum(0) - 1]
 
     def _denoise(self, run: Trajectory) -> Tensor:
-        # Without a known region, nothing would be known outside of windows.
+        # Windows need the known region: it is what surrounds them in the result.
         if self.decision.tier != "approximate" or not run.known_region:
             with self.progress_bar(total=len(run.timesteps)) as progress:
                 return self._sample(run, progress.update)
@@ -223,7 +223,7 @@ class FastPipeline(GBCIPipeline):
         noise: dict[str, Any],
         on_step: Callable[[], Any],
     ) -> Tensor:
-        """All steps. Without a callback it never waits for the device, if the scheduler's tables are not there."""
+        """All steps. Without a callback, and with the scheduler's tables on the CPU, it never waits for the device."""
         sampler = sampler_for(scheduler)
         constant = torch.cat([run.mask_latents, run.masked_image_latents], 1)
         state = denoiser.prepare(run.conditioning, null, constant, run.timesteps)
@@ -261,7 +261,7 @@ class FastPipeline(GBCIPipeline):
     def _replay(
         self, graphs: LoopGraphs, run: Trajectory, denoiser: Denoiser, null: Conditioning, seeds: dict[str, Tensor]
     ) -> Tensor:
-        """`_loop` from a recording, made if there is none yet."""
+        """`_loop` from a recording, which is made at the first call with these constants and shapes."""
         scheduler = on_host(self.scheduler)  # a sampler reads the tables, and a recording must not wait for that
         names = ("latents", "noise", "image_latents", "masked_image_latents", "mask_latents")
         batched = {name: getattr(run, name) for name in names} | run.conditioning.tensors() | seeds
@@ -281,7 +281,10 @@ class FastPipeline(GBCIPipeline):
         return graphs((*baked, autocast, run.conditioning.padded), loop, batched, shared)
 
     def _student_here(self) -> "FastPipeline":
-        """Made when it is first needed, and again when the UNet changed; VAE and conditioner are this pipeline's."""
+        """The few-step student, made when it is first needed, and again when the UNet changed.
+
+        Its VAE and conditioner are those of this pipeline.
+        """
         parts = [self.unet, self.few_step]
         if self._student is None or not still(self._student[0], parts):
             pipe, device = self.eager, self._execution_device
@@ -303,7 +306,10 @@ class FastPipeline(GBCIPipeline):
         return bool(self._sources) and still(self._sources, [part for part in parts if part is not None])
 
     def _denoiser_here(self) -> tuple[Denoiser, LoopGraphs | None]:
-        """Built when they are first needed, and again when the UNet was changed, moved, exchanged or hooked."""
+        """The denoiser and the recordings of its loops.
+
+        They are built when first needed, and again when the UNet was changed, moved, exchanged or hooked.
+        """
         if self._decided_for is None or not still([self._decided_for], [self.unet]):
             asked, tier, device = self.decision.asked, self.decision.tier, self._execution_device
             self.decision = decide(self, asked, tier, self.unet.dtype, device, self.few_step)
@@ -318,6 +324,6 @@ class FastPipeline(GBCIPipeline):
 
 
 def _recorder(runtime: str, unet: UNet2DConditionModel) -> Recorder | None:
-    """What records whole loops. The stock UNet asks for values of its inputs, which cannot be recorded."""
+    """What records whole loops, or None. The stock UNet reads values of its inputs on the CPU, and is not recorded."""
     recordable = unet.device.type == "cuda" and runtime != "eager" and not fused_refusals(unet)
     return CudaRecorder(unet.device) if recordable else None

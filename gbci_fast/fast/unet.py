@@ -1,8 +1,8 @@
 """Any stock `UNet2DConditionModel`, faster, behind the same forward.
 
-A `FastUNet` is a copy whose stock forward still runs; in it, block by block, the types of
-`BLOCKS` call the fused blocks of `gbci_fast.fast.modules.blocks`. So whatever a UNet can be asked for means the same
-here, and what the fused blocks do not reproduce is computed by the stock block, and said by `describe`.
+A `FastUNet` is a copy of a UNet. Its stock forward still runs, so that every argument keeps its meaning. The blocks of
+the types in `BLOCKS` call the fused blocks of `gbci_fast.fast.modules.blocks`. A block that the fused ones do not
+reproduce stays stock, and `describe` says so.
 """
 
 import copy
@@ -54,10 +54,10 @@ _REFRESHING = threading.Lock()
 
 
 class LastValue:
-    """A function of one tensor, with its last value: valid for that very tensor, as long as nobody writes to it.
+    """A function of one tensor that keeps its last value, for the same tensor object until something writes to it.
 
-    A tensor made under `torch.inference_mode` does not count its changes, so nothing is kept of it; nor is anything
-    with gradients or autocast enabled, or while a graph is traced or captured, which will see other values later.
+    The value is not kept for a tensor made under `torch.inference_mode`, which does not count its changes; with
+    gradients or autocast enabled; and while a graph is traced or captured, because the graph sees other values later.
     """
 
     def __init__(self, function: Callable[[Tensor], Any]):
@@ -78,7 +78,7 @@ class LastValue:
 
 
 def not_plain_inference(x: Tensor) -> str | None:
-    """Why a call that is made now is one for the stock forward, if it is."""
+    """Why a call that is made now must use the stock forward; None if it need not."""
     if torch.is_grad_enabled():
         return "gradients are enabled; call it under torch.no_grad()"
     if torch.is_autocast_enabled(x.device.type):
@@ -90,11 +90,10 @@ class FastBlock(nn.Module):
     """A stock block that became a fused one, in place: same parameters, names, hooks and forward.
 
     Attributes:
-        stock: what it was.
-        fused: the block of `gbci_fast.fast.modules.blocks`; None where hooks were put on the fused block: they keep its
-            forward, which is then the stock one.
-        declined: what calls asked for that it leaves to the stock forward; one dictionary for the whole UNet, in which
-            a reason is written when it is first met.
+        stock: the class of the stock block.
+        fused: the block of `gbci_fast.fast.modules.blocks`. None where hooks were put on the fused block: these keep
+            its forward, which then runs the stock one.
+        declined: why calls went to the stock forward, each reason once; one dictionary for the whole UNet.
     """
 
     stock: type[nn.Module]
@@ -112,7 +111,7 @@ class FastBlock(nn.Module):
         return reason is not None or self.fused is None
 
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
-        # Cast or moved: what was derived from the weights is void, and the stock forward serves until it is renewed.
+        # Cast or moved: what was derived from the weights is invalid. The stock forward runs until it is derived again.
         to_stock(self)
         return nn.Module._apply(self, *args, **kwargs)
 
@@ -156,7 +155,7 @@ class FastUpsample(FastBlock, Upsample2D):
         return self.fused(hidden_states)
 
 
-# Stock block -> what it becomes, and the fused block that this calls.
+# Stock block -> the class that it becomes, and the fused block that this class calls.
 BLOCKS: dict[type[nn.Module], tuple[type[FastBlock], type]] = {
     ResnetBlock2D: (FastResnet, Resnet),
     Transformer2DModel: (FastTransformer, Transformer),
@@ -165,7 +164,7 @@ BLOCKS: dict[type[nn.Module], tuple[type[FastBlock], type]] = {
 
 
 def _not_plain_attention(x: Tensor, context: Any, options: dict[str, Any]) -> str | None:
-    """What a call of a transformer asks for beside attention to one context per sample."""
+    """What a call of a transformer asks for besides attention to one context per sample; None if nothing."""
     if options.get("cross_attention_kwargs"):
         return "there are cross_attention_kwargs"
     if options.get("attention_mask") is not None:
@@ -179,7 +178,7 @@ def _not_plain_attention(x: Tensor, context: Any, options: dict[str, Any]) -> st
 
 
 def to_stock(part: nn.Module) -> None:
-    """The stock block again, if it had become a fused one."""
+    """Turns a fused block back into the stock block, in place; leaves any other part as it is."""
     if isinstance(part, FastBlock):
         part.fused = None
         if not has_other_forward(part):
@@ -188,7 +187,13 @@ def to_stock(part: nn.Module) -> None:
 
 
 def to_fast(part: nn.Module, plain: nn.Module, declined: dict[str, None]) -> None:
-    """The fused block of a stock one; `plain` is the same without adapters, which `unsupported` has nothing against."""
+    """Turns a stock block into a fused one, in place.
+
+    Args:
+        part: the stock block.
+        plain: the same without adapters, for which `unsupported` is empty.
+        declined: of `FastBlock`.
+    """
     kind, fused = BLOCKS[type(part)]
     vars(part).pop("forward", None)  # the stock one, which hooks put back
     part.fused, part.declined = fused(plain), declined
@@ -213,19 +218,19 @@ def _cast(unet: "FastUNet", tensor: Tensor) -> Tensor:
     return tensor.to(unet.compute_dtype) if tensor.is_floating_point() else tensor
 
 
-# Blocks whose own forward adds nothing to that of their parts but concatenations.
-_CONTAINERS = (
+# Blocks whose own forward only calls their parts and concatenates.
+_CONCATENATING = (
     nn.ModuleList, DownBlock2D, CrossAttnDownBlock2D, UNetMidBlock2D, UNetMidBlock2DCrossAttn, CrossAttnUpBlock2D,
     UpBlock2D, Downsample2D, nn.Conv2d,
 )  # fmt: skip
 
 
 def _unknown(unet: UNet2DConditionModel) -> Iterator[str]:
-    """The parts of the down, middle and up blocks that no fused block is for."""
+    """The parts of the down, middle and up blocks for which there is no fused block."""
     parts = [(name, part) for name, part in unet.named_children() if name in ("down_blocks", "mid_block", "up_blocks")]
     while parts:
         name, part = parts.pop(0)
-        if type(part) in _CONTAINERS:
+        if type(part) in _CONCATENATING:
             parts += [(f"{name}.{child_name}", child) for child_name, child in part.named_children()]
         elif is_adapter(part):
             yield f"{name} has an adapter"
@@ -235,7 +240,7 @@ def _unknown(unet: UNet2DConditionModel) -> Iterator[str]:
 
 @dataclass
 class _Derived:
-    """What `FastUNet.refresh` examined last; copies of it are empty, as they belong to another UNet."""
+    """What `FastUNet.refresh` examined last. Copies are empty, because they belong to another UNet."""
 
     watch: Watch | None = None
     scale: float = 1.0
@@ -254,15 +259,14 @@ class FastUNet(UNet2DConditionModel):
         decision: the runtime, tier and dtype that were decided for it, and why.
         stock_reasons: what keeps its stock forward, and why.
 
-    It shares nothing with the UNet that it was made from. It is called in the dtype that this one had (`dtype`), until
-    it is cast itself: arguments are cast to the dtype that it computes in (`compute_dtype`), and the output has the
-    dtype of `sample`.
+    It shares nothing with the UNet that it was made from. Until it is cast, its `dtype` is that UNet's. Arguments are
+    cast to the dtype of its weights (`compute_dtype`), and the output has the dtype of `sample`.
 
     Keys and values of the context are computed again when `encoder_hidden_states` is another tensor, or was written to.
-    What is derived from weights, processors and adapters is derived again when those were moved, exchanged, set or
-    written to (on a GPU other than through ``.data``, which leaves no trace: call `refresh` then). Adapters of PEFT
-    become part of the fused blocks' weights. It is for inference: with gradients enabled all is stock. Threads may call
-    it at once, each with its own context, as long as nothing of it changes meanwhile.
+    What is derived from weights, processors and adapters is derived again when these were moved, exchanged, set or
+    written to. On a GPU, writing through ``.data`` leaves no trace: call `refresh` after it. Adapters of PEFT become
+    part of the fused blocks' weights. With gradients enabled, all blocks are stock. Threads may call it at once, each
+    with its own context, as long as it does not change meanwhile.
     """
 
     decision: Decision
@@ -334,7 +338,7 @@ class FastUNet(UNet2DConditionModel):
         return self._compiled(self, sample, timestep, *args, **kwargs)
 
     def _in_compute_dtype(self, name: str, value: Any) -> Any:
-        """An argument of `forward` as its weights want it; what goes through sinusoids first is cast behind them."""
+        """An argument of `forward` in the dtype of the weights; numbers that are embedded first are cast after that."""
         if name == "class_labels" and self.config.class_embed_type == "timestep":
             return value
         if name == "encoder_hidden_states" and isinstance(value, Tensor):

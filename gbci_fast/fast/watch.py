@@ -1,4 +1,4 @@
-"""Notices that a module is no longer what it was when something was derived from it."""
+"""Detects that a module changed after something was derived from it."""
 
 import operator
 from collections import OrderedDict, defaultdict
@@ -17,11 +17,11 @@ _TENSORS = ("_parameters", "_buffers")  # compared one by one
 class Watch:
     """The state of a module, to compare with what the module is later.
 
-    It sees parameters, buffers, parts, processors, hooks and other attributes that were put in, taken out or exchanged,
-    weights that were moved or written to, and adapters that were set, scaled, disabled or merged. Writing to a tensor
-    through ``.data`` leaves no trace but in the values, of which one per tensor is compared: on the CPU always, and on
-    a GPU if `values` asks for it, as that waits for the GPU. It does not see what changes within other objects: tensors
-    that are plain attributes and are written to, or the state of a processor.
+    It detects parameters, buffers, parts, processors, hooks and other attributes that were added, removed or exchanged;
+    weights that were moved or written to; and adapters that were set, scaled, disabled or merged. Writing to a tensor
+    through ``.data`` changes only its values, of which one per tensor is compared: always on the CPU, and on a GPU if
+    `values` is true, because that waits for the GPU. It does not detect changes inside other objects: writes to tensors
+    that are plain attributes, or the state of a processor.
 
     Args:
         module: to watch. Attributes that its parts' types name in ``_unwatched`` may change.
@@ -32,7 +32,7 @@ class Watch:
         parts = list(module.modules())
         self.module = module
         self._owners = [owner for part in parts for owner in (part._parameters, part._buffers)]
-        self._owned = self._tensors()  # the tensors themselves, so that no other takes their identity
+        self._owned = self._tensors()  # kept alive, so that no other tensor takes their identity
         self._plain = [part for part in self._owned if type(part) in (nn.Parameter, Tensor)]
         self._counted = [part for part in self._plain if not part.is_inference()]  # others do not count their changes
         self._adapters = [part for part in parts if is_adapter(part)]
@@ -106,7 +106,7 @@ def still(watches: Sequence[Watch], parts: Sequence[nn.Module]) -> bool:
 
 
 def same_weights(ours: nn.Module, theirs: nn.Module) -> bool:
-    """Whether one has the other's weights, as far as its dtype can hold them."""
+    """Whether `ours` has the weights of `theirs`, rounded to its own dtype."""
     ours, theirs = ours.state_dict(), theirs.state_dict()
     return ours.keys() == theirs.keys() and all(
         torch.equal(ours[name].cpu(), theirs[name].cpu().to(ours[name].dtype)) for name in ours

@@ -1,7 +1,7 @@
-"""Windowed denoising: the latents around a lesion alone, under the context of the whole image.
+"""Windowed denoising: only the latents around a lesion, with the context of the whole image.
 
-Cost follows the lesion. What is lost is what the model sees of the rest: its normalizations and its self-attention see
-the window, not the image, which makes the technique approximate. The ViT's tokens are still those of the whole image.
+The cost follows the size of the lesion. The technique is approximate, because the UNet's normalizations and
+self-attention see the window instead of the image. The ViT's tokens are those of the whole image.
 """
 
 import copy
@@ -19,7 +19,7 @@ from gbci_fast.ops.mask_to_latent import mask_to_latent
 from gbci_fast.ops.philox_normal import philox_normal
 
 SIDES = (8, 12, 16, 20, 24, 28, 32, 40)
-"""Sides of windows in latent cells; what fits into none of them takes the whole latents."""
+"""Sides of windows in latent cells. A mask that fits into none of them takes the whole latents."""
 HALO = 6
 """Latent cells around the blend weight. On real lesions 2, 4 and 6 cells gave a mean RoI PSNR to the whole run of 36.9,
 38.5 and 39.8 dB, at 0.5, 0.7 and 1 times the UNet's cost. Windows that start at multiples of the UNet's stride, or a
@@ -60,15 +60,15 @@ class Group:
 
 
 def choose(mask_latents: Tensor, halo: int, stride: int, *, together: bool = False) -> list[Group]:
-    """A square window for every sample, of the smallest of `SIDES` that will do.
+    """A square window for every sample, of the smallest of `SIDES` that is large enough.
 
-    A window holds every cell whose blend weight is not 0, and `halo` cells around them as far as there are any.
+    A window holds every cell whose blend weight is not 0, and `halo` cells around them within the image.
 
     Args:
         mask_latents: ``[B, 1, h, w]`` of zeros and ones, sides divisible by `stride`.
         halo: cells.
-        stride: the product of the UNet's strides; sides that it does not divide are passed over.
-        together: one group, of the largest window.
+        stride: the product of the UNet's strides; sides that it does not divide are skipped.
+        together: whether all samples get the largest window, as one group.
 
     Returns:
         Groups that hold every sample once, from the smallest windows to the largest.
@@ -99,7 +99,7 @@ def _side(needed: int, largest: int, stride: int) -> int:
 
 @dataclass(kw_only=True)
 class Part(Trajectory):
-    """What a group's windows show of a trajectory.
+    """The part of a trajectory that lies in a group's windows.
 
     Attributes:
         whole: the trajectory.

@@ -58,12 +58,13 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
         unet: 9 input channels (noisy latents 4, mask 1, latents of the masked image 4), 4 output channels.
         scheduler: DDIM, Euler, DPM-Solver++ 2M, UniPC or LCM; others that diffusers' inpainting can drive also work.
         conditioner: tokens and FiLM vector of the masked image, the attributes and the report.
-        few_step: a change of the UNet's weights for sampling in a few steps, which this pipeline carries and does not
-            use: see `few_step_pipeline`, and tier "approximate" of `gbci_fast.accelerate`.
+        few_step: a change of the UNet's weights for sampling in a few steps. This pipeline does not use it:
+            `few_step_pipeline` and tier "approximate" of `gbci_fast.accelerate` do.
 
     LoRA adapters of the UNet are loaded, set, fused and unloaded as in diffusers: see `gbci_fast.model.lora`.
 
-    Calls from several threads take turns, also if they share a scheduler; a callback waits for no other thread's call.
+    Calls from several threads take turns, also those of pipelines that share a scheduler. A callback runs within its
+    call, and does not wait for other threads.
     """
 
     model_cpu_offload_seq = "conditioner->unet->vae"
@@ -98,10 +99,10 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
         return load_checked(cls, pretrained_model_name_or_path or PACKAGED_WEIGHTS, super().from_pretrained, kwargs)
 
     def few_step_pipeline(self) -> "GBCIPipeline":
-        """The student as a pipeline of its own, for ``few_step.config.steps`` steps, and with ``guidance_scale=1``.
+        """The few-step student as a pipeline, to be called with ``few_step.config.steps`` and ``guidance_scale=1``.
 
         Raises:
-            GBCIError: the checkpoint carries none.
+            GBCIError: the checkpoint has no few-step weights.
         """
         if self.few_step is None:
             raise GBCIError("this pipeline has no few_step component; `gbci-fast train distill` makes one")
@@ -173,8 +174,8 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
 
         Args:
             image: gray PIL (8 or 16 bit), array or tensor in [0, 1], H x W divisible by the model's stride.
-            mask_image: the same H x W; 1 = synthesize. Floats above 0.5 are drawn, and integers of any type above half
-                of the mask's largest value, so that 0 and 1, 0 and 255, and 16 bits mean the same.
+            mask_image: the same H x W; 1 = synthesize. A float mask counts above 0.5, an integer mask above half of its
+                largest value: 0 and 1, 0 and 255, and 16 bits mean the same.
             attributes: `Attributes`, or mappings with their field names; absent fields are unknown.
             report: free text, or None.
             height, width: resize image and mask to this first.

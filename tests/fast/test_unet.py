@@ -421,7 +421,7 @@ def test_it_is_copied_and_saved(tmp_path):
     assert torch.equal(run(torch.load(tmp_path / "whole.pt", weights_only=False), given), first)
 
 
-def test_the_plan_is_described(monkeypatch):
+def test_the_decision_is_described(monkeypatch):
     monkeypatch.setattr(decision, "has_bfloat16_units", lambda _: True)
     model = unet(torch.float32)
     blocks = "8 of 8 ResnetBlock2D fused\n4 of 4 Transformer2DModel fused\n1 of 1 Upsample2D fused"

@@ -1,7 +1,7 @@
-"""PEFT's adapters (LoRA and its kin): their layers, and modules in which they are part of the weights.
+"""Adapters of PEFT, such as LoRA: their layers, and copies of modules with the adapters merged into the weights.
 
-A layer with an adapter holds the stock layer and computes beside it. Blocks that are made of stock layers take the copy
-that `merged` makes.
+A layer with an adapter contains the stock layer, and adds to its output. Fused blocks are built from stock layers, and
+so from the copy that `merged` makes.
 """
 
 import copy
@@ -16,7 +16,7 @@ from gbci_fast.model.lora import is_adapter
 
 
 def adapter_state(layer: Any) -> tuple[Any, ...]:
-    """What decides on a layer's output beside its weights. Scales in 9 digits: scaling there and back is not exact."""
+    """What a layer's output depends on besides its weights. Scales have 9 digits, because undoing one is not exact."""
     scales = tuple((name, f"{scale:.9g}") for name, scale in getattr(layer, "scaling", {}).items())
     return scales, tuple(layer.active_adapters), tuple(layer.merged_adapters), layer.disable_adapters
 
@@ -25,12 +25,12 @@ def adapter_state(layer: Any) -> tuple[Any, ...]:
 def merged(module: nn.Module, scale: float = 1.0) -> nn.Module:
     """A copy of a module that shares its parameters, with stock layers whose weights contain what adapters add.
 
-    The module itself where it has no adapters. Layers whose adapters cannot become weights (those that have hooks, drop
-    out, or refuse) stay as they are.
+    Returns the module itself where it has no adapters. A layer keeps its adapters where they have hooks, drop out, or
+    are of a kind that cannot be merged.
 
     Args:
         module: with adapters that are merged already, active or disabled, as PEFT would run them.
-        scale: times the scales of the active ones.
+        scale: factor on the scales of the active adapters.
     """
     if not any(is_adapter(part) for part in module.modules()):
         return module
@@ -43,7 +43,7 @@ def merged(module: nn.Module, scale: float = 1.0) -> nn.Module:
 
 
 def _plain(layer: Any, scale: float) -> nn.Module:
-    """The stock layer with the adapters in its weights, or the layer where that cannot be."""
+    """The stock layer with the adapters in its weights, or the layer itself where they cannot be merged."""
     listened_to = any(part._forward_hooks or part._forward_pre_hooks for part in layer.modules())
     drops_out = any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in layer.modules())
     if listened_to or drops_out:
@@ -58,7 +58,7 @@ def _plain(layer: Any, scale: float) -> nn.Module:
                 twin.scale_layer(scale)
             twin.merge()
     except (AttributeError, NotImplementedError, RuntimeError, ValueError):
-        return layer  # of a kind that is no weight
+        return layer  # of a kind that cannot be merged
     return twin.get_base_layer()
 
 

@@ -16,7 +16,7 @@ from gbci_fast.ops.group_norm_film_silu import MAX_GROUP, group_norm_film_silu
 
 
 class NormSiLU(nn.GroupNorm):
-    """SiLU of a group norm, whose parameters it shares. Under autograd it is the two, one after the other."""
+    """SiLU of a group norm, whose parameters it shares. Under autograd it runs both operators of PyTorch."""
 
     def __init__(self, norm: nn.GroupNorm):
         super().__init__(norm.num_groups, norm.num_channels, norm.eps, norm.affine, device="meta")
@@ -32,7 +32,7 @@ class NormSiLU(nn.GroupNorm):
 
 
 def with_fused_norms(vae: AutoencoderKL) -> AutoencoderKL:
-    """A copy of an autoencoder with the same parameters; what it has beside group norm and SiLU stays as it is."""
+    """A copy of an autoencoder that shares its parameters; only pairs of group norm and SiLU are replaced."""
     vae = shared_copy(vae)
     for part in list(vae.modules()):
         resnet = type(part) is ResnetBlock2D and part.time_emb_proj is None
@@ -44,7 +44,7 @@ def with_fused_norms(vae: AutoencoderKL) -> AutoencoderKL:
 
 
 def _alike(activation: nn.Module, *norms: nn.Module) -> bool:
-    """SiLU and plain group norms that nobody listens to."""
+    """Whether these are SiLU and plain group norms without hooks."""
     return type(activation) is nn.SiLU and all(
         type(norm) is nn.GroupNorm
         and norm.num_channels // norm.num_groups <= MAX_GROUP

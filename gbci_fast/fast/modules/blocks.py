@@ -1,7 +1,7 @@
 """The blocks of a stock UNet2DConditionModel, with everything that does not depend on the latents computed beforehand.
 
-A block is built from a diffusers module, shares its weights, and is called with rows of a table instead of a timestep
-embedding, and with keys and values instead of a context. Under guidance a batch holds the unconditional half first.
+A block is built from a diffusers module and shares its weights. It is called with rows of a table instead of a timestep
+embedding, and with keys and values instead of a context. A guided batch holds the unconditional half first.
 """
 
 from collections import Counter
@@ -46,8 +46,8 @@ class Context:
         key, value: ``[B, heads, N, head_dim]`` of the conditional context.
         bias: ``[B, 1, 1, N]``, -10000 where the context is padding, or None.
         kv_lengths: int32 ``[B]``, the same where all padding is at the end; or None.
-        null: ``[C]``, the layer's whole output for the null context. All of that context's tokens are one token, so its
-            values' weighted mean is that token's value whatever the query. None where no batch will be guided.
+        null: ``[C]``, the layer's whole output for the null context, or None where no batch will be guided. All tokens
+            of the null context are equal, so the weighted mean of their values does not depend on the query.
     """
 
     key: Tensor
@@ -69,15 +69,15 @@ class Resnet:
         """[..., E] -> [..., 2C] scale and shift (or [..., C] bias), of time embeddings."""
         block = self.block
         table = block.time_emb_proj(embedding if block.skip_time_act else block.nonlinearity(embedding))
-        if self.scale_shift:  # 1 + scale, once and not at every step
+        if self.scale_shift:  # 1 + scale, here instead of at every step
             table[..., : block.out_channels] += 1
         return table
 
     def __call__(self, x: Tensor, row: Tensor) -> Tensor:
         """x [B or 2B, C, H, W] -> [rows, C', H, W], given a row per sample of the output.
 
-        With twice as many rows as samples, both halves of a guided batch are still alike: what comes before the FiLM is
-        computed once for both.
+        Twice as many rows as samples mean that both halves of a guided batch are still equal: what comes before the
+        FiLM is computed once for both.
         """
         block, halves = self.block, len(row) // len(x)
         h = self.conv1(group_norm(block.norm1, x))
@@ -145,8 +145,8 @@ class TransformerBlock:
 class Upsample:
     """`Upsample2D`: nearest-neighbor doubling and a 3 x 3 convolution, as four 2 x 2 convolutions of the small image.
 
-    An output pixel sees two rows and two columns of the small image only, so taps that fall on one pixel are added up
-    beforehand: 4 products instead of 9.
+    An output pixel depends on two rows and two columns of the small image. Taps that fall on the same pixel are added
+    beforehand, which leaves 4 products of 9.
     """
 
     def __init__(self, module: Upsample2D):
@@ -175,8 +175,8 @@ class Upsample:
 
 
 def fuses_norms(x: Tensor) -> bool:
-    """Whether the operator for group norm, FiLM and SiLU is faster on such an image than PyTorch's one by one."""
-    # Inductor makes one loop of these by itself; what is compiled for a CPU beforehand it could only call.
+    """Whether the operator for group norm, FiLM and SiLU is faster on such an image than PyTorch's three operators."""
+    # Inductor fuses the three into one loop, but could only call the operator of the compiled extension.
     return use_triton(x) or (x.is_cpu and x.dtype in DTYPES and not torch.compiler.is_compiling())
 
 
@@ -200,7 +200,7 @@ def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _feed_forward(module: FeedForward, x: Tensor) -> Tensor:
-    """x [B, S, C]. In float32, where no tensor core multiplies, the products are left to the vendor's library."""
+    """x [B, S, C]. In float32, which tensor cores do not multiply, the vendor's library computes the products."""
     if not use_triton(x) or x.dtype == torch.float32:
         return module(x)
     activation, *rest = module.net
@@ -211,7 +211,7 @@ def _feed_forward(module: FeedForward, x: Tensor) -> Tensor:
 
 
 def fused_refusals(unet: UNet2DConditionModel) -> list[str]:
-    """What keeps a UNet from being built of these blocks; empty if nothing does."""
+    """Why a UNet cannot be built of these blocks, one sentence each; empty if it can."""
     reasons = unsupported(unet)
     embedded = unet.config.class_embed_type in ("projection", "simple_projection", "identity")
     if not embedded or unet.config.class_embeddings_concat:
@@ -230,7 +230,7 @@ def has_other_forward(module: nn.Module) -> bool:
 
 
 def unsupported(part: nn.Module) -> list[str]:
-    """What in a module tree the blocks above would not reproduce; empty if they reproduce all of it."""
+    """What the blocks above do not reproduce of a module tree, one sentence each; empty if they reproduce all of it."""
     reasons = []
     adapters = [f"{name}." for name, module in part.named_modules() if is_adapter(module)]
     for name, module in part.named_modules():
@@ -260,7 +260,7 @@ def unsupported(part: nn.Module) -> list[str]:
 
 
 def foreign(part: nn.Module) -> list[str]:
-    """What in a module tree of stock parts, an autoencoder's say, is not as diffusers makes it; empty if nothing is."""
+    """What differs from the stock parts of diffusers in a module tree, say an autoencoder; empty if nothing does."""
     reasons = []
     for name, module in part.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or has_other_forward(module):
@@ -294,7 +294,7 @@ def cross_attention_notes(part: nn.Module, dtype: torch.dtype) -> list[str]:
 _ABSENT = (
     "addition_embed_type", "encoder_hid_dim_type", "time_embedding_act_fn", "time_cond_proj_dim", "center_input_sample",
 )  # fmt: skip
-# Attribute values that the blocks above reproduce; modules that are called as they are, or only hold others.
+# Attribute values that the blocks above reproduce; then modules that are called as they are, or only hold others.
 _EXPECTED: dict[type[nn.Module], dict[str, tuple]] = {
     ResnetBlock2D: {
         "time_embedding_norm": ("default", "scale_shift"), "upsample": (None,), "downsample": (None,),

@@ -1,4 +1,4 @@
-"""Convolutions by minimal filtering where that is faster: on a CPU, in float32."""
+"""Convolutions by minimal filtering (`gbci_fast.ops.conv3x3`) where that is faster: on a CPU, in float32."""
 
 import copy
 from itertools import chain
@@ -15,8 +15,9 @@ MIN_CHANNELS = 16  # in and out; with fewer there is too little to multiply
 class FilteredConv2d(nn.Conv2d):
     """A 3 x 3 convolution that shares the parameters of another.
 
-    Of anything but float32 on the CPU, under autograd and in a compiled graph it is an `nn.Conv2d` like any other. It
-    follows its weight wherever that goes; of what is written to its `data` it looks at four values.
+    On a GPU, in other dtypes than float32, under autograd and in a compiled graph it is an `nn.Conv2d` like any other.
+    It filters its weight again when the weight was exchanged or written to. To notice a write through ``.data`` it
+    compares four values.
     """
 
     _unwatched = ("_filtered",)
@@ -40,7 +41,7 @@ class FilteredConv2d(nn.Conv2d):
 
 
 def filtered(conv: nn.Conv2d) -> nn.Conv2d:
-    """The convolution by minimal filtering, where there is a faster one, else the same."""
+    """The convolution as a `FilteredConv2d` where that is faster, else `conv` itself."""
     pays = (
         type(conv) is nn.Conv2d
         and conv.weight.device.type == "cpu"

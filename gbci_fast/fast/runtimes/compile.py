@@ -1,4 +1,4 @@
-"""`torch.compile` around what runs per step: of the fused UNet, or of the stock one where the fused cannot run it.
+"""`torch.compile` of what runs at every step: of the fused UNet, or of the stock UNet where "fused" cannot run it.
 
 It compiles when a batch or image size is new, and not for another template, mask, attribute, report, seed or step. For
 that the context is padded to a multiple of `CONTEXT_MULTIPLE` tokens, by at least one token: its length seldom changes,
@@ -24,8 +24,8 @@ from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.ops._triton import triton
 
 CONTEXT_MULTIPLE = 64
-SHAPES = 64  # how many combinations of sizes are compiled before it is an error
-# torch.compile's own CUDA graphs belong to the thread that was first until torch 2.13 (pytorch#123177).
+SHAPES = 64  # combinations of sizes that are compiled; another one is an error
+# Before torch 2.13, only the thread that captured a CUDA graph of torch.compile could replay it (pytorch#123177).
 GRAPHS_IN_ANY_THREAD = torch.__version__ >= (2, 13)
 
 
@@ -72,7 +72,7 @@ def compiled(
                 if options.get("mode") != "max-autotune":
                     return graph(*args, **kwargs)
                 torch.compiler.cudagraph_mark_step_begin()
-                # The next replay writes where this one did, and a solver of higher order still needs it then.
+                # The next replay overwrites this output, which a multistep solver may still need.
                 return tree_map_only(Tensor, torch.clone, graph(*args, **kwargs))
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             sizes = f"{SHAPES} combinations of batch and image sizes"
@@ -88,8 +88,7 @@ def _mode(device: torch.device, graphs: bool) -> str:
 
 
 class CompiledDenoiser:
-    """See `gbci_fast.fast.denoiser.Denoiser`. The fused UNet leaves CUDA graphs to the loop, which is recorded as a
-    whole.
+    """See `gbci_fast.fast.denoiser.Denoiser`. The fused UNet has no CUDA graphs of its own: the whole loop is recorded.
 
     Raises:
         GBCIError: there is no C++ compiler or, for a GPU, no Triton.
@@ -106,7 +105,7 @@ class CompiledDenoiser:
         tokens, token_mask, pooled = conditioning.tokens, conditioning.token_mask, conditioning.pooled
         padding = CONTEXT_MULTIPLE - tokens.shape[1] % CONTEXT_MULTIPLE
         padded = Conditioning(F.pad(tokens, (0, 0, 0, padding)), F.pad(token_mask, (0, padding)), pooled)
-        vars(padded)["padded"] = True  # as it always is now; to look would wait for the device, in a recording
+        vars(padded)["padded"] = True  # it is, and looking at the mask would wait for the device
         return self._denoiser.prepare(padded, null, constant, timesteps)
 
     def __call__(self, latents: Tensor, step: int, state: Any, guided: bool) -> Tensor | tuple[Tensor, Tensor]:

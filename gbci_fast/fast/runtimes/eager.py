@@ -26,7 +26,7 @@ class EagerDenoiser:
         self.dtype = unet.dtype
 
     def compile(self, compiler: Callable[[Callable], Callable]) -> None:
-        """Has the UNet's forward compiled, for this denoiser alone."""
+        """Compiles the UNet's forward, for this denoiser alone."""
         self._unet = compiler(self._unet)
 
     def prepare(self, conditioning: Conditioning, null: Conditioning, constant: Tensor, timesteps: Tensor) -> _State:

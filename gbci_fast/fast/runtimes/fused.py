@@ -1,8 +1,8 @@
-"""The UNet with everything hoisted out of the step loop that does not depend on the latents.
+"""The UNet, with everything that does not depend on the latents computed before the step loop.
 
-Once per call: keys and values of every cross-attention layer, the FiLM rows of every ResNet block for all timesteps,
-and the convolution of the constant input channels. And where a guided batch's two halves are still alike, or one of
-them is constant, it is computed once: up to the first FiLM, and in the null context's cross-attention.
+That is, once per call: keys and values of every cross-attention layer, the FiLM rows of every ResNet block for all
+timesteps, and the convolution of the constant input channels. The two halves of a guided batch are equal up to the
+first FiLM, which is computed once for both; the cross-attention of the null context is a constant.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class _State:
 
 
 class _Stage:
-    """ResNet blocks, each perhaps with a transformer behind it."""
+    """The ResNet blocks of a UNet block, each followed by a transformer if the UNet block has any."""
 
     def __init__(self, block: nn.Module):
         self.resnets = [Resnet(part) for part in block.resnets]
@@ -82,7 +82,7 @@ class FusedDenoiser:
         return self._forward(latents, rows, state.first, state.contexts, guided)
 
     def compile(self, compiler: Callable[[Callable], Callable]) -> None:
-        """Has what runs per step compiled, for this denoiser alone."""
+        """Compiles what runs at every step, for this denoiser alone."""
         self._forward = compiler(self._forward)
 
     def _forward(
@@ -107,7 +107,7 @@ class FusedDenoiser:
         for stage in self._up:
             for i, resnet in enumerate(stage.resnets):
                 skip = skips.pop()
-                if len(skip) < len(x):  # the first is the input's, which both halves share
+                if len(skip) < len(x):  # the skip connection of the input, which both halves share
                     skip = torch.cat([skip, skip])  # not by `repeat`, which forgets the memory format
                 x = resnet(torch.cat([x, skip], 1), next(rows))
                 if stage.transformers:
@@ -119,9 +119,9 @@ class FusedDenoiser:
 
 
 def _padding_last(tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens [B, N, D], those in front that the mask [B, N] counts, which attention does not mind; how many these are.
+    """Moves valid tokens to the front (attention ignores order); returns tokens [B, N, D] and their count [B].
 
-    A sample of padding alone keeps all its tokens: one bias for all scores changes no softmax.
+    A sample of padding alone keeps all its tokens: the same bias on all scores does not change their softmax.
     """
     counts = token_mask | ~token_mask.any(1, keepdim=True)
     order = counts.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
@@ -129,7 +129,7 @@ def _padding_last(tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rows(table: Tensor, batch: int, guided: bool) -> Tensor:
-    """[1 + B, C] -> the rows of the samples: of the null condition for the first half of a guided batch."""
+    """[1 + B, C] -> a row per sample; the first half of a guided batch gets the row of the null condition."""
     return torch.cat([table[:1].expand(batch, -1), table[1:]]) if guided else table[1:]
 
 

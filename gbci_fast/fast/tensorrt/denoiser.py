@@ -1,14 +1,12 @@
-"""The hoisted UNet's core, and the VAE's decoder, as TensorRT engines.
+"""The core of the fused UNet, and the VAE's decoder, as TensorRT engines.
 
-What `gbci_fast.fast.runtimes.fused` computes once per call it computes here too, in PyTorch. An engine has static
-shapes: a batch is padded to the next of `BATCH_SIZES`, a context to a multiple of `TOKENS`. Each pair of sizes has an
-engine of its own, built when it is first met and then kept (`gbci_fast.fast.tensorrt.cache`).
+What `gbci_fast.fast.runtimes.fused` computes once per call stays in PyTorch. An engine has static shapes: a batch is
+padded to the next of `BATCH_SIZES`, a context to a multiple of `TOKENS`. Each pair of sizes has an engine of its own,
+which is built at its first use and then kept (`gbci_fast.fast.tensorrt.cache`).
 """
 
-import copy
 import logging
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.fast import export
 from gbci_fast.fast.graph import BATCH_SIZES, TOKENS, padded_size
 from gbci_fast.fast.modules.blocks import foreign
+from gbci_fast.fast.modules.convolution import shared_copy
 from gbci_fast.fast.runtimes.fused import FusedDenoiser, _rows
 from gbci_fast.fast.tensorrt.cache import EngineCache
 from gbci_fast.fast.tensorrt.flavor import FLAVORS, pick_flavor
@@ -34,7 +33,7 @@ DECODED = 16
 
 
 def tensorrt_refusals(device: torch.device) -> list[str]:
-    """What keeps every flavor of TensorRT from running on a device; empty if one of them can, as far as is known."""
+    """Why no flavor of TensorRT runs on a device, one sentence each; empty if nothing is known against one of them."""
     refusals = [flavor.refusals(device) for flavor in FLAVORS.values()]
     return [] if not all(refusals) else [reason for reasons in refusals for reason in reasons]
 
@@ -71,10 +70,10 @@ class TensorRTDenoiser:
         self._weights = digest(unet)
 
     def prepare(self, conditioning: Conditioning, null: Conditioning, constant: Tensor, timesteps: Tensor) -> _State:
-        batch, size = len(constant), _bucket(len(constant))
+        batch, size = len(constant), _engine_batch(len(constant))
         conditioning = conditioning.pad(TOKENS)
         conditioning = Conditioning(**{name: _filled(part, size) for name, part in conditioning.tensors().items()})
-        # As if some token were padding: an engine takes lengths always, and nothing waits for the device to tell.
+        # Engines always take lengths, so the context counts as padded; looking at the mask would wait for the device.
         vars(conditioning)["padded"] = True
         state = self._fused.prepare(conditioning, null, _filled(constant, size), timesteps)
         contexts = [
@@ -98,7 +97,7 @@ class TensorRTDenoiser:
 class EngineAutoencoder(AutoencoderKL):
     """An `AutoencoderKL` whose decoder is an engine, and whose encoder and weights are those of another.
 
-    With tiling enabled it decodes as any other, and so it does with parts that an engine of a stock decoder lacks.
+    The stock decoder runs where tiling is enabled, and where the decoder has parts that its engine would not have.
     """
 
     engines: Engines
@@ -110,8 +109,7 @@ class EngineAutoencoder(AutoencoderKL):
     @classmethod
     def of(cls, vae: AutoencoderKL, engines: Engines | None = None) -> "EngineAutoencoder":
         """A copy that shares the parameters of `vae`; `engines` as in `TensorRTDenoiser`."""
-        shared = chain(vae.parameters(), vae.buffers())
-        twin = copy.deepcopy(vae, {id(tensor): tensor for tensor in shared})
+        twin = shared_copy(vae)
         twin.__class__ = cls
         twin.engines = engines or Engines(pick_flavor("auto", vae.device), EngineCache())
         twin.weights = twin._watch = None
@@ -121,17 +119,17 @@ class EngineAutoencoder(AutoencoderKL):
         """[B, 4, h, w] -> [B, 1, H, W]."""
         if self.use_tiling or self._foreign_here():
             return super()._decode(z, return_dict=return_dict)
-        image = torch.cat([self._decode_bucket(part) for part in z.split(DECODED)])
+        image = torch.cat([self._decode_batch(part) for part in z.split(DECODED)])
         return DecoderOutput(sample=image) if return_dict else (image,)
 
-    def _decode_bucket(self, z: Tensor) -> Tensor:
+    def _decode_batch(self, z: Tensor) -> Tensor:
         shape = padded_size(len(z)), *z.shape[-2:]
         self.weights = self.weights or digest(self)
         engine = self.engines(shape, lambda: decoder_recipe(self, *shape, self.weights), z.device)
         return engine({"latents": _aligned(_filled(z.contiguous(), shape[0]))})["image"][: len(z)]
 
     def _foreign_here(self) -> list[str]:
-        """What keeps the decoder from being an engine. Engines of what it no longer is are forgotten."""
+        """Why the decoder cannot be an engine. Where the decoder changed, its engines are dropped."""
         if self._watch is None or self._watch.changed():
             self.weights = None
             self.engines.clear()
@@ -141,18 +139,18 @@ class EngineAutoencoder(AutoencoderKL):
         return self._foreign
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, which is looked at anew."""
+        """Without what a copy examines again."""
         return vars(self) | {"weights": None, "_watch": None}
 
 
-def _bucket(batch: int) -> int:
+def _engine_batch(batch: int) -> int:
     if batch > BATCH_SIZES[-1]:
         raise GBCIError(f"the batch has {batch} images; expected at most {BATCH_SIZES[-1]} with the tensorrt runtime")
     return padded_size(batch)
 
 
 def _filled(tensor: Tensor, size: int) -> Tensor:
-    """[B, ...] -> [size, ...], its last sample in the places behind; the same tensor if there are none."""
+    """[B, ...] -> [size, ...], with the last sample repeated at the end; the same tensor if B is `size`."""
     missing = size - len(tensor)
     return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
 
