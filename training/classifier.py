@@ -176,7 +176,7 @@ class ClassifierTask:
             torch.stack([flips[0] * cos, -flips[1] * sin, shift[0]], 1),
             torch.stack([flips[0] * sin, flips[1] * cos, shift[1]], 1),
         ]
-        return functional.affine_grid(torch.stack(rows, 1), (count, 1, CROP_SIZE, CROP_SIZE), align_corners=False)
+        return functional.affine_grid(torch.stack(rows, 1), [count, 1, CROP_SIZE, CROP_SIZE], align_corners=False)
 
     def _jitter(self, masks: Tensor, generator: torch.Generator) -> Tensor:
         """Every mask [B, 1, C, C] grown or shrunk; one that would vanish stays."""
