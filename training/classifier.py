@@ -188,7 +188,7 @@ class ClassifierTask:
             torch.stack([flips[0] * cos, -flips[1] * sin, shift[0]], 1),
             torch.stack([flips[0] * sin, flips[1] * cos, shift[1]], 1),
         ]
-        return functional.affine_grid(torch.stack(rows, 1), (count, 1, CROP_SIZE, CROP_SIZE), align_corners=False)
+        return functional.affine_grid(torch.stack(rows, 1), [count, 1, CROP_SIZE, CROP_SIZE], align_corners=False)
 
     def _jitter(self, masks: Tensor, generator: torch.Generator) -> Tensor:
         """Grows or shrinks every mask, bool [B, 1, C, C], at random; a mask that would vanish is kept."""

@@ -140,7 +140,8 @@ class VAETask:
         x = torch.stack([to_unit(item.image) for item in picks])[:, None].to(self.device) * 2 - 1
         latents = torch.cat([self.module.encode(part).latent_dist.mode() for part in x.split(8)]).double()
         inside = torch.stack([torch.from_numpy(item.breast) for item in picks])[:, None].float().to(self.device)
-        inside = torch.nn.functional.adaptive_avg_pool2d(inside, latents.shape[-2:])[:, 0] > 0.5
+        height, width = latents.shape[-2:]
+        inside = torch.nn.functional.adaptive_avg_pool2d(inside, (height, width))[:, 0] > 0.5
         return latents.movedim(1, -1)[inside]
 
     def _crops(self, batch_size: int, generator: torch.Generator) -> Tensor:
