@@ -123,7 +123,7 @@ def accelerated(pipe: GBCIPipeline, tier: str) -> FastPipeline:
 
 
 def judge(tier: str, candidate: Output, reference: Output, narrow: Output, cases: list[Case]) -> dict[str, Any]:
-    """The gates of one tier, the distances to the reference behind them, and the distances to the erased lesions."""
+    """The gates of one tier, the distances to the reference that they are about, and those to the erased lesions."""
     templates, masks = templates_and_masks(cases)
     gates = "approximate" if tier == FEW_STEP else tier
     found = parity(gates, candidate, reference, templates=templates, masks=masks, narrow=narrow)
@@ -154,7 +154,7 @@ def arguments(batch: list[Case], settings: PairedSettings) -> dict[str, Any]:
 
 
 def templates_and_masks(cases: list[Case]) -> tuple[Tensor, Tensor]:
-    """Templates, float32, and masks, bool [B, 1, S, S]."""
+    """float32 and bool [B, 1, S, S]."""
     templates = torch.stack([to_unit(case.image) for case in cases])[:, None]
     return templates, torch.from_numpy(np.stack([case.mask for case in cases]))[:, None]
 
