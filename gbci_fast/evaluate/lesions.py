@@ -1,4 +1,4 @@
-"""Lesions of VinDr-layout data sets in model space, and the crops around them that evaluations look at."""
+"""Lesions of VinDr-layout data sets in model space, and the crops around them for evaluations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.case import Case, image_seed, mask_around, root_names, spread
 
 CROP_SIZE = 64
-CONTEXT = 1.5  # side of a crop in sides of the mask's box
+CONTEXT = 1.5  # side of a crop, as a multiple of the mask's longer side
 SMALLEST_WINDOW = 32  # model pixels
 
 OnProgress = Callable[[str, float, int], None]
@@ -42,30 +42,30 @@ class LesionCase(Case):
 
     @property
     def name(self) -> str:
-        """Of the lesion, unique in its root: image id and the finding's number, from 1."""
+        """The lesion's name, unique in its root: the image id and the finding's number, from 1."""
         return f"{self.image_id}-{self.number + 1}"
 
     @cached_property
     def window(self) -> tuple[int, int, int]:
-        """(top, left, side) of its crop in model pixels; it may reach over the image's edge."""
+        """(top, left, side) of the lesion's crop in model pixels; the crop may extend beyond the image."""
         ys, xs = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
         side = max(SMALLEST_WINDOW, round(CONTEXT * max(np.ptp(ys), np.ptp(xs)) + CONTEXT))
         return int(ys[0] + ys[-1] + 1 - side) // 2, int(xs[0] + xs[-1] + 1 - side) // 2, side
 
     @property
     def diameter(self) -> float:
-        """Of the circle of the lesion's area, in model pixels."""
+        """The diameter in model pixels of a circle with the lesion's area."""
         return float(2 * np.sqrt(self.lesion.sum() / np.pi))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Crops:
-    """Squares around lesions, all resampled to `CROP_SIZE`.
+    """Squares around lesions, resampled to `CROP_SIZE`.
 
     Attributes:
         pixels: float32 [N, C, C] in [0, 1].
-        masks: bool [N, C, C], what was or would be painted.
-        patients: N, whose they are; crops of one patient are not independent.
+        masks: bool [N, C, C], the pixels that are or would be painted.
+        patients: the patient of every crop, N; crops of one patient are not independent.
     """
 
     pixels: np.ndarray
@@ -84,14 +84,14 @@ class Crops:
 
     @property
     def roi(self) -> np.ndarray:
-        """float32 [N, C, C]: nothing but the masked pixels; around them their mean, so that no background shows."""
+        """The masked pixels, float32 [N, C, C]; all others are set to their mean, so that no background shows."""
         inside = np.where(self.masks, self.pixels, 0)
         mean = inside.sum((1, 2)) / self.masks.sum((1, 2))
         return np.where(self.masks, self.pixels, mean[:, None, None]).astype(np.float32)
 
 
 def crop_lesions(cases: Sequence[LesionCase], images: Sequence[np.ndarray] | None = None) -> Crops:
-    """The crop of every case, from its own image or from `images` (float32 [S, S] in [0, 1], one per case)."""
+    """The crop of every case, from its own image or from `images`, float32 [S, S] in [0, 1], one per case."""
     images = [case.pixels for case in cases] if images is None else images
     size = (len(cases), CROP_SIZE, CROP_SIZE)
     pixels, masks = np.empty(size, np.float32), np.empty(size, bool)
@@ -115,13 +115,17 @@ def read_lesions(
     """Every lesion of the whole-breast views under the VinDr-layout `roots`.
 
     Args:
-        split: "training" or "test"; None takes every image.
-        fold: "A" or "B" of the patients (see `patient_fold`); None takes both.
-        limit: take that many images, spread evenly over all.
-        seed: of the cases' own seeds.
+        roots: folders in the VinDr layout.
+        split: "training" or "test"; None = every image.
+        fold: "A" or "B" of the patients (see `patient_fold`); None = both.
+        size: side of the model image in pixels.
+        limit: number of images to take, spread evenly; None = all.
+        seed: the cases' own seeds follow from it.
+        on_progress: called as ``f(stage, done, total)``.
 
     Raises:
-        GBCIError: no such image with a finding, an image that cannot be read, or no lesion with anything around it.
+        GBCIError: no such image with a finding, an image that cannot be read, or no usable lesion. Lesions whose mask
+            covers the whole image are left out.
     """
     names = root_names(roots)
     records = [
@@ -178,10 +182,10 @@ def read_painted(
 ) -> tuple[list[LesionCase], tuple[str, ...]]:
     """The painted lesions of an output of `gbci-fast generate`, and the ids of the images they were painted into.
 
-    The tables list a template's own lesions, too; these are real, and left out.
+    The tables also list the templates' own lesions, which are real; they are left out.
 
     Raises:
-        GBCIError: another data set, or one without a painted lesion.
+        GBCIError: `root` is another kind of data set, or has no painted lesion.
     """
     records = {record.image_id: record for record in VinDr(root).images}
     stated = {name: record.extra.get("template_image_id") for name, record in records.items()}
@@ -191,7 +195,7 @@ def read_painted(
     painted = []
     for case in read_lesions([root], limit=limit, seed=seed, on_progress=on_progress):
         record = records[case.image_id]
-        # The painted finding is the first one, unless "No Finding" was painted; then no painted pixel is in its box.
+        # The painted finding comes first. If "No Finding" was painted, the first finding's box holds no painted pixel.
         if case.number == 0:
             mask = read_mask(root / "masks" / record.study_id / f"{record.image_id}.png")
             xmin, ymin, xmax, ymax = (round(value) for value in record.findings[0].box)
@@ -203,13 +207,13 @@ def read_painted(
 
 
 def _pathology(text: str | None) -> str | None:
-    """ "benign_without_callback" is benign; "benign|malignant", two lesions under one box, is undecided."""
+    """The pathology of a table's text: "benign_without_callback" = benign; "benign|malignant", two lesions, = None."""
     kinds = {part.split("_")[0] for part in (text or "").lower().split("|")}
     return kinds.pop() if len(kinds) == 1 and kinds <= {"benign", "malignant"} else None
 
 
 def _cut(image: np.ndarray, window: tuple[int, int, int]) -> np.ndarray:
-    """A window of an image [H, W], zeros beyond its edge, resampled to `CROP_SIZE`; smoothed first where it shrinks."""
+    """A window of an image [H, W], zero beyond the edge, resampled to `CROP_SIZE` with anti-aliasing if it shrinks."""
     top, left, side = window
     out = np.zeros((side, side), np.float32)
     height, width = image.shape

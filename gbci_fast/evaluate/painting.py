@@ -1,4 +1,4 @@
-"""Lesions painted again by the model for an evaluation, and the two fillings that stand beside them."""
+"""Lesions painted again by the model for an evaluation, and two other fillings to compare with."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from gbci_fast.model.pipeline import GBCIPipeline
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What the sampler is told of a lesion."""
+    """The description of a lesion that the sampler gets."""
 
     attributes: Attributes
     report: str | None
@@ -65,25 +65,29 @@ def paint(
     stage: str = "painting",
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> list[np.ndarray]:
-    """Every case with its lesion erased and painted: float32 [S, S] in [0, 1], resumable.
+    """Erases and paints the lesion of every case: float32 [S, S] in [0, 1] each; resumable.
 
-    Outside the mask an image is its original. Batches that are whole in `folder` are taken from there, and new ones are
-    kept in it, under a name that follows from everything that decides their pixels.
+    Outside the mask an image is the original. Painted batches are kept in `folder`, under a digest of everything that
+    decides their pixels. Batches that are there and undamaged are not painted again.
 
     Args:
         pipe: the accelerated pipeline (`gbci_fast.accelerate`), or the eager one.
-        weights: digest of what it was loaded from.
-        folder: of the kept batches; made if need be.
-        descriptions: one per case, instead of the cases' own.
+        cases: the lesions.
+        settings: of the sampler.
+        weights: digest of the pipeline's weights.
+        folder: of the kept batches; made if it does not exist.
+        descriptions: one per case; None = the cases' own.
+        stage: name of the stage for `on_progress`.
+        on_progress: called as ``f(stage, done, total)``.
 
     Raises:
-        GBCIError: `folder` holds something else, or another run is painting into it.
+        GBCIError: `folder` holds something else, another run is painting into it, or a painted image is not finite.
     """
     if descriptions is not None:
         described = zip(cases, descriptions, strict=True)
         cases = [replace(case, attributes=told.attributes, report=told.report) for case, told in described]
     images: list[np.ndarray] = []
-    job = JobFolder(folder, {"painted": 1})  # a format: what decides the pixels is in the names
+    job = JobFolder(folder, {"painted": 1})  # version of the format; all that decides the pixels is in the files' names
     with job.claimed(resume=True):
         for start in range(0, len(cases), settings.batch_size):
             batch = cases[start : start + settings.batch_size]
@@ -99,13 +103,16 @@ def paint(
 
 
 def ring_mean_fill(cases: Sequence[LesionCase]) -> list[np.ndarray]:
-    """Every case with the mean of its surroundings under the mask: a filling that knows nothing."""
+    """Every case with the mean of its surroundings under the mask: a filling without information on the lesion."""
     return [np.where(case.mask, np.float32(case.ring_mean), case.pixels) for case in cases]
 
 
 @torch.no_grad()
 def reconstruct(pipe: GBCIPipeline, cases: Sequence[LesionCase], batch_size: int = 8) -> list[np.ndarray]:
-    """Every case through the autoencoder alone, under the mask: the ceiling of a model in its latent space."""
+    """Every case with the autoencoder's reconstruction under the mask, float32 [S, S] each.
+
+    This is the ceiling of a model in the autoencoder's latent space.
+    """
     images: list[np.ndarray] = []
     for start in range(0, len(cases), batch_size):
         batch = cases[start : start + batch_size]

@@ -1,6 +1,6 @@
-"""How large lesions are, how long, and where they lie, per finding category: statistics of annotations, kept as JSON.
+"""Priors: size, aspect and position of lesions per finding category, as statistics of annotations in a JSON file.
 
-`fit_priors` (`gbci_fast.generate.prior_fit`, ``gbci-fast priors``) makes them; automatic masks and
+`fit_priors` (`gbci_fast.generate.prior_fit`, ``gbci-fast priors``) makes them. Automatic masks and
 ``--balance natural`` draw from them.
 """
 
@@ -26,7 +26,7 @@ from gbci_fast.jobs.files import atomically
 PACKAGED = Path(__file__).parent / "priors.json"
 FORMAT = "gbci_fast lesion priors 1"
 POOLED = "all categories"
-# These lie in the skin, the nipple or the axilla. A box that also names another category outlines that one.
+# Findings of the skin, the nipple or the axilla. A box that also names another category outlines the other one.
 SURFACE_CATEGORIES = ("Skin Thickening", "Suspicious Lymph Node", "Nipple Retraction", "Skin Retraction")
 BIRADS_OF_FINDINGS = (2, 3, 4, 5)
 GRID = 8  # cells of a position map along each side
@@ -61,7 +61,7 @@ class LogNormal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise GBCIError("Expected low <= median <= high")
 
     def draw(self, rng: np.random.Generator, limits: tuple[float, float] = (0.0, math.inf)) -> float:
-        """One value inside `low` to `high` and inside `limits`; the nearer limit where the two do not meet."""
+        """Draws a value within `low` to `high` and `limits`; returns the nearer limit where the two do not overlap."""
         low, high = np.clip((self.low, self.high), *limits)
         inside = ndtr((np.log((low, high)) - np.log(self.median)) / self.log_sd)
         value = self.median * np.exp(self.log_sd * ndtri(rng.uniform(*inside)))
@@ -73,16 +73,16 @@ class CategoryPrior:
     """One category, or all of them together.
 
     Attributes:
-        category: its name, or `POOLED`.
+        category: name of the category, or `POOLED`.
         boxes: number of annotated boxes per source.
-        own_weight: share of its own boxes in the figures below; the rest is `POOLED` (see `fit_priors`).
+        own_weight: weight of the category's own boxes in the figures below; the rest is `POOLED` (see `fit_priors`).
         diameter: sqrt(width * height) of the box, in pixels of the whole-breast view (`MODEL_SIZE`).
-        diameter_mm: {"boxes", "p05", "median", "p95"} of the boxes whose pixel spacing is known; None without any.
+        diameter_mm: {"boxes", "p05", "median", "p95"} of the boxes of known pixel spacing; None without any.
         aspect: height / width of the box.
-        position: per view, float [GRID, GRID] (row = height in the breast from the top, column = depth from the chest
-            wall to the nipple): how often a lesion's center lies here, relative to evenly spread over the tissue.
+        position: {view: float [GRID, GRID]}; rows go from the top of the breast to the bottom, columns from the chest
+            wall to the nipple. The frequency of lesion centers, relative to an even spread over the tissue.
         birads: share of each BI-RADS category.
-        frequency: share of the boxes of its source that are of the category.
+        frequency: share of this category among the boxes of its source.
     """
 
     category: str
@@ -128,10 +128,10 @@ class CategoryPrior:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Priors:
-    """The priors of every category of `FINDING_CATEGORIES`, what they were fitted from, and that data's attribution.
+    """The priors of every category of `FINDING_CATEGORIES`, and the sources they were fitted from.
 
     Attributes:
-        notes: what a reader of the file should know: formulas, sources, attribution.
+        notes: text for readers of the file: formulas, sources, attribution.
         sources: {name: {"images", "boxes"}}.
         shrinkage: k of the weight n / (n + k) of a category of n boxes.
         pooled: all boxes, whatever their category.
@@ -145,9 +145,9 @@ class Priors:
     categories: Mapping[str, CategoryPrior]
 
     def of(self, finding_categories: tuple[str, ...] | None) -> CategoryPrior:
-        """The prior of a description: of its first category that is no surface category, else of its first.
+        """The prior of the first category that is not in `SURFACE_CATEGORIES`, else of the first category.
 
-        Without a category (unknown, or "No Finding") it is the pooled one.
+        Without a category (unknown, or "No Finding"), it is the pooled prior.
         """
         if not finding_categories:
             return self.pooled
@@ -156,7 +156,7 @@ class Priors:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the content: equal for files that differ in nothing but white space."""
+        """SHA-256 of the content, without white space."""
         return _digest(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Priors:
         }
 
     def save(self, path: Path) -> None:
-        """Writes JSON that reads like a table: lists of numbers stay on one line. The same priors, the same bytes."""
+        """Writes a JSON file with lists of numbers on one line; equal priors give equal bytes."""
         text = json.dumps(self.to_json(), indent=1, allow_nan=False)
         text = re.sub(r"\[\s+(-?[\d.][^\[\]\"]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
         atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
@@ -182,7 +182,8 @@ def load_priors(path: Path | None = None) -> Priors:
     """Reads and checks a file of `Priors.save`; None = the packaged one.
 
     Raises:
-        GBCIError: absent, not such a file, or a value that cannot be; names the file, the place in it and the value.
+        GBCIError: the file is absent or not such a file, or a value is out of range; names the file, the place in it
+            and the value.
     """
     path = PACKAGED if path is None else path
     try:

@@ -1,8 +1,8 @@
 """Paired fidelity: erase a real lesion, paint it again from its description, compare with what was there.
 
 Every image of the split with a finding is taken as a whole-breast field of view, as in training. The mask is the union
-of its lesions' pixels grown by `MASK_GROWTH`; the numbers of the model stand beside a ceiling and two fillings that
-know nothing, because most of an inpainted image is a copy.
+of its lesions' pixels, grown by `MASK_GROWTH`. The model is compared with a ceiling and with two fillings without
+information, because most of an inpainted image is a copy.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +76,7 @@ TARGETS = (
     ("source_setting", "image", "ssim", 0.93),
     ("source_setting", "image", "psnr", 30.0),
 )
-"""Condition, region, metric and the least mean that a checkpoint should reach."""
+"""(condition, region, metric, lowest mean that a checkpoint should reach)."""
 SOURCE_REPORTED = {"ssim": 0.84, "psnr": 22.5}
 """What the source paper reports for its model on its own data; compare with `source_setting`."""
 
@@ -112,8 +112,8 @@ def evaluate_paired(
         The report, ready for JSON, and `NUM_EXAMPLES` cases (spread evenly) with their images for a figure.
 
     Raises:
-        GBCIError: no pipeline in `weights`, no image with a finding, or an image that cannot be read; the latter
-            before anything is sampled.
+        GBCIError: no pipeline in `weights`, no image with a finding, or an image that cannot be read. All images are
+            read before sampling.
     """
     pipe = load_pipeline(weights, device=device)
     cases, skipped = load_cases(roots, settings, pipe.unet.config.sample_size * pipe.vae_scale_factor, on_progress)
@@ -202,7 +202,7 @@ def read_case(record: ImageRecord, root: Path, name: str, seed: int, size: int) 
 
 
 def describe(lesions: Sequence[Lesion]) -> tuple[Attributes, str | None]:
-    """One description of several lesions: the largest one's, with all categories, the highest BI-RADS, all reports."""
+    """One description of several lesions: that of the largest, with all categories and reports, the highest BI-RADS."""
     largest = max(lesions, key=lambda lesion: lesion.pixels.sum())
     present = {name for lesion in lesions for name in lesion.attributes.finding_categories or ()}
     grades = [lesion.attributes.finding_birads for lesion in lesions if lesion.attributes.finding_birads is not None]

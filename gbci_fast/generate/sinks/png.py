@@ -14,7 +14,7 @@ from gbci_fast.generate.template import Synthesis
 def encode_synthesis(synthesis: Synthesis) -> bytes:
     """The image as a PNG, uint16 [H, W] with 65535 = 1.0; where the template is a 16-bit PNG, in its own scale.
 
-    A chunk sBIT states that 65535 is white.
+    A chunk sBIT states that 65535 is white, except where the template's own scale has fewer levels.
     """
     mammogram, pixels = synthesis.template.mammogram, synthesis.stored
     own_scale = mammogram.dataset is None and pixels.dtype == np.uint16
