@@ -159,7 +159,7 @@ def compare(
 def distances(
     features: Mapping[str, np.ndarray], sets: Mapping[str, Crops], halvings: Halvings
 ) -> dict[str, dict[str, Any]]:
-    """Kernel and Frechet distances of every set to the real one, and how far the kernel's is above the reference's."""
+    """Kernel and Frechet distances of every set to the real one; the kernel distance also relative to the reference."""
     values, draws = {}, {}
     for name, x in features.items():
         if name != REAL:

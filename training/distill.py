@@ -61,7 +61,7 @@ def with_low_rank(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel
 
 
 def low_rank_change(student: nn.Module, config: DistillConfig) -> FewStepLoRA:
-    """What the student of `with_low_rank` has learned, in float16."""
+    """The learned change of a student of `with_low_rank`, in float16."""
     tensors = {}
     for name, layer in student.named_modules():
         if parametrize.is_parametrized(layer):
@@ -218,8 +218,17 @@ def train_distill(
     ``output/pipeline`` is the teacher with the student as its component `few_step`.
 
     Args:
+        roots: VinDr-layout folders or caches.
+        output: folder of the run.
         teacher: a pipeline folder with v-prediction.
-        changes: of the preset's `DistillConfig`.
+        preset: see `distill_preset`.
+        overrides: fields of `LoopConfig` to replace.
+        resume: continue the run in `output`.
+        device: see `rank_device`.
+        changes: fields of the preset's `DistillConfig` to replace.
+
+    Raises:
+        GBCIError: a setting out of range, a teacher without v-prediction, or an error of `train`.
     """
     sampling, config, loop = distill_preset(preset)
     config, loop = replace(config, **changes), replace(loop, **overrides)

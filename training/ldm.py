@@ -176,7 +176,7 @@ class LDMTask:
         return random_window(self.bank.cells[index], side, rng)
 
     def condition(self, picks: np.ndarray, rng: np.random.Generator) -> Conditioning:
-        """Tokens of the whole masked image; attributes and reports dropped at random; some samples fully null."""
+        """The condition of the rows `picks`: attributes and reports are dropped at random, some samples are null."""
         encoder = self.pipe.conditioner
         attributes, reports = drop(self.bank, picks, self.config, rng)
         full = condition(encoder, self.bank, picks, attributes, reports)

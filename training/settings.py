@@ -1,4 +1,4 @@
-"""What the stages of training can be told. Without torch, so that the command line takes its options from here."""
+"""Settings of the training stages. Torch is not imported, so that the command line can take its options from here."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,21 @@ from gbci_fast.options import check_least, option
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """Sizes and rates of a run; `batch_size` is per micro-batch."""
+    """Settings of a training run.
+
+    Attributes:
+        batch_size: images per micro-batch.
+        learning_rate: peak; see `learning_rate_at`.
+        warmup: steps of linear warm-up.
+        ema_decay: see `EMA`.
+        grad_clip: largest norm of the gradient.
+        seed: of all random choices, in [0, 2^63).
+        precision: "fp32" or "bf16" (autocast).
+        save_every, sample_every: steps between two saves and two sample sheets.
+
+    Raises:
+        GBCIError: a value out of range.
+    """
 
     steps: int = option(help="optimizer steps in all", least=1)
     batch_size: int = option(least=1)
@@ -28,7 +42,7 @@ class LoopConfig:
 
     def __post_init__(self):
         check_least(self)
-        if not 0 <= self.seed < 2**63:  # what every generator takes
+        if not 0 <= self.seed < 2**63:  # the range of every generator
             raise GBCIError(f"seed is {self.seed}; expected a whole number from 0 to {2**63 - 1}")
         if not 0 < self.learning_rate < math.inf:
             raise GBCIError(f"learning_rate is {self.learning_rate}; expected a positive number")
@@ -41,10 +55,16 @@ class LDMConfig:
     """Widths of the UNet and the conditioner, and how training samples are drawn.
 
     Attributes:
-        latent_crops: what normalizations and self-attention see differs from side to side, and with it what is sampled
-            in windows and on whole latents.
-        least_snr, most_snr: the error of the clean latents weighs as the signal-to-noise ratio, kept between these two.
+        latent_crops: the side affects normalizations and self-attention, and so the difference between sampling in
+            windows and on whole latents.
+        null_probability: of a null condition.
+        attribute_dropout, report_dropout: probability that an attribute or a report is left out.
+        roi_weight: extra weight of the loss inside the mask.
+        least_snr, most_snr: bounds of the signal-to-noise ratio as the weight of the clean latents' error.
         beta_end: of the noise schedule (see `build_scheduler`).
+
+    Raises:
+        GBCIError: `variants` or a crop below 1, or no crop.
     """
 
     block_out_channels: tuple[int, ...] = (64, 128, 192)
@@ -77,13 +97,17 @@ class LDMConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """What the student learns.
+    """Settings of a distillation.
 
     Attributes:
-        guidance: of the teacher.
-        student_steps: from noise to clean latents.
-        solver_steps: a divisor of the 1000 timesteps.
-        huber: where the loss turns from square to linear, in standard deviations of the latents (pseudo-Huber).
+        guidance: scale of the teacher's classifier-free guidance, which the student learns.
+        student_steps: steps of the student from noise to clean latents.
+        solver_steps: steps of the teacher, a multiple of `student_steps` that divides the 1000 timesteps.
+        huber: error at which the loss turns from square to linear, in standard deviations of the latents
+            (pseudo-Huber).
+
+    Raises:
+        GBCIError: a value out of range.
     """
 
     guidance: float = option(GUIDANCE_SCALE, "guidance scale that the student has built in")

@@ -119,9 +119,19 @@ def train_ldm(
     """Trains UNet and conditioner on the training split of `roots`; ``output/pipeline`` holds the averaged weights.
 
     Args:
-        vae: folder of a finished ``train_vae`` run (its ``vae/`` is used and stays frozen).
-        init: a pipeline folder whose UNet and conditioner are the starting weights.
-        changes: of the preset's `LDMConfig`.
+        roots: VinDr-layout folders or caches.
+        output: folder of the run.
+        vae: folder of a finished ``train_vae`` run; its ``vae/`` is used and stays frozen.
+        preset: see `ldm_preset`.
+        overrides: fields of `LoopConfig` to replace.
+        resume: continue the run in `output`.
+        init: a pipeline folder whose UNet and conditioner have the starting weights.
+        device: see `rank_device`.
+        changes: fields of the preset's `LDMConfig` to replace.
+
+    Raises:
+        GBCIError: `vae` holds no autoencoder, `init` has another shape, a setting is out of range, or an error of
+            `train`.
     """
     config, loop = ldm_preset(preset)
     config, loop = replace(config, **changes), replace(loop, **overrides)

@@ -1,4 +1,4 @@
-"""What the evaluations can be told. Without torch, so that the command line takes its options from here."""
+"""Settings of the evaluations. Torch is not imported, so that the command line can take its options from here."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,11 @@ from gbci_fast.options import check_least, like, option
 
 @dataclass(frozen=True, kw_only=True)
 class PaintSettings:
-    """How lesions are painted; `runtime` and `tier` are those of `gbci_fast.accelerate`."""
+    """Settings of the sampler that paints lesions; `runtime` and `tier` are those of `gbci_fast.accelerate`.
+
+    Raises:
+        GBCIError: a number below its minimum.
+    """
 
     steps: int = option(STEPS, "sampler steps (default: %(default)s)", least=1)
     guidance: float = option(GUIDANCE_SCALE, "guidance scale (default: %(default)s)")
@@ -24,7 +28,11 @@ class PaintSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedSettings:
-    """What is evaluated and how it is sampled: by the eager pipeline, otherwise as `PaintSettings` say."""
+    """Settings of a paired evaluation; the eager pipeline samples.
+
+    Raises:
+        GBCIError: a number below its minimum.
+    """
 
     split: str = option("test", "(default: %(default)s)", choices=SPLITS)
     steps: int = like(PaintSettings, "steps")
@@ -39,13 +47,16 @@ class PairedSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionSettings:
-    """How sets are compared.
+    """Settings of a distribution evaluation.
 
     Attributes:
-        splits: random halvings of the patients.
-        resamples: of the patients, for intervals.
+        splits: number of random halvings of the patients.
+        resamples: number of bootstrap resamples of the patients, for intervals.
         neighbors: k of precision, recall, density and coverage.
-        pairs: of crops, at most, for their similarity.
+        pairs: largest number of pairs of crops for MS-SSIM.
+
+    Raises:
+        GBCIError: a number below its minimum.
     """
 
     split: str = option("test", "of the real lesions (%(default)s)", choices=SPLITS)
@@ -62,7 +73,11 @@ class DistributionSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AdherenceSettings:
-    """What is painted; `sweep` are further guidance scales, `shuffled` paints everything twice."""
+    """Settings of an adherence evaluation.
+
+    Raises:
+        GBCIError: a number below its minimum, a guidance that is not finite, or a sweep value given twice.
+    """
 
     split: str = like(PairedSettings, "split")
     guidance: float = PaintSettings.guidance
@@ -97,7 +112,15 @@ class AdherenceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MemorisationSettings:
-    """How copies are told; `seed` is of bootstrap and controls."""
+    """Settings of a memorisation evaluation.
+
+    Attributes:
+        quantile: of the real distances that sets the threshold, in (0, 0.5].
+        seed: of noise, bootstrap and controls.
+
+    Raises:
+        GBCIError: a quantile or a seed out of range.
+    """
 
     quantile: float = option(0.01, "share of new lesions below the threshold (default: %(default)s)")
     seed: int = option(0, "of noise and bootstrap (default: %(default)s)", least=0)
@@ -111,14 +134,17 @@ class MemorisationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class UtilitySettings:
-    """What is trained and on how much.
+    """Settings of a utility evaluation.
 
     Attributes:
-        seed: of patches, moved masks, noise and bootstrap; the trainings' seeds count up from it.
-        seeds: each with its own choice of patients and first weights.
-        fractions: ascending.
-        train_steps: the same in every arm.
-        train_batch: patches per step, half of them lesions.
+        seed: of patches, moved masks, noise and bootstrap, and of the first training; further trainings count up.
+        seeds: trainings per arm and fraction, each with its own choice of patients and initial weights.
+        fractions: percentages of the real training patients, ascending.
+        train_steps: optimizer steps of every training, in every arm.
+        train_batch: patches per step, half of them lesions; even.
+
+    Raises:
+        GBCIError: a number below its minimum, an odd batch, or fractions that do not ascend within (0, 100].
     """
 
     seed: int = option(0, "the first seed (default: %(default)s)", least=0)

@@ -40,12 +40,12 @@ Cells = Annotated[list[Positive], Meta(min_length=GRID, max_length=GRID)]
 
 
 class LogNormal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A log-normal distribution cut to what was observed.
+    """A log-normal distribution, cut to the observed range.
 
     Attributes:
-        median: of the uncut distribution.
+        median: of the distribution before the cut.
         log_sd: standard deviation of the natural logarithm.
-        low, high: nothing is drawn outside.
+        low, high: the range of drawn values.
 
     Raises:
         GBCIError: the median does not lie between `low` and `high`.
@@ -269,7 +269,7 @@ class _File(msgspec.Struct):
 
 
 def _sentence(error: str, content: Any) -> str:
-    """Where the value lies that an error of msgspec is about, what it is, and what was expected."""
+    """The sentence for an error of msgspec: the place of the value, the value, and what was expected."""
     said, _, place = error.replace("[...]", "").partition(" - at `$")
     place = place.strip(".`")
     for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", place):
