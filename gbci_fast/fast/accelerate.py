@@ -18,7 +18,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 
 import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
@@ -55,6 +55,8 @@ from gbci_fast.ops.blend_step import blend_step  # noqa: F401  registers the ope
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 AUTO = ("fused", "eager")
 """What "auto" tries in turn, the fastest first as far as measured: "tensorrt" has been measured nowhere yet."""
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 _SIGNATURE = inspect.signature(GBCIPipeline.__call__)
 _BUILDERS = {
     "eager": EagerDenoiser, "fused": FusedDenoiser, "compile": CompiledDenoiser, "tensorrt": TensorRTDenoiser,
@@ -82,6 +84,11 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"runtime {self.runtime}, tier {self.tier}, {str(self.dtype).removeprefix('torch.')}", *self.notes]
         return "\n".join(lines)
+
+
+def _called_as(call: Callable[Arguments, Result]) -> Callable[[Callable[..., Any]], Callable[Arguments, Result]]:
+    """`functools.wraps`, with the signature of `call` for type checkers, too."""
+    return functools.wraps(call)
 
 
 class FastPipeline(GBCIPipeline):
@@ -122,7 +129,7 @@ class FastPipeline(GBCIPipeline):
             self._watch_sources()
 
     @in_turn
-    @functools.wraps(GBCIPipeline.__call__)
+    @_called_as(GBCIPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = _SIGNATURE.bind(self, *args, **kwargs)
         call.apply_defaults()
@@ -325,6 +332,24 @@ class FastPipeline(GBCIPipeline):
         return self._built
 
 
+@overload
+def accelerate(
+    pipe: GBCIPipeline,
+    runtime: str = "auto",
+    tier: str = "tolerance",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    few_step: bool = True,
+) -> FastPipeline: ...
+@overload
+def accelerate(
+    pipe: UNet2DConditionModel,
+    runtime: str = "auto",
+    tier: str = "tolerance",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    few_step: bool = True,
+) -> FastUNet: ...
 def accelerate(
     pipe: GBCIPipeline | UNet2DConditionModel,
     runtime: str = "auto",
