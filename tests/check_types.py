@@ -34,13 +34,13 @@ def write_budget(counts: Counter[str]) -> None:
     BUDGET.write_text("".join(f"{room} {count}\n" for room, count in sorted(counts.items()) if count))
 
 
-def check(*paths: str) -> list[dict]:
-    """The checker's diagnostics of `paths`, by default of what pyproject.toml includes.
+def check(*options: str) -> list[dict]:
+    """The checker's diagnostics, by default of what pyproject.toml includes.
 
     Raises:
         SystemExit: the checker did not run to its end.
     """
-    command = [sys.executable, "-m", "basedpyright", "--outputjson", *paths]
+    command = [sys.executable, "-m", "basedpyright", "--outputjson", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode not in (0, 1):
         raise SystemExit(f"{done.stdout}{done.stderr}check_types: basedpyright ended with status {done.returncode}")

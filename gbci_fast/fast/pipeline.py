@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
@@ -39,10 +39,17 @@ from gbci_fast.model.noise import seed_tensor
 from gbci_fast.model.pipeline import LATENT_FEATHER, GBCIPipeline, Trajectory
 from gbci_fast.model.turns import in_turn
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 _SIGNATURE = inspect.signature(GBCIPipeline.__call__)
 _BUILDERS: dict[str, Callable[[UNet2DConditionModel], Denoiser]] = {
     "eager": EagerDenoiser, "fused": FusedDenoiser, "compile": CompiledDenoiser, "tensorrt": TensorRTDenoiser,
 }  # fmt: skip
+
+
+def _called_as(call: Callable[Arguments, Result]) -> Callable[[Callable[..., Any]], Callable[Arguments, Result]]:
+    """`functools.wraps`, with the signature of `call` for type checkers, too."""
+    return functools.wraps(call)
 
 
 class FastPipeline(GBCIPipeline):
@@ -113,7 +120,7 @@ class FastPipeline(GBCIPipeline):
             self._watch_sources()
 
     @in_turn
-    @functools.wraps(GBCIPipeline.__call__)
+    @_called_as(GBCIPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = _SIGNATURE.bind(self, *args, **kwargs)
         call.apply_defaults()

@@ -4,12 +4,14 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 from gbci_fast.errors import GBCIError
 
-Call = TypeVar("Call", bound=Callable[..., Any])
+Pipe = TypeVar("Pipe")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 # Not attributes of their owners, because owners are copied and pickled, and locks cannot be.
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
@@ -24,7 +26,7 @@ def _renew_locks() -> None:
 os.register_at_fork(after_in_child=_renew_locks)
 
 
-def in_turn(call: Call) -> Call:
+def in_turn(call: Callable[Concatenate[Pipe, Arguments], Result]) -> Callable[Concatenate[Pipe, Arguments], Result]:
     """Decorates a pipeline's method so that one thread at a time runs it per pipeline and per scheduler.
 
     A call sets the scheduler's timesteps, its step counter and its earlier model outputs, and the pipeline's guidance
@@ -32,14 +34,14 @@ def in_turn(call: Call) -> Call:
     """
 
     @functools.wraps(call)
-    def wrapper(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+    def wrapper(pipe: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         missing = [name for name, part in pipe.components.items() if part is None]
         if missing := [name for name in missing if name not in pipe._optional_components]:
             raise GBCIError(f"the pipeline's {missing[0]} is None; set {' and '.join(missing)} before it is called")
         with _lock_of(pipe), _lock_of(pipe.scheduler):
             return call(pipe, *args, **kwargs)
 
-    return wrapper  # type: ignore[return-value]
+    return wrapper
 
 
 def _lock_of(owner: Any) -> threading.RLock:
