@@ -90,15 +90,15 @@ def test_a_callback_sees_its_own_call_while_another_thread_waits(pipe, paint, im
     assert alone == together == [[(5, 3.0, 5)] * 2, [(4, 1.0, 4)] * 4]
 
 
-def test_a_callback_may_call_its_own_pipeline(pipe, image, mask):
+def test_a_callback_may_call_its_own_pipeline(pipe, paint, image, mask):
     inner = []
 
-    def paint(pipe, step, timestep, tensors):
+    def paint_again(pipe, step, timestep, tensors):
         if step == 2:  # the last: what the inner call leaves in the scheduler is not needed any more
             inner.append(paint(pipe, image[:1], mask[:1], seed=7))
         return {}
 
-    paint(pipe, image[:1], mask[:1], callback_on_step_end=paint)
+    paint(pipe, image[:1], mask[:1], callback_on_step_end=paint_again)
     assert torch.equal(inner[0], paint(pipe, image[:1], mask[:1], seed=7))
 
 
