@@ -3,12 +3,14 @@
 Networks are strongly typed: every tensor has the type that the ONNX file gives it, and the builder chooses none.
 """
 
+import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -88,7 +90,6 @@ def build(
     _check_capabilities(flavor, named)
     monitor = _monitor(module, on_progress)
     outcome: list[Built | BaseException] = []
-    finished = threading.Event()
 
     def work() -> None:
         try:
@@ -96,24 +97,43 @@ def build(
                 outcome.append(_build(module, onnx, flavor, named, monitor))
         except BaseException as error:  # whatever it is, it belongs to the caller's thread
             outcome.append(error)
-        finally:
-            finished.set()
 
-    # In a thread of its own: an exception must not fly through the builder, and Ctrl-C arrives in this one.
+    # In a thread of its own: an exception must not fly through the builder.
     thread = threading.Thread(target=work, name="TensorRT builder")
-    thread.start()
-    while thread.is_alive():
-        try:
-            finished.wait()  # not join: interrupted once, it no longer waits (python/cpython#90882)
-            time.sleep(0.001)  # until the thread has ended, too
-        except KeyboardInterrupt as interrupt:
-            monitor.stop(interrupt)
+    with _interrupts_to(monitor.stop):
+        thread.start()
+        thread.join()
     (result,) = outcome
     if monitor.stopped is not None:
         raise monitor.stopped
     if isinstance(result, BaseException):
         raise result
     return result
+
+
+@contextmanager
+def _interrupts_to(stop: Callable[[BaseException], None]) -> Iterator[None]:
+    """In the main thread, calls `stop` with the KeyboardInterrupt of a signal's handler instead of raising it."""
+
+    def without_raising(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            try:
+                handler(number, frame)
+            except KeyboardInterrupt as interrupt:
+                stop(interrupt)
+
+        return handle
+
+    here = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if here}
+    raising = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number, handler in raising.items():
+        signal.signal(number, without_raising(handler))
+    try:
+        yield
+    finally:
+        for number, handler in raising.items():
+            signal.signal(number, handler)
 
 
 def _check_capabilities(flavor: Flavor, capabilities: Sequence[str]) -> None:
