@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -40,6 +41,16 @@ def atomically(path: Path, write: Callable[[Path], object], *, mode: int | None 
             sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def atomically_open(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """As `atomically`, with ``write(file)`` on the open file. `numpy.save` would add a suffix to a temporary's name."""
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            write(file)
+
+    atomically(path, fill)
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
