@@ -175,6 +175,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(*parts: object) -> str:
+    """SHA-256 of the parts' texts, joined by the unit separator (ASCII 31); hexadecimal."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
+
+
 def hash_weights(folder: Path) -> str:
     """SHA-256 over the names and bytes of every safetensors and JSON file below ``folder``, in sorted order.
 

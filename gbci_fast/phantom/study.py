@@ -4,7 +4,6 @@ Every random choice has its own stream, named by its purpose. So a study depends
 changing a finding does not change the rest of the image.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -13,6 +12,7 @@ import numpy as np
 from gbci_fast.attributes import LATERALITIES, VIEW_POSITIONS
 from gbci_fast.dicom.writing import MammogramHeader, uid_from_seed
 from gbci_fast.errors import GBCIError
+from gbci_fast.jobs.files import digest_of
 from gbci_fast.phantom.anatomy import BreastShape, Grid, draw_shape, map_anatomy
 from gbci_fast.phantom.findings import PhantomFinding, draw_findings
 from gbci_fast.phantom.lesions import Scene
@@ -277,7 +277,7 @@ def stream(*names: object) -> np.random.Generator:
 
 def digest(*names: object) -> str:
     """SHA-256 of the names and the model's version: 64 hexadecimal digits."""
-    return hashlib.sha256("\x1f".join(map(str, ("gbci_fast", MODEL_VERSION, *names))).encode()).hexdigest()
+    return digest_of("gbci_fast", MODEL_VERSION, *names)
 
 
 def _names(plan: StudyPlan, grid: Grid) -> tuple[object, ...]:
