@@ -18,6 +18,7 @@ from pathlib import Path
 
 from gbci_fast.attributes import NO_FINDING, Attributes, is_unknown
 from gbci_fast.choices import SPLITS
+from gbci_fast.data.boxes import Box
 from gbci_fast.data.walk import Found, fault_of, walk_files
 from gbci_fast.dicom.bounds import bounded_lines, check_regular
 from gbci_fast.dicom.reading import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
@@ -47,8 +48,6 @@ LONGEST_ID = 200  # bytes; a file name holds 255, including its suffix
 TEMPLATE = "template"  # source of a synthetic image's finding that comes from the real image
 AGE_COLUMN = "age"  # an optional column that VinDr-Mammo does not have
 _NO_TEXT = "has a name that is not plain text (UTF-8); rename it"
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)

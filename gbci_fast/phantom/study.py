@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from gbci_fast.attributes import LATERALITIES, VIEW_POSITIONS
+from gbci_fast.data.boxes import bounding_box
 from gbci_fast.dicom.writing import MammogramHeader, uid_from_seed
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import digest_of
@@ -85,8 +86,7 @@ class LesionTruth:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """xmin, ymin, xmax, ymax of the mask in pixels, the last two exclusive."""
-        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return bounding_box(self.mask)
 
 
 @dataclass(frozen=True, kw_only=True)
