@@ -109,7 +109,7 @@ def ring_mean_fill(cases: Sequence[LesionCase]) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def reconstruct(pipe: GBCIPipeline, cases: Sequence[LesionCase], batch_size: int = 8) -> list[np.ndarray]:
+def reconstruct(pipe: GBCIPipeline, cases: Sequence[LesionCase], batch_size: int) -> list[np.ndarray]:
     """Every case with the autoencoder's reconstruction under the mask, float32 [S, S] each.
 
     This is the ceiling of a model in the autoencoder's latent space.
