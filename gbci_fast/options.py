@@ -24,6 +24,12 @@ def like(settings: type, name: str) -> Any:
     return field(default=found.default, metadata=found.metadata)
 
 
+def check_seed(seed: int) -> None:
+    """Raises GBCIError if a seed is outside of [0, 2^63), which generators and the column of the manifest hold."""
+    if not 0 <= seed < 2**63:
+        raise GBCIError(f"seed is {seed}; expected a whole number from 0 to {2**63 - 1}")
+
+
 def check_least(settings: Any) -> None:
     """Raises GBCIError if a number in a dataclass is below the ``least`` of its field; None is accepted."""
     for found in fields(settings):

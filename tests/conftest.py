@@ -66,6 +66,23 @@ def tiny_pipeline():
 
 
 @pytest.fixture(scope="session")
+def square():
+    """`square(top=30, left=30, side=20, **changes)`: a case of a bright square lesion, its mask, in a gray breast."""
+    from gbci_fast.attributes import Attributes
+    from gbci_fast.evaluate.lesions import LesionCase
+
+    def make(top=30, left=30, side=20, **changes):
+        lesion = np.zeros((96, 96), bool)
+        lesion[top : top + side, left : left + side] = True
+        given = {"root": "set", "image_id": "image", "number": 0, "patient": "set/p", "split": "test", "seed": 1}
+        given |= {"image": np.where(lesion, 50000, 20000).astype(np.uint16), "breast": np.ones_like(lesion)}
+        given |= {"lesion": lesion, "mask": lesion, "attributes": Attributes(), "report": None, "pathology": None}
+        return LesionCase(**(given | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_pipeline, tmp_path_factory):
     """`tiny_checkpoint(size=64)`: the folder of a saved `tiny_pipeline`, one per size; a test leaves it as it is."""
 

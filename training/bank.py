@@ -20,6 +20,7 @@ from gbci_fast.training.progress import counting
 from gbci_fast.training.ranks import is_first
 
 BANK_FILE = "bank.pt"
+ENCODED = 16  # pairs encoded together
 BANK_FORMAT = 2  # to be raised when a change of the code changes the bank of an equal origin
 
 
@@ -58,7 +59,6 @@ def build_bank(
     variants: int,
     seed: int,
     precision: str = "fp32",
-    batch_size: int = 16,
     limit: int | None = None,
 ) -> LatentBank:
     """Augments every image `variants` times, draws a mask each time, and encodes the image with and without the mask.
@@ -69,7 +69,6 @@ def build_bank(
         variants: pairs per image.
         seed: of augmentation and masks.
         precision: "fp32" or "bf16".
-        batch_size: pairs encoded together.
         limit: largest number of pairs, spread evenly over the images; None = no limit.
     """
     device, factor = pipe.vae.device, pipe.vae_scale_factor
@@ -83,7 +82,7 @@ def build_bank(
     columns: dict[str, list[Tensor]] = {name: [] for name in ("z", "zm", "cells", "pixels", "masks")}
     attributes: list[Attributes] = []
     reports: list[str | None] = []
-    batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
+    batches = [jobs[i : i + ENCODED] for i in range(0, len(jobs), ENCODED)]
     with counting("encoding latents", len(batches)) as advance:
         for batch in batches:
             pixels, masks = [], []

@@ -11,9 +11,10 @@ import numpy as np
 from scipy import ndimage
 
 from gbci_fast.attributes import Attributes
+from gbci_fast.data.boxes import bounding_box, box_ellipse
 from gbci_fast.data.cache import Cache, Selected, is_cache
 from gbci_fast.data.fields import FieldOfView, read_fields
-from gbci_fast.data.frame import MODEL_SIZE, box_ellipse
+from gbci_fast.data.frame import MODEL_SIZE
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.training.progress import counting
@@ -131,9 +132,9 @@ def _cover(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A mask over a whole lesion: its outline grown by one of `RIMS` or, in one of four cases, an ellipse around it."""
     if rng.random() < 0.75:
         return _grow(pixels, int(rng.choice(RIMS)))
-    ys, xs = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
-    half_h, half_w = (ys[-1] + 1 - ys[0]) / 2, (xs[-1] + 1 - xs[0]) / 2
-    y, x = ys[0] + half_h, xs[0] + half_w
+    xmin, ymin, xmax, ymax = bounding_box(pixels)
+    half_h, half_w = (ymax - ymin) / 2, (xmax - xmin) / 2
+    y, x = ymin + half_h, xmin + half_w
     # The ellipse inscribed in the box, stretched by sqrt(2), circumscribes the box.
     stretch = rng.uniform(1.1, 1.5, 2)
     ry, rx = half_h * stretch[0] + 1, half_w * stretch[1] + 1

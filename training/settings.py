@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.errors import GBCIError
-from gbci_fast.options import check_least, option
+from gbci_fast.options import check_least, check_seed, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,7 @@ class LoopConfig:
 
     def __post_init__(self):
         check_least(self)
-        if not 0 <= self.seed < 2**63:  # the range of every generator
-            raise GBCIError(f"seed is {self.seed}; expected a whole number from 0 to {2**63 - 1}")
+        check_seed(self.seed)
         if not 0 < self.learning_rate < math.inf:
             raise GBCIError(f"learning_rate is {self.learning_rate}; expected a positive number")
         if self.precision not in ("fp32", "bf16"):

@@ -151,14 +151,14 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.generate.identities import job_identities
     from gbci_fast.generate.job import run_job
     from gbci_fast.generate.manifest import SKIPPED
-    from gbci_fast.jobs.files import hash_weights
+    from gbci_fast.jobs.files import hash_weights, real_path
     from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
     from gbci_fast.model.devices import pick_device
 
     priors = load_priors(args.priors)
     gate = None if args.reject_copies is None else CopyGate.load(args.reject_copies)
-    output = Path(os.path.realpath(args.output))  # `Path.resolve` raises at a loop of links
-    if Path(os.path.realpath(args.input)) in (output, *output.parents):
+    output = real_path(args.output)
+    if real_path(args.input) in (output, *output.parents):
         raise GBCIError(f"{args.output} lies in {args.input}, where images are read from; choose a folder outside")
     records = find_inputs(args.input, skip_bad=args.skip_bad)
     plan = _plan(args, records, priors)

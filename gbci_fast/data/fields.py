@@ -13,7 +13,8 @@ import torch
 
 from gbci_fast.attributes import Attributes
 from gbci_fast.choices import FIELDS, MODEL_SIZE
-from gbci_fast.data.frame import Box, Frame, box_ellipse, whole_breast_frame
+from gbci_fast.data.boxes import Box, box_ellipse
+from gbci_fast.data.frame import Frame, whole_breast_frame
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.segmentation import breast_mask, pectoral_mask
 from gbci_fast.data.vindr import TEMPLATE, ImageRecord

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from gbci_fast.choices import MODEL_SIZE
+from gbci_fast.data.boxes import Box, bounding_box
 from gbci_fast.data.segmentation import chest_wall_side
 from gbci_fast.errors import GBCIError
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +111,12 @@ def whole_breast_frame(mask: np.ndarray, size: int = MODEL_SIZE) -> Frame:
     Raises:
         GBCIError: an empty mask.
     """
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(ys):
+    if not mask.any():
         raise GBCIError("the breast mask is empty; expected at least one pixel")
     height, width = mask.shape
-    margin = round(0.02 * max(ys[-1] - ys[0], xs[-1] - xs[0]))
-    y0, y1 = max(0, int(ys[0]) - margin), min(height, int(ys[-1]) + 1 + margin)
-    x0, x1 = max(0, int(xs[0]) - margin), min(width, int(xs[-1]) + 1 + margin)
+    xmin, ymin, xmax, ymax = bounding_box(mask)
+    margin = round(0.02 * (max(xmax - xmin, ymax - ymin) - 1))
+    x0, y0, x1, y1 = max(0, xmin - margin), max(0, ymin - margin), min(width, xmax + margin), min(height, ymax + margin)
     scale = size / max(y1 - y0, x1 - x0)
     out_w, out_h = max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale))
     flip = chest_wall_side(mask) == "R"
@@ -126,18 +124,3 @@ def whole_breast_frame(mask: np.ndarray, size: int = MODEL_SIZE) -> Frame:
     return Frame(
         x0=x0, y0=y0, x1=x1, y1=y1, flip=flip, width=out_w, height=out_h, left=0, top=(size - out_h) // 2, size=size
     )
-
-
-def box_ellipse(box: Box, shape: tuple[int, int]) -> np.ndarray:
-    """The ellipse inscribed in a box (xmin, ymin, xmax, ymax), bool [H, W]: all pixels whose centers lie inside.
-
-    An ellipse that contains no pixel center gives the pixel at its own center, if that lies inside the image.
-    """
-    xmin, ymin, xmax, ymax = box
-    y, x = np.ogrid[: shape[0], : shape[1]]
-    rx, ry = max(0.5, (xmax - xmin) / 2), max(0.5, (ymax - ymin) / 2)
-    center_x, center_y = (xmin + xmax) / 2, (ymin + ymax) / 2
-    inside = ((x + 0.5 - center_x) / rx) ** 2 + ((y + 0.5 - center_y) / ry) ** 2 <= 1.0
-    if not inside.any() and 0 <= center_x < shape[1] and 0 <= center_y < shape[0]:
-        inside[int(center_y), int(center_x)] = True
-    return inside

@@ -41,7 +41,7 @@ from gbci_fast.data.prepare_image import PreparedImage, PrepareSettings, prepare
 from gbci_fast.data.qc import QC_FOLDER, write_qc
 from gbci_fast.data.vindr import ImageRecord, VinDr, find_inputs, is_data_set
 from gbci_fast.errors import GBCIError, one_line
-from gbci_fast.jobs.files import atomically, locked, naming_file, sha256_of, sync, sync_tree
+from gbci_fast.jobs.files import atomically, locked, naming_file, real_path, sha256_of, sync, sync_tree
 from gbci_fast.jobs.folder import JOB_FILE, PROGRESS_FOLDER, SKIPPED, JobFolder, Kept
 from gbci_fast.jobs.processes import close_pool, how_it_ended, processes_of, worker_pool
 
@@ -135,8 +135,8 @@ def prepare(
             raise GBCIError(f"{name} is {value}; expected at least 1")
     sources = open_sources(roots, skip_bad=skip_bad)
     for source in sources:
-        folder = Path(os.path.realpath(output))  # `Path.resolve` raises at a loop of links
-        if Path(os.path.realpath(source.root)) in (folder, *folder.parents):
+        folder = real_path(output)
+        if real_path(source.root) in (folder, *folder.parents):
             raise GBCIError(f"{output} lies in {source.root}, where images are read from; choose a folder outside")
     job = _Preparation(sources, output, settings, sheets)
     if job.is_complete(resume=resume, check=check):

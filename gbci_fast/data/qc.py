@@ -67,7 +67,7 @@ def image_table(cache: Cache) -> pd.DataFrame:
     return table.drop_duplicates(["source", "path"]).reset_index(drop=True)
 
 
-def find_issues(cache: Cache, table: pd.DataFrame) -> Iterator[Issue]:
+def find_issues(table: pd.DataFrame) -> Iterator[Issue]:
     """Yields everything that deserves inspection, by kind; ``table`` is from `image_table`."""
     yield from _notes(table)
     yield from _lesion_issues(table)
@@ -190,7 +190,7 @@ def build_report(
 ) -> str:
     """The page as HTML. Text from the data is escaped, and a content security policy forbids scripts and loading."""
     issues: dict[str, list[Issue]] = {}
-    for issue in find_issues(cache, table):
+    for issue in find_issues(table):
         issues.setdefault(issue.kind, []).append(issue)
     sources = cache.info["sources"]
     overview = [

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from gbci_fast.data.boxes import bounding_box
 from gbci_fast.errors import GBCIError
 
 _SIDE = 256  # pixels of the longer side at which outlines are computed
@@ -88,9 +89,9 @@ def pectoral_mask(unit: np.ndarray, breast: np.ndarray, view_position: str | Non
     muscle = np.zeros_like(breast)
     if view_position == "CC" or not breast.any():
         return muscle
-    ys, xs = np.flatnonzero(breast.any(1)), np.flatnonzero(breast.any(0))
     # The breast's bounding box, flipped so that the chest wall lies on the left.
-    window = np.s_[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+    xmin, ymin, xmax, ymax = bounding_box(breast)
+    window = np.s_[ymin:ymax, xmin:xmax]
     forward = slice(None, None, 1 if chest_wall_side(breast) == "L" else -1)
     inside = breast[window][:, forward]
     shape = _small_shape(inside.shape)

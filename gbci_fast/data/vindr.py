@@ -5,7 +5,6 @@ A root holds ``breast-level_annotations.csv``, ``finding_annotations.csv`` and `
 """
 
 import csv
-import hashlib
 import math
 import os
 import re
@@ -19,11 +18,13 @@ from pathlib import Path
 
 from gbci_fast.attributes import NO_FINDING, Attributes, is_unknown
 from gbci_fast.choices import SPLITS
+from gbci_fast.data.boxes import Box
 from gbci_fast.data.walk import Found, fault_of, walk_files
 from gbci_fast.dicom.bounds import bounded_lines, check_regular
 from gbci_fast.dicom.reading import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
 from gbci_fast.dicom.view_positions import laterality_in_text, view_in_text, without_view
 from gbci_fast.errors import GBCIError, InputWarning, one_line
+from gbci_fast.jobs.files import digest_of
 
 BREAST_TABLE = "breast-level_annotations.csv"
 FINDING_TABLE = "finding_annotations.csv"
@@ -47,8 +48,6 @@ LONGEST_ID = 200  # bytes; a file name holds 255, including its suffix
 TEMPLATE = "template"  # source of a synthetic image's finding that comes from the real image
 AGE_COLUMN = "age"  # an optional column that VinDr-Mammo does not have
 _NO_TEXT = "has a name that is not plain text (UTF-8); rename it"
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +117,7 @@ class ImageRecord:
         named = without_view(mammogram.patient_id or "")
         if self.listed or not named:
             return self.patient
-        return hashlib.sha256(f"patient\x1f{named}".encode()).hexdigest()[:16]
+        return digest_of("patient", named)[:16]
 
     def read(self) -> Mammogram:
         """Decodes the image. View and side are the header's, or else the record's.

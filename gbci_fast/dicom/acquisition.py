@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from pydicom import Dataset
 
-from gbci_fast.dicom.file import numbers
+from gbci_fast.dicom.file import code_string, first_number, numbers
 from gbci_fast.dicom.presentation import Presentation, is_for_processing
 from gbci_fast.dicom.view_positions import MAGNIFICATION, view_modifiers
 from gbci_fast.errors import GBCIError
@@ -47,8 +47,8 @@ def magnification(dataset: Dataset) -> float:
     Raises:
         GBCIError: a factor below 1 or above `MAX_MAGNIFICATION`.
     """
-    value = next(iter(numbers(dataset, "EstimatedRadiographicMagnificationFactor")), 0)
-    if value == 0:
+    value = first_number(dataset, "EstimatedRadiographicMagnificationFactor")
+    if not value:
         return 1.0
     if not 1 <= value <= MAX_MAGNIFICATION:
         raise GBCIError(
@@ -59,7 +59,7 @@ def magnification(dataset: Dataset) -> float:
 
 def age(dataset: Dataset) -> float | None:
     """PatientAge (``045Y``; PS3.5 6.2, AS) in years; malformed or impossible values count as unknown."""
-    match = re.fullmatch(r"(\d{1,3})([DWMY])", str(dataset.get("PatientAge") or "").strip().upper())
+    match = re.fullmatch(r"(\d{1,3})([DWMY])", code_string(dataset, "PatientAge"))
     if match is None:
         return None
     years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[match[2]]
@@ -88,7 +88,7 @@ def notes(dataset: Dataset, presentation: Presentation) -> Iterator[str]:
         ("PartialView", "partial view"),
         ("BurnedInAnnotation", "burned-in annotation"),
     ):
-        if str(dataset.get(keyword) or "").strip().upper() == "YES":
+        if code_string(dataset, keyword) == "YES":
             yield phrase
     rows, columns = spacing(dataset) or _aspect(dataset)
     if not 1 / NOTED_ASPECT <= rows / columns <= NOTED_ASPECT:

@@ -1,4 +1,4 @@
-"""Reads a DICOM data set from a file, with or without the preamble that PS3.10 requires."""
+"""Reads a DICOM data set from a file, with or without the preamble that PS3.10 requires, and values from a data set."""
 
 import re
 from pathlib import Path
@@ -74,6 +74,16 @@ def numbers(dataset: Dataset, keyword: str) -> list[float]:
         text = raw.decode("latin-1") if isinstance(raw, bytes) else raw
         text = "\\".join(map(str, text)) if isinstance(text, list | MultiValue) else str(text).strip()
         raise GBCIError(f"{keyword} is {text!r}; expected numbers with a decimal point") from None
+
+
+def first_number(dataset: Dataset, keyword: str) -> float | None:
+    """The first of `numbers`; None where the attribute is absent or blank."""
+    return next(iter(numbers(dataset, keyword)), None)
+
+
+def code_string(dataset: Dataset, keyword: str) -> str:
+    """The text of an attribute in capitals, without spaces around it; empty where the attribute is absent or blank."""
+    return str(dataset.get(keyword) or "").strip().upper()
 
 
 def trim_luts(dataset: Dataset) -> None:

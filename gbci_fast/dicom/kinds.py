@@ -19,6 +19,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from gbci_fast.dicom.file import code_string
 from gbci_fast.dicom.view_positions import BODY_VIEWS, MAMMOGRAPHY_VIEWS, UNKNOWN_TERM, stated_view
 from gbci_fast.errors import GBCIError
 
@@ -87,7 +88,7 @@ def check_kind(dataset: Dataset) -> None:
 
 def _check_radiograph(dataset: Dataset) -> None:
     """Refuses an object of a general SOP class whose Modality, body part and view do not fit a breast."""
-    modality, body = _text(dataset, "Modality"), _text(dataset, "BodyPartExamined")
+    modality, body = code_string(dataset, "Modality"), code_string(dataset, "BodyPartExamined")
     shown = _term(modality, MODALITIES)
     if modality not in ("MG", *RADIOGRAPHY, *UNSPECIFIC):
         raise GBCIError(f"Modality is {shown}; expected a mammogram (MG, or CR or DX of a breast)")
@@ -106,7 +107,7 @@ def _check_radiograph(dataset: Dataset) -> None:
 
 def kind_notes(dataset: Dataset) -> Iterator[str]:
     """Short phrases on what is unusual about the kind of an image that passed `check_kind`."""
-    modality, body = _text(dataset, "Modality"), _text(dataset, "BodyPartExamined")
+    modality, body = code_string(dataset, "Modality"), code_string(dataset, "BodyPartExamined")
     if dataset.get("SOPClassUID") in MAMMOGRAPHY and modality not in ("MG", ""):
         yield f"Modality is {_term(modality, MODALITIES)}, though its SOP class is that of a mammogram"
     if _is_mammography(dataset) and body and not _is_breast(body):
@@ -117,15 +118,18 @@ def kind_notes(dataset: Dataset) -> Iterator[str]:
 
 
 def _is_mammography(dataset: Dataset) -> bool:
-    return _text(dataset, "Modality") == "MG" or dataset.get("SOPClassUID") in MAMMOGRAPHY
+    return code_string(dataset, "Modality") == "MG" or dataset.get("SOPClassUID") in MAMMOGRAPHY
 
 
 def _states_breast(dataset: Dataset) -> bool:
     """Whether BodyPartExamined is a breast, or AnatomicRegionSequence if BodyPartExamined is absent."""
-    if body := _text(dataset, "BodyPartExamined"):
+    if body := code_string(dataset, "BodyPartExamined"):
         return _is_breast(body)
     regions = dataset.get("AnatomicRegionSequence") or ()
-    return any(_text(item, "CodeValue") in BREAST_CODES or "BREAST" in _text(item, "CodeMeaning") for item in regions)
+    return any(
+        code_string(item, "CodeValue") in BREAST_CODES or "BREAST" in code_string(item, "CodeMeaning")
+        for item in regions
+    )
 
 
 def _term(text: str, known: tuple[str, ...]) -> str:
@@ -146,10 +150,6 @@ def _name(sop_class: str | None) -> str:
     """The standard's name of a SOP class; empty where the class is absent, private or unknown."""
     name = UID(sop_class).name if sop_class else ""
     return "" if name == sop_class else name
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    return str(dataset.get(keyword) or "").strip().upper()
 
 
 def _texts(dataset: Dataset, keyword: str) -> list[str]:

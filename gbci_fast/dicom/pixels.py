@@ -22,10 +22,11 @@ from pydicom.uid import (
 from gbci_fast.dicom.bounds import MAX_PIXELS, check_frame, check_native, check_short_values
 from gbci_fast.dicom.codestream import Codestream, only_frame
 from gbci_fast.dicom.complaints import no_complaints
-from gbci_fast.dicom.file import numbers
+from gbci_fast.dicom.file import first_number
 from gbci_fast.dicom.jpeg import read_jpeg
 from gbci_fast.dicom.jpeg2000 import check_tiles, read_jpeg2000
 from gbci_fast.dicom.kinds import check_kind
+from gbci_fast.dicom.presentation import stored_range
 from gbci_fast.errors import GBCIError
 
 READABLE = "uncompressed, deflated, RLE, JPEG (8 bits or lossless), JPEG-LS, JPEG 2000 or HTJ2K"
@@ -58,7 +59,7 @@ def check_header(dataset: Dataset, *, has_pixels: bool) -> None:
         raise GBCIError(
             f"a color image ({photometric}, {samples} samples per pixel); expected MONOCHROME1 or MONOCHROME2"
         )
-    if (frames := next(iter(numbers(dataset, "NumberOfFrames")), 1)) not in (0, 1):
+    if (frames := first_number(dataset, "NumberOfFrames")) not in (None, 0, 1):
         raise GBCIError(f"{frames:g} frames; expected a single image")
     check_size(dataset.get("Columns"), dataset.get("Rows"))
     allocated, bits, high = (dataset.get(key) for key in ("BitsAllocated", "BitsStored", "HighBit"))
@@ -201,7 +202,7 @@ def _by_frame(cells: np.ndarray, codestream: Codestream, dataset: Dataset) -> tu
         codes, own, precision = codes & np.array(2**bits - 1, cells.dtype), signed, bits
     samples = _signed(codes, precision) if own else codes
     lowest, highest = int(samples.min()), int(samples.max())
-    limits = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    limits = stored_range(bits, signed=signed)
     other_sign = (own and not signed and lowest < 0) or (signed and not own and highest > limits[1])
     if other_sign or (codestream.signed is None and precision < bits and lowest < 0):
         raise GBCIError(

@@ -17,7 +17,7 @@ from pydicom.uid import (
 )
 from scipy.special import expit
 
-from gbci_fast.dicom.file import numbers
+from gbci_fast.dicom.file import code_string, first_number, numbers
 from gbci_fast.dicom.luts import lut_bits, lut_entries
 from gbci_fast.errors import GBCIError
 
@@ -55,8 +55,7 @@ class Presentation:
     @property
     def limits(self) -> tuple[int, int]:
         """The lowest and highest value that BitsStored can hold."""
-        size = len(self.levels)
-        return (-size // 2, size // 2 - 1) if self.signed else (0, size - 1)
+        return stored_range(len(self.levels).bit_length() - 1, signed=self.signed)
 
     def is_padding(self, stored: np.ndarray) -> np.ndarray:
         """bool [H, W]: where ``stored`` [H, W] holds padding instead of an image."""
@@ -140,6 +139,11 @@ class Presentation:
         return display, middle
 
 
+def stored_range(bits_stored: int, *, signed: bool) -> tuple[int, int]:
+    """The lowest and highest value of `bits_stored` bits."""
+    return (-(2 ** (bits_stored - 1)), 2 ** (bits_stored - 1) - 1) if signed else (0, 2**bits_stored - 1)
+
+
 def full_scale(bits_stored: int) -> Presentation:
     """A presentation of unsigned values in which 0 is black and ``2 ** bits_stored - 1`` is white."""
     size = 2**bits_stored
@@ -182,7 +186,7 @@ def presentation_of(dataset: Dataset, stored: np.ndarray) -> Presentation:
     elif dataset.get("VOILUTSequence"):
         item = dataset.VOILUTSequence[0]
         levels, kind = _lookup(dataset, item, values) / (2 ** lut_bits(item) - 1), "lut"
-    elif _first(dataset, "WindowCenter") is not None or _first(dataset, "WindowWidth") is not None:
+    elif first_number(dataset, "WindowCenter") is not None or first_number(dataset, "WindowWidth") is not None:
         levels, kind = _window(dataset, values)
     else:
         bottom, top = _breast_range(values, counts, inverted)
@@ -199,13 +203,13 @@ def presentation_of(dataset: Dataset, stored: np.ndarray) -> Presentation:
 
 def is_for_processing(dataset: Dataset) -> bool:
     """Whether an image is raw detector data, by its SOP class or PresentationIntentType."""
-    intent = str(dataset.get("PresentationIntentType") or "").strip().upper()
+    intent = code_string(dataset, "PresentationIntentType")
     return intent == "FOR PROCESSING" or dataset.get("SOPClassUID") in FOR_PROCESSING_CLASSES
 
 
 def _displays_dense_bright(dataset: Dataset, inverted: bool) -> bool:
     """Whether an image For Processing states a VOI nevertheless, and that VOI shows dense tissue bright."""
-    stated = dataset.get("VOILUTSequence") or _first(dataset, "WindowCenter") is not None
+    stated = dataset.get("VOILUTSequence") or first_number(dataset, "WindowCenter") is not None
     return bool(stated) and _falls(dataset, inverted) == inverted
 
 
@@ -228,7 +232,7 @@ def _processed(
         raise GBCIError("an image For Processing with a modality transformation; expected none (PS3.3 C.8.11.3)")
     falls = _falls(dataset, inverted)
     density = -values if falls else values
-    if falls and str(dataset.get("PixelIntensityRelationship") or "").strip().upper() == "LIN":
+    if falls and code_string(dataset, "PixelIntensityRelationship") == "LIN":
         exposed = values > 0
         if not exposed.any():
             raise GBCIError("an image For Processing without a positive X-ray intensity; expected some")
@@ -243,18 +247,18 @@ def _processed(
 
 def _padding(dataset: Dataset, bits: int, signed: bool) -> tuple[int, int] | None:
     """PixelPaddingValue to PixelPaddingRangeLimit, in either order, inclusive (PS3.3 C.7.5.1.1.2)."""
-    value, other = (_only(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    value, other = (_whole_number(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if value is None:
         return None
     ends = sorted(_as_stored(end, signed) for end in (value, value if other is None else other))
-    lowest, highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    lowest, highest = stored_range(bits, signed=signed)
     # No pixel can hold a value outside BitsStored.
     if ends[0] > highest or ends[1] < lowest:
         return None
     return max(ends[0], lowest), min(ends[1], highest)
 
 
-def _only(dataset: Dataset, keyword: str) -> int | None:
+def _whole_number(dataset: Dataset, keyword: str) -> int | None:
     """The single integer of an attribute; ``None`` where absent or blank."""
     values = numbers(dataset, keyword)
     if len(values) > 1 or not all(map(float.is_integer, values)):
@@ -272,7 +276,7 @@ def _modality(dataset: Dataset, values: np.ndarray) -> np.ndarray:
     """Modality LUT or rescale (PS3.3 C.11.1) of stored values, float64 [N] -> [N]."""
     if dataset.get("ModalityLUTSequence"):
         return _lookup(dataset, dataset.ModalityLUTSequence[0], values)
-    slope, intercept = _first(dataset, "RescaleSlope"), _first(dataset, "RescaleIntercept")
+    slope, intercept = first_number(dataset, "RescaleSlope"), first_number(dataset, "RescaleIntercept")
     slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
     with np.errstate(over="ignore"):
         rescaled = values * slope + intercept
@@ -283,7 +287,7 @@ def _modality(dataset: Dataset, values: np.ndarray) -> np.ndarray:
 
 def _window(dataset: Dataset, values: np.ndarray) -> tuple[np.ndarray, str]:
     """VOI window (PS3.3 C.11.2.1.2 and C.11.2.1.3) of modality values, float64 [N] -> [0, 1] [N]."""
-    center, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
+    center, width = first_number(dataset, "WindowCenter"), first_number(dataset, "WindowWidth")
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise GBCIError(f"VOILUTFunction is {function!r}; expected LINEAR, LINEAR_EXACT or SIGMOID")
@@ -334,8 +338,3 @@ def _lookup(dataset: Dataset, item: Dataset, values: np.ndarray) -> np.ndarray:
     if first >= 0x8000 and values.min() < 0:
         first -= 0x10000
     return table.astype(np.float64)[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.intp)]
-
-
-def _first(dataset: Dataset, keyword: str) -> float | None:
-    """The first value of a possibly multi-valued numeric attribute; ``None`` where absent or blank."""
-    return next(iter(numbers(dataset, keyword)), None)

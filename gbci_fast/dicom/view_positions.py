@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pydicom import Dataset
 
 from gbci_fast.attributes import VIEW_POSITIONS, is_unknown
+from gbci_fast.dicom.file import code_string
 
 # PS3.16 CID 4014 "View for Mammography": ViewPosition, SNOMED CT, the retired SNOMED-RT code of older files, meanings.
 MAMMOGRAPHY_VIEWS = (
@@ -58,7 +59,9 @@ VIEW_MODIFIERS = (
     ("442581004", "R-40AB3", "Nipple in profile"),
     ("442593008", "R-40ABE", "Infra-mammary fold"),
 )
-MAGNIFICATION = ("399163009", "Magnification")
+MAGNIFICATION = VIEW_MODIFIERS[0][::2]
+# Second value of PatientOrientation (PS3.3 C.7.6.1.1.1), the direction of the columns, by view and side.
+DOWN_COLUMNS = {("CC", "L"): "R", ("CC", "R"): "L", ("MLO", "L"): "FR", ("MLO", "R"): "FL"}
 
 _SIDE = r"(?:LEFT|RIGHT|LT|RT|L|R)"
 _VIEW = r"(?:CC|MLO)"
@@ -101,7 +104,7 @@ def view_position(dataset: Dataset, file_stem: str) -> str | None:
     """
     if stated := stated_view(dataset):
         return stated if stated in VIEW_POSITIONS else None
-    return _orientation(dataset)[0] or _first(view_in_text, dataset, file_stem)
+    return _orientation(dataset)[0] or _from_text(view_in_text, dataset, file_stem)
 
 
 def other_view(dataset: Dataset) -> str | None:
@@ -119,7 +122,7 @@ def stated_view(dataset: Dataset) -> str | None:
     A code outside `VIEW_CODES` counts if its meaning names a view. Any other text in ViewPosition becomes
     `UNKNOWN_TERM` and is not quoted, because it may identify a patient.
     """
-    position = str(dataset.get("ViewPosition") or "").strip().upper()
+    position = code_string(dataset, "ViewPosition")
     stated = not is_unknown(position) and position not in _NO_VIEW
     if stated and (name := named_view(position)):
         return name
@@ -147,9 +150,9 @@ def laterality(dataset: Dataset, file_stem: str) -> str | None:
     as in `view_position`.
     """
     for keyword in ("ImageLaterality", "FrameLaterality", "Laterality"):
-        if (stated := str(dataset.get(keyword) or "").strip().upper()) in ("L", "R"):
+        if (stated := code_string(dataset, keyword)) in ("L", "R"):
             return stated
-    return _orientation(dataset)[1] or _first(laterality_in_text, dataset, file_stem)
+    return _orientation(dataset)[1] or _from_text(laterality_in_text, dataset, file_stem)
 
 
 def view_modifiers(dataset: Dataset) -> list[tuple[str, str]]:
@@ -176,11 +179,10 @@ def _orientation(dataset: Dataset) -> tuple[str | None, str | None]:
         return view_in_text(values[0]), laterality_in_text(values[0])
     if len(values) != 2 or values[0] not in ("A", "P"):
         return None, None
-    down = {"R": ("CC", "L"), "L": ("CC", "R"), "FR": ("MLO", "L"), "FL": ("MLO", "R")}
-    return down.get(values[1], (None, None))
+    return next((stated for stated, down in DOWN_COLUMNS.items() if down == values[1]), (None, None))
 
 
-def _first(parse: Callable[[str], str | None], dataset: Dataset, file_stem: str) -> str | None:
+def _from_text(parse: Callable[[str], str | None], dataset: Dataset, file_stem: str) -> str | None:
     texts = [str(dataset.get(keyword) or "") for keyword in ("SeriesDescription", "PatientID")]
     return next((found for text in (*texts, file_stem) if (found := parse(text))), None)
 

@@ -26,8 +26,10 @@ from pydicom.valuerep import DSfloat
 
 from gbci_fast.dicom.acquisition import magnification
 from gbci_fast.dicom.complaints import CODEC_LOCK
+from gbci_fast.dicom.file import code_string
 from gbci_fast.dicom.luts import lut_entries
-from gbci_fast.dicom.view_positions import view_modifiers
+from gbci_fast.dicom.presentation import stored_range
+from gbci_fast.dicom.view_positions import DOWN_COLUMNS, MAMMOGRAPHY_VIEWS, view_modifiers
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import atomically
 
@@ -35,11 +37,9 @@ ASSUMED_SPACING = (0.05, 0.05)
 COMPRESSIONS = {"none": ExplicitVRLittleEndian, "rle": RLELossless, "jpeg2000": JPEG2000Lossless}
 
 _UID_NAMESPACE = uuid.UUID("6b0c1c0e-8f0f-5d0a-9a53-1d0f8a3e6f11")
-_VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
-# PatientOrientation (PS3.3 C.7.6.1.1.1): direction of the rows by the side of the chest wall; of the columns by view
-# and side.
+_VIEWS = {name: (code, meaning) for name, code, _, meaning, *_ in MAMMOGRAPHY_VIEWS}
+# PatientOrientation (PS3.3 C.7.6.1.1.1): direction of the rows by the side of the chest wall.
 _ALONG_ROWS = {"L": "A", "R": "P"}
-_DOWN_COLUMNS = {("CC", "L"): "R", ("CC", "R"): "L", ("MLO", "L"): "FR", ("MLO", "R"): "FL"}
 # Attributes that give a source's stored values their meaning: modality, padding, VOI and calibrated size.
 _VOI = ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence")
 _NUMBERS = (
@@ -136,7 +136,7 @@ class MammogramHeader:
     instance_number: int = 1
 
     def __post_init__(self):
-        if (self.view_position, self.laterality) not in _DOWN_COLUMNS:
+        if (self.view_position, self.laterality) not in DOWN_COLUMNS:
             raise GBCIError(
                 f"image of patient {self.patient_id!r} has view {self.view_position!r} and side {self.laterality!r}; "
                 "a mammogram For Presentation needs view CC or MLO and side L or R"
@@ -306,7 +306,7 @@ def _set_geometry(dataset: Dataset, header: MammogramHeader, like: Dataset | Non
     dataset.ImageLaterality = header.laterality
     dataset.PatientOrientation = [
         _ALONG_ROWS[header.chest_wall or header.laterality],
-        _DOWN_COLUMNS[header.view_position, header.laterality],
+        DOWN_COLUMNS[header.view_position, header.laterality],
     ]
     factor = magnification(like) if like is not None else 1.0
     dataset.ImagerPixelSpacing = _decimals(part * factor for part in header.spacing or ASSUMED_SPACING)
@@ -318,7 +318,7 @@ def _set_pixels(dataset: Dataset, stored: np.ndarray, like: Dataset | None) -> N
         raise GBCIError(f"pixels are {stored.dtype} {list(stored.shape)}; expected [H, W] uint8, uint16, int8 or int16")
     bits = 8 * stored.dtype.itemsize
     bits_stored = int(like.BitsStored) if like is not None else bits
-    lowest, highest = _stored_range(bits_stored, signed=stored.dtype.kind == "i")
+    lowest, highest = stored_range(bits_stored, signed=stored.dtype.kind == "i")
     if bits_stored > bits or stored.min() < lowest or stored.max() > highest:
         raise GBCIError(
             f"stored values go from {stored.min()} to {stored.max()} in {stored.dtype}; "
@@ -375,7 +375,7 @@ def _copied_table(item: Dataset, keyword: str, *, big_endian: bool) -> Dataset:
         else:
             table.LUTData = entries.astype("<u2").tobytes()
     if keyword == "ModalityLUTSequence":
-        unit = str(item.get("ModalityLUTType") or "").strip().upper()
+        unit = code_string(item, "ModalityLUTType")
         table.ModalityLUTType = unit if unit in _MODALITY_UNITS else "US"  # unspecified
     return table
 
@@ -450,13 +450,9 @@ def _full_window(dataset: Dataset) -> tuple[float, float]:
     if "ModalityLUTSequence" in dataset:
         first, last = 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
     else:
-        values = _stored_range(dataset.BitsStored, signed=dataset.PixelRepresentation == 1)
+        values = stored_range(dataset.BitsStored, signed=dataset.PixelRepresentation == 1)
         first, last = sorted(float(dataset.RescaleSlope) * v + float(dataset.RescaleIntercept) for v in values)
     return (first + last + 1) / 2, last - first + 1
-
-
-def _stored_range(bits_stored: int, *, signed: bool) -> tuple[int, int]:
-    return (-(2 ** (bits_stored - 1)), 2 ** (bits_stored - 1) - 1) if signed else (0, 2**bits_stored - 1)
 
 
 def _decimals(values: Iterable[float]) -> list[DSfloat]:

@@ -1,6 +1,5 @@
 """What an evaluation erases and paints again, and the rules that its masks and its noise follow."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from gbci_fast.attributes import Attributes
 from gbci_fast.data.fields import to_unit
 from gbci_fast.evaluate.metrics import grow, ring_mean
-from gbci_fast.jobs.files import real_path
+from gbci_fast.jobs.files import digest_of, real_path
 
 T = TypeVar("T")
 
@@ -56,7 +55,7 @@ class Case:
 
 def image_seed(seed: int, study_id: str, image_id: str) -> int:
     """63 bits of SHA-256, so that neither the batch size nor the choice of images changes an image's noise."""
-    return int(hashlib.sha256(f"{seed}\x1f{study_id}\x1f{image_id}".encode()).hexdigest()[:16], 16) >> 1
+    return int(digest_of(seed, study_id, image_id)[:16], 16) >> 1
 
 
 def mask_around(lesion: np.ndarray, breast: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from skimage.feature import graycomatrix, graycoprops
 from skimage.filters import threshold_otsu
 from skimage.measure import label, regionprops
 
+from gbci_fast.data.boxes import bounding_box
 from gbci_fast.evaluate.lesions import Crops
 
 GRAY_LEVELS = 32
@@ -78,8 +79,8 @@ def _textures(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     levels = np.where(mask, np.minimum((pixels * GRAY_LEVELS).astype(np.uint8), GRAY_LEVELS - 1) + 1, 0).astype(
         np.uint8
     )
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = levels[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+    xmin, ymin, xmax, ymax = bounding_box(mask)
+    box = levels[ymin:ymax, xmin:xmax]
     counts = graycomatrix(box, DISTANCES, ANGLES, levels=GRAY_LEVELS + 1, symmetric=True)[1:, 1:].astype(np.float64)
     shares = counts / np.maximum(counts.sum((0, 1), keepdims=True), 1)
     return np.concatenate([[graycoprops(shares, name)[d].mean() for name in TEXTURES] for d in range(len(DISTANCES))])

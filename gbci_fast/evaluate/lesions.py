@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from skimage.transform import resize
 
+from gbci_fast.data.boxes import bounding_box
 from gbci_fast.data.fields import read_fields
 from gbci_fast.data.folds import patient_fold
 from gbci_fast.data.frame import MODEL_SIZE
@@ -48,9 +49,9 @@ class LesionCase(Case):
     @cached_property
     def window(self) -> tuple[int, int, int]:
         """(top, left, side) of the lesion's crop in model pixels; the crop may extend beyond the image."""
-        ys, xs = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-        side = max(SMALLEST_WINDOW, round(CONTEXT * max(np.ptp(ys), np.ptp(xs)) + CONTEXT))
-        return int(ys[0] + ys[-1] + 1 - side) // 2, int(xs[0] + xs[-1] + 1 - side) // 2, side
+        xmin, ymin, xmax, ymax = bounding_box(self.mask)
+        side = max(SMALLEST_WINDOW, round(CONTEXT * max(xmax - xmin, ymax - ymin)))
+        return (ymin + ymax - side) // 2, (xmin + xmax - side) // 2, side
 
     @property
     def diameter(self) -> float:

@@ -1,7 +1,7 @@
 """Fidelity inside regions, and means with confidence intervals over patients."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -15,6 +15,7 @@ PSNR_LIMIT = 20 * math.log10(65535)
 RING = (3, 8)  # distance from the mask in pixels, both ends included
 ROI_GROWTH = 2  # pixels by which the RoI exceeds the mask, so that a seam counts
 RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
+QUANTILES = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
 
 def fidelity(
@@ -57,21 +58,47 @@ def patient_summary(
     Returns:
         ``mean``, ``low``, ``high`` and ``median``; `low` and `high` are None for a single patient.
     """
-    numbers = np.asarray(values, np.float64)
-    index = {patient: i for i, patient in enumerate(dict.fromkeys(patients))}
-    owner = [index[patient] for patient in patients]
-    summary: dict[str, float | None] = {
-        "mean": float(numbers.mean()),
-        "low": None,
-        "high": None,
-        "median": float(np.median(numbers)),
-    }
-    if len(index) > 1:
-        sums, counts = np.bincount(owner, numbers), np.bincount(owner)
-        draws = np.random.default_rng(seed).multinomial(len(index), np.full(len(index), 1 / len(index)), size=RESAMPLES)
-        means = (draws @ sums) / (draws @ counts)
-        summary["low"], summary["high"] = map(float, np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    return summary
+    numbers, owner = np.asarray(values, np.float64), numbered(patients)
+    sums, counts = np.bincount(owner, numbers), np.bincount(owner)
+    draws = resample(len(counts), np.random.default_rng(seed))
+    means = (draws @ sums) / (draws @ counts) if len(counts) > 1 else np.empty(0)
+    return {"mean": float(numbers.mean()), **interval(means), "median": float(np.median(numbers))}
+
+
+def numbered(patients: Iterable[Hashable]) -> np.ndarray:
+    """The patients' numbers in the order of their first appearance, int [N], from the patient of every image."""
+    index: dict[Hashable, int] = {}
+    return np.array([index.setdefault(patient, len(index)) for patient in patients])
+
+
+def resample(count: int, rng: np.random.Generator, times: int = RESAMPLES) -> np.ndarray:
+    """How often bootstrap resamples, `count` draws with replacement, hold each of `count` items: int [times, count]."""
+    return rng.multinomial(count, np.full(count, 1 / count), size=times)
+
+
+def interval(values: np.ndarray) -> dict[str, float | None]:
+    """The quantiles ``low`` and ``high`` between which the share `LEVEL` of resampled values lies; None without any."""
+    if not len(values):
+        return {"low": None, "high": None}
+    low, high = np.quantile(values, QUANTILES)
+    return {"low": float(low), "high": float(high)}
+
+
+def weighted_auc(
+    positive: np.ndarray, negative: np.ndarray, positive_weights: np.ndarray, negative_weights: np.ndarray
+) -> np.ndarray:
+    """The probability that a positive outscores a negative, under R sets of weights; ties count half.
+
+    Args:
+        positive, negative: scores, [P] and [N].
+        positive_weights, negative_weights: float64 [R, P] and [R, N].
+
+    Returns:
+        float64 [R]; NaN, with a floating-point warning, where a class weighs nothing.
+    """
+    wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+    total = positive_weights.sum(1) * negative_weights.sum(1)
+    return ((positive_weights @ wins) * negative_weights).sum(1) / total
 
 
 def grow(mask: np.ndarray, radius: int) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.case import Case
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress
 from gbci_fast.evaluate.settings import PaintSettings
-from gbci_fast.jobs.files import atomically
+from gbci_fast.jobs.files import atomically_open
 from gbci_fast.jobs.folder import JobFolder, Kept
 from gbci_fast.model.pipeline import GBCIPipeline
 
@@ -95,7 +96,7 @@ def paint(
             path = folder / f"{key}.npy"
             if key not in job or job.is_damaged(key):
                 painted = _paint_batch(pipe, batch, settings)
-                atomically(path, _saver(painted))
+                atomically_open(path, partial(np.save, arr=painted))
                 job.note(key, None, [Kept.of(folder, path)])
             images += list(np.load(path))
             on_progress(stage, len(images), len(cases))
@@ -108,7 +109,7 @@ def ring_mean_fill(cases: Sequence[LesionCase]) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def reconstruct(pipe: GBCIPipeline, cases: Sequence[LesionCase], batch_size: int = 8) -> list[np.ndarray]:
+def reconstruct(pipe: GBCIPipeline, cases: Sequence[LesionCase], batch_size: int) -> list[np.ndarray]:
     """Every case with the autoencoder's reconstruction under the mask, float32 [S, S] each.
 
     This is the ceiling of a model in the autoencoder's latent space.
@@ -138,11 +139,3 @@ def _digest(batch: Sequence[LesionCase], settings: PaintSettings, weights: str) 
         digest.update(case.image.tobytes())
         digest.update(np.packbits(case.mask).tobytes())
     return digest.hexdigest()[:32]
-
-
-def _saver(array: np.ndarray) -> Callable[[Path], None]:
-    def save(path: Path) -> None:
-        with path.open("wb") as file:  # numpy adds a suffix to a name, not to a file
-            np.save(file, array)
-
-    return save

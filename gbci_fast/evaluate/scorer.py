@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gbci_fast.attributes import FINDING_CATEGORIES, Attributes
+from gbci_fast.data.boxes import bounding_box
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, LesionCase
 from gbci_fast.jobs.files import hash_weights
@@ -194,9 +195,9 @@ def cut_windows(cases: Sequence[LesionCase], images: Sequence[np.ndarray] | None
     images = [case.pixels for case in cases] if images is None else images
     windows = np.empty((len(cases), CROP_SIZE, CROP_SIZE), np.float32)
     for i, (case, image) in enumerate(zip(cases, images, strict=True)):
-        ys, xs = np.flatnonzero(case.mask.any(1)), np.flatnonzero(case.mask.any(0))
+        xmin, ymin, xmax, ymax = bounding_box(case.mask)
         # After padding by half a window, the window starts at the center's index.
-        top, left = (ys[0] + ys[-1] + 1) // 2, (xs[0] + xs[-1] + 1) // 2
+        top, left = (ymin + ymax) // 2, (xmin + xmax) // 2
         windows[i] = np.pad(image, CROP_SIZE // 2)[top : top + CROP_SIZE, left : left + CROP_SIZE]
     return windows
 

@@ -1,6 +1,5 @@
 """The choice of a plan's lesions: evenly over categories and BI-RADS, or with the frequencies of the priors' data."""
 
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ import numpy as np
 from gbci_fast.attributes import FINDING_CATEGORIES, NO_FINDING
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.priors import Priors
+from gbci_fast.jobs.files import digest_of
 
 NATURAL = "natural"
 LEARNED_CATEGORIES = ("Mass",)  # the packaged weights were trained on more than a few real cases of these only
@@ -99,4 +99,4 @@ def hardly_learned(categories: Iterable[tuple[str, ...] | None]) -> Counter[str]
 
 def _stream(*names: object) -> np.random.Generator:
     """An independent random stream for every tuple of names."""
-    return np.random.default_rng(int(hashlib.sha256("\x1f".join(map(str, names)).encode()).hexdigest(), 16))
+    return np.random.default_rng(int(digest_of(*names), 16))

@@ -1,6 +1,5 @@
 """The plan of a job: one `PlanItem` per synthetic image, a pure function of the inputs and the job's settings."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.generate.balance import Balance
 from gbci_fast.generate.mask_sources import AutomaticMask, BoxMask, FileMask, Mask
 from gbci_fast.generate.priors import Priors, load_priors
+from gbci_fast.jobs.files import digest_of
 
 FROM_FILE = ("laterality", "view_position", "age", "pixel_spacing")  # read from the opened file
 DEFAULT_FINDING = {"finding_categories": ("Mass",), "finding_birads": 4}
@@ -137,12 +137,12 @@ def make_item(
     """
     if not is_text(report or ""):
         raise GBCIError(f"report is {report!r}; expected plain text (UTF-8)")
-    seed = int(_digest("noise", job_seed, index), 16) >> 65 if seed is None else seed
+    seed = int(digest_of("noise", job_seed, index)[:32], 16) >> 65 if seed is None else seed
     painted = json.dumps([attributes.to_mapping(), report or "", mask.identity()[1:], seed])
     return PlanItem(
         index=index,
-        image_id=_digest("image", job_seed, index, template.study_id, template.image_id, painted),
-        study_id=_digest("study", job_seed, variant, template.study_id),
+        image_id=digest_of("image", job_seed, index, template.study_id, template.image_id, painted)[:32],
+        study_id=digest_of("study", job_seed, variant, template.study_id)[:32],
         template=template,
         variant=variant,
         seed=seed,
@@ -195,8 +195,3 @@ def _grade_without(record: ImageRecord, finding: Finding | None) -> int | None:
         return grade
     others = [other.attributes.finding_birads for other in record.findings if other is not finding]
     return max((other for other in others if other is not None), default=None)
-
-
-def _digest(*parts: object) -> str:
-    """32 hexadecimal digits of SHA-256 over the parts."""
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:32]

@@ -5,7 +5,7 @@ from typing import Any
 
 from gbci_fast.choices import GUIDANCE_SCALE, SHARD_SIZE, STEPS
 from gbci_fast.errors import GBCIError
-from gbci_fast.options import check_least, option
+from gbci_fast.options import check_least, check_seed, option
 
 FORMATS = ("dicom", "png", "webdataset")
 
@@ -63,8 +63,7 @@ class JobSettings:
         if not self.formats or set(self.formats) - set(FORMATS):
             raise GBCIError(f"format is {','.join(self.formats)!r}; expected one or more of {', '.join(FORMATS)}")
         check_least(self)
-        if not 0 <= self.seed < 2**63:  # the manifest's column has 64 bits
-            raise GBCIError(f"seed is {self.seed}; expected a whole number from 0 to {2**63 - 1}")
+        check_seed(self.seed)
 
     def columns(self) -> dict[str, Any]:
         """{column of the manifest: value} of every setting; all values are JSON scalars."""

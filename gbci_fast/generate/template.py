@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from gbci_fast.attributes import Attributes
+from gbci_fast.data.boxes import bounding_box
 from gbci_fast.data.fields import known_truth
 from gbci_fast.data.frame import Frame, whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask, pectoral_mask, placement_mask
@@ -41,7 +42,7 @@ class Extent:
     @classmethod
     def of(cls, mask: np.ndarray) -> "Extent":
         """The extent of a mask, bool [H, W] with at least one true pixel."""
-        xmin, ymin, xmax, ymax = box = _bounding_box(mask)
+        xmin, ymin, xmax, ymax = box = bounding_box(mask)
         return cls(box=box, pixels=mask[ymin:ymax, xmin:xmax].copy())
 
     def on(self, shape: tuple[int, int]) -> np.ndarray:
@@ -149,7 +150,7 @@ def paste(template: Template, synthetic: np.ndarray, mask: np.ndarray) -> np.nda
         synthetic: float32 [S, S] in [0, 1], the image in model space.
         mask: bool [H, W]; outside it the result equals the original bit for bit.
     """
-    xmin, ymin, xmax, ymax = box = _bounding_box(mask)
+    xmin, ymin, xmax, ymax = box = bounding_box(mask)
     window = np.s_[ymin:ymax, xmin:xmax]
     change = template.frame.to_native(synthetic - template.pixels, box)
     # The image's border does not count as an edge of the mask: a lesion that it cuts is painted up to the border.
@@ -217,7 +218,7 @@ def _to_native(template: Template, model: np.ndarray) -> np.ndarray:
 
 def _native_window(frame: Frame, model: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, int, int]:
     """(xmin, ymin, xmax, ymax) of a model mask on the native grid, two model pixels wider, inside image and frame."""
-    xmin, ymin, xmax, ymax = _bounding_box(model)
+    xmin, ymin, xmax, ymax = bounding_box(model)
     box = frame.box_to_native((xmin - 2, ymin - 2, xmax + 2, ymax + 2))
     return (
         max(0, frame.x0, int(np.floor(box[0]))),
@@ -253,8 +254,3 @@ def naming(path: Path) -> Iterator[None]:
         if str(path) in str(error):
             raise
         raise GBCIError(f"{path}: {error}") from error
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1

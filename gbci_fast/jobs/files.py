@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -40,6 +41,16 @@ def atomically(path: Path, write: Callable[[Path], object], *, mode: int | None 
             sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def atomically_open(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """As `atomically`, with ``write(file)`` on the open file. `numpy.save` would add a suffix to a temporary's name."""
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            write(file)
+
+    atomically(path, fill)
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
@@ -162,6 +173,11 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(*parts: object) -> str:
+    """SHA-256 of the parts' texts, joined by the unit separator (ASCII 31); hexadecimal."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
 
 
 def hash_weights(folder: Path) -> str:

@@ -25,6 +25,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import (
     LOCK_FILE,
     atomically,
+    atomically_open,
     is_empty,
     is_temporary,
     locked,
@@ -311,12 +312,8 @@ class _Journal:
 
     def rewrite(self) -> None:
         """Rewrites the journal with one line per key, sorted."""
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                file.writelines(_line(key, self.read(key)) for key in self.keys())
-
-        atomically(self._path, write)
+        lines = (_line(key, self.read(key)) for key in self.keys())
+        atomically_open(self._path, lambda file: file.writelines(lines))
 
     def _place(self, key: Key, note: dict[str, Any] | None, length: int) -> None:
         if note is None:

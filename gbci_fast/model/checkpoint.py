@@ -23,10 +23,8 @@ def checkpoint_folder(given: Path | None) -> Path:
     return folder
 
 
-def load_pipeline(
-    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> GBCIPipeline:
-    """Loads a pipeline folder without progress bars, in `dtype` on `device`; safetensors only.
+def load_pipeline(folder: Path, *, device: torch.device | str = "cpu") -> GBCIPipeline:
+    """Loads a pipeline folder without progress bars, in float32 on `device`; safetensors only.
 
     Raises:
         GBCIError: the folder holds no pipeline, or a damaged one.
@@ -34,7 +32,7 @@ def load_pipeline(
     checkpoint_folder(folder)
     logging.disable_progress_bar()
     with _errors_are_raised():
-        pipe = GBCIPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        pipe = GBCIPipeline.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

@@ -4,15 +4,16 @@ Every random choice has its own stream, named by its purpose. So a study depends
 changing a finding does not change the rest of the image.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
 
 from gbci_fast.attributes import LATERALITIES, VIEW_POSITIONS
+from gbci_fast.data.boxes import bounding_box
 from gbci_fast.dicom.writing import MammogramHeader, uid_from_seed
 from gbci_fast.errors import GBCIError
+from gbci_fast.jobs.files import digest_of
 from gbci_fast.phantom.anatomy import BreastShape, Grid, draw_shape, map_anatomy
 from gbci_fast.phantom.findings import PhantomFinding, draw_findings
 from gbci_fast.phantom.lesions import Scene
@@ -85,8 +86,7 @@ class LesionTruth:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """xmin, ymin, xmax, ymax of the mask in pixels, the last two exclusive."""
-        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return bounding_box(self.mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +277,7 @@ def stream(*names: object) -> np.random.Generator:
 
 def digest(*names: object) -> str:
     """SHA-256 of the names and the model's version: 64 hexadecimal digits."""
-    return hashlib.sha256("\x1f".join(map(str, ("gbci_fast", MODEL_VERSION, *names))).encode()).hexdigest()
+    return digest_of("gbci_fast", MODEL_VERSION, *names)
 
 
 def _names(plan: StudyPlan, grid: Grid) -> tuple[object, ...]:

@@ -32,6 +32,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from gbci_fast.data.boxes import bounding_box
 from gbci_fast.errors import GBCIError
 from gbci_fast.phantom.bodies import Body, Cluster, Ellipsoid, SpiculatedBody
 from gbci_fast.phantom.study import BreastPlan, StudyPlan, stream
@@ -108,10 +109,7 @@ class UltrasoundSlice:
     @property
     def box(self) -> tuple[int, int, int, int] | None:
         """xmin, ymin, xmax, ymax of the mask in pixels, the last two exclusive; None without a lesion."""
-        if not self.mask.any():
-            return None
-        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return bounding_box(self.mask) if self.mask.any() else None
 
 
 @dataclass(frozen=True, kw_only=True)

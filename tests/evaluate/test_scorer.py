@@ -9,7 +9,7 @@ import torch
 
 from gbci_fast.attributes import Attributes
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, LesionCase
+from gbci_fast.evaluate.lesions import CROP_SIZE, Crops
 from gbci_fast.evaluate.scorer import (
     PACKAGED_SCORER,
     LesionNet,
@@ -23,18 +23,6 @@ from gbci_fast.evaluate.scorer import (
 )
 
 CONFIG = ScorerConfig(tasks=("category/Mass", "size", "malignancy"), median_diameter=10.0, channels=(8, 16))
-
-SIZE = 96
-
-
-def square(top=30, left=30, side=20, **changes):
-    """A bright square lesion in a gray breast; the mask is the lesion."""
-    lesion = np.zeros((SIZE, SIZE), bool)
-    lesion[top : top + side, left : left + side] = True
-    given = {"root": "set", "image_id": "image", "number": 0, "patient": "set/p", "split": "test", "seed": 1}
-    given |= {"image": np.where(lesion, 50000, 20000).astype(np.uint16), "breast": np.ones((SIZE, SIZE), bool)}
-    given |= {"lesion": lesion, "mask": lesion, "attributes": Attributes(), "report": None, "pathology": None}
-    return LesionCase(**(given | changes))
 
 
 @pytest.fixture
@@ -130,14 +118,14 @@ class TestTruths:
         assert label("malignancy", told, "benign", 1, 1) is False
         assert label("size", told, None, 2, 1) is True
 
-    def test_unknown_is_nan(self):
+    def test_unknown_is_nan(self, square):
         cases = [square(), square(pathology="malignant", attributes=Attributes(finding_categories=()))]
         found = labels(cases, CONFIG.tasks, CONFIG.median_diameter)
         np.testing.assert_array_equal(found, [[np.nan, 1, np.nan], [0, 1, 1]])
 
 
 class TestWindows:
-    def test_scale_is_fixed_and_the_middle_is_the_masks(self):
+    def test_scale_is_fixed_and_the_middle_is_the_masks(self, square):
         windows = cut_windows([square(side=10), square(top=0, left=0, side=20)])
         bright = windows > 0.5
         assert [part.sum() for part in bright] == [100, 400]

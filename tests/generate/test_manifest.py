@@ -16,8 +16,8 @@ from PIL import Image
 from pydicom import dcmread
 
 from gbci_fast.attributes import Attributes
+from gbci_fast.data.boxes import box_ellipse
 from gbci_fast.data.fields import lesion_truth
-from gbci_fast.data.frame import box_ellipse
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.data.frame import box_ellipse
+from gbci_fast.data.boxes import box_ellipse
 from gbci_fast.data.vindr import find_inputs
 from gbci_fast.generate.job import _preview_slots
 from gbci_fast.generate.plan import make_plan

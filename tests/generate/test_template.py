@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.data.frame import box_ellipse
+from gbci_fast.data.boxes import box_ellipse
 from gbci_fast.data.segmentation import breast_mask, pectoral_mask
 from gbci_fast.data.vindr import Finding, VinDr, find_inputs
 from gbci_fast.errors import GBCIError

@@ -9,7 +9,7 @@ import torch
 from gbci_fast.attributes import Attributes
 from gbci_fast.cli import main
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.lesions import LesionCase, crop_lesions
+from gbci_fast.evaluate.lesions import crop_lesions
 from gbci_fast.evaluate.scorer import cut_windows, load_scorer
 from gbci_fast.training.classifier import ClassifierConfig, ClassifierTask, choose_tasks, prepare_examples
 from gbci_fast.training.loop import LoopConfig, train
@@ -17,35 +17,30 @@ from gbci_fast.training.stages import classifier_preset
 
 CPU = torch.device("cpu")
 
-SIZE = 96
 
+@pytest.fixture(scope="module")
+def lesions(square):
+    """`lesions(count, seed=0)`: malignant ones are striped, benign ones flat; the background says nothing, and every
+    second lesion is large."""
 
-def square(top=30, left=30, side=20, **changes):
-    """A bright square lesion in a gray breast; the mask is the lesion."""
-    lesion = np.zeros((SIZE, SIZE), bool)
-    lesion[top : top + side, left : left + side] = True
-    given = {"root": "set", "image_id": "image", "number": 0, "patient": "set/p", "split": "test", "seed": 1}
-    given |= {"image": np.where(lesion, 50000, 20000).astype(np.uint16), "breast": np.ones((SIZE, SIZE), bool)}
-    given |= {"lesion": lesion, "mask": lesion, "attributes": Attributes(), "report": None, "pathology": None}
-    return LesionCase(**(given | changes))
+    def make(count, seed=0):
+        rng, cases = np.random.default_rng(seed), []
+        for i in range(count):
+            malignant, side = bool(i % 2), (12, 30)[i // 2 % 2]
+            case = square(side=side, patient=f"set/{i}", pathology="malignant" if malignant else "benign")
+            size = case.mask.shape
+            stripes = 15000 * (np.arange(size[1]) // 2 % 2) if malignant else 0
+            inside = np.broadcast_to(30000 + stripes, size)
+            image = np.where(case.mask, inside, rng.integers(10000, 40000)) + rng.integers(-800, 800, size)
+            birads = 5 if malignant else 2
+            cases.append(replace(case, image=image.astype(np.uint16), attributes=Attributes(finding_birads=birads)))
+        return cases
 
-
-def lesions(count, seed=0):
-    """Malignant ones are striped, benign ones flat; the background says nothing, and every second lesion is large."""
-    rng, cases = np.random.default_rng(seed), []
-    for i in range(count):
-        malignant, side = bool(i % 2), (12, 30)[i // 2 % 2]
-        case = square(side=side, patient=f"set/{i}", pathology="malignant" if malignant else "benign")
-        stripes = 15000 * (np.arange(SIZE) // 2 % 2) if malignant else 0
-        inside = np.broadcast_to(30000 + stripes, (SIZE, SIZE))
-        image = np.where(case.mask, inside, rng.integers(10000, 40000)) + rng.integers(-800, 800, (SIZE, SIZE))
-        birads = 5 if malignant else 2
-        cases.append(replace(case, image=image.astype(np.uint16), attributes=Attributes(finding_birads=birads)))
-    return cases
+    return make
 
 
 @pytest.fixture(scope="module")
-def scorer(tmp_path_factory):
+def scorer(lesions, tmp_path_factory):
     config = replace(classifier_preset("tiny")[0], fewest=10)
     cases = lesions(40)
     scored = choose_tasks(cases, [], fewest=10, data="d", channels=config.channels)
@@ -58,7 +53,7 @@ def scorer(tmp_path_factory):
 
 
 class TestLearning:
-    def test_a_planted_difference_is_found_in_other_lesions(self, scorer):
+    def test_a_planted_difference_is_found_in_other_lesions(self, lesions, scorer):
         assert scorer.config.tasks == ("birads_high", "malignancy", "size")
         cases = lesions(24, seed=1)
         found = scorer.predict(crop_lesions(cases), cut_windows(cases))
@@ -72,21 +67,21 @@ class TestLearning:
 
 
 class TestTasks:
-    def test_too_few_lesions_of_a_class_make_no_task_unless_phantoms_help(self):
+    def test_too_few_lesions_of_a_class_make_no_task_unless_phantoms_help(self, lesions):
         cases = [replace(case, pathology="benign") if i > 2 else case for i, case in enumerate(lesions(20))]
         options = {"fewest": 5, "data": "", "channels": (8, 16)}
         assert "malignancy" not in choose_tasks(cases, [], **options).tasks
         helped = choose_tasks(cases, lesions(20), **options)
         assert helped.counts["malignancy"] == {"real": [19, 1], "phantom": [10, 10]}
 
-    def test_none_at_all_is_one_sentence(self):
+    def test_none_at_all_is_one_sentence(self, lesions):
         with pytest.raises(GBCIError, match="no task has 30 lesions of both classes among 4; expected more data"):
             choose_tasks(lesions(4), [], fewest=30, data="", channels=(8, 16))
 
 
 class TestLoss:
     @pytest.fixture
-    def task(self):
+    def task(self, lesions):
         cases = lesions(8)
         scored = choose_tasks(cases, [], fewest=2, data="", channels=(8, 16))
         return ClassifierTask(prepare_examples(cases, scored), scored, ClassifierConfig(channels=(8, 16)), CPU)

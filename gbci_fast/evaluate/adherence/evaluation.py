@@ -8,7 +8,7 @@ import numpy as np
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, crop_lesions
-from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
+from gbci_fast.evaluate.metrics import interval, resample, weighted_auc
 from gbci_fast.evaluate.painting import Description, ring_mean_fill
 from gbci_fast.evaluate.report import target
 from gbci_fast.evaluate.scorer import SIZE, Scorer, cut_windows, label, labels
@@ -188,8 +188,8 @@ class _Judge:
             "positive": int(truths.sum()) // times,
             "negative": int((~truths).sum()) // times,
             "patients": len(set(np.tile(self.patients, times)[known])),
-            "balanced_accuracy": _interval(balanced_accuracy(scores, truths, roots, draws)),
-            "auc": _interval(auc(scores, truths, roots, draws)),
+            "balanced_accuracy": _with_interval(balanced_accuracy(scores, truths, roots, draws)),
+            "auc": _with_interval(auc(scores, truths, roots, draws)),
         }
 
     def _score(self, images: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -215,8 +215,7 @@ def variant_seed(seed: int, variant: int) -> int:
 
 def patient_draws(patients: np.ndarray, seed: int) -> np.ndarray:
     """How often every lesion counts, int [1 + RESAMPLES, N]: once in row 0, then as bootstrap resamples of patients."""
-    count = int(patients.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    drawn = resample(int(patients.max()) + 1, np.random.default_rng(seed))
     return np.concatenate([np.ones((1, len(patients)), int), drawn[:, patients]])
 
 
@@ -249,9 +248,7 @@ def auc(scores: np.ndarray, truths: np.ndarray, roots: np.ndarray, draws: np.nda
 
     def value(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
         positive, values = truths[rows], scores[rows]
-        difference = values[positive][:, None] - values[~positive]
-        wins, one, other = (np.sign(difference) + 1) / 2, weights[:, positive], weights[:, ~positive]
-        return ((one @ wins) * other).sum(1) / (one.sum(1) * other.sum(1))
+        return weighted_auc(values[positive], values[~positive], weights[:, positive], weights[:, ~positive])
 
     return _within(value, truths, roots, draws)
 
@@ -273,15 +270,12 @@ def _within(
         return total / weight
 
 
-def _interval(values: np.ndarray) -> dict[str, float | None]:
+def _with_interval(values: np.ndarray) -> dict[str, float | None]:
     """The first value, with the interval of the others (resamples); no interval if most of them are NaN."""
     first, others = values[0], values[1:][~np.isnan(values[1:])]
     if np.isnan(first):
         return {"value": None, "low": None, "high": None}
-    if len(others) < len(values) / 2:
-        return {"value": float(first), "low": None, "high": None}
-    low, high = np.quantile(others, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"value": float(first), "low": float(low), "high": float(high)}
+    return {"value": float(first), **interval(others if len(others) >= len(values) / 2 else others[:0])}
 
 
 def build_targets(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -300,8 +294,8 @@ def build_targets(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
         value = control["balanced_accuracy"]
         known = value["low"] is not None
         what = "erased lesions" if task == SIZE else "original labels under shuffled descriptions"
-        interval = f"95 % interval {value['low']:.2f} to {value['high']:.2f}" if known else "too few lesions"
-        note = f"balanced accuracy must be at chance; {interval}"
+        measured = f"95 % interval {value['low']:.2f} to {value['high']:.2f}" if known else "too few lesions"
+        note = f"balanced accuracy must be at chance; {measured}"
         outside = max(value["low"] - CHANCE, CHANCE - value["high"]) if known else None
         name = f"leak of {task}: {what}, chance outside of the interval by"
         targets.append(target(name, outside, 0.0, at_least=False, note=note))

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gbci_fast.evaluate.adherence.evaluation import CHANCE, CONDITIONS, SHUFFLED, TOLD
+from gbci_fast.evaluate.adherence.evaluation import CHANCE, CONDITIONS, ORIGINAL, SHUFFLED, TOLD
 from gbci_fast.evaluate.scorer import CATEGORY
 
 LABELS = {
@@ -16,7 +16,7 @@ LABELS = {
     "ring_mean": "erased (ring mean)",
     TOLD: "painted, own description",
     SHUFFLED: "painted, another's description",
-    "shuffled_original": "the same, against own labels",
+    ORIGINAL: "the same, against own labels",
 }
 
 

@@ -1,7 +1,7 @@
 """Distances between two sets of feature vectors, on plain arrays; items of one owner (patient) are never compared.
 
 `owners` holds the owner of every item. Two views of one lesion, or a real lesion and the one painted in its place, are
-not independent: they would pull every distance toward zero. Without `owners`, every item has an owner of its own.
+not independent: they would pull every distance toward zero.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ from gbci_fast.errors import GBCIError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KernelPairs:
-    """The terms of the squared maximum mean discrepancy of two sets, for any weights of their items.
+    """The terms of the unbiased kernel distance of two sets (Binkowski et al. 2018), for any weights of their items.
+
+    The distance can be negative: between samples of one distribution its expectation is zero.
 
     Attributes:
         xx, yy, xy: float64, the cubic kernel (x.y / D + 1)^3 of every pair, 0 where the pair does not count.
@@ -30,19 +32,13 @@ class KernelPairs:
     counts_xy: np.ndarray
 
     @classmethod
-    def of(
-        cls,
-        x: np.ndarray,
-        y: np.ndarray,
-        owners_x: Sequence[object] | None = None,
-        owners_y: Sequence[object] | None = None,
-    ) -> "KernelPairs":
+    def of(cls, x: np.ndarray, y: np.ndarray, owners_x: Sequence[str], owners_y: Sequence[str]) -> "KernelPairs":
         """The pairs of features x [N, D] and y [M, D]."""
         parts = {}
         for name, a, b, counts in (
-            ("xx", x, x, _pairs_that_count(len(x), owners_x)),
-            ("yy", y, y, _pairs_that_count(len(y), owners_y)),
-            ("xy", x, y, _different(owners_x, owners_y, (len(x), len(y)))),
+            ("xx", x, x, _different(owners_x, owners_x)),
+            ("yy", y, y, _different(owners_y, owners_y)),
+            ("xy", x, y, _different(owners_x, owners_y)),
         ):
             kernel = (a.astype(np.float64) @ b.astype(np.float64).T / x.shape[1] + 1) ** 3
             parts |= {name: np.where(counts, kernel, 0), f"counts_{name}": counts.astype(np.float64)}
@@ -62,20 +58,6 @@ class KernelPairs:
         wx, wy = np.asarray(weights_x, np.float64), np.asarray(weights_y, np.float64)
         within = mean(self.xx, self.counts_xx, wx, wx) + mean(self.yy, self.counts_yy, wy, wy)
         return within - 2 * mean(self.xy, self.counts_xy, wx, wy)
-
-
-def kernel_distance(
-    x: np.ndarray,
-    y: np.ndarray,
-    owners_x: Sequence[object] | None = None,
-    owners_y: Sequence[object] | None = None,
-) -> float:
-    """The unbiased kernel inception distance (Binkowski et al. 2018) of features [N, D] and [M, D] of any extractor.
-
-    The distance can be negative: between samples of one distribution its expectation is zero.
-    """
-    pairs = KernelPairs.of(x, y, owners_x, owners_y)
-    return float(pairs.distances(np.ones((1, len(x))), np.ones((1, len(y))))[0])
 
 
 def frechet_distance(
@@ -132,26 +114,23 @@ class NeighborPairs:
 
     @classmethod
     def of(
-        cls,
-        real: np.ndarray,
-        synthetic: np.ndarray,
-        real_owners: Sequence[object] | None = None,
-        synthetic_owners: Sequence[object] | None = None,
+        cls, real: np.ndarray, synthetic: np.ndarray, real_owners: Sequence[str], synthetic_owners: Sequence[str]
     ) -> "NeighborPairs":
         """The distances of features real [N, D] and synthetic [M, D]."""
-        different = _different(real_owners, synthetic_owners, (len(real), len(synthetic)))
         return cls(
-            real=np.where(_pairs_that_count(len(real), real_owners), cdist(real, real), np.inf),
-            synthetic=np.where(
-                _pairs_that_count(len(synthetic), synthetic_owners), cdist(synthetic, synthetic), np.inf
-            ),
-            cross=np.where(different, cdist(real, synthetic), np.inf),
+            real=np.where(_different(real_owners, real_owners), cdist(real, real), np.inf),
+            synthetic=np.where(_different(synthetic_owners, synthetic_owners), cdist(synthetic, synthetic), np.inf),
+            cross=np.where(_different(real_owners, synthetic_owners), cdist(real, synthetic), np.inf),
         )
 
     def find(
         self, k: int, real_rows: np.ndarray | slice = slice(None), synthetic_rows: np.ndarray | slice = slice(None)
     ) -> Neighbors:
-        """The neighbors among the items at the given rows (bool or indices); see `find_neighbors`.
+        """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020), item by item.
+
+        Args:
+            k: number of neighbors of other owners in a ball.
+            real_rows, synthetic_rows: the items that count, bool or indices.
 
         Raises:
             GBCIError: an item has fewer than `k` neighbors of other owners.
@@ -166,26 +145,6 @@ class NeighborPairs:
             recall=(distances < synthetic_radii).any(1).astype(np.float64),
             coverage=in_real.any(1).astype(np.float64),
         )
-
-
-def find_neighbors(
-    real: np.ndarray,
-    synthetic: np.ndarray,
-    k: int = 5,
-    real_owners: Sequence[object] | None = None,
-    synthetic_owners: Sequence[object] | None = None,
-) -> Neighbors:
-    """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020), item by item.
-
-    Args:
-        real, synthetic: features [N, D] and [M, D].
-        k: number of neighbors of other owners in a ball.
-        real_owners, synthetic_owners: the owners of the items; None = all different.
-
-    Raises:
-        GBCIError: an item has fewer than `k` neighbors of other owners.
-    """
-    return NeighborPairs.of(real, synthetic, real_owners, synthetic_owners).find(k)
 
 
 def _moments(x: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -209,14 +168,6 @@ def _radii(what: str, distances: np.ndarray, k: int) -> np.ndarray:
     return np.partition(distances, k - 1, axis=1)[:, k - 1]
 
 
-def _pairs_that_count(number: int, owners: Sequence[object] | None) -> np.ndarray:
-    """Which pairs within a set have different owners, bool [N, N]."""
-    owners = range(number) if owners is None else owners
-    return _different(owners, owners, (number, number))
-
-
-def _different(left: Sequence[object] | None, right: Sequence[object] | None, shape: tuple[int, int]) -> np.ndarray:
-    """Which pairs have different owners, bool [N, M]; all pairs if the owners are not given."""
-    if left is None or right is None:
-        return np.ones(shape, bool)
+def _different(left: Sequence[str], right: Sequence[str]) -> np.ndarray:
+    """Which pairs have different owners, bool [N, M]."""
     return np.asarray(left)[:, None] != np.asarray(right)

@@ -18,7 +18,7 @@ from gbci_fast.evaluate.distribution.appearance import BAND, FLANK, ms_ssim, sea
 from gbci_fast.evaluate.distribution.distances import KernelPairs, NeighborPairs, frechet_distance
 from gbci_fast.evaluate.features import Extractor
 from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress
-from gbci_fast.evaluate.metrics import LEVEL, patient_summary
+from gbci_fast.evaluate.metrics import QUANTILES, interval, patient_summary, resample
 from gbci_fast.evaluate.report import target, versions
 from gbci_fast.evaluate.settings import DistributionSettings
 
@@ -27,7 +27,6 @@ STANDARDIZED = ("radiomics",)  # extractors whose features have different units
 NEIGHBOR_STATISTICS = ("precision", "recall", "density", "coverage")
 FEWEST_JUDGED = 20  # patients that a set needs for its targets to be judged
 FRECHET_BOUND, SLOPE_BOUND = 1.5, 0.2
-QUANTILES = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Maps weights of a set's items, [R, N], and of the real items, [R, M], to R values."""
@@ -137,9 +136,7 @@ class Halvings:
             # In an odd stratum, a random half gets the extra patient.
             cut = (len(stratum) + rng.integers(0, 2, (settings.splits, 1)) * (len(stratum) % 2)) // 2
             halves[:, stratum] = order < cut
-            draws[:, stratum] = rng.multinomial(
-                len(stratum), np.full(len(stratum), 1 / len(stratum)), size=settings.resamples
-            )
+            draws[:, stratum] = resample(len(stratum), rng, settings.resamples)
         owners = {name: np.array([rows[patient] for patient in crops.patients]) for name, crops in sets.items()}
         left = {name: halves[:, owner] for name, owner in owners.items()}
         fewest = np.min([half.sum(1) for half in left.values()], axis=0)
@@ -245,7 +242,7 @@ def _measure(name: str, measure: Measure, halvings: Halvings, *, centered: bool)
         draws = draws[np.isfinite(draws)]
         if centered:
             draws = np.maximum(draws - draws.mean() + value, 0)
-        result["full"] = {"value": value} | _interval(draws)
+        result["full"] = {"value": value} | interval(draws)
     return result
 
 
@@ -257,7 +254,7 @@ def _measure_neighbors(name: str, pairs: NeighborPairs, halvings: Halvings, k: i
         for key, result in results.items():
             values = getattr(full, key)
             draws = halvings.draws[name if key in ("precision", "density") else REAL]
-            result["full"] = {"value": float(values.mean())} | _interval(draws @ values / draws.sum(1))
+            result["full"] = {"value": float(values.mean())} | interval(draws @ values / draws.sum(1))
     return results
 
 
@@ -306,7 +303,7 @@ def _compare_values(values: Mapping[str, np.ndarray], sets: Mapping[str, Crops],
             here, there = halvings.draws[name], halvings.draws[REAL]
             draws = here @ column / here.sum(1) - there @ real / there.sum(1)
             report["columns"][name] = patient_summary(column, sets[name].patients) | {
-                "difference": {"value": float(column.mean() - real.mean())} | _interval(draws),
+                "difference": {"value": float(column.mean() - real.mean())} | interval(draws),
                 "share_in_real_range": float(((column >= low) & (column <= high)).mean()),
             }
     return report
@@ -358,11 +355,4 @@ def _spread(values: np.ndarray) -> dict[str, Any]:
     values = np.asarray(values, np.float64)
     if not np.isfinite(values).all():
         raise GBCIError("a half of the patients has too few lesions to compare; use more images")
-    return {"median": float(np.median(values)), **_interval(values), "values": values.tolist()}
-
-
-def _interval(draws: np.ndarray) -> dict[str, float | None]:
-    if not len(draws):
-        return {"low": None, "high": None}
-    low, high = np.quantile(draws, QUANTILES)
-    return {"low": float(low), "high": float(high)}
+    return {"median": float(np.median(values)), **interval(values), "values": values.tolist()}

@@ -20,7 +20,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Extractor
 from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress, crop_lesions, read_painted
 from gbci_fast.evaluate.memorisation.neighbors import Nearest, TrainingIndex, index_digest
-from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
+from gbci_fast.evaluate.metrics import interval, numbered, resample
 from gbci_fast.evaluate.report import target, versions
 from gbci_fast.evaluate.settings import MemorisationSettings
 
@@ -173,7 +173,7 @@ def compare(
     below = int((synthetic < threshold).sum())
     null = stats.betabinom(len(synthetic), k, len(real) + 1 - k)
     medians = float(np.median(real)), float(np.median(synthetic))
-    low, high = _ratio_interval(distances, patients, settings.seed)
+    ratio = _ratio_interval(distances, patients, settings.seed)
     return {
         "threshold": threshold,
         "expected_share": k / (len(real) + 1),
@@ -184,8 +184,8 @@ def compare(
         "median_real": medians[0],
         "median_synthetic": medians[1],
         "ratio": medians[1] / medians[0] if medians[0] else None,
-        "ratio_low": low,
-        "ratio_high": high,
+        "ratio_low": ratio["low"],
+        "ratio_high": ratio["high"],
         "distances_real": [float(value) for value in real],
         "distances_synthetic": [float(value) for value in synthetic],
     }
@@ -193,30 +193,24 @@ def compare(
 
 def _ratio_interval(
     distances: Sequence[np.ndarray], patients: Sequence[Sequence[str]], seed: int
-) -> tuple[float | None, float | None]:
+) -> dict[str, float | None]:
     """The bootstrap interval of the ratio of medians (synthetic / real) over patients; None for a single patient.
 
     A patient with crops in both groups is drawn for both.
     """
-    everyone = {name: i for i, name in enumerate(dict.fromkeys([*patients[0], *patients[1]]))}
     if min(len(set(group)) for group in patients) < 2:
-        return None, None
-    draws = np.random.default_rng(seed).multinomial(
-        len(everyone), np.full(len(everyone), 1 / len(everyone)), size=RESAMPLES
-    )
+        return interval(np.empty(0))
+    owners = numbered([*patients[0], *patients[1]])
+    draws = resample(owners.max() + 1, np.random.default_rng(seed))
     medians = []
-    for values, group in zip(distances, patients, strict=True):
+    for values, owner in zip(distances, np.split(owners, [len(patients[0])]), strict=True):
         order = np.argsort(values)
-        weights = draws[:, [everyone[group[i]] for i in order.tolist()]].cumsum(1)
+        weights = draws[:, owner[order]].cumsum(1)
         middle = (weights < weights[:, -1:] / 2).sum(1)
         medians.append(np.where(weights[:, -1] > 0, values[order][np.minimum(middle, len(values) - 1)], np.nan))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = medians[1] / medians[0]
-    ratios = ratios[np.isfinite(ratios)]
-    if not len(ratios):
-        return None, None
-    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return interval(ratios[np.isfinite(ratios)])
 
 
 def _nearest(index: TrainingIndex, lesions: Lesions, on_done: Callable[[int, int], None]) -> Nearest:

@@ -20,7 +20,7 @@ from scipy.ndimage import gaussian_filter
 from gbci_fast.dicom.bounds import MEBIBYTE, check_regular
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import CONTEXT, CROP_SIZE, SMALLEST_WINDOW, Crops
-from gbci_fast.jobs.files import atomically
+from gbci_fast.jobs.files import atomically_open
 
 RESOLUTION = 32  # side in pixels at which crops are compared
 SHIFT = 2  # largest shift in pixels at that resolution: four pixels of a crop
@@ -140,12 +140,7 @@ def save_index(index: TrainingIndex, threshold: float, path: Path) -> None:
         "names": np.array(index.names),
         "image_ids": np.array(index.image_ids),
     }
-
-    def save(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # numpy adds a suffix to a name, not to a file
-            np.savez(file, **content)
-
-    atomically(path, save)
+    atomically_open(path, lambda file: np.savez(file, **content))
 
 
 def load_index(path: Path) -> tuple[TrainingIndex, float]:

@@ -20,6 +20,7 @@ from gbci_fast.data.fields import Lesion, read_fields
 from gbci_fast.data.vindr import ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.case import MASK_GROWTH, Case, image_seed, mask_around, root_names, spread
+from gbci_fast.evaluate.lesions import OnProgress
 from gbci_fast.evaluate.metrics import (
     DATA_RANGE,
     LEVEL,
@@ -80,8 +81,6 @@ TARGETS = (
 SOURCE_REPORTED = {"ssim": 0.84, "psnr": 22.5}
 """What the source paper reports for its model on its own data; compare with `source_setting`."""
 
-OnProgress = Callable[[str, float, int], None]
-"""Called as ``f(stage, done, total)``, in images."""
 Images = dict[str, np.ndarray]
 """Condition to float32 [S, S] in [0, 1]."""
 

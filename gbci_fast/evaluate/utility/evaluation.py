@@ -20,7 +20,7 @@ import torch
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress, read_lesions
-from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
+from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES, interval, numbered, resample, weighted_auc
 from gbci_fast.evaluate.painting import paint
 from gbci_fast.evaluate.report import versions
 from gbci_fast.evaluate.settings import UtilitySettings
@@ -237,25 +237,20 @@ def _draws(test: PatchSet, settings: UtilitySettings) -> tuple[np.ndarray, np.nd
 
     Row 0 of the first array is no resample: all patches count once.
     """
-    owners = test.lesions.patients + test.normal.patients
-    index = {patient: i for i, patient in enumerate(dict.fromkeys(owners))}
-    rng = np.random.default_rng(settings.seed)
-    weights = np.ones((1, len(index)), int)
-    if len(index) > 1:
-        resampled = rng.multinomial(len(index), np.full(len(index), 1 / len(index)), size=RESAMPLES)
-        weights = np.concatenate([weights, resampled])
-    seeds = rng.multinomial(settings.seeds, np.full(settings.seeds, 1 / settings.seeds), size=len(weights) - 1)
-    return weights[:, [index[patient] for patient in owners]].astype(np.float64), seeds
+    owners = numbered(test.lesions.patients + test.normal.patients)
+    count, rng = owners.max() + 1, np.random.default_rng(settings.seed)
+    weights = np.concatenate([np.ones((1, count), int), resample(count, rng, RESAMPLES if count > 1 else 0)])
+    seeds = resample(settings.seeds, rng, len(weights) - 1)
+    return weights[:, owners].astype(np.float64), seeds
 
 
 def _measure(logits: np.ndarray, test: PatchSet, draws: np.ndarray) -> np.ndarray:
     """AUC and balanced accuracy (at logit 0) under every row of weights, [2, 1 + B]; NaN where a class is missing."""
     count = len(test.lesions)
     lesions, normal = logits[:count], logits[count:]
-    wins = (lesions[:, None] > normal) + 0.5 * (lesions[:, None] == normal)
     of_lesions, of_normal = draws[:, :count], draws[:, count:]
     with np.errstate(invalid="ignore"):
-        auc = ((of_lesions @ wins) * of_normal).sum(1) / (of_lesions.sum(1) * of_normal.sum(1))
+        auc = weighted_auc(lesions, normal, of_lesions, of_normal)
         sensitivity = of_lesions @ (lesions > 0) / of_lesions.sum(1)
         specificity = of_normal @ (normal <= 0) / of_normal.sum(1)
     return np.stack([auc, (sensitivity + specificity) / 2])
@@ -264,18 +259,13 @@ def _measure(logits: np.ndarray, test: PatchSet, draws: np.ndarray) -> np.ndarra
 def _summary(values: np.ndarray, seed_draws: np.ndarray) -> dict[str, Any]:
     """Mean, interval and spread of the figures of all seeds under all resamples, [S, 1 + B]."""
     own = values[:, 0]
-    summary = {
+    resampled = (seed_draws * values[:, 1:].T).sum(1) / len(values)
+    return {
         "mean": float(own.mean()),
-        "low": None,
-        "high": None,
+        **interval(resampled[np.isfinite(resampled)]),
         "seed_sd": float(own.std(ddof=1)) if len(own) > 1 else None,
         "by_seed": own.tolist(),
     }
-    if len(seed_draws):
-        resampled = (seed_draws * values[:, 1:].T).sum(1) / len(values)
-        resampled = resampled[np.isfinite(resampled)]
-        summary["low"], summary["high"] = map(float, np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    return summary
 
 
 def _read(roots: Sequence[Path], split: str, settings: UtilitySettings, on_progress: OnProgress) -> list[LesionCase]:

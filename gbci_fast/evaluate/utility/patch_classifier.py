@@ -18,6 +18,7 @@ GROUPS = 8
 GAIN, GAMMA = 0.2, 0.3  # bounds of the stronger augmentation, as exponents of 2
 RECIPE = ("1", LEARNING_RATE, WEIGHT_DECAY, WARMUP, CHANNELS, GROUPS, GAIN, GAMMA)
 """Identifies the training procedure; the first entry counts the changes of the code below."""
+CLASSIFIED = 256  # patches classified together
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """Maps patches, float32 [N, 1, P, P] in [0, 1], to patches of the same shape and range."""
@@ -105,14 +106,14 @@ def fit_patch_classifier(phases: Sequence[Phase], *, seed: int, batch_size: int)
 
 
 @torch.no_grad()
-def classify(model: PatchClassifier, patches: Patches, batch_size: int = 256) -> np.ndarray:
+def classify(model: PatchClassifier, patches: Patches) -> np.ndarray:
     """The logits of patches, float64 [N].
 
     Raises:
         GBCIError: a logit is not finite, since the training diverged.
     """
     x = torch.from_numpy(patches.pixels)[:, None]
-    logits = torch.cat([model(part) for part in x.split(batch_size)]).double().numpy()
+    logits = torch.cat([model(part) for part in x.split(CLASSIFIED)]).double().numpy()
     if not np.isfinite(logits).all():
         raise GBCIError("a patch classifier's score is NaN or infinity; its training diverged")
     return logits

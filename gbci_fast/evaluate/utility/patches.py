@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from gbci_fast.data.boxes import bounding_box
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.case import image_seed
 from gbci_fast.evaluate.lesions import LesionCase
@@ -186,14 +187,14 @@ def _host_lesion(
 
 def _moved(pixels: np.ndarray, mask: np.ndarray, window: Window) -> np.ndarray | None:
     """`pixels` [S, S] moved so that the mask's box is centered in a window; None if the box then leaves the image."""
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    height, width = int(ys[-1] + 1 - ys[0]), int(xs[-1] + 1 - xs[0])
+    xmin, ymin, xmax, ymax = bounding_box(mask)
+    height, width = ymax - ymin, xmax - xmin
     # Rounded as in `lesion_window`, so that `window` is the moved mask's own window.
     top, left = window[0] - (height - PATCH_SIZE) // 2, window[1] - (width - PATCH_SIZE) // 2
     if top < 0 or left < 0 or top + height > mask.shape[0] or left + width > mask.shape[1]:
         return None
     out = np.zeros_like(pixels)
-    out[top : top + height, left : left + width] = pixels[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+    out[top : top + height, left : left + width] = pixels[ymin:ymax, xmin:xmax]
     return out
 
 

@@ -23,6 +23,7 @@ from gbci_fast.dicom.writing import (
 from gbci_fast.generate.checks import check_view
 from gbci_fast.generate.identities import Identities
 from gbci_fast.generate.template import Synthesis
+from gbci_fast.jobs.files import digest_of
 
 # For a template without a date, one is invented after this day, from the study's ids.
 _EPOCH = datetime(2000, 1, 1)
@@ -67,7 +68,7 @@ def _header(synthesis: Synthesis, identities: Identities, job_seed: int, weights
     patient = identities.origin(item.template, mammogram).patient_id
     source, names = mammogram.dataset, identities.names
     study = (item.study_id, patient, names.uid(_text(source, "StudyInstanceUID")))
-    number = int(_digest(*study)[:8], 16)
+    number = int(digest_of(*study)[:8], 16)
     invented = _EPOCH + timedelta(days=number % 7300, seconds=number % 86400)
     when = _study_datetime(source)
     pixels = hashlib.sha256(np.ascontiguousarray(synthesis.stored)).hexdigest()
@@ -78,7 +79,7 @@ def _header(synthesis: Synthesis, identities: Identities, job_seed: int, weights
         series_uid=uid_from_seed("series", job_seed, *study, attributes.laterality, attributes.view_position),
         instance_uid=uid_from_seed("instance", job_seed, *study, item.image_id, pixels),
         study_datetime=invented if when is None else when + names.shift(patient),
-        patient_id=f"SYN-{_digest('patient', job_seed, item.variant, patient)[:12]}",
+        patient_id=f"SYN-{digest_of('patient', job_seed, item.variant, patient)[:12]}",
         software_version=__version__,
         derivation=f"Synthetic lesion ({findings}) by latent diffusion (weights {weights_hash[:12]}, "
         f"seed {item.seed}); research data, not for diagnosis.",
@@ -106,11 +107,6 @@ def _study_datetime(dataset: Dataset | None) -> datetime | None:
 
 def _text(dataset: Dataset | None, keyword: str) -> str:
     return "" if dataset is None else str(dataset.get(keyword) or "").strip()
-
-
-def _digest(*parts: object) -> str:
-    """SHA-256 over the parts, hexadecimal."""
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
 
 
 def _source(dataset: Dataset | None, names: KeptIdentifiers) -> SourceImage | None:

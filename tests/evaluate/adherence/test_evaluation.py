@@ -20,23 +20,10 @@ from gbci_fast.evaluate.adherence.evaluation import (
     variant_seed,
 )
 from gbci_fast.evaluate.adherence.figure import draw_figure
-from gbci_fast.evaluate.lesions import LesionCase
 from gbci_fast.evaluate.scorer import ScorerConfig
 
 SETTINGS = AdherenceSettings()
 BRIGHT, DARK = 0.9, 0.4
-
-SIZE = 96
-
-
-def square(top=30, left=30, side=20, **changes):
-    """A bright square lesion in a gray breast; the mask is the lesion."""
-    lesion = np.zeros((SIZE, SIZE), bool)
-    lesion[top : top + side, left : left + side] = True
-    given = {"root": "set", "image_id": "image", "number": 0, "patient": "set/p", "split": "test", "seed": 1}
-    given |= {"image": np.where(lesion, 50000, 20000).astype(np.uint16), "breast": np.ones((SIZE, SIZE), bool)}
-    given |= {"lesion": lesion, "mask": lesion, "attributes": Attributes(), "report": None, "pathology": None}
-    return LesionCase(**(given | changes))
 
 
 class Reader:
@@ -51,17 +38,21 @@ class Reader:
         return {"birads_high": (inside > (BRIGHT + DARK) / 2).astype(float), "size": size.astype(float)}
 
 
-def lesions(count=40, root="set"):
-    """Two views per patient; brightness tells the BI-RADS."""
-    cases = []
-    for i in range(count):
-        high = i // 2 % 2
-        case = square(
-            top=10, left=10, side=(10, 24)[i % 2], root=root, patient=f"{root}/{i // 2}", image_id=f"{root}{i}", seed=i
-        )
-        image = np.where(case.mask, (DARK, BRIGHT)[high] * 65535, 20000).astype(np.uint16)
-        cases.append(replace(case, image=image, attributes=Attributes(finding_birads=(3, 5)[high])))
-    return cases
+@pytest.fixture
+def lesions(square):
+    """`lesions(count=40, root="set")`: cases with two views per patient; brightness tells the BI-RADS."""
+
+    def make(count=40, root="set"):
+        cases = []
+        for i in range(count):
+            given = {"root": root, "patient": f"{root}/{i // 2}", "image_id": f"{root}{i}", "seed": i}
+            case = square(top=10, left=10, side=(10, 24)[i % 2], **given)
+            high = i // 2 % 2
+            image = np.where(case.mask, (DARK, BRIGHT)[high] * 65535, 20000).astype(np.uint16)
+            cases.append(replace(case, image=image, attributes=Attributes(finding_birads=(3, 5)[high])))
+        return cases
+
+    return make
 
 
 def obedient(cases, descriptions, guidance):
@@ -87,7 +78,7 @@ def target(report, start):
 
 
 class TestPainters:
-    def test_an_obedient_painter_has_full_adherence_and_no_leak(self):
+    def test_an_obedient_painter_has_full_adherence_and_no_leak(self, lesions):
         report = evaluate_adherence(lesions(), Reader(), obedient, SETTINGS)
         for condition in ("real", "painted", "shuffled"):
             assert value(report, "birads_high", condition) == value(report, "birads_high", condition, "auc") == 1
@@ -95,7 +86,7 @@ class TestPainters:
         assert target(report, "adherence of birads_high")["met"]
         assert target(report, "leak of birads_high")["met"]
 
-    def test_one_that_ignores_conditions_is_at_chance(self):
+    def test_one_that_ignores_conditions_is_at_chance(self, lesions):
         report = evaluate_adherence(lesions(200), Reader(), deaf, SETTINGS)
         for condition in ("painted", "shuffled", "shuffled_original"):
             found = report["tasks"]["birads_high"][condition]["balanced_accuracy"]
@@ -103,28 +94,28 @@ class TestPainters:
         assert target(report, "adherence of birads_high")["met"] is False
         assert target(report, "leak of birads_high")["met"]
 
-    def test_one_that_copies_the_hidden_lesion_leaks(self):
+    def test_one_that_copies_the_hidden_lesion_leaks(self, lesions):
         report = evaluate_adherence(lesions(), Reader(), copying, SETTINGS)
         assert value(report, "birads_high", "painted") == 1  # looks adherent
         assert value(report, "birads_high", "shuffled_original") == 1  # and is found out
         assert value(report, "birads_high", "shuffled") == pytest.approx(0.5, abs=0.1)
         assert target(report, "leak of birads_high")["met"] is False
 
-    def test_size_is_not_shuffled_and_its_control_is_the_erased_image(self):
+    def test_size_is_not_shuffled_and_its_control_is_the_erased_image(self, lesions):
         report = evaluate_adherence(lesions(), Reader(), obedient, SETTINGS)
         assert set(report["tasks"]["size"]) == {"real", "ring_mean", "painted"}
         assert value(report, "size", "painted") == 1
         assert value(report, "size", "ring_mean") == 0.5
         assert target(report, "leak of size")["met"]
 
-    def test_a_scorer_at_chance_on_real_lesions_judges_nothing(self):
+    def test_a_scorer_at_chance_on_real_lesions_judges_nothing(self, lesions):
         cases = [replace(case, image=np.full_like(case.image, 20000)) for case in lesions()]
         report = evaluate_adherence(cases, Reader(), obedient, SETTINGS)
         assert target(report, "adherence of birads_high")["met"] is None
 
 
 class TestVariants:
-    def test_every_variant_has_other_noise_and_the_first_the_cases_own(self):
+    def test_every_variant_has_other_noise_and_the_first_the_cases_own(self, lesions):
         asked = []
 
         def painter(cases, descriptions, guidance):
@@ -137,7 +128,7 @@ class TestVariants:
         assert all(0 <= seed < 2**64 for seeds in asked for seed in seeds)
         assert variant_seed(7, 1) == variant_seed(7, 1) != variant_seed(7, 2)
 
-    def test_the_figure_is_the_mean_over_variants(self):
+    def test_the_figure_is_the_mean_over_variants(self, lesions):
         """A painter that obeys in one of its two variants is right in three of four cases."""
         calls = []
 
@@ -154,7 +145,7 @@ class TestVariants:
         assert [found[key] for key in ("positive", "negative", "patients")] == [20, 20, 20]
         assert [real[key] for key in ("positive", "negative", "patients")] == [20, 20, 20]
 
-    def test_variants_of_one_patient_are_drawn_together(self):
+    def test_variants_of_one_patient_are_drawn_together(self, lesions):
         """Repeating the very same paintings narrows no interval."""
         once, thrice = (
             evaluate_adherence(lesions(), Reader(), deaf, replace(SETTINGS, variants=n, shuffled=False)) for n in (1, 3)
@@ -163,7 +154,7 @@ class TestVariants:
 
 
 class TestSweep:
-    def test_every_guidance_is_painted_once_with_both_sets_of_descriptions(self):
+    def test_every_guidance_is_painted_once_with_both_sets_of_descriptions(self, lesions):
         asked = []
 
         def painter(cases, descriptions, guidance):
@@ -177,7 +168,7 @@ class TestSweep:
         low, high = (row["birads_high"]["shuffled"]["balanced_accuracy"]["value"] for row in report["sweep"])
         assert low < 0.8 < high == 1
 
-    def test_not_shuffled_paints_once(self, tmp_path):
+    def test_not_shuffled_paints_once(self, lesions, tmp_path):
         asked = []
 
         def painter(cases, descriptions, guidance):
@@ -189,7 +180,7 @@ class TestSweep:
         assert "shuffled" not in report["tasks"]["birads_high"]
         assert not [t for t in report["targets"] if t["name"].startswith("leak of birads_high")]
 
-    def test_figure_and_table_of_both(self, tmp_path):
+    def test_figure_and_table_of_both(self, lesions, tmp_path):
         settings = AdherenceSettings(sweep=(1.0, 3.0))
         cases = lesions(12)
         report = evaluate_adherence(cases, Reader(), obedient, settings, reconstruction=copying(cases, (), 0))
@@ -211,7 +202,7 @@ class TestSweep:
 
 
 class TestDerangement:
-    def test_donors_are_others_of_the_same_set_each_once(self):
+    def test_donors_are_others_of_the_same_set_each_once(self, lesions):
         cases = lesions(30) + lesions(11, root="other")
         donors = derange(cases, Reader(), seed=0)
         assert sorted(donors) == list(range(len(cases)))
@@ -222,13 +213,13 @@ class TestDerangement:
         np.testing.assert_array_equal(donors, derange(cases, Reader(), seed=0))
         assert (donors != derange(cases, Reader(), seed=1)).any()
 
-    def test_labels_of_donors_are_even(self):
+    def test_labels_of_donors_are_even(self, lesions):
         cases = lesions(40)
         high = np.array([case.attributes.finding_birads == 5 for case in cases])
         told = high[derange(cases, Reader(), seed=0)]
         assert abs(told[high].mean() - told[~high].mean()) < 0.11
 
-    def test_a_set_of_one_lesion_is_one_sentence(self):
+    def test_a_set_of_one_lesion_is_one_sentence(self, lesions):
         with pytest.raises(GBCIError, match="other has one lesion, whose description cannot be shuffled; pass --no-sh"):
             derange(lesions(4) + lesions(1, root="other"), Reader(), seed=0)
 

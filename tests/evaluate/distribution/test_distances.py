@@ -9,12 +9,26 @@ from scipy.linalg import sqrtm
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.distribution.appearance import MS_SSIM_WEIGHTS, ms_ssim, seams, spectrum_slopes
-from gbci_fast.evaluate.distribution.distances import KernelPairs, find_neighbors, frechet_distance, kernel_distance
+from gbci_fast.evaluate.distribution.distances import KernelPairs, NeighborPairs, frechet_distance
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops
 
 
 def sample(n, d, seed, shift=0.0):
     return np.random.default_rng(seed).normal(shift, 1, (n, d))
+
+
+def kernel_distance(x, y, owners_x=None, owners_y=None):
+    """By `KernelPairs`, over all pairs; without owners, every item has one of its own."""
+    owners_x = range(len(x)) if owners_x is None else owners_x
+    owners_y = range(-len(y), 0) if owners_y is None else owners_y
+    return KernelPairs.of(x, y, owners_x, owners_y).distances(np.ones((1, len(x))), np.ones((1, len(y))))[0]
+
+
+def find_neighbors(real, synthetic, k=5, real_owners=None, synthetic_owners=None):
+    """By `NeighborPairs`; without owners, every item has one of its own."""
+    real_owners = range(len(real)) if real_owners is None else real_owners
+    synthetic_owners = range(-len(synthetic), 0) if synthetic_owners is None else synthetic_owners
+    return NeighborPairs.of(real, synthetic, real_owners, synthetic_owners).find(k)
 
 
 def slow_kernel_distance(x, y, owners_x, owners_y):

@@ -13,7 +13,7 @@ from PIL import Image
 from gbci_fast.cli import main
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.distribution.distances import frechet_distance, kernel_distance
+from gbci_fast.evaluate.distribution.distances import KernelPairs, frechet_distance
 from gbci_fast.evaluate.distribution.evaluation import (
     DistributionSettings,
     Halvings,
@@ -149,7 +149,8 @@ class TestPlantedEffects:
         x, y = Sums()(columns["brighter"]), Sums()(real)
         full = {key: statistic(report, key)["columns"]["brighter"]["full"] for key in ("frechet", "kernel")}
         assert full["frechet"]["value"] == pytest.approx(frechet_distance(x, y))
-        assert full["kernel"]["value"] == pytest.approx(kernel_distance(x, y, real.patients, real.patients))
+        pairs, everything = KernelPairs.of(x, y, real.patients, real.patients), np.ones((1, len(x)))
+        assert full["kernel"]["value"] == pytest.approx(pairs.distances(everything, everything)[0])
         for row in full.values():
             assert row["low"] < row["value"] < row["high"]
 
