@@ -47,8 +47,8 @@ GBCI_INLINE Words4 philox4x32(Words4 c, uint64_t key) {
 }
 
 // -2 log(k 2^-24), k from 1 to 2^24. k 2^-24 = 2^e m with m in [sqrt(1/2), sqrt(2)), and log m = 2 atanh(s) with
-// s = (m - 1) / (m + 1): a minimax polynomial in s^2. One float for log 2 is enough in the product e log 2: float(log 2)
-// is right to 2^-28, and the sum is at least half as large as e log 2, so nothing cancels.
+// s = (m - 1) / (m + 1): a minimax polynomial in s^2. One float for log 2 is enough in the product e log 2, because
+// float(log 2) is right to 2^-28, and the sum is at least half as large as e log 2, so nothing cancels.
 GBCI_INLINE float minus_two_log(int32_t k) {
   const uint32_t sqrt_half = 0x3F3504F3u, exponent = float_bits(static_cast<float>(k)) - sqrt_half - (24u << 23);
   const float e = static_cast<float>(static_cast<int32_t>(exponent) >> 23);
