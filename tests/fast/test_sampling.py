@@ -259,7 +259,7 @@ def test_the_last_step_of_unipc_bh1_is_finite(make):
 
 
 def test_ddim_of_the_noise_of_ddpm_is_finite_at_zero_snr(make):
-    """1 - alpha_bar - sigma^2 is 0 at zero SNR. diffusers takes the root of its rounding error, which may be negative."""
+    """1 - alpha_bar - sigma^2 is 0 at zero SNR. diffusers takes the root of its rounding error, perhaps below 0."""
     for steps in (3, 7, 50):
         scheduler = make("ddim", ZERO_SNR, steps, torch.float32)
         latents, *noise = draw(1 + steps, torch.float32)
