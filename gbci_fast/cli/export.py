@@ -50,8 +50,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "tensorrt",
         help="TensorRT engines of UNet and decoder",
         description="Builds engines of the files of `export onnx`: TensorRT for this machine's GPU, TensorRT-RTX for\n"
-        "any GPU. Engines are also kept in the user's cache. There the tensorrt runtime finds the sizes that it uses:\n"
-        "batches of 1, 2, 4 and so on, up to 256 (decoder: up to 16).",
+        "any GPU. Engines are also kept in the user's cache. There the tensorrt runtime finds the sizes\n"
+        "that it uses: batches of 1, 2, 4 and so on, up to 256 (decoder: up to 16).",
         epilog=EXAMPLE,
     )
     add_shape_options(tensorrt)

@@ -32,8 +32,9 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "memorisation",
         help="search synthetic lesions for copies of training lesions",
         description="Compares the distance of every synthetic lesion to its nearest training lesion, in pixels and\n"
-        "features, with the distances of the real test lesions. The synthetic lesions are the test lesions painted\n"
-        "again, or those of --synthetic. Writes JSON and a PNG figure with the nearest pairs, prints a table.",
+        "features, with the distances of the real test lesions. The synthetic lesions are the test lesions\n"
+        "painted again, or those of --synthetic. Writes JSON and a PNG figure with the nearest pairs, prints\n"
+        "a table.",
         epilog=EXAMPLE,
     )
     add_files(parser)

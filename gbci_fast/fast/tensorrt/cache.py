@@ -65,7 +65,7 @@ class EngineCache:
         serves each of them. A damaged file is built again.
 
         Raises:
-            Exception: whatever `build` raises; then nothing is kept.
+            Exception: as `build` raises it; then nothing is kept.
         """
         with self._one_at_a_time(key):
             for path in (self.folder / key.file_name, *self._files_for_several(key)):
