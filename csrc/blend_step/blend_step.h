@@ -35,7 +35,7 @@ struct StepCoefficients {
   GBCI_STEP_COEFFICIENTS(GBCI_FIELD)
 #undef GBCI_FIELD
 
-  // The same, each converted.
+  // The same coefficients, converted to another type.
   template <class Convert>
   auto map(const Convert& convert) const {
 #define GBCI_FIELD(name) convert(name),
@@ -47,7 +47,7 @@ struct StepCoefficients {
 // A tensor [B, C, H, W] whose H and W flatten into one axis of positions. Strides are in elements, and 0 on an axis of
 // size 1, except that the position stride is then 1.
 struct View {
-  void* data = nullptr;  // of const data where the field says "read"; null: do not touch
+  void* data = nullptr;  // const data in the fields that are read; null: do not touch
   int64_t batch = 0, channel = 0, position = 1;
   torch::headeronly::ScalarType dtype = torch::headeronly::ScalarType::Float;
 };
@@ -58,7 +58,7 @@ struct BlendStep {
 
   // Read. Null where the tensor is absent or no coefficient asks for it.
   View latents;
-  View conditional, unconditional;  // unconditional: with conditional or not at all; batch stride 0 where it has size 1
+  View conditional, unconditional;  // unconditional: null without conditional; batch stride 0 where its batch is 1
   View previous;
   View older;             // `denoised` before this step
   View corrected_before;  // `corrected` before this step
@@ -70,20 +70,20 @@ struct BlendStep {
   int64_t seed_stride = 0;
   uint32_t step = 0, stream = 0;
 
-  // Written, all null where absent but out, which may be `latents` itself. older and denoised are one tensor, and so
-  // are corrected_before and corrected: read an element before it is written.
+  // Written. Null where absent; out is never absent, and may be `latents` itself. older and denoised are one tensor,
+  // corrected_before and corrected another: read an element before it is written.
   View denoised, corrected, model_input, out;
 
-  // One that is not 0 has its tensor: those of a sum that nothing needs are 0 here, whatever the caller gave.
+  // A coefficient that is not 0 has its tensor. The coefficients of a sum that is not needed are 0.
   StepCoefficients<double> coefficients;
   bool has_corrector;  // z is the sum of corrected_from_..., else z = latents
   std::optional<double> clip;
   double guidance_scale, guidance_rescale;  // the latter 0 where unconditional is null
 };
 
-// Checks the arguments of the operator, in the order of its schema. The rules, which the messages name one by one:
-// `latents` and all but the following have one dtype X (float32, bfloat16, float16, or float64 on the CPU);
-// conditional, unconditional and model_input share X, or bfloat16 or float16 beside float32 latents.
+// Checks the arguments of the operator, in the order of its schema. The dtype rules: conditional, unconditional and
+// model_input share the dtype of `latents`, or are bfloat16 or float16 beside float32 latents. All other tensors have
+// the dtype of `latents` (float32, bfloat16, float16, or float64 on the CPU).
 BlendStep check_blend_step(
     const torch::stable::Tensor& latents,
     const torch::stable::Tensor& conditional,

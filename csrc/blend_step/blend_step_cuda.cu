@@ -21,20 +21,20 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int kThreads = 128;
-constexpr int kRescaleThreads = 1024;  // one thread block then has a whole sample to itself
+constexpr int kRescaleThreads = 1024;  // with rescaled guidance, where one thread block has a whole sample
 constexpr int kWarp = 32;
 
-// A thread updates kLanes neighbors along the inner axis: positions if every tensor is NCHW, channels if one is
-// channels-last, so that neighboring threads touch neighboring memory either way.
+// A thread updates kLanes neighbors along the inner axis, so that neighboring threads touch neighboring memory. The
+// inner axis is the positions if every tensor is NCHW, and the channels if a tensor is channels-last.
 struct Arguments {
   Operand latents, conditional, unconditional, previous, older, corrected_before, noise, known, known_noise, weight;
   Operand denoised, corrected, model_input, out;
   const int64_t* seeds;
   int64_t seed_stride;
   uint32_t batch;
-  uint32_t items;       // of a sample, kLanes elements each
+  uint32_t items;       // per sample, kLanes elements each
   Divisor groups;       // items along the inner axis
-  uint32_t quad_shift;  // 2: threads 4 n .. 4 n + 3 take neighbors along the outer axis; else 0
+  uint32_t quad_shift;  // 2: threads 4 n .. 4 n + 3 take neighbors along the outer axis; otherwise 0
   uint32_t element_outer, element_inner;  // strides of an element's index in [C, H, W]
   uint32_t step, stream;
   bool has_history, has_clip, has_corrector;
@@ -49,7 +49,7 @@ __device__ __forceinline__ Place locate(const Arguments& a, uint32_t sample, uin
   return {sample, outer, (quad - row * a.groups.divisor) * kLanes};
 }
 
-// The sum of no terms. Not 0, for which a first term of -0 would lose its sign.
+// The start of a sum: -0, because 0 + -0 would lose the sign of a first term of -0.
 template <int kLanes>
 __device__ __forceinline__ Values<kLanes> nothing() {
   Values<kLanes> values;
@@ -70,7 +70,7 @@ __device__ __forceinline__ void add(Values<kLanes>& sum, float coefficient, cons
   }
 }
 
-// Guided, not yet rescaled.
+// The guided model output, not yet rescaled.
 template <int kLanes>
 __device__ __forceinline__ Values<kLanes> guide(
     const Arguments& a, const Values<kLanes>& conditional, const Values<kLanes>& unconditional) {
@@ -102,7 +102,7 @@ __device__ __forceinline__ Values<4> draw(const Arguments& a, const Place& at, V
   const Normals4 n = philox_normal4(seed, element / 4, a.step, a.stream);
   float n0 = n.n0, n1 = n.n1, n2 = n.n2, n3 = n.n3;
   if (a.quad_shift) {
-    // Thread q of four drew positions 0 .. 3 of channel q, and wants channels 0 .. 3 of position q: a transpose.
+    // Thread q of four drew positions 0 .. 3 of channel q, and needs channels 0 .. 3 of position q: a transpose.
     const unsigned four = 0xFu << (threadIdx.x % kWarp / 4 * 4);
     const bool odd = quarter & 1, high = quarter & 2;
     const float n01 = __shfl_xor_sync(four, odd ? n0 : n1, 1), n23 = __shfl_xor_sync(four, odd ? n2 : n3, 1);
@@ -115,8 +115,8 @@ __device__ __forceinline__ Values<4> draw(const Arguments& a, const Place& at, V
   return {{n0, n1, n2, n3}};
 }
 
-// phi std(conditional) / std(guided) + 1 - phi of a sample, by all threads of the block. Sums in float64, of differences
-// to the sample's first element, so that nothing cancels; always in one order.
+// phi std(conditional) / std(guided) + 1 - phi of a sample, computed by all threads of the block. The sums are float64
+// and always in the same order. They add differences to the sample's first element, which avoids cancellation.
 template <class M, int kLanes>
 __device__ __forceinline__ float rescale_factor(const Arguments& a, uint32_t sample) {
   constexpr int kSums = 4;
@@ -170,7 +170,7 @@ __device__ __forceinline__ void update(const Arguments& a, const Place& at, floa
   using Lanes = Values<kLanes>;
   using RawState = Raw<X, kLanes, kVector>;
   const StepCoefficients<float>& c = a.coefficients;
-  // All loads before the first use of one, so that they are under way together, and while the noise is drawn.
+  // All loads come before the first use, so that they overlap with each other and with drawing the noise.
   const auto latents_raw = load<X, kLanes, kVector>(a.latents, at);
   const auto conditional_raw = load<M, kLanes, kVector>(a.conditional, at);
   const auto unconditional_raw = load<M, kLanes, kVector>(a.unconditional, at);
@@ -185,7 +185,7 @@ __device__ __forceinline__ void update(const Arguments& a, const Place& at, floa
   if (a.weight.access != Access::kAbsent) {
     known_raw = load<X, kLanes, kVector>(a.known, at);
     known_noise_raw = load<X, kLanes, kVector>(a.known_noise, at);
-    weight = load<float, kLanes, false>(a.weight, at);  // of one channel: a stride of 0, beside channels-last tensors
+    weight = load<float, kLanes, false>(a.weight, at);  // one channel: stride 0 if the lanes are channels
   }
   const Lanes noise = a.seeds ? draw(a, at, Lanes{}) : convert<X, kLanes>(noise_raw);
 
@@ -201,7 +201,7 @@ __device__ __forceinline__ void update(const Arguments& a, const Place& at, floa
   add(denoised, c.denoised_from_output, m);
   if (a.has_clip) {
 #pragma unroll
-    for (int i = 0; i < kLanes; ++i) {  // not fmin and fmax, which would hide a NaN
+    for (int i = 0; i < kLanes; ++i) {  // fmin and fmax would hide a NaN
       const float x = denoised.lane[i];
       denoised.lane[i] = x < -a.clip ? -a.clip : x > a.clip ? a.clip : x;
     }
@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads) blend_step_kernel(c
   }
 }
 
-// The same with rescaled guidance: a block has a sample to itself, and reads its model outputs twice.
+// The step with rescaled guidance: a block has a whole sample, and reads the sample's model outputs twice.
 template <class X, class M, int kLanes>
 __global__ void __launch_bounds__(kRescaleThreads) blend_step_rescale_kernel(const __grid_constant__ Arguments a) {
   const uint32_t sample = blockIdx.x;
@@ -279,7 +279,7 @@ Operand operand(const View& view, int lanes, bool channels_inner) {
           static_cast<uint32_t>(inner), access};
 }
 
-// NCHW everywhere, or is one tensor channels-last? The weight has one channel, and is either.
+// Whether a tensor is channels-last. The weight has one channel, and counts as either.
 bool has_channels_last(const BlendStep& s) {
   for (const View& view : {s.latents, s.conditional, s.unconditional, s.previous, s.older, s.corrected_before, s.noise,
                            s.known, s.known_noise, s.denoised, s.corrected, s.model_input, s.out}) {
@@ -333,7 +333,8 @@ Arguments kernel_arguments(const BlendStep& s, int lanes, bool channels_inner) {
 template <class X, class M>
 void launch(const BlendStep& s, cudaStream_t stream) {
   const bool channels_inner = has_channels_last(s);
-  // Four lanes to a thread, if Philox blocks of four positions divide the axes; else one, which draws its block alone.
+  // Four lanes per thread if Philox blocks of four positions divide the axes; otherwise one lane, whose thread draws
+  // the whole block.
   const bool four = s.positions % 4 == 0 && (!channels_inner || s.channels % 4 == 0);
   const Arguments a = kernel_arguments(s, four ? 4 : 1, channels_inner);
   bool vector = four;

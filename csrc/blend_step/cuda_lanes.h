@@ -1,4 +1,4 @@
-// Lanes: neighboring elements of a strided tensor that one thread holds. Where they lie, how they are loaded and stored.
+// Lanes are the neighboring elements of a strided tensor that one thread holds. Places, loads and stores of lanes.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace gbci {
 
-// Division by a number that is not known at compile time, for numerators below 2^31 (Granlund and Montgomery, PLDI 1994).
+// Division by a number known only at run time, for numerators below 2^31 (Granlund and Montgomery, PLDI 1994).
 struct Divisor {
   uint32_t divisor, multiplier, shift;
 };
@@ -30,7 +30,7 @@ __device__ __forceinline__ uint32_t divide(uint32_t n, const Divisor& by) {
 
 enum class Access : uint32_t { kAbsent, kVector, kStrided };  // kVector: all lanes are one aligned access
 
-// A batch of samples, each of an outer and an inner axis; lanes are neighbors along the inner one. Strides in bytes.
+// A batch of samples with an outer and an inner axis. Lanes are neighbors along the inner axis. Strides are in bytes.
 struct Operand {
   char* data;
   uint32_t batch, outer, inner;
@@ -47,7 +47,7 @@ struct Stored {
   T lane[kLanes];
 };
 
-// One access for all lanes must be of a built-in vector type, or it is compiled to one for each.
+// Access to all lanes at once needs a built-in vector type; otherwise it compiles to one access per lane.
 template <int kBytes>
 struct Bits;
 template <>
@@ -69,7 +69,7 @@ struct Bits<16> {
 template <class T, int kLanes>
 using Vector = typename Bits<kLanes * sizeof(T)>::Type;
 
-// As loaded. Where every operand is one access, what is packed stays so: to unpack it would wait for it.
+// Lanes as loaded. If all lanes are one access, they stay packed: unpacking would wait for the load.
 template <class T, int kLanes, bool kVector>
 using Raw = std::conditional_t<kVector, Vector<T, kLanes>, Stored<T, kLanes>>;
 
@@ -86,7 +86,7 @@ __device__ __forceinline__ __half from_float<__half>(float x) { return __float2h
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
-// Where a thread's lanes lie.
+// The place of a thread's lanes.
 struct Place {
   uint32_t sample, outer, inner;
 };

@@ -1,5 +1,5 @@
-// The equations of blend_step over rows, which are runs of neighboring positions of one channel, on the CPU with the
-// widest vectors that this machine has.
+// The equations of blend_step over rows on the CPU, with the widest vectors of this machine. A row is a run of
+// neighboring positions of one channel.
 
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace gbci {
 
-// A coefficient in the precision of the step. A term whose coefficient is 0 is not read.
+// The coefficients in the precision of the step. A term whose coefficient is 0 is not read.
 template <class Real>
 struct Factor {
   Real value;
@@ -23,11 +23,11 @@ struct Equations {
 
   StepCoefficients<Factor<Real>> coefficients;
   Real guidance_scale, clip;
-  Real denoised_start, next_start, known_start;  // -0, to which a term adds as if it were the first; 0 without terms
+  Real denoised_start, next_start, known_start;  // -0, to which any first term adds exactly; 0 without terms
   bool has_rescale, has_clip, has_corrector;
 };
 
-// One row of every tensor of BlendStep, unit stride; null where its view is.
+// One row of every tensor of BlendStep, with unit stride; null where the view is null.
 template <class State, class Model>
 struct Rows {
   const State *latents, *previous, *older, *corrected_before, *noise, *known, *known_noise;
@@ -37,21 +37,21 @@ struct Rows {
   Model* model_input;
 };
 
-// Sums of x - shift and of its square. A position belongs to one of eight lanes wherever a row is cut, so that the order
-// of summation depends on the shape alone; the shift, a value of the sample, spares the sums cancellation.
+// Sums of x - shift and of its square. Each position belongs to one of eight lanes, wherever a row is cut, so that the
+// order of summation depends only on the shape. The shift is a value of the sample, and avoids cancellation.
 struct ShiftedSums {
   static constexpr int64_t kLanes = 8;
   double shift = 0, first[kLanes] = {}, second[kLanes] = {};
 
   void add(const ShiftedSums& other);
-  double standard_deviation(int64_t count) const;  // unbiased; NaN of a single value
+  double standard_deviation(int64_t count) const;  // unbiased; NaN for a single value
 };
 
-// Between a tensor's elements, whose channels and positions are so many elements apart, and a tile, whose positions are
-// neighbors and whose channels are kTileWidth apart.
+// Layout of a tile's copy: positions are neighbors, and channels are kTileWidth elements apart.
 constexpr int64_t kTileWidth = 512;  // a multiple of ShiftedSums::kLanes
 constexpr int64_t kTileChannels = 4;
 
+// A tensor's strides in elements, and the number of channels and positions to copy from or to a tile.
 struct Strides {
   int64_t channel, position, channels, positions;
 };
@@ -59,12 +59,13 @@ struct Strides {
 template <class State, class Model>
 struct RowKernels {
   using Real = RealOf<State>;
-  // Elements 0 .. length - 1 of the rows. Every element is read before it is written, for out may be latents.
+  // Updates elements 0 .. length - 1 of the rows. Reads every element before it writes it, because out may be latents.
   void (*blend)(const Equations<Real>& a, const Rows<State, Model>& rows, Real rescale, int64_t length);
-  // The conditional and the guided output's first element.
+  // The first elements of the conditional and of the guided output.
   void (*first_output)(
       const Rows<State, Model>& rows, Real guidance_scale, double* conditional, double* guided);
-  // Adds the conditional and the guided output of a row that starts at a multiple of ShiftedSums::kLanes.
+  // Adds the conditional and the guided output of a row to the sums. The row starts at a multiple of
+  // ShiftedSums::kLanes.
   void (*add_outputs)(
       const Rows<State, Model>& rows, Real guidance_scale, int64_t length, ShiftedSums& conditional, ShiftedSums& guided);
 };

@@ -1,20 +1,20 @@
 // The functions of rows.h for one instruction set.
 //
-// In vectors, so that what is computed stays in registers from one equation to the next, whatever the branches between
-// them. Branches depend on the step alone, and are always predicted.
+// Values are vectors, so that they stay in registers from one equation to the next despite the branches between them.
+// Branches depend only on the step, and are always predicted.
 
 namespace gbci::GBCI_CLONE {
 
-// As many at once as there are registers for: one alone would wait for its own additions.
+// As many vectors at once as there are registers for: a single one would wait for its own additions.
 constexpr int kVectors = GBCI_VECTOR_BYTES == 64 ? 4 : 2;
 
-// What a block of neighboring elements holds of one quantity.
+// The values of one quantity in a block of neighboring elements.
 template <class Real>
 struct Block {
   Lanes<Real> vector[kVectors];
 };
 
-// Elements first .. first + count - 1 of a row, and beyond them zeros; count is known where the block is whole.
+// Elements first .. first + count - 1 of a row, and zeros after them. In a whole block, count is known at compile time.
 template <bool kWhole, class Real, class Stored>
 GBCI_INLINE Block<Real> load(const Stored* row, int64_t first, int64_t count) {
   Stored part[kVectors * kLanes<Real>] = {};
@@ -45,12 +45,12 @@ template <class Real>
 GBCI_INLINE Block<Real> filled(Real value) {
   Block<Real> block;
   for (int v = 0; v < kVectors; ++v) {
-    block.vector[v] = value - Lanes<Real>{};  // and not +, which makes 0 of -0
+    block.vector[v] = value - Lanes<Real>{};  // + would turn -0 into 0
   }
   return block;
 }
 
-// The first term of a sum, or without it the sum's start.
+// The first term of a sum, or the sum's start if the term is absent.
 template <class Real>
 GBCI_INLINE Block<Real> first_term(const Factor<Real>& factor, const Block<Real>& term, Real start) {
   Block<Real> sum = filled(start);
@@ -98,7 +98,7 @@ GBCI_INLINE Block<Real> guided_output(
   return output;
 }
 
-// As torch.clamp, which keeps a NaN.
+// Like torch.clamp, keeps a NaN.
 template <class Real>
 GBCI_INLINE void clip(Block<Real>& block, Real limit) {
   const Lanes<Real> high = Lanes<Real>{} + limit, low = -high;
@@ -108,7 +108,7 @@ GBCI_INLINE void clip(Block<Real>& block, Real limit) {
   }
 }
 
-// As torch.lerp, which is exact at both ends: known + weight difference, or next - (1 - weight) difference.
+// Like torch.lerp, exact at both ends: known + weight difference, or next - (1 - weight) difference.
 template <class Real>
 GBCI_INLINE void lerp(Block<Real>& next, const Block<Real>& known, const Block<Real>& weight) {
   for (int v = 0; v < kVectors; ++v) {
@@ -189,7 +189,7 @@ template <class State, class Model>
 void blend(
     const Equations<RealOf<State>>& given, const Rows<State, Model>& given_rows, RealOf<State> rescale,
     int64_t length) {
-  const Equations<RealOf<State>> a = given;  // copies, which no store to a row can change
+  const Equations<RealOf<State>> a = given;  // a copy, because a store to a row might alias `given`
   const Rows<State, Model> rows = given_rows;
   constexpr int64_t kBlock = kVectors * kLanes<RealOf<State>>;
   int64_t i = 0;
@@ -201,7 +201,7 @@ void blend(
   }
 }
 
-// Element i of a row into the lane that it belongs to.
+// Adds element i of a row to the lane that it belongs to.
 GBCI_INLINE void add(ShiftedSums& sums, int64_t i, double x) {
   const int64_t lane = i % ShiftedSums::kLanes;
   const double from_shift = x - sums.shift;
@@ -237,8 +237,8 @@ void add_outputs(
   }
 }
 
-// Between four channels that are neighbors, as in the channels-last latents of a model, and as many rows. Two channels of
-// 16-bit numbers are a word, and words are what every instruction set can shuffle.
+// Copies between four neighboring channels, as in channels-last latents of a model, and four rows. Two channels of
+// 16-bit numbers form a word, because every instruction set can shuffle words.
 template <bool kLoad, class Stored>
 GBCI_INLINE void move_four_channels(Stored* elements, Stored* tile, int64_t positions) {
   int64_t i = 0;

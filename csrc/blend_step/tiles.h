@@ -1,4 +1,4 @@
-// The tensors of blend_step in tiles, a few channels times a run of positions, whose rows rows.h computes with.
+// The tensors of blend_step in tiles of a few channels times a run of positions. rows.h computes with a tile's rows.
 
 #pragma once
 
@@ -10,16 +10,16 @@
 
 namespace gbci {
 
-// Where in a tensor a tile lies.
+// The place of a tile in a tensor.
 struct Region {
   int64_t sample, channel, channels, position, positions;
 };
 
-// A tensor by tiles: where its elements are neighbors it is used where it lies, else through a copy.
+// A tile of a tensor: the tensor's own memory if the positions are neighbors, otherwise a copy.
 template <class Stored>
 class Tile {
  public:
-  // Goes to a region, of which `read` says whether its values matter.
+  // Moves to a region; `read`: whether its values are needed.
   void open(const View& view, const Region& region, bool read) {
     if (!view.data) {
       return;
@@ -39,14 +39,14 @@ class Tile {
     }
   }
 
-  // Writes what was changed.
+  // Writes the values back to the tensor.
   void close() const {
     if (first_ == copy_) {
       kernels_.store(elements_, strides_, copy_);
     }
   }
 
-  // Null of an absent tensor.
+  // Null if the tensor is absent.
   Stored* row(int64_t row, int64_t position) { return first_ ? first_ + row * row_stride_ + position : nullptr; }
 
  private:
@@ -57,7 +57,7 @@ class Tile {
   Stored copy_[kTileChannels * kTileWidth];
 };
 
-// All tensors of a step by tiles.
+// The tiles of all tensors of a step.
 template <class State, class Model>
 class Tiles {
  public:
@@ -80,7 +80,7 @@ class Tiles {
     out_.open(args_.out, region, false);
   }
 
-  // Row number `row` of each, from a position of the region on.
+  // Row number `row` of each tensor's tile, from a position of the region on.
   Rows<State, Model> rows(int64_t row, int64_t position) {
     const auto at = [&](auto& tile) { return tile.row(row, position); };
     return {
@@ -117,14 +117,14 @@ class Tiles {
   Tile<RealOf<State>> weight_;
 };
 
-// The tiles of a step in memory order of NCHW, which is the order that prefetchers like.
+// The tiles of a step in memory order of NCHW, for the prefetchers.
 struct Grid {
   explicit Grid(const BlendStep& args) : channels(args.channels), positions(args.positions) {
     for (const View* view : {&args.latents, &args.conditional, &args.unconditional, &args.previous, &args.older,
                              &args.corrected_before, &args.noise, &args.known, &args.known_noise, &args.denoised,
                              &args.corrected, &args.model_input, &args.out}) {
       if (view->data && view->position != 1) {
-        group = std::min(channels, kTileChannels);  // one pass over channels-last memory serves that many rows
+        group = std::min(channels, kTileChannels);  // one pass over channels-last memory fills that many rows
         width = kTileWidth;
       }
     }
@@ -143,7 +143,7 @@ struct Grid {
   }
 
   int64_t channels, positions, group = 1;
-  int64_t width = 8 * kTileWidth;  // long where nothing is copied: what begins a row takes as long as 100 elements
+  int64_t width = 8 * kTileWidth;  // long if nothing is copied: starting a row costs as much as 100 elements
   int64_t runs, per_sample;
 };
 

@@ -8,7 +8,7 @@
 
 namespace gbci {
 
-// A shape or strides: "[2, 1, 8, 8]".
+// A shape or strides as "[2, 1, 8, 8]".
 inline std::string describe(torch::headeronly::IntHeaderOnlyArrayRef values) {
   std::string text = "[";
   for (size_t i = 0; i < values.size(); ++i) {

@@ -1,8 +1,8 @@
 // Includes lanes_clone.h and then the file GBCI_CLONE_FILE, a path from csrc/, once for each instruction set. Both put
-// their code into the namespace gbci::GBCI_CLONE: avx512f, avx2 and baseline. A source may do so for one file.
+// their code into the namespace gbci::GBCI_CLONE: avx512f, avx2 and baseline. A source can include one such file.
 //
-// The target is set by a pragma around this code alone, and not by a compiler's flag for a whole source. Under a flag,
-// inline functions of other headers would be compiled for that set too, and the linker could take those for all.
+// A pragma sets the target for this code alone. Under a compiler flag for the whole source, inline functions of other
+// headers would also be compiled for that set, and the linker could use those everywhere.
 
 #include <cstring>
 #include <utility>

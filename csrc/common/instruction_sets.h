@@ -1,5 +1,5 @@
 // The instruction sets that loops on the CPU are compiled for, and which of them this machine has. A file of such loops
-// is <name>_clone.h, and for_each_instruction_set.h includes it once for each.
+// is named <name>_clone.h; for_each_instruction_set.h includes it once for each set.
 
 #pragma once
 
@@ -7,8 +7,8 @@ namespace gbci {
 
 enum class InstructionSet { kBaseline, kAvx2, kAvx512 };  // kAvx2: with FMA, as in every processor that has AVX2
 
-// The widest that this machine has. Asked here and not by the loader (target_clones), so that it works with every
-// compiler and C library, and under the sanitizers.
+// The widest set that this machine has. Chosen here instead of by the loader (target_clones), so that the choice works
+// with every compiler and C library, and under the sanitizers.
 inline InstructionSet instruction_set() {
   static const InstructionSet widest = [] {
 #if defined(__x86_64__)
@@ -27,7 +27,7 @@ inline InstructionSet instruction_set() {
 
 }  // namespace gbci
 
-// An expression of the namespace of the widest set: GBCI_WIDEST(loops<float>()) is avx2::loops<float>() where that is
+// An expression in the namespace of the widest set: GBCI_WIDEST(loops<float>()) is avx2::loops<float>() if that set is
 // AVX2.
 #if defined(__x86_64__)
 #define GBCI_WIDEST(...)                                                              \

@@ -1,4 +1,4 @@
-// Vectors of one instruction set, in the compilers' vector extension, and the types of storage that they are loaded from.
+// Vectors of one instruction set, in the compilers' vector extension, and their loads from and stores to storage types.
 // for_each_instruction_set.h includes this once for each set, with GBCI_CLONE, the set's namespace, and
 // GBCI_VECTOR_BYTES, the width of its vectors, defined.
 
@@ -17,13 +17,13 @@ using Words = Lanes<uint32_t>;
 template <class Real>
 constexpr int64_t kLanes = GBCI_VECTOR_BYTES / sizeof(Real);
 
-// What the vector extension has no good way for:
+// Operations that the vector extension compiles badly or lacks:
 //   to_words, to_halfwords  a vector of 16-bit numbers as 32-bit ones, and back, less their upper bits
 //   multiply_low            the 64-bit products of the lower halves of 64-bit lanes
-//   multiply_add            a b + c, rounded once where the set can
+//   multiply_add            a b + c, rounded once if the set has FMA
 #if GBCI_VECTOR_BYTES == 64
-// The forms with a mask: the plain ones draw a warning about GCC 12's own header. Of __builtin_convertvector it makes
-// half a dozen instructions.
+// These are intrinsics with a mask: the plain ones cause a warning in GCC 12's own header, and GCC compiles
+// __builtin_convertvector to half a dozen instructions.
 GBCI_INLINE Words to_words(const Halfwords& x) { return (Words)_mm512_maskz_cvtepu16_epi32(0xFFFF, (__m256i)x); }
 GBCI_INLINE Halfwords to_halfwords(const Words& x) {
   return (Halfwords)_mm512_maskz_cvtepi32_epi16(0xFFFF, (__m512i)x);
@@ -64,7 +64,7 @@ GBCI_INLINE Vector every_other(const Vector& a, const Vector& b, std::integer_se
   return __builtin_shufflevector(a, b, (2 * kLane + kFirst)...);
 }
 
-// The lower halves of two vectors, one element of each in turn, or the upper ones.
+// Interleaves the lower halves of two vectors, or the upper halves.
 template <bool kUpper, class Vector, uint32_t... kLane>
 GBCI_INLINE Vector in_turn(const Vector& a, const Vector& b, std::integer_sequence<uint32_t, kLane...>) {
   constexpr uint32_t kCount = sizeof...(kLane);
@@ -101,7 +101,7 @@ GBCI_INLINE Lanes<float> widen(const BFloat16* stored) { return bits_of<Lanes<fl
 
 GBCI_INLINE Lanes<float> widen(const Half* stored) {
   const Words bits = words(stored), magnitude = (bits & 0x7FFF) << 13, exponent = magnitude & 0x0F800000;
-  // Rebias the exponent; of infinities and NaNs a second time; a subnormal by subtracting the 2^-14 that it is taken with.
+  // Rebias the exponent, twice for infinities and NaNs. A subnormal is read with an added 2^-14, which is subtracted.
   const Words normal = magnitude + (112u << 23), special = normal + (112u << 23);
   const Words subnormal = bits_of<Words>(
       bits_of<Lanes<float>>(magnitude + (113u << 23)) - bits_of<Lanes<float>>(Words{} + (113u << 23)));
@@ -118,7 +118,7 @@ GBCI_INLINE void store_words(const Words& words, void* stored) {
   std::memcpy(stored, &halfwords, sizeof halfwords);
 }
 
-// To nearest, ties to even.
+// Rounds to nearest, ties to even.
 GBCI_INLINE void narrow(const Lanes<float>& lanes, BFloat16* stored) {
   const Words bits = bits_of<Words>(lanes), rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
   store_words(lanes != lanes ? Words{} + 0x7FC0 : rounded, stored);
@@ -126,7 +126,7 @@ GBCI_INLINE void narrow(const Lanes<float>& lanes, BFloat16* stored) {
 
 GBCI_INLINE void narrow(const Lanes<float>& lanes, Half* stored) {
   const Words bits = bits_of<Words>(lanes), magnitude = bits & 0x7FFFFFFF;
-  // Below 2^-14, adding 1/2 lets the adder round to the last place of a subnormal, 2^-24.
+  // Below 2^-14, adding 1/2 makes the addition round to the last place of a subnormal, 2^-24.
   const Words half = bits_of<Words>(Lanes<float>{} + 0.5f);
   const Words subnormal = bits_of<Words>(bits_of<Lanes<float>>(magnitude) + 0.5f) - half;
   const Words normal = (magnitude - (112u << 23) + 0xFFF + (magnitude >> 13 & 1)) >> 13;

@@ -1,6 +1,6 @@
 // Philox4x32-10 and Box-Muller, as gbci_fast/model/noise.py defines them, for the CPU and for CUDA.
 //
-// Everything is branch-free, so that a CPU loop over it vectorizes, and uses only operations that IEEE 754 rounds
+// All functions are branch-free, so that a CPU loop over them vectorizes. They use only operations that IEEE 754 rounds
 // correctly: without contraction (-ffp-contract=off, -fmad=false) every CPU and every GPU draws the same bits.
 
 #pragma once
@@ -46,9 +46,9 @@ GBCI_INLINE Words4 philox4x32(Words4 c, uint64_t key) {
   return c;
 }
 
-// -2 log(k 2^-24), k from 1 to 2^24. k 2^-24 = 2^e m with m in [sqrt(1/2), sqrt(2)), and log m = 2 atanh(s),
-// s = (m - 1) / (m + 1): a minimax polynomial in s^2. The product e log 2 needs no second word: float(log 2) is right
-// to 2^-28, and nothing cancels, for the sum is at least half as large as e log 2.
+// -2 log(k 2^-24), k from 1 to 2^24. k 2^-24 = 2^e m with m in [sqrt(1/2), sqrt(2)), and log m = 2 atanh(s) with
+// s = (m - 1) / (m + 1): a minimax polynomial in s^2. One float for log 2 is enough in the product e log 2, because
+// float(log 2) is right to 2^-28, and the sum is at least half as large as e log 2, so nothing cancels.
 GBCI_INLINE float minus_two_log(int32_t k) {
   const uint32_t sqrt_half = 0x3F3504F3u, exponent = float_bits(static_cast<float>(k)) - sqrt_half - (24u << 23);
   const float e = static_cast<float>(static_cast<int32_t>(exponent) >> 23);
@@ -57,8 +57,8 @@ GBCI_INLINE float minus_two_log(int32_t k) {
   return e * -1.38629436f + s * (-4.0f + z * (-1.33333552f + z * (-0.799551487f + z * -0.597424746f)));
 }
 
-// cos and sin of 2 pi u, u the upper 24 bits of y as a fraction. What is left of u beyond its nearest quarter turn is
-// exact, and on those [-pi/4, pi/4] the two are minimax polynomials.
+// cos and sin of 2 pi u, where u is the upper 24 bits of y as a fraction. The rest of u beyond its nearest quarter turn
+// is exact. On the range of the rest, [-pi/4, pi/4], cos and sin are minimax polynomials.
 GBCI_INLINE void cos_sin_turn(uint32_t y, float* cosine, float* sine) {
   const uint32_t quarter = y + 0x20000000u;  // in the two upper bits, rounded
   const float x = static_cast<float>(static_cast<int32_t>((y >> 8) << 10)) * 3.65729530e-10f;  // pi/2 2^-32
@@ -79,7 +79,7 @@ GBCI_INLINE void box_muller(uint32_t x, uint32_t y, float* first, float* second)
   *second = radius * sine;
 }
 
-// Elements 4 block .. 4 block + 3 of the sample that `seed` draws.
+// Elements 4 block .. 4 block + 3 of the sample of `seed`.
 GBCI_INLINE Normals4 philox_normal4(uint64_t seed, uint32_t block, uint32_t step, uint32_t stream) {
   const Words4 words = philox4x32({block, step, stream, 0}, seed);
   Normals4 normals;

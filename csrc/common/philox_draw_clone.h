@@ -1,11 +1,11 @@
 // draw_groups for one instruction set.
 //
-// A compiler left alone multiplies whole 64-bit lanes, three times the work; the rest it vectorizes well by itself.
+// Left alone, compilers multiply whole 64-bit lanes, which is three times the work. They vectorize the rest well.
 
 namespace gbci::GBCI_CLONE {
 
-// The words of Philox in 64-bit lanes, whose upper halves are never read: a product's halves are then itself and a
-// shift. Several vectors at once, since one alone would wait for its own multiplications.
+// The words of Philox in 64-bit lanes, whose upper halves are never read: the halves of a product are then the product
+// and its shift. Several vectors at once, because a single one would wait for its own multiplications.
 using Words64 = Lanes<uint64_t>;
 constexpr uint32_t kWords = kLanes<uint64_t>, kInFlight = 4;
 

@@ -1,5 +1,5 @@
-// The types that tensors are stored in. torch's own 16-bit types convert one number at a time. lanes_clone.h converts
-// vectors of them to the same bits: number by number a loop takes 1.4 to 10 times as long.
+// The types that tensors are stored in. torch's own 16-bit types convert one number at a time, which makes a loop take
+// 1.4 to 10 times as long. lanes_clone.h converts vectors to the same bits.
 
 #pragma once
 
@@ -13,7 +13,7 @@ namespace gbci {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-// What a type of storage is computed with.
+// The type that values of a storage type are computed in.
 template <class Stored>
 using RealOf = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
 

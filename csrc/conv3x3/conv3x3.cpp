@@ -1,5 +1,5 @@
-// conv3x3 on the CPU, in float32: the minimal filtering F(2 x 2, 3 x 3) of Winograd (Lavin and Gray 2016), which
-// multiplies 16 times where the definition does 36 times, and adds as exactly. kernels/ops/conv3x3.py defines it.
+// conv3x3 on the CPU, in float32; kernels/ops/conv3x3.py defines it. The method is Winograd's minimal filtering
+// F(2 x 2, 3 x 3) (Lavin and Gray 2016): 16 multiplications instead of 36, with about the same rounding error.
 
 #include <algorithm>
 #include <cstring>
@@ -15,9 +15,9 @@ namespace gbci {
 
 namespace {
 
-constexpr int64_t kTiles = 48;             // of 2 x 2 pixels, computed together
-constexpr int64_t kStride = 64;            // of a channel's tiles: those, and what vectors write beyond them
-constexpr int64_t kRow = 2 * kStride + 2;  // of pixels
+constexpr int64_t kTiles = 48;             // tiles of 2 x 2 pixels, computed together
+constexpr int64_t kStride = 64;            // of a channel: kTiles, and room for vectors that write past them
+constexpr int64_t kRow = 2 * kStride + 2;  // pixels
 constexpr int64_t kChannelBlock = 8;       // output channels whose weights are neighbors
 
 struct Loops {
@@ -49,7 +49,7 @@ struct Image {
   int64_t tiles() const { return batch * rows * columns; }
 };
 
-// Calls body(sample, tile row, first tile of the row, tiles, where they are in the block) for the rows of a block.
+// Calls body(sample, tile row, first tile of the row, number of tiles, their offset in the block) for a block's rows.
 template <class Body>
 void each_row(const Image& image, int64_t begin, int64_t end, const Body& body) {
   for (int64_t tile = begin, count; tile < end; tile += count) {
@@ -59,7 +59,7 @@ void each_row(const Image& image, int64_t begin, int64_t end, const Body& body) 
   }
 }
 
-// Pixels 2 column - 1 .. 2 (column + count) of rows 2 row - 1 .. 2 row + 2 of a plane, 0 beyond its border.
+// Reads pixels 2 column - 1 .. 2 (column + count) of rows 2 row - 1 .. 2 row + 2 of a plane; 0 beyond its border.
 void gather(const float* plane, const Image& image, int64_t row, int64_t column, int64_t count, float* rows) {
   const int64_t left = 2 * column - 1, begin = std::max<int64_t>(left, 0);
   const int64_t right = left + 2 * count + 2, end = std::min(right, image.width);
@@ -75,7 +75,7 @@ void gather(const float* plane, const Image& image, int64_t row, int64_t column,
   }
 }
 
-// The reverse, of two rows.
+// Writes two rows of pixels to a plane.
 void scatter(const float* rows, const Image& image, int64_t row, int64_t column, int64_t count, float* plane) {
   const int64_t begin = 2 * column, end = std::min(begin + 2 * count, image.width);
   for (int64_t y = 2 * row; y < std::min(2 * row + 2, image.height); ++y, rows += kRow) {
@@ -83,7 +83,7 @@ void scatter(const float* rows, const Image& image, int64_t row, int64_t column,
   }
 }
 
-// G w Gᵀ of weight [K, C, 3, 3], as [16, K / kChannelBlock, C, kChannelBlock]; 0 of the channels that fill the last block.
+// G w Gᵀ of weight [K, C, 3, 3], as [16, ceil(K / kChannelBlock), C, kChannelBlock]; 0 for the padding channels.
 Tensor conv3x3_weight_cpu(const Tensor& weight) {
   STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float && weight.dim() == 4 && weight.numel() > 0 &&
                       weight.size(2) == 3 && weight.size(3) == 3 && weight.is_contiguous(),
@@ -133,7 +133,7 @@ Tensor conv3x3_cpu(const Tensor& x, const Tensor& weight, const std::optional<Te
   const int64_t plane = image.height * image.width, groups = (image.tiles() + kTiles - 1) / kTiles;
 
   torch::stable::parallel_for(0, groups, 1, [&](int64_t first, int64_t last) {
-    // [16, C, tiles], and the products of a block of output channels. Vectors write past the end of the last tiles.
+    // Transformed input [16, C, tiles], and products of a block of output channels. Vectors write past the last tile.
     std::vector<float> input(16 * C * kStride + kStride), products(16 * kChannelBlock * kStride + kStride);
     float rows[4 * kRow];
     std::fill_n(rows, 4 * kRow, 0.0f);

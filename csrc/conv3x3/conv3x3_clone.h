@@ -3,11 +3,11 @@
 namespace gbci::GBCI_CLONE {
 
 constexpr int64_t L = kLanes<float>;
-// Accumulators of kChannels output channels by kVectors vectors of tiles; with the factors they fill the registers.
+// Accumulators for kChannels output channels times kVectors vectors of tiles; with the factors they fill the registers.
 constexpr int kChannels = GBCI_VECTOR_BYTES == 64 ? 8 : 4, kVectors = 3;
 static_assert(kTiles % (kVectors * L) == 0 && kChannelBlock % kChannels == 0);
 
-// Bᵀ d B of `count` tiles in a row (and of some beyond) from four rows of pixels, kRow apart.
+// Bᵀ d B of `count` tiles in a row (and of some after them) from four rows of pixels, kRow apart.
 void transform_input(const float* rows, int64_t count, float* tiles, int64_t stride) {
   constexpr std::make_integer_sequence<uint32_t, L> kLane;
   for (int64_t j = 0; j < count; j += L) {
@@ -28,7 +28,7 @@ void transform_input(const float* rows, int64_t count, float* tiles, int64_t str
   }
 }
 
-// Aᵀ m A + bias of `count` tiles in a row (and of some beyond), as two rows of pixels, kRow apart.
+// Aᵀ m A + bias of `count` tiles in a row (and of some after them), as two rows of pixels, kRow apart.
 void transform_output(const float* tiles, int64_t stride, float bias, int64_t count, float* rows) {
   constexpr std::make_integer_sequence<uint32_t, L> kLane;
   for (int64_t j = 0; j < count; j += L) {
@@ -46,7 +46,7 @@ void transform_output(const float* tiles, int64_t stride, float bias, int64_t co
   }
 }
 
-// products [kChannelBlock, kStride] = weight [channels, kChannelBlock]ᵀ input [channels, kStride], of kTiles tiles.
+// products [kChannelBlock, kStride] = weight [channels, kChannelBlock]ᵀ input [channels, kStride], for kTiles tiles.
 void multiply_tiles(const float* weight, const float* input, int64_t channels, float* products) {
   for (int64_t t = 0; t < kTiles; t += kVectors * L) {
     for (int64_t k = 0; k < kChannelBlock; k += kChannels) {

@@ -59,8 +59,8 @@ struct GroupNorm {
   std::optional<Tensor> weight, bias, scale, shift;
 };
 
-// A unit of work: so many positions of all channels, or of one channel where its positions are neighbors. It fits into
-// the cache, for it is read twice, and depends on the shape alone, so that the sums do not depend on threads.
+// A unit of work: a number of positions of all channels, or of one channel if its positions are neighbors. A unit is
+// read twice, so it fits into the cache. Its size depends only on the shape, so that sums do not depend on the threads.
 int64_t unit_positions(const GroupNorm& op) { return op.channels_last ? 128 : 4096; }
 
 template <class Stored>
@@ -74,7 +74,7 @@ std::vector<float> floats(const std::optional<Tensor>& tensor, int64_t count, fl
   return values;
 }
 
-// Chan et al. 1983: the moments of parts, together.
+// Chan et al. 1983: combines the moments of parts.
 Affine standardize(const Moments* moments, const int64_t* counts, int64_t parts, int64_t stride, int64_t channels,
                    int64_t count, double eps) {
   double mean = 0, squares = 0;

@@ -2,12 +2,12 @@
 
 namespace gbci::GBCI_CLONE {
 
-// Sums at once: one alone would wait for its own additions. A row has 64 of them whatever the width of a vector, so that
+// Sums at once: a single one would wait for its own additions. A row has 64 sums at any width of a vector, so that
 // every instruction set adds in the same order.
 constexpr int64_t kSums = 64, kRowVectors = kSums / kLanes<float>;
 constexpr int kColumnSums = 4;
 
-// `count` elements, at most as many as there are lanes, and zeros beyond.
+// `count` elements, at most as many as there are lanes, and zeros after them.
 template <class Stored>
 GBCI_INLINE Lanes<float> load_part(const Stored* stored, int64_t count) {
   Stored part[kLanes<float>] = {};
@@ -82,7 +82,7 @@ GBCI_INLINE void column_moments(
   }
 }
 
-// The same of every channel of neighboring positions, whose channels are neighbors.
+// The same for every channel of neighboring positions, where channels are neighbors.
 template <class Stored>
 void columns_moments(const Stored* elements, int64_t positions, int64_t channels, Moments* moments) {
   int64_t c = 0;
@@ -94,13 +94,13 @@ void columns_moments(const Stored* elements, int64_t positions, int64_t channels
   }
 }
 
-// e^x, of x within ±87: 2^n e^r with r within ± log(2) / 2, by its Taylor series; to 2 units in the last place, or to
-// 2^-14 for numbers of 16 bits.
+// e^x for x within ±87: 2^n e^r with r within ± log(2) / 2, by the Taylor series of e^r. The error is at most 2 units
+// in the last place, or 2^-14 for 16-bit numbers.
 template <class Stored>
 GBCI_INLINE Lanes<float> exponential(const Lanes<float>& x) {
   const Lanes<float> magic = Lanes<float>{} + 0x1.8p23f;  // rounds to an integer, in the lower bits
   const Lanes<float> shifted = x * 0x1.715476p0f + magic, n = shifted - magic;
-  const Lanes<float> r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;  // log(2) in two parts, of which one is short
+  const Lanes<float> r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;  // log(2) in two parts, one of few bits
   Lanes<float> series = Lanes<float>{} + 1.0f / 24;
   if constexpr (sizeof(Stored) == 4) {
     series = r * (1.0f / 5040) + 1.0f / 720;

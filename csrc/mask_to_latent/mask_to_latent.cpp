@@ -75,7 +75,7 @@ namespace {
 
 const Loops loops = GBCI_WIDEST(kLoops);
 
-// cells[x] = is any of seen[factor x .. factor x + factor - 1] not 0
+// cells[x] = whether any of seen[factor x .. factor x + factor - 1] is not 0
 void reduce_row(const uint8_t* seen, int64_t factor, int64_t width, float* cells) {
   for (int64_t x = 0; x < width; ++x, seen += factor) {
     uint8_t any = 0;
@@ -86,7 +86,7 @@ void reduce_row(const uint8_t* seen, int64_t factor, int64_t width, float* cells
   }
 }
 
-// Latent rows begin .. end - 1, counted through the batch: a cell is 1 where any of its pixels is masked.
+// Latent rows begin .. end - 1, counted over the whole batch: a cell is 1 if any of its pixels is masked.
 template <typename T>
 void reduce_rows(
     const MaskToLatent& op, void (*see)(const T*, int64_t, int64_t, uint8_t*), int64_t begin, int64_t end,
@@ -116,7 +116,7 @@ CellBox box_of(const float* cells, int64_t height, int64_t width) {
   return box;
 }
 
-// One sample's weight: the mask grown by the radius, then its mean along rows, then along columns.
+// The weight of one sample: the mask grown by the radius, then averaged along rows, then along columns.
 class Feather {
  public:
   explicit Feather(const MaskToLatent& op)
@@ -130,16 +130,16 @@ class Feather {
       return;
     }
     std::fill(means_.begin(), means_.end(), 0.0f);
-    const int64_t first = box.ymin, last = box.ymax - 1;  // rows with a masked cell; those near them change
+    const int64_t first = box.ymin, last = box.ymax - 1;  // rows with a masked cell; rows near them change
     for (int64_t y = std::max<int64_t>(first - radius_, 0); y <= std::min(last + radius_, height_ - 1); ++y) {
-      // As max_pool2d: beyond the border is no mask.
+      // Like max_pool2d: the mask is 0 beyond the border.
       float* inner = padded_.data() + radius_;
       std::fill(padded_.begin(), padded_.end(), 0.0f);
       for (int64_t i = std::max(y - radius_, first); i <= std::min(y + radius_, last); ++i) {
         loops.take_max(mask + i * width_, width_, inner);
       }
       loops.slide_max(padded_.data(), count, width_, grown_.data());
-      // As avg_pool2d of a replicated border.
+      // Like avg_pool2d with a replicated border.
       std::fill_n(padded_.data(), radius_, grown_.front());
       std::copy(grown_.begin(), grown_.end(), inner);
       std::fill_n(inner + width_, radius_, grown_.back());

@@ -16,18 +16,18 @@ struct MaskToLatent {
   int64_t batch, height, width;  // of the latent
   int64_t factor, feather, halo;
   int64_t batch_stride, row_stride, column_stride;  // of the mask, in elements
-  bool of_floats;                                   // else of bytes: uint8 or bool
+  bool of_floats;                                   // otherwise bytes: uint8 or bool
   const void* mask;
 };
 
 MaskToLatent check_mask_to_latent(const torch::stable::Tensor& mask, int64_t factor, int64_t feather, int64_t halo);
 
-// Room for the results, on the device of the mask: latent mask and weight float32 [B, 1, height, width], window int64
+// Allocates the results on the device of the mask: latent mask and weight float32 [B, 1, height, width], window int64
 // [B, 4].
 std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> mask_to_latent_outputs(
     const torch::stable::Tensor& mask, const MaskToLatent& op);
 
-// Above 0.5.
+// Whether a pixel is above 0.5.
 GBCI_INLINE bool is_masked(uint8_t value) { return value != 0; }
 GBCI_INLINE bool is_masked(float value) { return value > 0.5f; }
 

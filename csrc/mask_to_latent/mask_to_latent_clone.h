@@ -2,7 +2,7 @@
 
 namespace gbci::GBCI_CLONE {
 
-// seen[x] |= row[x] is masked
+// seen[x] |= whether row[x] is masked
 template <class Pixel>
 void see(const Pixel* row, int64_t stride, int64_t num_pixels, uint8_t* seen) {
   if (stride == 1) {

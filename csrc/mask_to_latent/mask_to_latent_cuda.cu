@@ -15,8 +15,8 @@ using torch::stable::Tensor;
 
 constexpr int kThreads = 1024;
 
-// One block per sample, because each phase reads what its neighbors wrote in the phase before. A sample's planes are a
-// few ten KB, which stay in the cache.
+// One block per sample, because in each phase a thread reads values that other threads wrote in the phase before. A
+// sample's planes are a few tens of KB, and stay in the cache.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) mask_to_latent_kernel(
     const T* __restrict__ mask,  // [B, 1, height * factor, width * factor], strided
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) mask_to_latent_kernel(
     return;
   }
 
-  // The mask grown by the radius, along columns and then along rows: beyond the border is no mask.
+  // The mask grown by the radius, along columns and then along rows; 0 beyond the border.
   for (int64_t cell = threadIdx.x; cell < cells; cell += kThreads) {
     const int y = static_cast<int>(cell) / width, x = static_cast<int>(cell) % width;
     float grown = 0;
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads) mask_to_latent_kernel(
   }
   __syncthreads();
 
-  // Its mean along rows, then along columns, with a replicated border.
+  // The grown mask averaged along rows, then along columns, with a replicated border.
   const float count = static_cast<float>(2 * radius + 1);
   for (int64_t cell = threadIdx.x; cell < cells; cell += kThreads) {
     const int y = static_cast<int>(cell) / width, x = static_cast<int>(cell) % width;

@@ -1,4 +1,4 @@
-// philox_normal: standard normals that are a function of (seed, element, step, stream) alone.
+// philox_normal: standard normals that depend only on (seed, element, step, stream).
 
 #pragma once
 

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) philox_normal_kernel(
     const uint64_t seed = static_cast<uint64_t>(seeds[sample * seed_stride]);
     const Normals4 n = philox_normal4(seed, static_cast<uint32_t>(block), step, stream);
     float* row = out + sample * num_elements + element;
-    if (num_elements % 4 == 0) {  // then every row starts on 16 bytes
+    if (num_elements % 4 == 0) {  // then every row starts at a multiple of 16 bytes
       *reinterpret_cast<float4*>(row) = make_float4(n.n0, n.n1, n.n2, n.n3);
     } else {
       const float normals[4] = {n.n0, n.n1, n.n2, n.n3};

@@ -17,7 +17,7 @@ COMMANDS = ("generate", "phantom", "prepare", "priors", "train", "evaluate", "ex
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; every command imports its heavy modules only when it runs."""
+    """The parser of all commands. A command imports its heavy modules only when it runs."""
     parser = Parser(
         prog="gbci-fast",
         description="Synthetic breast lesions for research data sets. Not for diagnosis.",
@@ -30,9 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 success, 1 failure (one sentence on stderr), 2 bad usage, 130 interrupted."""
+    """Runs a command; returns the exit status: 0 success, 1 failure (one sentence on stderr), 130 interrupted.
+
+    Bad usage exits with status 2 (SystemExit).
+    """
     args = build_parser().parse_args(argv)
-    # A polite kill ends like Ctrl-C, so that the same clean-up runs.
+    # SIGTERM raises KeyboardInterrupt like Ctrl-C, so that the same clean-up runs.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _check_outputs(args)
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Raises GBCIError where an output's name cannot be written into a table or printed: before the work, not after."""
+    """Raises GBCIError, before any work, if an output's name is not UTF-8: tables could not contain it."""
     for name in OUTPUTS:
         path = getattr(args, name, None)
         try:
@@ -63,7 +66,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 @contextmanager
 def _notes() -> Iterator[None]:
-    """Prints every `InputWarning` as one line, once."""
+    """Prints each different `InputWarning` once, as one line."""
     with warnings.catch_warnings():
         warnings.filterwarnings("default", category=InputWarning)
         show = warnings.showwarning

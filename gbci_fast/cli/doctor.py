@@ -1,4 +1,4 @@
-"""`gbci-fast doctor`: what runs here, and what does not and why."""
+"""`gbci-fast doctor`: what runs on this machine, and why the rest does not."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command's options."""
     parser = subparsers.add_parser(
         "doctor",
-        help="tell what runs on this machine, and what does not and why",
+        help="tell what runs on this machine, and why the rest does not",
         description="Tell which runtimes, operators, tiers and dtypes can be used on this machine, why not the others, "
         "and what the fast path would choose. The exit status is 0 if the eager pipeline works, and 1 otherwise.",
         epilog=EXAMPLE,
@@ -70,7 +70,7 @@ def _print(report: "Report", console: "Console") -> None:
 
 
 def _print_table(kinds: "dict[str, list[Usability]]", console: "Console") -> None:
-    """A row per name and a column per device; reasons are numbered, and stand below once each."""
+    """Prints a row per name and a column per device. Reasons are numbered, and listed once below the table."""
     from rich.table import Table
 
     notes: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""`gbci-fast export`: the parts of a pipeline that sampling calls most, for other software to run."""
+"""`gbci-fast export`: writes the UNet and the decoder of a pipeline for other software."""
 
 import argparse
 import re
@@ -37,8 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     onnx = formats.add_parser(
         "onnx",
         help="ONNX files of UNet and decoder",
-        description="The UNet as the fused runtime calls it per step (keys and values of the context and FiLM rows\n"
-        "are inputs), and the decoder, each as one file of static shapes; every file is compared with PyTorch.",
+        description="Writes the UNet as the fused runtime calls it per step (keys and values of the context and FiLM\n"
+        "rows are inputs), and the decoder, each as one file of static shapes. Compares every file with PyTorch.",
         epilog=EXAMPLE,
     )
     add_shape_options(onnx)
@@ -49,9 +49,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     tensorrt = formats.add_parser(
         "tensorrt",
         help="TensorRT engines of UNet and decoder",
-        description="Engines of what `export onnx` writes, built by TensorRT for the GPU that is here or by\n"
-        "TensorRT-RTX for any. They are kept in the user's cache, too, where the tensorrt runtime finds those of\n"
-        "the sizes that it asks for: batches of 1, 2, 4 and so on, up to 256 (up to 16 of the decoder).",
+        description="Builds engines of the files of `export onnx`: TensorRT for this machine's GPU, TensorRT-RTX for\n"
+        "any GPU. Engines are also kept in the user's cache. There the tensorrt runtime finds the sizes\n"
+        "that it uses: batches of 1, 2, 4 and so on, up to 256 (decoder: up to 16).",
         epilog=EXAMPLE,
     )
     add_shape_options(tensorrt)
@@ -64,13 +64,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     tensorrt.add_argument(
         "--compute-capability",
         metavar="8.0,8.6",
-        help="of the GPUs to build for (default: the one that is here or, without one, what the builder takes)",
+        help="of the GPUs to build for (default: this machine's GPU or, without a GPU, the builder's choice)",
     )
     tensorrt.set_defaults(run=run_tensorrt)
 
 
 def add_shape_options(parser: argparse.ArgumentParser) -> None:
-    """What every format asks: the pipeline, where to, which part, and the static shapes."""
+    """Adds the options of every format: the pipeline, the output folder, the part, and the static shapes."""
     parser.add_argument(
         "checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="a pipeline folder (default: the packaged one)"
     )
@@ -85,10 +85,10 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_shapes(args: argparse.Namespace, pipe: "GBCIPipeline") -> "Bucket":
-    """The bucket that the options name, for a pipeline.
+    """The static shapes that the options name, for a pipeline.
 
     Raises:
-        GBCIError: a size that the model cannot have, or numbers below 1.
+        GBCIError: a size that the model does not take, or a number below 1.
     """
     import torch
 
@@ -109,7 +109,7 @@ def read_shapes(args: argparse.Namespace, pipe: "GBCIPipeline") -> "Bucket":
 
 
 def run_onnx(args: argparse.Namespace) -> None:
-    """Writes, checks and names the files."""
+    """Writes and checks the files, and prints their names."""
     import importlib.util
 
     import torch
@@ -145,14 +145,14 @@ def run_onnx(args: argparse.Namespace) -> None:
                         else check_decoder(path, pipe.vae, shape, dtype)
                     )
                 except BaseException:
-                    path.unlink()  # what was not found to compute the same is no export
+                    path.unlink()  # a file that differs from PyTorch must not stay
                     raise
             checked = f"largest error {error:.1e} of the largest output"
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {checked}", flush=True)
 
 
 def run_tensorrt(args: argparse.Namespace) -> None:
-    """Builds, or finds in the cache, and writes and names the engines."""
+    """Gets the engines from the cache or builds them, writes them, and prints their names."""
     import torch
     from rich.console import Console
     from torch import nn
@@ -197,7 +197,7 @@ def run_tensorrt(args: argparse.Namespace) -> None:
 
 @contextmanager
 def build_progress(console: "Console", name: str) -> Iterator["Progress"]:
-    """A bar per phase of a build, of those that have more than one step."""
+    """Yields a callback that shows a progress bar for each phase of a build that has more than one step."""
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 

@@ -83,23 +83,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--dtype",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="of UNet and VAE (default auto: the narrowest that the tier and the device are good for)",
+        help="of UNet and VAE (default auto: bf16 if the tier allows it and the device is faster in it)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--workers",
         type=int,
-        help="processes that read, paste and write beside the sampler; same bytes (default: one per core beside a GPU; "
-        "else 0: threads)",
+        help="processes that read, paste and write beside the sampler; any number gives the same bytes (default: with "
+        "a GPU one per core, otherwise 0, which uses threads)",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue an interrupted job in --output, or make again what it lost"
+        "--resume", action="store_true", help="continue an interrupted job in --output, or make lost files again"
     )
     parser.add_argument(
         "--check",
         choices=CHECKS,
         default="digests",
-        help="what --resume looks at in what is finished: digests of all files and templates (default), or their sizes",
+        help="how --resume checks finished images: digests of all files and templates (default), or their sizes",
     )
     parser.add_argument(
         "--skip-bad",
@@ -123,8 +123,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--identity-key",
         type=Path,
         metavar="FILE",
-        help="secret file of at least 16 bytes: jobs with the same one give a patient the same pseudonym (default: a "
-        "key that follows from --seed and the content of INPUT)",
+        help="secret file of at least 16 bytes: jobs with the same key give a patient the same pseudonym (default: a "
+        "key derived from --seed and the content of INPUT)",
     )
     parser.set_defaults(run=run, refuse=parser.error)
 
@@ -179,7 +179,7 @@ def run(args: argparse.Namespace) -> None:
         JobSettings,
         shard_size=SHARD_SIZE if args.shard_size is None else args.shard_size,
         sampler=settings_of(args, SamplerSettings),
-        # What was decided, not what was asked for: where "auto" would decide otherwise, the job is another.
+        # The decision instead of the options: if "auto" decides differently, the job has other bytes.
         runtime=pipe.decision.runtime,
         tier=pipe.decision.tier,
         dtype=next(name for name, dtype in names.items() if dtype == pipe.decision.dtype),
@@ -234,7 +234,7 @@ def _write_plan(args: argparse.Namespace, priors: "Priors") -> None:
 
 
 def _plan(args: argparse.Namespace, records: "list[ImageRecord]", priors: "Priors") -> "list[PlanItem]":
-    """The rows of --plan, or the inputs' variants."""
+    """The plan: the rows of --plan, or --variants of each input."""
     from gbci_fast.generate.plan import make_plan
     from gbci_fast.generate.plan_csv import read_plan
 
@@ -263,7 +263,7 @@ def _plan(args: argparse.Namespace, records: "list[ImageRecord]", priors: "Prior
 
 
 def _note_categories(plan: "list[PlanItem]", args: argparse.Namespace) -> None:
-    """Says which lesions the packaged weights will not paint as they are described."""
+    """Prints a note if the plan has lesions of categories that the packaged weights have hardly learned."""
     from gbci_fast.generate.balance import LEARNED_CATEGORIES, hardly_learned
 
     counts = hardly_learned(item.attributes.finding_categories for item in plan)

@@ -1,4 +1,4 @@
-"""Options out of settings classes, settings out of options, and the name that a mistyped one may mean."""
+"""Makes options from settings classes and settings from options, and suggests names for mistyped options."""
 
 import argparse
 import re
@@ -11,13 +11,13 @@ Settings = TypeVar("Settings")
 
 
 class Parser(argparse.ArgumentParser):
-    """Keeps the lines of descriptions and examples; an error tells the name nearest to a mistyped one."""
+    """A parser that keeps the lines of descriptions and examples, and suggests the name nearest to a mistyped one."""
 
     def __init__(self, *, formatter_class: type = argparse.RawDescriptionHelpFormatter, **options: Any):
         super().__init__(formatter_class=formatter_class, **options)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As argparse does; what is left over is an error here, where the options are known that it may mean."""
+        """As in argparse, but unknown arguments are an error of this parser, which knows the options to suggest."""
         self._given = sys.argv[1:] if args is None else list(args)
         found, self._given = super().parse_known_args(self._given, namespace)
         if self._given:
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
         return found, []
 
     def error(self, message: str) -> NoReturn:
-        """Ends with exit status 2, after usage and message."""
+        """Prints usage and message, and exits with status 2."""
         known = list(self._option_string_actions)
         if chosen := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
             message += _nearest(chosen[1], re.findall(r"[\w-]+", chosen[2]))
@@ -44,11 +44,13 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def add_fields(parser: argparse.ArgumentParser, settings: type, *names: str, **same: Any) -> None:
-    """Adds what the fields of a settings class declare with `option`.
+    """Adds the options that fields of a settings class declare with `gbci_fast.options.option`.
 
     Args:
-        names: fields, in the order of ``--help`` (default: all that are options, in their own order).
-        same: what is the same for all of them here, such as ``default=None`` where a preset decides.
+        parser: gets the options.
+        settings: the settings class.
+        names: fields, in the order of ``--help`` (default: all fields that are options, in their own order).
+        same: arguments of `add_argument` for all these options, such as ``default=None`` if a preset decides.
     """
     for found in [settings.__dataclass_fields__[name] for name in names] or _options(settings):
         how = {name: value for name, value in found.metadata.items() if name not in ("flag", "least", "such")}
@@ -63,17 +65,17 @@ def add_fields(parser: argparse.ArgumentParser, settings: type, *names: str, **s
 
 
 def settings_of(args: argparse.Namespace, settings: type[Settings], **more: Any) -> Settings:
-    """The settings that the options of `add_fields` name; `more` are fields that are no options of this command.
+    """The settings from the options of `add_fields`; `more` are the fields that are not options of this command.
 
     Raises:
-        GBCIError: what the class raises at values that cannot be.
+        GBCIError: the class rejects a value.
     """
     given = {found.name: getattr(args, dest) for found in _options(settings) if hasattr(args, dest := _dest(found))}
     return settings(**given | more)
 
 
 def changes_of(args: argparse.Namespace, settings: type) -> dict[str, Any]:
-    """The fields that options without a default were given for."""
+    """{field: value} of the options that were given, for options with default None."""
     given = {found.name: getattr(args, _dest(found), None) for found in _options(settings)}
     return {name: tuple(x) if isinstance(x, list) else x for name, x in given.items() if x is not None}
 
@@ -91,7 +93,7 @@ def _dest(found: Field) -> str:
 
 
 def _default(value: Any) -> Any:
-    """As on the command line, for ``--help``; argparse reads a text as it does what is given."""
+    """A default as text of the command line, for ``--help``; argparse parses a text like a given value."""
     if isinstance(value, tuple) and value:
         return ",".join(map(str, value))
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -27,12 +27,14 @@ def add_parser(subparsers) -> None:
         epilog=EXAMPLE,
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or an empty folder")
-    parser.add_argument("--studies", type=int, default=100, metavar="N", help="patients, four images (default: 100)")
+    parser.add_argument("--studies", type=int, default=100, metavar="N", help="patients of four images (default: 100)")
     add_fields(parser, PhantomJob, "seed")
     add_fields(parser, PhantomJob, "size", type=image_size)
     add_fields(parser, Population)
     add_fields(parser, PhantomJob, "timepoints", "interval", "twins", "truth", "ultrasound")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes; same bytes (default: 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes; same bytes for any N (default: 1)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     """Writes the data set and says where it is."""
     from gbci_fast.phantom import generate_phantom
 
-    each = 4 * args.growth  # images of a patient
+    each = 4 * args.growth  # images per patient
     with image_progress("drawing", args.output) as on_image:
         generate_phantom(
             args.output,
@@ -61,7 +63,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """Height and width of "512" or "4096x3328"."""
+    """(height, width) in pixels of a text such as "512" (a square) or "4096x3328".
+
+    Raises:
+        argparse.ArgumentTypeError: the text has another form.
+    """
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"size is {text!r}; expected HEIGHT or HEIGHTxWIDTH such as 4096x3328")

@@ -1,4 +1,4 @@
-"""`gbci-fast prepare`: data sets to a cache that training reads without decoding a single image."""
+"""`gbci-fast prepare`: writes data sets into a cache, from which training reads without decoding images."""
 
 import argparse
 from pathlib import Path
@@ -35,13 +35,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--check",
         choices=CHECKS,
         default="digests",
-        help="what --resume looks at in what is finished: digests of cache and inputs (default), or their sizes",
+        help="how --resume checks finished images: digests of cache and inputs (default), or their sizes",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prepares with a progress bar, and says what there is to look at."""
+    """Prepares the cache with a progress bar, and prints where the quality report is."""
     from gbci_fast.cli.progress import image_progress
     from gbci_fast.data.prepare import SKIPPED, prepare
     from gbci_fast.data.qc import QC_FOLDER, REPORT

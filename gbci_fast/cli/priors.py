@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
     from gbci_fast.generate.prior_fit import fit_priors
 
-    if args.output.is_dir():  # before an hour of reading
+    if args.output.is_dir():  # fail before the hour of reading
         raise GBCIError(f"{args.output} is a folder; expected the name of a JSON file")
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -1,4 +1,4 @@
-"""How a command that handles many images tells where it is."""
+"""The progress of a command that handles many images."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,15 +8,19 @@ from pathlib import Path
 
 from gbci_fast.jobs.folder import PROGRESS_FOLDER
 
-LINES = 20  # in a log, for the whole job
-SILENCE = 60.0  # seconds without a line, at most, while images are done
+LINES = 20  # of a log, for a whole job
+SILENCE = 60.0  # longest time between two lines while images are done, in seconds
 
 
 @contextmanager
 def image_progress(verb: str, output: Path) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, or where there is no terminal `LINES` lines and more where these come slowly.
+    """A progress bar. Without a terminal, `LINES` lines, and more lines if those come slowly.
 
-    Says what is finished when it is stopped.
+    After an exception it prints how many images are finished.
+
+    Args:
+        verb: what the command does, such as "drawing".
+        output: the job's folder.
 
     Yields:
         ``on_image(done, total)``, to be called once at the start and whenever images are done.

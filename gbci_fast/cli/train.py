@@ -60,7 +60,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="VinDr-layout roots (training split used) or, but for the classifier, caches of `prepare`",
+        help="VinDr-layout roots (training split used) or caches of `prepare`; for the classifier, roots only",
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="run folder: state.pt, samples/, the weights, and what was encoded"

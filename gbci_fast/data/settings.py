@@ -1,4 +1,4 @@
-"""What a cache can be told. Without torch, so that the command line takes its options from here."""
+"""Settings of a cache. Torch is not imported, so that the command line can take its options from here."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,22 @@ MIN_SIZE, MAX_SIZE = 16, 4096
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings:
-    """What decides a cache's bytes, besides its inputs."""
+    """The settings that decide a cache's bytes, besides the inputs.
+
+    Attributes:
+        size: side of the fields of view in pixels, 16 to 4096.
+        views: "whole", "lesion" or both.
+        split: the split of images whose tables name no split; None = unknown.
+
+    Raises:
+        GBCIError: a size, view or split that is not as above.
+    """
 
     size: int = option(MODEL_SIZE, "side of the fields of view in pixels (default %(default)s)")
     views: tuple[str, ...] = option(
-        FIELDS, "whole (the breast), lesion (around each at twice the magnification) or both (default both)"
+        FIELDS, "whole (the breast), lesion (around each lesion, magnified twice) or both (default both)"
     )
-    split: str | None = option(None, "of the images whose tables name none (default: unknown)", choices=SPLITS)
+    split: str | None = option(None, "split of images whose tables name none (default: unknown)", choices=SPLITS)
 
     def __post_init__(self):
         if not MIN_SIZE <= self.size <= MAX_SIZE:

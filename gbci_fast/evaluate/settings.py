@@ -93,8 +93,8 @@ class AdherenceSettings:
     )
     variants: int = option(
         1,
-        "paint every lesion so many times, with other noise each time: one painting per lesion leaves its luck in "
-        "the figures (default: %(default)s)",
+        "paint every lesion N times, with other noise each time, so that the luck of a single painting averages out "
+        "(default: %(default)s)",
         least=1,
         metavar="N",
     )
@@ -115,7 +115,7 @@ class MemorisationSettings:
     """Settings of a memorisation evaluation.
 
     Attributes:
-        quantile: of the real distances that sets the threshold, in (0, 0.5].
+        quantile: the quantile of the real distances that is the threshold, in (0, 0.5].
         seed: of noise, bootstrap and controls.
 
     Raises:
@@ -137,7 +137,7 @@ class UtilitySettings:
     """Settings of a utility evaluation.
 
     Attributes:
-        seed: of patches, moved masks, noise and bootstrap, and of the first training; further trainings count up.
+        seed: of patches, moved masks, noise, bootstrap and the first training; each further training adds 1.
         seeds: trainings per arm and fraction, each with its own choice of patients and initial weights.
         fractions: percentages of the real training patients, ascending.
         train_steps: optimizer steps of every training, in every arm.

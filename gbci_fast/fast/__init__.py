@@ -1,1 +1,1 @@
-"""The fast path: `accelerate`, its decision, its samplers, and what executes the UNet."""
+"""The fast path: `accelerate`, its decision, its samplers, and the runtimes that execute the UNet."""

@@ -1,13 +1,13 @@
-"""`gbci_fast.accelerate`: the same pipeline, faster, and within a stated distance of the eager pipeline's images.
+"""`gbci_fast.accelerate`: a faster copy of a pipeline. Its images stay within a stated bound of the eager images.
 
 =========== ============================================================================================
 tier        what may differ from eager at the same seed, scheduler and steps
 =========== ============================================================================================
-exact       float32 rounding: latents by at most 1e-5 of the largest; one step of Euler, which starts at 167 standard
-            deviations, by 4e-5
-tolerance   the rounding of a narrower dtype: an RMS error at most 1.5 times that of eager in this dtype
-approximate also what the model sees: the latents around the mask alone (`gbci_fast.fast.windows`); and, for few steps,
-            the model: the checkpoint's few-step weights (`gbci_fast.model.few_step`)
+exact       float32 rounding: latents differ by at most 1e-5 of the largest latent. One step of Euler, which starts at
+            167 standard deviations, differs by at most 4e-5.
+tolerance   the rounding of a narrower dtype: the RMS error is at most 1.5 times that of eager in this dtype
+approximate also the model's input: only the latents around the mask (`gbci_fast.fast.windows`). With few steps also the
+            model: the checkpoint's few-step weights (`gbci_fast.model.few_step`).
 =========== ============================================================================================
 """
 
@@ -53,13 +53,14 @@ def accelerate(
     device: torch.device | str | None = None,
     few_step: bool = True,
 ) -> FastPipeline | FastUNet:
-    """gbci_fast's own `accelerate`, not Hugging Face's package `accelerate`: the same call on a faster pipeline.
+    """Returns a faster copy of a pipeline or UNet, which is called like the original.
 
-    The images are those of `pipe` within the bound of `tier`. `pipe` itself stays as it is.
+    The images are those of `pipe` within the bound of `tier`. `pipe` itself stays as it is. (Hugging Face's package
+    `accelerate` is unrelated.)
 
     Args:
-        pipe: the eager pipeline; or the stock UNet of any diffusers pipeline, of which a UNet with the same forward is
-            made, block by block (see `gbci_fast.fast.unet.FastUNet`).
+        pipe: the eager pipeline; or the stock UNet of any diffusers pipeline, which becomes a UNet with the same
+            forward, block by block (see `gbci_fast.fast.unet.FastUNet`).
         runtime: what executes the UNet. "fused" computes once what does not change from step to step. "compile" is
             "fused" under `torch.compile`, or the stock UNet where "fused" cannot run it; it compiles at the first call
             with a new batch or image size. "tensorrt" runs the core of "fused" and the decoder as TensorRT engines,
@@ -73,7 +74,8 @@ def accelerate(
 
     Raises:
         GBCIError: an unknown runtime or tier, a dtype that the tier excludes, a runtime that cannot run this UNet, a
-            device that the extension was not built for, or a scheduler (or an option of it) that no sampler reproduces.
+            device that the extension was not built for, or a scheduler (or scheduler option) that no sampler
+            reproduces.
     """
     for name, value, known in (("runtime", runtime, RUNTIMES), ("tier", tier, TIERS)):
         if value not in known:

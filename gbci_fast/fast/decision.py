@@ -1,4 +1,4 @@
-"""What `gbci_fast.accelerate` decides before it builds anything: the runtime, the dtype, and the reasons for both."""
+"""What `gbci_fast.accelerate` decides before it builds a pipeline: the runtime, the dtype, and the reasons for both."""
 
 import operator
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ def decide(
     """How a pipeline is to run on a device.
 
     Args:
-        pipe: of which the UNet is examined.
+        pipe: the eager pipeline, whose UNet is examined.
         runtime, tier, dtype: as in `gbci_fast.accelerate`.
         device: where the UNet is to run.
         few_step: the few-step weights that the pipeline may use.
@@ -124,7 +124,7 @@ def decide_unet(
 
 
 def _runtime_refusals(runtime: str, reasons: list[str], tier: str, device: torch.device) -> list[str]:
-    """Why a runtime cannot run a UNet of which the fused one says these `reasons`."""
+    """Why a runtime cannot run a UNet; `reasons` are why the fused runtime cannot."""
     if runtime == "tensorrt":
         narrow = ["tier 'exact' excludes it; take tier 'tolerance', or the fused runtime"] if tier == "exact" else []
         return [*narrow, *reasons, *tensorrt_refusals(device)]

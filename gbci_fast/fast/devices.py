@@ -1,4 +1,4 @@
-"""What a device is good for: whether it has bfloat16 units, and which memory format is faster on it."""
+"""Facts about a device: whether it has bfloat16 units, and which memory format is fastest on it."""
 
 import functools
 import platform
@@ -10,7 +10,7 @@ from gbci_fast.errors import GBCIError
 
 
 def as_device(name: torch.device | str) -> torch.device:
-    """The device of that name.
+    """The PyTorch device with a name.
 
     Raises:
         GBCIError: PyTorch knows no such device, or the device is "meta", which cannot compute.
@@ -27,7 +27,8 @@ def as_device(name: torch.device | str) -> torch.device:
 def fastest_layout(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
     """The memory format in which convolutions are fastest.
 
-    oneDNN is faster with channels last in bfloat16, and without them in float32. cuDNN is faster with channels last.
+    On a CPU (oneDNN), bfloat16 is faster in channels-last and float32 in contiguous format. cuDNN is faster in
+    channels-last.
     """
     wide_cpu = device.type == "cpu" and dtype == torch.float32
     return torch.contiguous_format if wide_cpu else torch.channels_last
@@ -47,7 +48,7 @@ def has_bfloat16_units(device: torch.device) -> bool:
 
 @functools.cache
 def _is_intel() -> bool:
-    """Whether the operating system says that its CPU is Intel's."""
+    """Whether the operating system names Intel as the maker of the CPU."""
     try:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:  # not Linux

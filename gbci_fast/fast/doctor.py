@@ -1,7 +1,8 @@
-"""What runs on this machine, and what does not and why: the facts that `gbci-fast doctor` prints.
+"""What runs on this machine, and why the rest does not: the facts that `gbci-fast doctor` prints.
 
-Nothing is read from a table. Operators are found in their package and looked up in the dispatcher of PyTorch. Runtimes,
-tiers and dtypes are tried on the packaged checkpoint with `accelerate`, whose error sentences are the reasons.
+The facts come from trials, not from a table. Operators are found in their package and looked up in PyTorch's
+dispatcher. Runtimes, tiers and dtypes are tried on the packaged checkpoint with `accelerate`; its error sentences are
+the reasons.
 """
 
 import importlib
@@ -30,7 +31,7 @@ DTYPE_NAMES = ("float32", "bfloat16", "float16")
 
 @dataclass(kw_only=True)
 class Usability:
-    """Whether something can be used on a device: it can where `reasons`, those against it, is empty."""
+    """Whether an operator, runtime or tier can be used on a device. `reasons` says why not; empty if it can."""
 
     name: str
     device: str
@@ -38,7 +39,7 @@ class Usability:
 
     @property
     def usable(self) -> bool:
-        """Nothing speaks against it."""
+        """Whether there is no reason against it."""
         return not self.reasons
 
 
@@ -47,14 +48,14 @@ class Report:
     """What `examine` found.
 
     Attributes:
-        versions: of what is installed; None = not.
-        cpu: its name, threads, instruction sets and whether its bfloat16 units are worth using.
-        gpus: name, compute capability and memory in GiB of each.
-        no_gpu: why PyTorch finds none; empty if it does.
-        checkpoint: why the packaged one cannot be loaded and sampled from by the eager pipeline; empty if it can.
+        versions: version of each package; None if it is not installed.
+        cpu: architecture, cores, threads, instruction sets, and whether its bfloat16 units are worth using.
+        gpus: name, compute capability and memory in GiB of each GPU.
+        no_gpu: why PyTorch finds no GPU; empty if it finds one.
+        checkpoint: why the eager pipeline cannot load and sample the packaged checkpoint; empty if it can.
         choice: what `accelerate` decides for the packaged checkpoint by default, with its notes; or why it fails.
-        ops, runtimes, tiers: each once per device; names are such as "tensorrt, tensorrt-rtx" for a flavor of TensorRT,
-            and "tolerance, bfloat16" for a tier.
+        ops, runtimes, tiers: each once per device. A flavor of TensorRT has a name such as "tensorrt, tensorrt-rtx", a
+            tier a name such as "tolerance, bfloat16".
     """
 
     versions: dict[str, str | None]
@@ -69,7 +70,7 @@ class Report:
 
     @property
     def eager_works(self) -> bool:
-        """Whether the reference pipeline loads and samples; all the rest only makes it faster."""
+        """Whether the eager pipeline loads and samples. Everything else is only needed for speed."""
         return not self.checkpoint
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def examine() -> Report:
     """Examines this machine. It takes some seconds, most of them for imports.
 
     Raises:
-        GBCIError: torch is not installed; whatever else is missing is reported.
+        GBCIError: torch is not installed. Any other missing package is reported.
     """
     if _version("torch") is None:
         raise GBCIError("torch is not installed: pip install torch")
@@ -130,10 +131,10 @@ def examine() -> Report:
 
 
 def _try(action: Callable[[], Any]) -> list[str]:
-    """Why it fails, in a sentence; empty if it does not."""
+    """Why `action` fails, in one sentence; empty if it succeeds."""
     try:
         action()
-    except Exception as error:  # of any kind: this module reports it
+    except Exception as error:  # any error is part of the report
         return [one_line(" ".join(str(error).split())) or type(error).__name__]
     return []
 
@@ -148,7 +149,7 @@ def _version(package: str) -> str | None:
 
 
 def _flavors() -> "dict[str, Flavor]":
-    """Of TensorRT, by name."""
+    """The flavors of TensorRT, by name."""
     from gbci_fast.fast.tensorrt.flavor import FLAVORS
 
     return FLAVORS
@@ -164,7 +165,7 @@ def _flavor_version(flavor: "Flavor") -> str | None:
 
 
 def _flavor_usability(devices: dict[str, list[str]]) -> list[Usability]:
-    """Of each flavor of TensorRT, which the tensorrt runtime chooses among."""
+    """The usability of each flavor of TensorRT; the tensorrt runtime takes the first usable one."""
     import torch
 
     return [
@@ -189,7 +190,7 @@ def _cpu() -> dict[str, Any]:
         )
         if has()
     ]
-    # csrc/common/instruction_sets.h chooses between these by itself.
+    # The instruction sets for which csrc/common/instruction_sets.h compiles kernels; it chooses at run time.
     extension = next((name for name in ("AVX-512", "AVX2") if name in sets), "the baseline")
     return {
         "machine": platform.machine(),
@@ -223,14 +224,14 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def _ops() -> list[str]:
-    """The operators are the modules of `gbci_fast.ops` that hold a function of their own name."""
+    """Names of the operators: the public modules of `gbci_fast.ops`."""
     import gbci_fast.ops
 
     return [module.name for module in pkgutil.iter_modules(gbci_fast.ops.__path__) if not module.name.startswith("_")]
 
 
 def _op_usability(name: str, device: str, no_device: Sequence[str]) -> list[Usability]:
-    """Of an operator, and of each backend that it chooses among."""
+    """The usability of an operator, and of each backend that it chooses among."""
     reasons = _op(name, device, no_device)
     out = [Usability(name=name, device=device, reasons=reasons)]
     module = sys.modules.get(f"gbci_fast.ops.{name}")
@@ -242,7 +243,7 @@ def _op_usability(name: str, device: str, no_device: Sequence[str]) -> list[Usab
 
 
 def _backend_refusals(module: ModuleType, backend: str, device: str) -> list[str]:
-    """Of queries, keys and values as the packaged checkpoint has them."""
+    """Why a backend refuses queries, keys and values of the packaged checkpoint's shapes; empty if it takes them."""
     import torch
 
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -255,7 +256,7 @@ def _missing() -> list[str]:
 
 
 def _op(name: str, device: str, no_device: Sequence[str] = ()) -> list[str]:
-    """Why an operator cannot be used on a device, which itself may be missing."""
+    """Why an operator cannot be used on a device; `no_device` says why the device itself is missing."""
     import torch
 
     failed = _try(lambda: importlib.import_module(f"gbci_fast.ops.{name}"))
@@ -266,7 +267,7 @@ def _op(name: str, device: str, no_device: Sequence[str] = ()) -> list[str]:
         reasons.append("triton is not installed: pip install triton")
     if device not in getattr(module, "DEVICES", (device,)):
         reasons.append(f"is for {' and '.join(module.DEVICES)} alone: nothing asks for it on {device}")
-    # An operator that is not registered is a function of others, and runs where they do.
+    # An operator that is not registered is written in terms of other operators, and runs where they run.
     built = torch._C._dispatch_has_kernel_for_dispatch_key
     if not reasons and hasattr(torch.ops.gbci_fast, name) and not built(f"gbci_fast::{name}", device.upper()):
         reasons.append(f"gbci_fast was built without kernels for {device}: install nvcc and build it again")

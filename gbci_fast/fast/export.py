@@ -1,9 +1,10 @@
-"""The UNet as the sampler calls it, and the autoencoder's decoder, as ONNX files.
+"""Writes the UNet as the sampler calls it, and the autoencoder's decoder, as ONNX files.
 
-What is exported of the UNet is what runs per step (`UNetCore`): keys and values of the context, FiLM rows and the
-convolution of the constant channels are inputs, computed once per call as in the fused runtime. Shapes are static, of
-one `Bucket`. A file is strongly typed: weights and activations have the dtype that was asked for, and between casts in
-the graph norms and softmax are float32 (`ISLANDS`), whose sums and exponentials leave the range of float16.
+Only the part of the UNet that runs per step is exported (`UNetCore`). Its inputs include what the fused runtime
+computes once per call: keys and values of the context, FiLM rows, and the convolution of the constant channels. Shapes
+are static, those of one `Bucket`. A file is strongly typed: weights and activations have the dtype that was asked for.
+Norms and softmax are float32, between casts in the graph (`ISLANDS`): their sums and exponentials exceed the range of
+float16.
 """
 
 import copy
@@ -32,9 +33,9 @@ class Bucket:
     """The static shapes of an exported UNet.
 
     Attributes:
-        batch: images.
-        height, width: of their latents.
-        tokens: of their context, padding included.
+        batch: number of images.
+        height, width: size of their latents.
+        tokens: length of their context, padding included.
         guided: whether each image is denoised with its condition and with the null condition.
     """
 
@@ -50,18 +51,20 @@ class Bucket:
                 raise GBCIError(f"{name} is {getattr(self, name)}; expected at least 1")
 
     def __str__(self) -> str:
-        """For file names."""
+        """The shapes as a part of a file name."""
         shapes = f"b{self.batch}-{self.height}x{self.width}-t{self.tokens}"
         return f"{shapes}-{'guided' if self.guided else 'unguided'}"
 
 
 def input_names(num_resnets: int, num_layers: int, guided: bool) -> list[str]:
-    """Of an exported UNet, in its order.
+    """Names of an exported UNet's inputs, in their order.
 
-    ``latents`` [B, 4, h, w]; ``first`` [B, C, h, w], the convolution of mask and masked image; int32 ``kv_lengths``
-    [B], at least 1, the keys that count; per ResNet block ``film_i`` [R, 2 C], R = B or, if guided, 2 B with the null
-    condition's rows first; per cross-attention layer ``key_i`` and ``value_i`` [B, heads, N, head_dim] and, if guided,
-    ``null_i`` [C], its output for the null condition.
+    * ``latents`` [B, 4, h, w].
+    * ``first`` [B, C, h, w], the convolution of mask and masked image.
+    * ``kv_lengths`` int32 [B], the number of valid keys, at least 1.
+    * per ResNet block ``film_i`` [R, 2 C]; R = B or, if guided, 2 B with the null condition's rows first.
+    * per cross-attention layer ``key_i`` and ``value_i`` [B, heads, N, head_dim] and, if guided, ``null_i`` [C], the
+      layer's output for the null condition.
     """
     films = [f"film_{i}" for i in range(num_resnets)]
     kinds = ("key", "value", "null") if guided else ("key", "value")
@@ -69,18 +72,18 @@ def input_names(num_resnets: int, num_layers: int, guided: bool) -> list[str]:
 
 
 def output_names(guided: bool) -> tuple[str, ...]:
-    """Of an exported UNet: the model's outputs [B, 4, h, w]."""
+    """Names of an exported UNet's outputs, each [B, 4, h, w]."""
     return ("conditional", "unconditional") if guided else ("conditional",)
 
 
 def unet_inputs(latents: Tensor, rows: Sequence[Tensor], state: Any, bucket: Bucket) -> dict[str, Tensor]:
-    """What an exported UNet reads in one step, by name; nothing is copied.
+    """The inputs of an exported UNet in one step, by name, without copies.
 
     Args:
         latents: ``[B, 4, h, w]``.
-        rows: of this step's FiLM, one tensor per ResNet block.
-        state: what `FusedDenoiser.prepare` made of a conditioning with a padding mask.
-        bucket: the shapes of all these.
+        rows: this step's FiLM rows, one tensor per ResNet block.
+        state: from `FusedDenoiser.prepare`, for a conditioning with a padding mask.
+        bucket: the shapes of these tensors.
     """
     parts = {"latents": latents, "first": state.first, "kv_lengths": state.contexts[0].kv_lengths}
     parts |= {f"film_{i}": row for i, row in enumerate(rows)}
@@ -90,7 +93,7 @@ def unet_inputs(latents: Tensor, rows: Sequence[Tensor], state: Any, bucket: Buc
 
 
 class UNetCore(nn.Module):
-    """A step of the fused runtime as a function of tensors alone; it shares the UNet's weights.
+    """A step of the fused runtime as a module that takes and returns only tensors. It shares the UNet's weights.
 
     Raises:
         GBCIError: the fused runtime cannot run this UNet; the sentence says why.
@@ -102,7 +105,7 @@ class UNetCore(nn.Module):
         self.unet = unet
         self._denoiser = FusedDenoiser(unet)
         for stage, block in zip(self._denoiser._up, unet.up_blocks, strict=True):
-            stage.upsamplers = list(block.upsamplers or ())  # a resize and one convolution, not four scattered ones
+            stage.upsamplers = list(block.upsamplers or ())  # stock: one resize and one convolution
 
     def example_inputs(self, bucket: Bucket) -> dict[str, Tensor]:
         """Zeros for all inputs by name, and lengths of 1, in the UNet's dtype."""
@@ -123,7 +126,7 @@ class UNetCore(nn.Module):
         return {name: given[name] for name in names}
 
     def forward(self, latents: Tensor, first: Tensor, kv_lengths: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
-        """Inputs in the order of `input_names` -> outputs in that of `output_names`."""
+        """Inputs in the order of `input_names` -> outputs in the order of `output_names`."""
         num_films, n = len(self._denoiser._resnets), len(self._denoiser._layers)
         films, layers = list(parts[:num_films]), parts[num_films:]
         guided = len(layers) > 2 * n
@@ -149,16 +152,16 @@ def _layer_norm(x, shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
 
 
 def _attention(q, k, v, mask=None, dropout=0.0, causal=False, *, scale=None, enable_gqa=False):
-    """Softmax between two products, which TensorRT finds and fuses; a mask says which keys count."""
+    """Product, softmax, product: a pattern that TensorRT recognizes and fuses. The mask is true for valid keys."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = torch.matmul(q * scale**0.5, k.transpose(-1, -2) * scale**0.5).float()  # half each: none leaves float16
+    scores = torch.matmul(q * scale**0.5, k.transpose(-1, -2) * scale**0.5).float()  # each scaled: fits float16
     if mask is not None:
         scores = torch.where(mask, scores, torch.finfo(torch.float32).min)
     return torch.matmul(scores.softmax(-1).to(v.dtype), v)
 
 
 def _slice_scatter(x, source, dim=0, start=None, end=None, step=1):
-    """By concatenation: a tracer makes scatters of what is added to a part of a tensor in place."""
+    """A slice scatter by concatenation. Tracing turns an in-place addition to a slice into this operator."""
     start, end = start or 0, x.shape[dim] if end is None else min(end, x.shape[dim])
     parts = x.narrow(dim, 0, start), source, x.narrow(dim, end, x.shape[dim] - end)
     return torch.cat([part for part in parts if part.shape[dim] > 0], dim)
@@ -170,7 +173,7 @@ ISLANDS: dict[torch._ops.OpOverload, Callable] = {
     torch.ops.aten.scaled_dot_product_attention.default: _attention,
     torch.ops.aten.slice_scatter.default: _slice_scatter,
 }
-"""What a graph has in place of PyTorch's operators: float32 between casts, and no scatter."""
+"""Replacements of PyTorch's operators in the graph: float32 between casts, and no scatter."""
 
 
 class _Decoder(nn.Module):
@@ -189,20 +192,20 @@ def export_unet(unet: UNet2DConditionModel, bucket: Bucket, dtype: torch.dtype, 
 
     Args:
         unet: stays as it is.
-        bucket: the shapes of the file; it takes no others.
+        bucket: the static shapes of the file.
         dtype: of weights, inputs and outputs: float32, float16 or bfloat16.
-        path: the file, weights included. It is complete or not there.
+        path: the file, weights included. After an error there is no file.
 
     Raises:
-        GBCIError: onnx is not installed, the fused runtime cannot run this UNet, another dtype, or a graph that is not
-            ONNX's alone.
+        GBCIError: onnx is not installed, the fused runtime cannot run this UNet, another dtype, or a graph with
+            operators that are not ONNX's.
     """
     core = UNetCore(_copy(unet, dtype))
     _export(core, core.example_inputs(bucket), output_names(bucket.guided), path)
 
 
 def export_decoder(vae: AutoencoderKL, batch: int, height: int, width: int, dtype: torch.dtype, path: Path) -> None:
-    """Writes an ONNX file of what ``vae.decode`` computes: ``latents`` [B, 4, h, w] -> ``image`` [B, 1, H, W].
+    """Writes an ONNX file of ``vae.decode``: ``latents`` [B, 4, h, w] -> ``image`` [B, 1, H, W].
 
     The latents are those that `vae` takes, divided by the scaling factor. Arguments and errors are those of
     `export_unet`; `height` and `width` are the latents'.
@@ -213,7 +216,7 @@ def export_decoder(vae: AutoencoderKL, batch: int, height: int, width: int, dtyp
 
 
 def _copy(module: nn.Module, dtype: torch.dtype) -> Any:
-    """On the CPU, in `dtype`, in the default layout."""
+    """A copy of a module on the CPU, in `dtype`, in contiguous layout."""
     if dtype not in _DTYPES:
         raise GBCIError(f"dtype is {dtype}; expected {', '.join(map(str, _DTYPES))}")
     return nn.Module.to(copy.deepcopy(module), "cpu", dtype, memory_format=torch.contiguous_format).eval()
@@ -223,13 +226,13 @@ def _copy(module: nn.Module, dtype: torch.dtype) -> Any:
 def _export(module: nn.Module, given: dict[str, Tensor], outputs: tuple[str, ...], path: Path) -> None:
     try:
         import onnx
-        import onnxscript  # noqa: F401  which torch.onnx asks for
+        import onnxscript  # noqa: F401  torch.onnx needs it
     except ModuleNotFoundError as error:
         raise GBCIError(f"{error.name} is not installed: pip install 'gbci_fast[export]'") from error
 
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
-    registration.setLevel(logging.ERROR)  # it warns of torchvision's operators, which are not here
+    registration.setLevel(logging.ERROR)  # it warns that torchvision's operators are missing
     try:
         model = _trace(module, given, outputs)
     finally:
@@ -246,9 +249,9 @@ def _export(module: nn.Module, given: dict[str, Tensor], outputs: tuple[str, ...
 
 
 def _trace(module: nn.Module, given: dict[str, Tensor], outputs: tuple[str, ...]) -> Any:
-    """The ONNX model."""
+    """The ONNX model of a module, traced with the inputs `given`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's and onnxscript's own code
+        warnings.simplefilter("ignore")  # these warn about their own code
         program = torch.export.export(module, tuple(given.values())).run_decompositions(ISLANDS)
         return torch.onnx.export(
             program, input_names=list(given), output_names=list(outputs), opset_version=OPSET, verbose=False

@@ -1,8 +1,9 @@
-"""A whole denoising loop as one CUDA graph, all kernels of which are launched at once.
+"""A whole denoising loop as one CUDA graph, whose kernels are launched at once.
 
-For small batches a GPU computes a kernel faster than Python launches the next. A graph launches all kernels: every step
-of the loop, and what is computed once before it. Coefficients and scales are constants of the graph. Masks, templates,
-attributes and seeds of a call are copied into tensors that the graph reads, so that other ones need no new recording.
+For small batches a GPU computes a kernel faster than Python launches the next. A graph launches all kernels: those of
+every step, and those that run once before the loop. Coefficients and scales are constants of the graph. Masks,
+templates, attributes and seeds of a call are copied into tensors that the graph reads, so that new values need no new
+recording.
 """
 
 import threading
@@ -20,13 +21,13 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TOKENS = 32
 """A context with a report is padded to a multiple of this many tokens."""
 CAPACITY = 64
-"""Recordings that are kept: windows of nine sizes, in the seven batch sizes up to 64."""
+"""Number of recordings that are kept: windows of nine sizes, in the seven batch sizes up to 64."""
 # A process can capture one graph at a time, and a capture begins by waiting for the device.
 _RECORDING = threading.Lock()
 
 
 class Recorder(Protocol):
-    """What records a loop, and replays it."""
+    """Records a loop and replays it."""
 
     def record(self, loop: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """A function that repeats `loop` on the same tensors, and returns the same tensor."""
@@ -73,7 +74,7 @@ class CudaRecorder:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """By an event, for which the turn's stream waits."""
+        """See `Recorder`. The stream of a turn waits for an event that the turn before recorded."""
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream()
             stream.wait_event(self._done)
@@ -114,8 +115,9 @@ class LoopGraphs:
         """``loop(batched | shared)``, from a recording.
 
         Args:
-            key: of the loop: loops of one key compute the same from inputs of the same shapes and values.
-            loop: does not wait for the device, write to its inputs, or read their values on the CPU.
+            key: identifies the loop: loops with equal keys compute the same from equal inputs.
+            loop: the function to record. It must not wait for the device, write to its inputs, or read their values on
+                the CPU.
             batched: tensors ``[B, ...]`` of up to ``BATCH_SIZES[-1]`` independent samples.
             shared: tensors that are the same for all samples.
 
@@ -136,19 +138,19 @@ class LoopGraphs:
             if recording is None:
                 recording = _Recording(inputs=inputs, replay=self._recorder.record(lambda: loop(inputs)))
             self._recordings[key] = recording
-            # A capture begins by waiting for the device, so that a recording dropped after it has finished.
+            # The capture above waited for the device, so the recording that is dropped here has finished.
             if len(self._recordings) > self._capacity:
                 self._recordings.popitem(last=False)
             return recording.replay()[:batch].clone()
 
 
 def padded_size(batch: int) -> int:
-    """The smallest of `BATCH_SIZES` that holds a batch."""
+    """The smallest of `BATCH_SIZES` that is at least `batch`."""
     return next(size for size in BATCH_SIZES if size >= batch)
 
 
 def _allocate(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    with torch.inference_mode(False):  # otherwise calls outside of inference mode could not write to these tensors
+    with torch.inference_mode(False):  # so that calls outside of inference mode can write to these tensors
         return {
             name: torch.empty(shape, dtype=tensors[name].dtype, device=tensors[name].device)
             for name, shape in shapes.items()

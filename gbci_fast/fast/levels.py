@@ -1,4 +1,4 @@
-"""Noise levels of a scheduler's tables, and what a model's output says at a level.
+"""Noise levels of a scheduler's tables, and the conversion of a model's output to x_0 or epsilon at a level.
 
 The symbols are those of `gbci_fast.fast.samplers`.
 """
@@ -13,7 +13,7 @@ from gbci_fast.errors import GBCIError
 
 
 class Level(NamedTuple):
-    """A noise level: ``x = alpha x_0 + sigma epsilon``. The model gets x times `scale`."""
+    """A noise level: ``x = alpha x_0 + sigma epsilon``. The model's input is x times `scale`."""
 
     alpha: float
     sigma: float
@@ -30,20 +30,20 @@ CLEAN = Level(1.0, 0.0)
 
 
 def preserving(alpha_bar: float) -> Level:
-    """A level of a variance-preserving process, alpha^2 = `alpha_bar`; the model gets x itself."""
+    """A level of a variance-preserving process, alpha^2 = `alpha_bar`; the model's input is x itself."""
     return Level(math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
 
 
 def exploding(sigma: float) -> Level:
-    """A level of a variance-exploding process, alpha = 1; the model gets x scaled to the variance of images."""
+    """A level of a variance-exploding process, alpha = 1; the model's input is x scaled to the variance of images."""
     return Level(1.0, sigma, 1 / math.hypot(1.0, sigma))
 
 
 def multistep_levels(scheduler: SchedulerMixin, begin: int) -> list[Level]:
-    """Variance-preserving levels from timestep `begin` on, of a scheduler whose table is sigma / alpha.
+    """Variance-preserving levels from index `begin` on, of a scheduler whose table holds sigma / alpha.
 
     Raises:
-        GBCIError: lambda does not grow in a step before the last.
+        GBCIError: lambda does not increase in a step before the last.
     """
     ratios = sigmas_from(scheduler, begin)
     for s, t in pairwise(ratios[:-1]):
@@ -53,15 +53,15 @@ def multistep_levels(scheduler: SchedulerMixin, begin: int) -> list[Level]:
 
 
 def sigmas_from(scheduler: SchedulerMixin, begin: int) -> list[float]:
-    """The scheduler's sigmas from timestep `begin` on: one per timestep, and the last level.
+    """The scheduler's sigmas from index `begin` on: one per timestep, and the last level.
 
-    Euler's log-linear table is longer; the scheduler does not step further than here.
+    Euler's log-linear table is longer; the scheduler never reaches its other entries.
     """
     return scheduler.sigmas.tolist()[begin : len(scheduler.timesteps) + 1]
 
 
 def timesteps_from(scheduler: SchedulerMixin, begin: int) -> list[int]:
-    """The scheduler's timesteps from number `begin` on.
+    """The scheduler's timesteps from index `begin` on.
 
     Raises:
         GBCIError: a timestep that the noise schedule does not have.
@@ -74,7 +74,7 @@ def timesteps_from(scheduler: SchedulerMixin, begin: int) -> list[int]:
 
 
 def denoised_from(scheduler: SchedulerMixin, level: Level) -> dict[str, float]:
-    """Coefficients that make x_0 of latents and model output (Salimans and Ho 2022, appendix D).
+    """Coefficients of x_0 as a sum of latents and model output (Salimans and Ho 2022, appendix D).
 
     Raises:
         GBCIError: the model predicts epsilon, and the level holds no image (alpha = 0).
@@ -95,7 +95,7 @@ def denoised_from(scheduler: SchedulerMixin, level: Level) -> dict[str, float]:
 
 
 def epsilon_from(scheduler: SchedulerMixin, level: Level) -> tuple[float, float]:
-    """Coefficients that make epsilon of (latents, model output). As in diffusers, clipping x_0 does not change it."""
+    """Coefficients of epsilon for (latents, model output). As in diffusers, clipping x_0 does not change epsilon."""
     (alpha, sigma, scale), kind = level, scheduler.config.prediction_type
     if kind == "epsilon":
         return 0.0, 1.0

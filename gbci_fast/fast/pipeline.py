@@ -59,10 +59,10 @@ class FastPipeline(GBCIPipeline):
         eager: the pipeline it was made from.
         decision: the runtime, tier and dtype that were decided for it, and why.
 
-    Its modules are copies of the modules of `eager`: a change of one pipeline does not reach the other. A change of its
-    own modules counts from the next step on, as in any pipeline. Before each use the UNet is compared with what it was:
-    where its weights, parts, processors, hooks (as of offloading) or adapters changed, the decision is made again.
-    Calls from several threads take turns.
+    The modules are copies of the modules of `eager`: a change of one pipeline does not reach the other. A change of
+    this pipeline's modules takes effect at the next step, as in any pipeline. Before each use the UNet is compared with
+    its earlier state: where its weights, parts, processors, hooks (as of offloading) or adapters changed, the decision
+    is made again. Calls from several threads take turns.
 
     With a `few_step` component, calls that the component covers go to the few-step student, which has its own
     scheduler; a callback then gets the student's pipeline.
@@ -70,7 +70,7 @@ class FastPipeline(GBCIPipeline):
 
     eager: GBCIPipeline
     decision: Decision
-    # The modules as they were accelerated. The student is made of the eager UNet until one of them changes.
+    # The modules as they were accelerated. While they are unchanged, the student is made from the eager UNet.
     _sources: tuple[Watch, ...] = ()
     _decided_for: Watch | None = None
     _built: tuple[Denoiser, LoopGraphs | None] | None = None
@@ -108,7 +108,7 @@ class FastPipeline(GBCIPipeline):
         return fast
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to this pipeline alone and is made again in the copy."""
+        """The state without members that belong to this pipeline alone; a copy makes its own."""
         anew = ("_sources", "_decided_for", "_built", "_student")
         state = {name: value for name, value in vars(self).items() if name not in anew}
         return state | {"_as_accelerated": self._is_as_accelerated()}
@@ -130,7 +130,7 @@ class FastPipeline(GBCIPipeline):
             student.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
             call.arguments |= {"self": student, "guidance_scale": 1.0}
             return FastPipeline.__call__(*call.args, **call.kwargs)
-        sampler_for(self.scheduler)  # it may have been exchanged
+        sampler_for(self.scheduler)  # raises if the scheduler was exchanged for an unknown one
         return super().__call__(*args, **kwargs)
 
     @classmethod
@@ -144,24 +144,24 @@ class FastPipeline(GBCIPipeline):
         raise GBCIError("a FastPipeline is made by accelerate(pipe)")
 
     def describe(self) -> str:
-        """What runs here, and what does not and why."""
+        """What runs here, and why a faster option does not; one line each."""
         return str(self.decision)
 
     def uses_few_step(self, num_inference_steps: int, guidance_scale: float, eta: float = 0.0) -> bool:
-        """Whether such a call goes to the few-step student."""
+        """Whether a call with these arguments goes to the few-step student."""
         return self.few_step is not None and self.few_step.covers(num_inference_steps, guidance_scale, eta)
 
     def scheduler_for(self, num_inference_steps: int, guidance_scale: float, eta: float = 0.0) -> SchedulerMixin:
-        """The scheduler that such a call is sampled with: this pipeline's, or the student's."""
+        """The scheduler of a call with these arguments: this pipeline's, or the student's."""
         if self.uses_few_step(num_inference_steps, guidance_scale, eta):
             return few_step_scheduler(self.eager.scheduler)
         return self.scheduler
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Saves the eager pipeline, with this one's scheduler: how it runs is no part of a checkpoint.
+        """Saves the eager pipeline, with this pipeline's scheduler. The runtime is not saved.
 
         Raises:
-            GBCIError: a module has other weights than the eager pipeline's.
+            GBCIError: the weights of a module differ from the eager pipeline's.
         """
         for name in ("vae", "unet", "conditioner", "few_step"):
             ours, theirs = getattr(self, name), getattr(self.eager, name)
@@ -180,7 +180,7 @@ class FastPipeline(GBCIPipeline):
         report_embeds: Tensor | None = None,
         report_mask: Tensor | None = None,
     ) -> Conditioning:
-        """As in the eager pipeline. Where loops are recorded, reports are padded, so that few lengths are recorded."""
+        """As in the eager pipeline. Where loops are recorded, reports are padded, to need fewer recordings."""
         conditioning = super().encode_condition(masked_pixels, mask, attributes, report, report_embeds, report_mask)
         has_report = report_embeds is not None or any(report)
         return conditioning.pad(TOKENS) if has_report and self._denoiser_here()[1] is not None else conditioning
@@ -192,14 +192,14 @@ class FastPipeline(GBCIPipeline):
         return super().encode_image(pixels[first])[first.cumsum(0) - 1]
 
     def _denoise(self, run: Trajectory) -> Tensor:
-        # Windows need the known region: it is what surrounds them in the result.
+        # Windows need the known region, which surrounds them in the result.
         if self.decision.tier != "approximate" or not run.known_region:
             with self.progress_bar(total=len(run.timesteps)) as progress:
                 return self._sample(run, progress.update)
         parts = windows.split(run, stride=2 ** (len(self.unet.config.block_out_channels) - 1))
         with self.progress_bar(total=len(parts) * len(run.timesteps)) as progress:
             sampled = [self._sample(part, progress.update) for part in parts]
-        latents = run.image_latents.clone()  # as they are now: a callback may have changed them
+        latents = run.image_latents.clone()  # not those of the start: a callback may have changed them
         for part, inside in zip(parts, sampled, strict=True):
             part.group.paste(inside, latents)
         return latents
@@ -230,7 +230,7 @@ class FastPipeline(GBCIPipeline):
         noise: dict[str, Any],
         on_step: Callable[[], Any],
     ) -> Tensor:
-        """All steps. Without a callback, and with the scheduler's tables on the CPU, it never waits for the device."""
+        """All steps. Never waits for the device if there is no callback and the scheduler's tables are on the CPU."""
         sampler = sampler_for(scheduler)
         constant = torch.cat([run.mask_latents, run.masked_image_latents], 1)
         state = denoiser.prepare(run.conditioning, null, constant, run.timesteps)
@@ -244,8 +244,8 @@ class FastPipeline(GBCIPipeline):
             on_step()
             if run.callback is None:
                 return None
-            changed = run.call_back(self, step, latents.clone())  # a callback may keep what it gets
-            if (now := self._denoiser_here()[0]) is not denoiser:  # it may have changed the UNet
+            changed = run.call_back(self, step, latents.clone())  # a callback may keep the latents
+            if (now := self._denoiser_here()[0]) is not denoiser:  # the callback may have changed the UNet
                 denoiser, state = now, now.prepare(run.conditioning, null, constant, run.timesteps)
             if known is not None:
                 known.latents, known.noise = run.image_latents, run.noise
@@ -268,8 +268,8 @@ class FastPipeline(GBCIPipeline):
     def _replay(
         self, graphs: LoopGraphs, run: Trajectory, denoiser: Denoiser, null: Conditioning, seeds: dict[str, Tensor]
     ) -> Tensor:
-        """`_loop` from a recording, which is made at the first call with these constants and shapes."""
-        scheduler = on_host(self.scheduler)  # a sampler reads the tables, and a recording must not wait for that
+        """Replays `_loop` from a recording, which the first call with these constants and shapes makes."""
+        scheduler = on_host(self.scheduler)  # a sampler reads the tables, and a recording must not wait for the device
         names = ("latents", "noise", "image_latents", "masked_image_latents", "mask_latents")
         batched = {name: getattr(run, name) for name in names} | run.conditioning.tensors() | seeds
         shared = {f"null_{name}": part for name, part in null.tensors().items()} | {"timesteps": run.timesteps}
@@ -322,7 +322,7 @@ class FastPipeline(GBCIPipeline):
             self.decision = decide(self, asked, tier, self.unet.dtype, device, self.few_step)
             self._decided_for, self._built = Watch(self.unet, values=True), None
         if self._built is None:
-            with without_autocast(self.unet.device):  # of the call: what is built outlives it
+            with without_autocast(self.unet.device):  # the denoiser outlives the call's autocast
                 unet = merged(self.unet)
                 recorder = _recorder(self.decision.runtime, unet)
                 graphs = None if recorder is None else LoopGraphs(recorder)
@@ -331,6 +331,6 @@ class FastPipeline(GBCIPipeline):
 
 
 def _recorder(runtime: str, unet: UNet2DConditionModel) -> Recorder | None:
-    """What records whole loops, or None. The stock UNet reads values of its inputs on the CPU, and is not recorded."""
+    """The recorder of whole loops, or None. The stock UNet is not recorded: it reads inputs' values on the CPU."""
     recordable = unet.device.type == "cuda" and runtime != "eager" and not fused_refusals(unet)
     return CudaRecorder(unet.device) if recordable else None

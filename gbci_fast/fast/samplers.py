@@ -6,11 +6,11 @@ function under `sampler_of`. An option of a scheduler that its sampler does not 
 
 The symbols, in every docstring here::
 
-    x = alpha x_0 + sigma epsilon     latents at a noise level; alpha^2 + sigma^2 = 1, but for Euler alpha = 1
+    x = alpha x_0 + sigma epsilon     latents at a noise level; alpha^2 + sigma^2 = 1, or alpha = 1 for Euler
     lambda = log(alpha / sigma)       half the log signal-to-noise ratio; infinite at the end
     s, t                              the levels before and after a step; h = lambda_t - lambda_s
     r                                 the level before s; h_r = lambda_s - lambda_r
-    D_s                               what the model, called at level s, says of x_0; epsilon likewise
+    D_s                               the estimate of x_0 from the model's output at level s; epsilon likewise
     z                                 fresh standard normal noise
 """
 
@@ -66,14 +66,14 @@ class Sampler(Protocol):
 
         Args:
             denoise: the model.
-            latents: ``[B, C, H, W]``: noise times ``scheduler.init_noise_sigma``, or of ``scheduler.add_noise``.
+            latents: ``[B, C, H, W]``: noise times ``scheduler.init_noise_sigma``, or from ``scheduler.add_noise``.
             scheduler: of the class that the sampler is registered for, after ``set_timesteps``.
             begin_index: where in ``scheduler.timesteps`` to start; by default ``scheduler.begin_index``, or 0.
             options: those of `SampleOptions`, and `eta` where the sampler takes it.
 
         Raises:
             GBCIError: the scheduler is of another class, has no timesteps, or has an option that is not reproduced; or
-                a sampler that adds noise gets none.
+                a sampler that adds noise gets neither seeds nor noise.
         """
         ...
 
@@ -89,15 +89,15 @@ class _Registration:
 _REGISTERED: dict[type[SchedulerMixin], _Registration] = {}
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 ANY = None
-"""As the values of a scheduler's option: all are reproduced."""
-# Options that shape the tables alone, which every sampler reads.
+"""Stands for all values of a scheduler's option."""
+# Options that only shape the scheduler's tables, which every sampler reads.
 _TABLE_OPTIONS = {
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
     "timestep_spacing", "timestep_type", "steps_offset", "original_inference_steps", "interpolation_type",
     "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "sigma_min", "sigma_max",
     "final_sigmas_type", "lambda_min_clipped", "set_alpha_to_one",
 }  # fmt: skip
-# Options that act only beside another one, which is refused.
+# Options that act only together with another option, which is refused.
 _IDLE_OPTIONS = {"dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type"}
 
 
@@ -110,9 +110,9 @@ def sampler_of(
 
     Args:
         kind: the scheduler's class.
-        adds_noise: whether every trajectory draws noise; one with ``eta > 0`` does in any case.
-        options: option of the scheduler -> the values that the function reproduces, or `ANY`. Of an option that is not
-            named, it reproduces diffusers' default, unless the option only shapes the scheduler's tables.
+        adds_noise: whether every trajectory draws noise. A trajectory with ``eta > 0`` always does.
+        options: option of the scheduler -> the values that the function reproduces, or `ANY`. For an option that is not
+            named, only diffusers' default is reproduced, unless the option only shapes the scheduler's tables.
     """
 
     def register(sample: Callable[..., Tensor]) -> Sampler:
@@ -159,8 +159,8 @@ def sample_ddim(
     if not 0 <= eta <= 1:
         raise GBCIError(f"eta is {eta!r}; expected 0 to 1")
     timesteps, alpha_bar = timesteps_from(scheduler, begin_index), scheduler.alphas_cumprod.tolist()
-    # diffusers steps by this stride and not to the schedule's next timestep, which may differ by one (trailing spacing)
-    # or by many (linspace). The known region goes to the schedule's next timestep.
+    # diffusers steps by this stride. The schedule's next timestep may differ by one (trailing spacing) or by many
+    # (linspace). The known region goes to the schedule's next timestep.
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     levels, steps = [preserving(alpha_bar[t]) for t in timesteps], []
     for t, level in zip(timesteps, levels, strict=True):
@@ -241,14 +241,14 @@ def sample_dpmpp_2m(
     begin_index: int,
     **options: Unpack[SampleOptions],
 ) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", Algorithm 2), or of order 1, which is DDIM. See `Sampler`.
+    """DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", Algorithm 2); DDIM where the order is 1. See `Sampler`.
 
     With phi = exp(-h) - 1::
 
         x_t = (sigma_t / sigma_s) x_s - alpha_t phi D_s + alpha_t second (D_s - D_r)
-        second = -phi h / (2 h_r)   of the "midpoint" solver, which is the paper's
-               = (phi + h) / h_r    of the "heun" solver of diffusers
-               = 0                  in steps of order 1: the first, and the last where the scheduler wants it
+        second = -phi h / (2 h_r)   for the "midpoint" solver, which is the paper's
+               = (phi + h) / h_r    for the "heun" solver of diffusers
+               = 0                  in steps of order 1: the first, and the last where the scheduler asks for it
     """
     config, count = scheduler.config, len(scheduler.timesteps) - begin_index
     few = config.lower_order_final and len(scheduler.timesteps) < 15
@@ -290,14 +290,14 @@ def sample_unipc(
 ) -> Tensor:
     """UniPC (Zhao et al. 2023, "UniPC", Algorithms 1 and 2, with data prediction). See `Sampler`.
 
-    UniP predicts x_t. At the next step, when D_t is known, UniC corrects that x_t once more, before it steps on. With
-    phi = exp(-h) - 1, and B(h) = phi of "bh2" or -h of "bh1"::
+    UniP predicts x_t. At the next step, when D_t is known, UniC corrects x_t, and UniP steps on from the corrected x_t.
+    With phi = exp(-h) - 1, and B(h) = phi for "bh2" or -h for "bh1"::
 
         x_t = (sigma_t / sigma_s) x_s - alpha_t phi D_s + alpha_t B(h) / 2 (h / h_r) (D_r - D_s)                (UniP)
         x_t = (sigma_t / sigma_s) x_s - alpha_t phi D_s - alpha_t B(h) (new (D_t - D_s) + older (D_r - D_s))    (UniC)
 
-    where x_s is corrected itself, and the weights `new` and `older` are those of `_unic_weights`. In steps of order 1
-    the terms with D_r are absent and new = 1/2.
+    Here x_s is the corrected one, and `_unic_weights` gives the weights `new` and `older`. In steps of order 1 the
+    terms with D_r are absent and new = 1/2.
     """
     config, count = scheduler.config, len(scheduler.timesteps) - begin_index
     levels, steps, order = multistep_levels(scheduler, begin_index), [], 0
@@ -306,7 +306,7 @@ def sample_unipc(
     b = phi if config.solver_type == "bh2" else [-width for width in h]  # B(h)
     for i, (s, t) in enumerate(pairwise(levels)):
         corrector = {}
-        if i > 0 and begin_index + i - 1 not in scheduler.disable_corrector:  # of the order of the step that led here
+        if i > 0 and begin_index + i - 1 not in scheduler.disable_corrector:  # of the order of the step before
             new, older = (0.5, 0.0) if order == 1 else _unic_weights(h[i - 2], h[i - 1], b[i - 1])
             corrector = {
                 "corrected_from_corrected": s.sigma / levels[i - 1].sigma,
@@ -375,7 +375,7 @@ def sample_lcm(
 
 
 def sampler_for(scheduler: SchedulerMixin) -> Sampler:
-    """The sampler that equals `scheduler`, looked up by its very class: a subclass may step otherwise.
+    """The sampler that equals `scheduler`, looked up by its exact class: a subclass may step differently.
 
     Raises:
         GBCIError: no sampler is registered for the class, or it does not reproduce an option of the scheduler.
@@ -399,21 +399,25 @@ def adds_noise(scheduler: SchedulerMixin, eta: float) -> bool:
 
 
 def on_host(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """With the same tables on the CPU: `timesteps` and, after `add_noise`, `alphas_cumprod` are on the device."""
+    """A copy of a scheduler with its tables (`timesteps` and, after `add_noise`, `alphas_cumprod`) on the CPU."""
     moved = copy.copy(scheduler)
     vars(moved).update({name: value.cpu() for name, value in vars(scheduler).items() if isinstance(value, Tensor)})
     return moved
 
 
 def tables(scheduler: SchedulerMixin) -> Hashable:
-    """What a sampler reads of a scheduler: samplers of equal tables compute the same."""
+    """Everything a sampler reads of a scheduler. Schedulers with equal results are sampled equally."""
     arrays = [scheduler.timesteps, scheduler.alphas_cumprod, getattr(scheduler, "sigmas", None)]
     options = sorted((name, repr(value)) for name, value in scheduler.config.items())
     return type(scheduler), *options, *(None if array is None else tuple(array.tolist()) for array in arrays)
 
 
 def _check_options(scheduler: SchedulerMixin, kind: type[SchedulerMixin]) -> None:
-    """Options of the signature alone: a config that came from another scheduler keeps options that do not apply."""
+    """Raises GBCIError for an option that is not reproduced.
+
+    Only options of the class's signature are checked: a config that came from another scheduler keeps options that do
+    not apply.
+    """
     reproduced = _REGISTERED[kind].options
     for option, parameter in inspect.signature(kind.__init__).parameters.items():
         if option == "self" or option in _TABLE_OPTIONS | _IDLE_OPTIONS:
@@ -456,7 +460,7 @@ def _euler_step(scheduler: SchedulerMixin, s: Level, sigma: float, noise: float 
 
 
 def _unic_weights(h_before: float, h: float, b: float) -> tuple[float, float]:
-    """rho_2 and rho_1 / r_1 of UniC of order 2.
+    """(rho_2, rho_1 / r_1) of UniC of order 2.
 
     They solve the linear system of Theorem 3.1 with the nodes r_1 = -h_before / h and r_2 = 1.
     """

@@ -1,6 +1,6 @@
-"""The loop that all samplers share, and its seam: how a model is called, and the options of a sampler.
+"""The loop that all samplers share, how it calls a model, and the options of a sampler.
 
-`gbci_fast.fast.samplers` has the samplers, and the symbols that are used here.
+`gbci_fast.fast.samplers` has the samplers, and defines the symbols that are used here.
 """
 
 from collections.abc import Callable
@@ -16,17 +16,17 @@ from gbci_fast.fast.levels import CLEAN, Level
 from gbci_fast.ops.blend_step import StepCoefficients, blend_step
 
 ModelCall = Callable[[Tensor, int], Tensor | tuple[Tensor, Tensor]]
-"""(latents ``[B, C, H, W]``, scaled as ``scheduler.scale_model_input`` does, and the step's index, from 0) -> the
-model's output, or (conditional, unconditional) to have them combined. The input is overwritten after the call."""
+"""(latents ``[B, C, H, W]``, scaled as ``scheduler.scale_model_input`` does; the step's index, from 0) -> the model's
+output, or (conditional, unconditional) for the loop to combine. The input is overwritten after the call."""
 
 
 @dataclass(kw_only=True)
 class KnownRegion:
-    """What lies outside the mask. Its fields are read at every step: a callback may replace them.
+    """The region outside the mask. The loop reads the fields at every step, so a callback may replace them.
 
     Attributes:
         latents: noise-free, ``[B, C, H, W]``; put back after each step, at the level of the schedule's next timestep.
-        noise: initial noise, ``[B, C, H, W]``, that brings them there.
+        noise: initial noise, ``[B, C, H, W]``, which brings `latents` to that level.
         weight: ``[B, 1, H, W]``, float32 (float64 for float64 latents): 1 keeps the sampler's latents, 0
             puts the known ones back.
     """
@@ -40,7 +40,7 @@ class SampleOptions(TypedDict, total=False):
     """Keywords of every sampler.
 
     Attributes:
-        guidance_scale: w, or a function that returns it and is called at every step; by default 1. Without effect where
+        guidance_scale: w, or a function that returns w and is called at every step; by default 1. Without effect where
             the model call returns one output.
         guidance_rescale: phi in [0, 1] (Lin et al. 2024, section 3.4); by default 0.
         known: the region to keep.
@@ -88,8 +88,9 @@ def run(
     Args:
         denoise: the model.
         latents: ``[B, C, H, W]`` at the first level; left as they are.
-        scheduler: that the steps equal; error messages name it.
-        levels: of each step's input, at least; the known region of a step is noised to the level that follows.
+        scheduler: the scheduler whose steps these are; error messages name it.
+        levels: the level of each step's input; levels beyond are not read. After a step, the known region is noised to
+            the next step's level; after the last step, it is noise-free.
         steps: coefficients of each step.
         clip: bound of x_0 on both sides, or None.
         draws_unused: whether `noise` is also called in steps that do not add it, if any step does.
@@ -111,7 +112,7 @@ def run(
     scaled = model_dtype not in (None, latents.dtype) or levels[0].scale != 1
     if scaled:
         model_input = torch.empty_like(latents, dtype=model_dtype).copy_(levels[0].scale * latents)
-    # Results of earlier steps, for solvers that read them. In a first step their coefficients are 0: nothing is read.
+    # Results of earlier steps, for solvers that read them. In a first step their coefficients are 0: none is read.
     corrected = torch.empty_like(latents) if any(step.has_corrector for step in steps) else None
     previous = denoised = None
     if any(step.next_from_previous != 0 or step.corrected_from_previous != 0 for step in steps):
@@ -128,7 +129,7 @@ def run(
         if step.next_from_noise != 0:
             more = {"seeds": seeds, "step": i} if noise is None else {"noise": noise(i)}
         elif draws and noise is not None:
-            noise(i)  # discarded, as diffusers does: the generator advances as there
+            noise(i)  # discarded, so that the generator advances as in diffusers
         if known is not None:
             more |= {"known": known.latents, "known_noise": known.noise, "weight": known.weight}
         blend_step(

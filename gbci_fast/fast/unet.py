@@ -1,4 +1,4 @@
-"""Any stock `UNet2DConditionModel`, faster, behind the same forward.
+"""A faster copy of any stock `UNet2DConditionModel`, with the same forward.
 
 A `FastUNet` is a copy of a UNet. Its stock forward still runs, so that every argument keeps its meaning. The blocks of
 the types in `BLOCKS` call the fused blocks of `gbci_fast.fast.modules.blocks`. A block that the fused ones do not
@@ -49,26 +49,26 @@ from gbci_fast.fast.watch import Watch
 from gbci_fast.model.devices import without_autocast
 
 logger = logging.getLogger(__name__)
-_ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[3:]  # behind self, sample, timestep
+_ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[3:]  # after self, sample, timestep
 _REFRESHING = threading.Lock()
 
 
 class LastValue:
-    """A function of one tensor that keeps its last value, for the same tensor object until something writes to it.
+    """A function of one tensor that keeps its last value while the tensor is the same object and not written to.
 
     The value is not kept for a tensor made under `torch.inference_mode`, which does not count its changes; with
-    gradients or autocast enabled; and while a graph is traced or captured, because the graph sees other values later.
+    gradients or autocast enabled; or while a graph is traced or captured, because the graph sees other values later.
     """
 
     def __init__(self, function: Callable[[Tensor], Any]):
         self.function = function
-        self.last: tuple[Tensor, int, Any] | None = None  # holds the tensor, so that no other takes its identity
+        self.last: tuple[Tensor, int, Any] | None = None  # keeps the tensor alive, so that its id stays unique
 
     def __call__(self, tensor: Tensor) -> Any:
         recorded = torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
         if recorded or tensor.is_inference() or not_plain_inference(tensor):
             return self.function(tensor)
-        last = self.last  # read once: another thread may exchange it
+        last = self.last  # read once: another thread may replace it
         if last is None or last[0] is not tensor or last[1] != tensor._version:
             last = self.last = tensor, tensor._version, self.function(tensor)
         return last[2]
@@ -78,7 +78,7 @@ class LastValue:
 
 
 def not_plain_inference(x: Tensor) -> str | None:
-    """Why a call that is made now must use the stock forward; None if it need not."""
+    """Why a call on x must use the stock forward now; None if it need not."""
     if torch.is_grad_enabled():
         return "gradients are enabled; call it under torch.no_grad()"
     if torch.is_autocast_enabled(x.device.type):
@@ -91,8 +91,8 @@ class FastBlock(nn.Module):
 
     Attributes:
         stock: the class of the stock block.
-        fused: the block of `gbci_fast.fast.modules.blocks`. None where hooks were put on the fused block: these keep
-            its forward, which then runs the stock one.
+        fused: the block of `gbci_fast.fast.modules.blocks`. None where hooks were put on the fused block: the hooks
+            keep this class's forward, which then runs the stock forward.
         declined: why calls went to the stock forward, each reason once; one dictionary for the whole UNet.
     """
 
@@ -111,7 +111,7 @@ class FastBlock(nn.Module):
         return reason is not None or self.fused is None
 
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
-        # Cast or moved: what was derived from the weights is invalid. The stock forward runs until it is derived again.
+        # Cast or moved: values derived from the weights are invalid. The stock forward runs until they are renewed.
         to_stock(self)
         return nn.Module._apply(self, *args, **kwargs)
 
@@ -155,7 +155,7 @@ class FastUpsample(FastBlock, Upsample2D):
         return self.fused(hidden_states)
 
 
-# Stock block -> the class that it becomes, and the fused block that this class calls.
+# Stock block -> the class that it becomes, and the fused block which that class calls.
 BLOCKS: dict[type[nn.Module], tuple[type[FastBlock], type]] = {
     ResnetBlock2D: (FastResnet, Resnet),
     Transformer2DModel: (FastTransformer, Transformer),
@@ -164,7 +164,7 @@ BLOCKS: dict[type[nn.Module], tuple[type[FastBlock], type]] = {
 
 
 def _not_plain_attention(x: Tensor, context: Any, options: dict[str, Any]) -> str | None:
-    """What a call of a transformer asks for besides attention to one context per sample; None if nothing."""
+    """Why a call of a transformer is more than attention to one context per sample; None if it is not."""
     if options.get("cross_attention_kwargs"):
         return "there are cross_attention_kwargs"
     if options.get("attention_mask") is not None:
@@ -191,11 +191,11 @@ def to_fast(part: nn.Module, plain: nn.Module, declined: dict[str, None]) -> Non
 
     Args:
         part: the stock block.
-        plain: the same without adapters, for which `unsupported` is empty.
-        declined: of `FastBlock`.
+        plain: the same block with its adapters merged; `unsupported` is empty for it.
+        declined: see `FastBlock`.
     """
     kind, fused = BLOCKS[type(part)]
-    vars(part).pop("forward", None)  # the stock one, which hooks put back
+    vars(part).pop("forward", None)  # the stock forward, which removed hooks left in the instance
     part.fused, part.declined = fused(plain), declined
     if kind is FastTransformer:
         part.contexts = LastValue(functools.partial(_contexts, part.fused))
@@ -218,7 +218,7 @@ def _cast(unet: "FastUNet", tensor: Tensor) -> Tensor:
     return tensor.to(unet.compute_dtype) if tensor.is_floating_point() else tensor
 
 
-# Blocks whose own forward only calls their parts and concatenates.
+# Blocks whose forward only calls their parts and concatenates.
 _CONCATENATING = (
     nn.ModuleList, DownBlock2D, CrossAttnDownBlock2D, UNetMidBlock2D, UNetMidBlock2DCrossAttn, CrossAttnUpBlock2D,
     UpBlock2D, Downsample2D, nn.Conv2d,
@@ -240,7 +240,7 @@ def _unknown(unet: UNet2DConditionModel) -> Iterator[str]:
 
 @dataclass
 class _Derived:
-    """What `FastUNet.refresh` examined last. Copies are empty, because they belong to another UNet."""
+    """The state that `FastUNet.refresh` examined last. Copies are empty, because they belong to another UNet."""
 
     watch: Watch | None = None
     scale: float = 1.0
@@ -257,16 +257,16 @@ class FastUNet(UNet2DConditionModel):
 
     Attributes:
         decision: the runtime, tier and dtype that were decided for it, and why.
-        stock_reasons: what keeps its stock forward, and why.
+        stock_reasons: which blocks keep the stock forward, and why.
 
-    It shares nothing with the UNet that it was made from. Until it is cast, its `dtype` is that UNet's. Arguments are
-    cast to the dtype of its weights (`compute_dtype`), and the output has the dtype of `sample`.
+    A `FastUNet` shares nothing with the UNet that it was made from. Until the copy is cast, its `dtype` is that UNet's.
+    Arguments are cast to the dtype of the weights (`compute_dtype`), and the output has the dtype of `sample`.
 
     Keys and values of the context are computed again when `encoder_hidden_states` is another tensor, or was written to.
-    What is derived from weights, processors and adapters is derived again when these were moved, exchanged, set or
-    written to. On a GPU, writing through ``.data`` leaves no trace: call `refresh` after it. Adapters of PEFT become
-    part of the fused blocks' weights. With gradients enabled, all blocks are stock. Threads may call it at once, each
-    with its own context, as long as it does not change meanwhile.
+    Values derived from weights, processors and adapters are derived again when these were moved, exchanged, set or
+    written to. On a GPU, writing through ``.data`` leaves no trace: call `refresh` afterwards. Adapters of PEFT become
+    part of the fused blocks' weights. With gradients enabled, all blocks are stock. Several threads may call one
+    `FastUNet`, each with its own context, as long as the UNet does not change meanwhile.
     """
 
     decision: Decision
@@ -275,7 +275,7 @@ class FastUNet(UNet2DConditionModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> UNet2DConditionModel:
-        """The stock UNet: how it runs is no part of a checkpoint."""
+        """Returns a stock UNet: a checkpoint does not say how the UNet runs."""
         return UNet2DConditionModel.from_pretrained(*args, **kwargs)
 
     @classmethod
@@ -285,7 +285,7 @@ class FastUNet(UNet2DConditionModel):
         """A copy of `unet` on `device`, in `layout`, that runs as decided. See `gbci_fast.accelerate`."""
         twin = nn.Module.to(copy.deepcopy(unet), device, decision.dtype, memory_format=layout)
         twin.__class__ = cls
-        vars(twin).pop("forward", None)  # the stock one, which hooks put back
+        vars(twin).pop("forward", None)  # the stock forward, which removed hooks left in the instance
         twin.decision, twin._declined, twin._called_in, twin._derived = decision, {}, unet.dtype, _Derived()
         twin._projected = LastValue(functools.partial(_project, twin))
         twin._context = LastValue(functools.partial(_cast, twin))
@@ -294,28 +294,28 @@ class FastUNet(UNet2DConditionModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the arguments and the output, as a pipeline sees it."""
+        """The dtype of arguments and output, as a pipeline sees it."""
         return self._called_in
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         return self.conv_in.weight.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
-        self._called_in = fn(torch.empty(0, dtype=self._called_in)).dtype  # where it is cast, it is called in that
+        self._called_in = fn(torch.empty(0, dtype=self._called_in)).dtype  # a cast changes the call dtype
         return super()._apply(fn, *args, **kwargs)
 
     @property
     def num_fused(self) -> int:
-        """How many blocks are fused ones."""
+        """Number of fused blocks."""
         return sum(_is_fused(part) for part in self.modules())
 
     @functools.wraps(UNet2DConditionModel.forward)
     def forward(self, sample: Tensor, timestep: Tensor | float, *args: Any, **kwargs: Any) -> Any:
         scale = (kwargs.get("cross_attention_kwargs") or {}).get("scale", 1.0)  # of adapters
         if not torch.compiler.is_compiling() and self._derived.outdated(scale):
-            with _REFRESHING:  # several threads may come first
+            with _REFRESHING:  # several threads may make the first call
                 if self._derived.outdated(scale):
                     self.refresh(scale)
         given = sample.dtype
@@ -338,11 +338,11 @@ class FastUNet(UNet2DConditionModel):
         return self._compiled(self, sample, timestep, *args, **kwargs)
 
     def _in_compute_dtype(self, name: str, value: Any) -> Any:
-        """An argument of `forward` in the dtype of the weights; numbers that are embedded first are cast after that."""
+        """An argument of `forward` in the dtype of the weights. Numbers that are embedded stay, to be cast later."""
         if name == "class_labels" and self.config.class_embed_type == "timestep":
             return value
         if name == "encoder_hidden_states" and isinstance(value, Tensor):
-            return self._context(value)  # the same tensor as long as it is given the same
+            return self._context(value)  # the same result for the same tensor, see `LastValue`
         if name == "added_cond_kwargs" and value is not None:
             return {
                 key: part if key == "time_ids" else self._in_compute_dtype(key, part) for key, part in value.items()
@@ -351,7 +351,7 @@ class FastUNet(UNet2DConditionModel):
 
     @torch.no_grad()
     def refresh(self, scale: float = 1.0) -> None:
-        """Examines all blocks again, and derives again what comes from their weights.
+        """Examines all blocks again, and renews the values derived from their weights.
 
         Args:
             scale: of adapters, as in ``cross_attention_kwargs={"scale": ...}`` of the calls that follow.
@@ -363,7 +363,7 @@ class FastUNet(UNet2DConditionModel):
                 parts.append((name, part))
         if self.decision.runtime != "eager":
             for name, part in parts:
-                with without_autocast(self.device):  # of the call: what is derived outlives it
+                with without_autocast(self.device):  # derived values outlive the call's autocast
                     plain = merged(part, scale)
                     against = ["it has hooks"] if isinstance(part, FastBlock) else unsupported(plain)
                     if against:
@@ -379,7 +379,7 @@ class FastUNet(UNet2DConditionModel):
         self._derived.watch, self._derived.scale = Watch(self), scale
 
     def describe(self) -> str:
-        """What runs here, and what does not and why."""
+        """What runs here, and why a faster option does not; one line each."""
         lines = [str(replace(self.decision, dtype=self.compute_dtype))]
         for kind in BLOCKS:
             parts = [part for part in self.modules() if isinstance(part, kind)]
@@ -392,13 +392,13 @@ class FastUNet(UNet2DConditionModel):
         return "\n".join([*lines, *(f"stock {reason}" for reason in self.stock_reasons), *self._declined])
 
     def process_encoder_hidden_states(self, encoder_hidden_states: Any, added_cond_kwargs: Any) -> Any:
-        """As in the stock UNet; a projection of the context alone is made once per context."""
+        """As in the stock UNet. A projection that depends only on the context is computed once per context."""
         if self.config.encoder_hid_dim_type != "text_proj":
             return super().process_encoder_hidden_states(encoder_hidden_states, added_cond_kwargs)
         return self._projected(encoder_hidden_states)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Saves the weights, in this dtype, as a `UNet2DConditionModel`: how it runs is no part of a checkpoint."""
+        """Saves the weights, in `compute_dtype`, as a stock `UNet2DConditionModel`."""
         twin = copy.copy(self)
         twin.__class__ = UNet2DConditionModel
         twin.save_pretrained(save_directory, **kwargs)

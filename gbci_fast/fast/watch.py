@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from gbci_fast.fast.modules.adapters import adapter_state, is_adapter
 
-_CONTAINERS = (dict, OrderedDict, list, set)  # compared by what they hold
+_CONTAINERS = (dict, OrderedDict, list, set)  # compared by their items
 _TENSORS = ("_parameters", "_buffers")  # compared one by one
 
 
 class Watch:
-    """The state of a module, to compare with what the module is later.
+    """A record of a module's state, to compare with its later state.
 
-    It detects parameters, buffers, parts, processors, hooks and other attributes that were added, removed or exchanged;
+    Detected: parameters, buffers, parts, processors, hooks and other attributes that were added, removed or exchanged;
     weights that were moved or written to; and adapters that were set, scaled, disabled or merged. Writing to a tensor
     through ``.data`` changes only its values, of which one per tensor is compared: always on the CPU, and on a GPU if
-    `values` is true, because that waits for the GPU. It does not detect changes inside other objects: writes to tensors
-    that are plain attributes, or the state of a processor.
+    `values` is true, because the comparison waits for the GPU. Not detected: changes inside other objects, such as
+    writes to tensors that are plain attributes, or the state of a processor.
 
     Args:
-        module: to watch. Attributes that its parts' types name in ``_unwatched`` may change.
+        module: the module to watch. Attributes that the types of its parts name in ``_unwatched`` may change.
         values: whether values on a GPU are compared.
     """
 
@@ -32,11 +32,11 @@ class Watch:
         parts = list(module.modules())
         self.module = module
         self._owners = [owner for part in parts for owner in (part._parameters, part._buffers)]
-        self._owned = self._tensors()  # kept alive, so that no other tensor takes their identity
+        self._owned = self._tensors()  # kept alive, so that their ids stay unique
         self._plain = [part for part in self._owned if type(part) in (nn.Parameter, Tensor)]
-        self._counted = [part for part in self._plain if not part.is_inference()]  # others do not count their changes
+        self._counted = [part for part in self._plain if not part.is_inference()]  # the others do not count changes
         self._adapters = [part for part in parts if is_adapter(part)]
-        # Of an adapter's layer its parts; the rest is its state.
+        # Of an adapter's layer only the parts; `adapter_state` has the rest.
         self._names = [part._modules if is_adapter(part) else vars(part) for part in parts]
         self._unwatched = [getattr(type(part), "_unwatched", ()) for part in parts]
         self._attributes = list(map(_copied, self._names, self._unwatched))
@@ -45,7 +45,7 @@ class Watch:
         self._values = [torch.cat(samples) for samples in self._samples]
 
     def changed(self) -> bool:
-        """Whether anything is not as it was."""
+        """Whether anything that is watched has changed."""
         tensors = self._tensors()
         if len(tensors) != len(self._owned) or not all(map(operator.is_, tensors, self._owned)):
             return True
@@ -68,7 +68,7 @@ class Watch:
 
 
 def _copied(names: dict[str, Any], unwatched: tuple[str, ...]) -> dict[str, Any]:
-    """A module's attributes, with copies of what they hold unless it is tensors."""
+    """A module's attributes. Containers are copied, tensors are not."""
     return {
         name: value.copy() if type(value) in _CONTAINERS and name not in _TENSORS else value
         for name, value in names.items()
@@ -81,12 +81,12 @@ def _differ(names: dict[str, Any], before: dict[str, Any], unwatched: tuple[str,
         names = {name: value for name, value in names.items() if name not in unwatched}
     try:
         return names != before
-    except (RuntimeError, ValueError):  # of two tensors that are not the same object
+    except (RuntimeError, ValueError):  # raised by the comparison of two different tensors
         return True
 
 
 def _samples(tensors: list[Tensor], values: bool) -> list[list[Tensor]]:
-    """A view of one value of each tensor, by device."""
+    """Views of one value of each tensor, grouped by device."""
     views = defaultdict(list)
     for tensor in tensors:
         device = tensor.device.type
@@ -100,13 +100,13 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def still(watches: Sequence[Watch], parts: Sequence[nn.Module]) -> bool:
-    """Whether these are the modules that are watched, as they were."""
+    """Whether the parts are the watched modules, unchanged."""
     same = len(watches) == len(parts) and all(watch.module is part for watch, part in zip(watches, parts, strict=True))
     return same and not any(watch.changed() for watch in watches)
 
 
 def same_weights(ours: nn.Module, theirs: nn.Module) -> bool:
-    """Whether `ours` has the weights of `theirs`, rounded to its own dtype."""
+    """Whether the weights of `ours` are those of `theirs`, rounded to the dtype of `ours`."""
     ours, theirs = ours.state_dict(), theirs.state_dict()
     return ours.keys() == theirs.keys() and all(
         torch.equal(ours[name].cpu(), theirs[name].cpu().to(ours[name].dtype)) for name in ours

@@ -1,4 +1,4 @@
-"""Windowed denoising: only the latents around a lesion, with the context of the whole image.
+"""Windowed denoising: only the latents around a lesion are denoised, with the context of the whole image.
 
 The cost follows the size of the lesion. The technique is approximate, because the UNet's normalizations and
 self-attention see the window instead of the image. The ViT's tokens are those of the whole image.
@@ -19,7 +19,7 @@ from gbci_fast.ops.mask_to_latent import mask_to_latent
 from gbci_fast.ops.philox_normal import philox_normal
 
 SIDES = (8, 12, 16, 20, 24, 28, 32, 40)
-"""Sides of windows in latent cells. A mask that fits into none of them takes the whole latents."""
+"""Sides of windows in latent cells. A mask that is too large for all of them takes the whole latents."""
 HALO = 6
 """Latent cells around the blend weight. On real lesions 2, 4 and 6 cells gave a mean RoI PSNR to the whole run of 36.9,
 38.5 and 39.8 dB, at 0.5, 0.7 and 1 times the UNet's cost. Windows that start at multiples of the UNet's stride, or a
@@ -32,8 +32,8 @@ class Group:
     """Samples of a batch whose windows are of one size, so that they can be denoised together.
 
     Attributes:
-        rows: places of the G samples in the batch.
-        corners: (y, x) of each one's window, in latent cells.
+        rows: indices of the G samples in the batch.
+        corners: (y, x) of each sample's window, in latent cells.
         height, width: of the windows, in latent cells.
     """
 
@@ -47,7 +47,7 @@ class Group:
         return torch.stack(self._views(batch))
 
     def paste(self, windows: Tensor, batch: Tensor) -> Tensor:
-        """Writes ``[G, C, height, width]`` to where the windows are in ``[B, C, h, w]``, which it returns."""
+        """Writes windows ``[G, C, height, width]`` to their places in `batch` ``[B, C, h, w]``, and returns `batch`."""
         for view, window in zip(self._views(batch), windows, strict=True):
             view.copy_(window)
         return batch
@@ -119,7 +119,7 @@ class Part(Trajectory):
         if step + 1 < len(self.timesteps):
             t_next = self.timesteps[step + 1].expand(len(known))
             scheduler = copy.copy(pipe.scheduler)
-            scheduler._begin_index = None  # or some would look up that step's level, and not this one's
+            scheduler._begin_index = None  # or some schedulers would use that step's level instead of this one's
             known = scheduler.add_noise(known, self.whole.noise, t_next)
         latents = self.whole.call_back(pipe, step, self.group.paste(latents, known))
         self.noise, self.image_latents = (self.group.crop(t) for t in (self.whole.noise, self.whole.image_latents))
@@ -127,10 +127,10 @@ class Part(Trajectory):
 
 
 def split(run: Trajectory, stride: int) -> list[Part]:
-    """The parts of a trajectory that its masks need; a single one where a callback wants to see all samples at once."""
+    """The parts of a trajectory that its masks need; a single part if there is a callback, which sees all samples."""
     groups = choose(run.mask_latents, HALO, stride, together=run.callback is not None)
 
-    @functools.cache  # a generator draws once for all windows, and in the order of the steps
+    @functools.cache  # so that a generator draws once for all windows, in step order
     def draw(step: int) -> list[Tensor]:
         noise = draw_noise(run, step)
         return [group.crop(noise) for group in groups]

@@ -26,11 +26,11 @@ class JobSettings:
 
     Attributes:
         batch_size: images sampled together. Bytes are equal only for equal batch sizes.
-        shard_size: images of a WebDataset shard, rounded up to whole batches.
+        shard_size: images per WebDataset shard, rounded up to whole batches.
         sampler: steps and guidance.
         runtime, tier, dtype, device: how the model is run (see `gbci_fast.accelerate`).
         weights_hash: of the model's weights.
-        priors_hash: of the priors that automatic masks and natural frequencies come from (`Priors.digest`).
+        priors_hash: of the priors for automatic masks and natural frequencies (`Priors.digest`).
         copies_hash: of the gate that rejects copies (`CopyGate.digest`); empty = no gate.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a phantom data set can be told. Without numpy, so that the command line takes its options from here."""
+"""Settings of a phantom data set. NumPy is not imported, so that the command line can take its options from here."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,11 @@ from gbci_fast.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """What a data set is drawn from; which of the findings are malignant follows the hazard.
+    """The population that patients are drawn from. Which findings are malignant follows the hazard.
+
+    Attributes:
+        prevalence: expected number of primary findings per breast, 0 to 1.
+        balance: whether every finding category is equally frequent.
 
     Raises:
         GBCIError: a prevalence outside [0, 1].
@@ -24,18 +28,20 @@ class Population:
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomJob:
-    """What `generate_phantom` writes.
+    """Settings of `generate_phantom`.
 
-    Args:
-        seed: a study depends on it and on its index alone.
+    Attributes:
+        seed: a study depends only on the seed and the study's index.
         size: height (and width) in pixels; see `study.render_study`.
-        population: what patients are drawn from.
-        timepoints: see `study.growth_series`.
-        twins: of every image with a finding.
-        ultrasound: of findings that have a body; with ``twins`` also of the breast without them.
+        population: the population that patients are drawn from.
+        timepoints: studies per patient, 1 to 100; see `study.growth_series`.
+        interval: days between the studies of a patient, 1 to 3650.
+        twins: whether each image with a finding is also written without its findings.
+        truth: whether masks of breast and pectoral muscle are written.
+        ultrasound: whether findings that have a body get a B-mode slice; with ``twins`` also the breast without them.
 
     Raises:
-        GBCIError: an impossible number of timepoints or interval.
+        GBCIError: timepoints or interval out of range.
     """
 
     seed: int = option(0, "decides everything (default: %(default)s)", metavar="S")

@@ -5,7 +5,7 @@ def load_extension() -> None:
     """Registers the compiled operators, `torch.ops.gbci_fast.*`.
 
     Raises:
-        ImportError: gbci_fast._C is not built, or not for this torch.
+        ImportError: gbci_fast._C is not built, or was built for another torch.
     """
     try:
         import torch  # noqa: F401  its libraries must be loaded first

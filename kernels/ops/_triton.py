@@ -1,4 +1,4 @@
-"""The one place that imports Triton; where it is not installed, a kernel stays a plain function that nobody calls.
+"""The only module that imports Triton. Where Triton is missing, a kernel is a plain function that nobody calls.
 
 An operator's file takes `jit`, `tl` and `triton` from here, begins with ``from __future__ import annotations`` (so that
 ``tl.constexpr`` in a kernel's signature is not evaluated), and registers itself with `triton_op`.
@@ -21,12 +21,12 @@ except ModuleNotFoundError as error:
     triton = tl = None
 
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret
-"""Triton runs its kernels in Python, on CPU tensors: TRITON_INTERPRET=1 was set when the process began."""
+"""Whether Triton runs kernels in Python, on CPU tensors: TRITON_INTERPRET=1 was set when the process began."""
 
-_INTERPRETED = triton and tl.constexpr(INTERPRETED)  # as a kernel may read it
+_INTERPRETED = triton and tl.constexpr(INTERPRETED)  # a kernel can only read a constexpr
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What the kernels read and write; they add up in float32."""
+"""The dtypes that the kernels read and write. The kernels accumulate in float32."""
 
 
 def jit(kernel: Callable) -> Callable:
@@ -40,20 +40,20 @@ def dot(
     b,  # [K, N]
     acc,  # [M, N], float32
 ):
-    """acc + a b with float32 sums, and no float32 factor rounded to TF32."""
-    if _INTERPRETED:  # which would multiply the integers that it stores bfloat16 as
+    """acc + a b [M, N], summed in float32. Float32 factors are not rounded to TF32."""
+    if _INTERPRETED:  # the interpreter stores bfloat16 as integers, and would multiply those
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
 def use_triton(x: Tensor) -> bool:
-    """Whether an operator runs its Triton kernel on tensors like this one."""
+    """Whether an operator runs its Triton kernel on tensors of x's device and dtype."""
     where = x.is_cpu if INTERPRETED else x.is_cuda and triton is not None
     return where and x.dtype in DTYPES
 
 
 def architecture() -> int:
-    """Of the current device, as in sm_90: the key of a table of tile sizes. 0 in the interpreter."""
+    """The number of the current device's architecture, such as 90 for sm_90; 0 in the interpreter."""
     return 0 if INTERPRETED else triton.runtime.driver.active.get_current_target().arch
 
 
@@ -62,8 +62,13 @@ def triton_op(
 ) -> Callable:
     """Registers ``torch.ops.gbci_fast.<name>``, forward only: a backward pass through it raises a RuntimeError.
 
-    `cuda` launches the kernel; it also runs on the CPU where Triton interprets, instead of `cpu`, the reference. All
-    three take the arguments of `schema` by position.
+    Args:
+        name: of the operator.
+        schema: of the operator, without the name. `cpu`, `cuda` and `fake` take its arguments by position.
+        cpu: the CPU implementation, usually the reference.
+        cuda: launches the kernel. In the interpreter it replaces `cpu`.
+        fake: the outputs' shapes and dtypes, for tracing.
+        mutates_args: names of the arguments that the operator writes to.
     """
 
     def on_its_device(*args: Any) -> Any:

@@ -1,9 +1,9 @@
 """Scaled dot-product attention by one of several kernels, chosen from a table; a refusal is explained.
 
 Equivalent to ``softmax(softmax_scale * q k^T) v`` over the first `kv_lengths` keys, see `attention_ref`. The backends
-are PyTorch's, xformers' and "triton", the kernel below, and none is the fastest everywhere. PyTorch's are called as
-operators and not through `torch.nn.attention.sdpa_kernel`, which switches the whole process and so every other thread,
-too. The kernel reads no key behind `kv_lengths`, for which the others need a mask, or refuse. Forward only.
+are PyTorch's, xformers' and "triton", the kernel below; none is the fastest everywhere. PyTorch's backends are called
+as operators: `torch.nn.attention.sdpa_kernel` would switch the whole process, and so every other thread. The kernel
+below reads no key beyond `kv_lengths`; the other backends need a mask for that, or refuse. Forward only.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from gbci_fast.ops._triton import DTYPES, dot, jit, tl, triton, use_triton
 
 BACKENDS = ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "xformers", "triton")
 
-# By architecture, rows of (most keys, backends in their order); the first row that holds is taken, and of it the first
-# backend that does not refuse. benchmarks/bench_attention.py prints the order of a machine.
+# By architecture, rows of (largest number of keys, backends in order of preference). The first row with enough keys is
+# used, and in this row the first backend that does not refuse. benchmarks/bench_attention.py prints a machine's order.
 # "cpu": measured with 2 threads, batch 1 to 16, 4 and 6 heads of 32, 196 to 784 tokens: sdpa_math takes 1.4 to 9 times
 # as long as sdpa_flash, in float32 and in bfloat16.
-# "cuda": not measured on any GPU; the order in which PyTorch itself asks, and xformers and ours before what is slow.
+# "cuda": not measured on any GPU; PyTorch's own order, with xformers and "triton" before the slow backends.
 ORDER: dict[str, tuple[tuple[float, tuple[str, ...]], ...]] = {
     "cpu": ((math.inf, ("sdpa_flash", "sdpa_math")),),
     "cuda": ((math.inf, ("sdpa_flash", "sdpa_efficient", "xformers", "triton", "sdpa_cudnn", "sdpa_math")),),
 }
 
-# Of "triton", by bytes of an element and largest head_dim: (BLOCK_M, BLOCK_N, num_warps, num_stages). The largest tiles
-# found that keep registers out of memory on sm_80 and sm_90; not timed. No tensor core multiplies float32 in its full
-# precision.
+# For "triton", by bytes of an element and largest head_dim: (BLOCK_M, BLOCK_N, num_warps, num_stages). These are the
+# largest tiles found whose registers do not spill on sm_80 and sm_90; not timed. Tensor cores do not multiply float32
+# in full precision.
 TILES = {
     2: {32: (128, 64, 4, 3), 64: (128, 64, 8, 3), 128: (128, 64, 8, 2)},
     4: {32: (32, 32, 4, 2), 64: (16, 32, 4, 2), 128: (16, 16, 4, 2)},
 }
-MAX_HEAD_DIM = 128  # of "triton"
+MAX_HEAD_DIM = 128  # for "triton"
 
 
 def attention_ref(
@@ -47,11 +47,11 @@ def attention_ref(
     scores = scale * q @ k.transpose(-1, -2)
     if kv_lengths is not None:
         scores = scores + _bias(kv_lengths, k)
-    return scores.softmax(-1).nan_to_num(0.0) @ v  # without a key: 0 and not 0/0
+    return scores.softmax(-1).nan_to_num(0.0) @ v  # 0 instead of 0/0 where there are no keys
 
 
 def _bias(kv_lengths: Tensor, k: Tensor) -> Tensor:
-    """[B, 1, 1, N] in the dtype of k, -inf where a key does not count; rows begin at multiples of 16 elements."""
+    """[B, 1, 1, N] in the dtype of k, -inf for keys beyond the length; rows begin at multiples of 16 elements."""
     keys = k.shape[2]
     padded = torch.arange(-(-keys // 16) * 16, device=k.device) >= kv_lengths[:, None]
     return torch.zeros(padded.shape, dtype=k.dtype, device=k.device).masked_fill_(padded, -math.inf)[
@@ -111,7 +111,7 @@ def _attention_kernel(
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     o = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for start in range(0, length, BLOCK_N):  # every block holds at least one key, so that `top` is finite
+    for start in range(0, length, BLOCK_N):  # every block holds a valid key, so `top` is finite
         n = start + tl.arange(0, BLOCK_N)
         k = tl.load(keys + n[None, :] * k_stride_n, in_head[:, None] & (n < length)[None, :], other=0.0)
         scores = dot(q, k, tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * scale_log2
@@ -124,7 +124,7 @@ def _attention_kernel(
         o = dot(p.to(v.dtype), v, o * decay[:, None])
         top = new_top
 
-    o = o / tl.where(total == 0, 1.0, total)[:, None]  # without a key: 0
+    o = o / tl.where(total == 0, 1.0, total)[:, None]  # 0 without keys
     out_pointers = out_ptr + b * out_stride_b + h * out_stride_h + s * out_stride_s + d[None, :] * out_stride_d
     tl.store(out_pointers, o.to(out_ptr.dtype.element_ty), inside)
 
@@ -153,7 +153,7 @@ def _launch(q, k, v, softmax_scale, kv_lengths):
             HEAD_DIM=head_dim,
             BLOCK_M=block_m,
             BLOCK_N=block_n,
-            BLOCK_D=max(16, triton.next_power_of_2(head_dim)),  # tl.dot adds up at least 16 products
+            BLOCK_D=max(16, triton.next_power_of_2(head_dim)),  # tl.dot needs a length of at least 16
             num_warps=num_warps,
             num_stages=num_stages,
         )
@@ -161,15 +161,15 @@ def _launch(q, k, v, softmax_scale, kv_lengths):
 
 
 def _output(q: Tensor, v: Tensor) -> Tensor:
-    """[B, heads, S, head_dim] whose memory is [B, S, heads, head_dim]."""
+    """An empty [B, heads, S, head_dim] whose memory is [B, S, heads, head_dim]."""
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
 
 
 def backend_refusals(backend: str, q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None = None) -> list[str]:
-    """Why a backend cannot run `attention` of these tensors, one sentence each; empty if it can.
+    """Why a backend cannot run `attention` on these tensors, one sentence each; empty if it can.
 
     Raises:
-        GBCIError: there is no such backend.
+        GBCIError: the backend is unknown.
     """
     if backend not in BACKENDS:
         raise GBCIError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
@@ -185,7 +185,7 @@ def backend_refusals(backend: str, q: Tensor, k: Tensor, v: Tensor, kv_lengths: 
         return _xformers_refuses(q, k, v)
     if q.dtype == torch.float32 and backend != "sdpa_efficient":
         return [f"{backend} takes bfloat16 and float16, and q is {q.dtype}"]
-    if backend == "sdpa_flash" and q.shape[-1] % 8 != 0:  # PyTorch pads before it asks; the operator itself does not
+    if backend == "sdpa_flash" and q.shape[-1] % 8 != 0:  # PyTorch pads before the check; the operator does not
         return [f"sdpa_flash takes a head_dim divisible by 8, and it is {q.shape[-1]}"]
     return _torch_refuses(backend, q, k, v, kv_lengths)
 
@@ -223,7 +223,7 @@ def _torch_refuses(backend: str, q: Tensor, k: Tensor, v: Tensor, kv_lengths: Te
 
 
 def _xformers_refuses(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
-    """xformers' own reasons; it takes them if one of its kernels does."""
+    """xformers' own reasons; empty if one of its kernels takes the tensors."""
     try:
         from xformers.ops import fmha
     except ImportError as error:
@@ -273,7 +273,7 @@ def _run(q, k, v, softmax_scale, kv_lengths, backend):
         out = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)[0]
     else:
         out = aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[0]
-    if kv_lengths is not None:  # kernels differ in what they make of no key at all
+    if kv_lengths is not None:  # backends differ where a sample has no keys
         out = out.masked_fill((kv_lengths == 0)[:, None, None, None], 0.0)
     return out.transpose(1, 2).contiguous().transpose(1, 2)
 
@@ -304,13 +304,13 @@ def attention(
     """Every query's mean of the values, weighted by the softmax of its scores. Forward only.
 
     Args:
-        q: ``[B, heads, S, head_dim]`` of any strides, and all three of one dtype: float32, bfloat16 or float16 (and on
-            the CPU float64).
+        q: ``[B, heads, S, head_dim]`` of any strides. q, k and v have one dtype: float32, bfloat16 or float16 (on the
+            CPU also float64).
         k: ``[B, heads, N, head_dim]``.
         v: ``[B, heads, N, head_dim]``.
-        softmax_scale: what scores are multiplied by; by default ``head_dim ** -0.5``.
-        kv_lengths: int32 ``[B]``: so many keys of a sample count, and what lies behind them is padding. A sample
-            without keys gets 0.
+        softmax_scale: factor on the scores; by default ``head_dim ** -0.5``.
+        kv_lengths: int32 ``[B]``, the number of valid keys of each sample; further keys are padding. A sample without
+            keys gets 0.
         backend: one of `BACKENDS`; by default the first of `ORDER` that does not refuse.
 
     Returns:

@@ -1,18 +1,19 @@
 """Everything between two UNet calls of an inpainting sampler, in one pass over memory.
 
-Guidance, the scheduler's update with its noise, the known region at the next noise level, the feathered blend of the
-two, and the next model input. In the symbols of `blend_step`, per element::
+It computes guidance, the scheduler's update with its noise, the known region at the next noise level, the feathered
+blend of update and known region, and the next model input. In the symbols of `blend_step`, per element::
 
     m         = u + w (c - u)                                     guidance (Ho and Salimans 2022, eq. 6)
     m         = m (phi std(c) / std(m) + 1 - phi)                 rescale (Lin et al. 2024, eq. 15 and 16)
     denoised' = clip(a_0 latents + a_1 m)                         x_0 from an epsilon-, v- or x_0-prediction
-    z         = b_0 corrected + b_1 previous + b_2 denoised + b_3 denoised'        a corrector, or z = latents
+    z         = b_0 corrected + b_1 previous + b_2 denoised + b_3 denoised'        without a corrector: z = latents
     next      = c_0 z + c_1 m + c_2 denoised' + c_3 previous + c_4 denoised + c_5 noise
     k         = d_0 known + d_1 known_noise
     out       = lerp(k, next, weight)
     input     = e_0 out
 
-Every solver here is linear in these terms; a `StepCoefficients` says which. A term whose coefficient is 0 is not read.
+Every solver here is linear in these terms; `StepCoefficients` holds the coefficients. A term whose coefficient is 0 is
+not read.
 
 Equivalent to: `blend_step_ref`, and with the coefficients of `gbci_fast.fast.samplers` to ``scheduler.step`` and the
 blend of `gbci_fast.model.pipeline`. Faster because every tensor is read once and written once, where eager PyTorch
@@ -33,9 +34,9 @@ load_extension()
 
 @dataclass(frozen=True, kw_only=True)
 class StepCoefficients:
-    """The coefficients of one step. ``x_from_y`` multiplies y in the sum that makes x; see the module's equations.
+    """The coefficients of one step. ``x_from_y`` multiplies y in the sum for x; see the module's equations.
 
-    Without a corrector, that is with all four of ``corrected_from_...`` 0, z is `latents` itself.
+    If all four ``corrected_from_...`` are 0, there is no corrector, and z is `latents` itself.
     """
 
     denoised_from_latents: float
@@ -56,12 +57,12 @@ class StepCoefficients:
 
     @property
     def has_corrector(self) -> bool:
-        """z is a sum of its own, and not `latents`."""
+        """Whether z is a sum of its own instead of `latents`."""
         return any(value for name, value in vars(self).items() if name.startswith("corrected_from_"))
 
     def values(self) -> list[float]:
         """The fields in their order, which is that of the operator's argument and of csrc/blend_step/blend_step.h."""
-        return list(vars(self).values())  # dataclasses.astuple would copy each, slower than a small step
+        return list(vars(self).values())  # dataclasses.astuple copies, slower than a small step
 
 
 def blend_step_ref(
@@ -91,7 +92,7 @@ def blend_step_ref(
     a = coefficients
 
     def total(*terms: tuple[float, Tensor | None]) -> Tensor:
-        """The sum of the terms whose coefficient is not 0, in their order; of none, zeros."""
+        """The sum of the terms whose coefficient is not 0, in their order; zeros if there are none."""
         parts = [factor * term.to(real) for factor, term in terms if factor != 0]
         return sum(parts[1:], parts[0]) if parts else torch.zeros_like(latents, dtype=real)
 
@@ -164,7 +165,9 @@ def blend_step(
     model_input: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """The latents after one step. On CUDA it neither allocates (given `out`) nor synchronizes: a graph can hold it.
+    """The latents after one step.
+
+    On CUDA the operator neither allocates (given `out`) nor synchronizes, so a CUDA graph can contain it.
 
     Tensors are ``[B, C, H, W]``, each NCHW or channels-last, also a slice of more channels or expanded from one.
     `latents` may be float32, bfloat16, float16 or, on the CPU, float64; the sums are float32 (float64 for float64).
@@ -176,19 +179,21 @@ def blend_step(
         coefficients: which solver, and where on its trajectory.
         clip: the denoised sample is clipped to ``[-clip, clip]``.
         guidance_scale: w.
-        guidance_rescale: phi in [0, 1]; the standard deviations are those of a sample, unbiased.
+        guidance_rescale: phi in [0, 1]. The unbiased standard deviations are taken over each sample of the batch.
         previous: denoised sample of the step before.
-        denoised: *in and out*: read as the older denoised sample (that of two steps before for a solver with
-            `previous`, else that of the step before), then this step's denoised sample is written.
-        corrected: *in and out*: the z of the step before, then this step's.
-        noise: scheduler noise; or
-        seeds: int64 ``[B]``, to draw it: that of `philox_normal` at (`step`, `stream`), whatever the layout.
+        denoised: *in and out*: read as an older denoised sample (from two steps before for a solver with `previous`,
+            else from the step before), then overwritten with this step's denoised sample.
+        corrected: *in and out*: z of the step before, overwritten with this step's z.
+        noise: the scheduler's noise; excludes `seeds`.
+        seeds: int64 ``[B]``: the noise is that of `philox_normal` at (`step`, `stream`), in any layout.
+        step: the step's index, for `seeds`.
+        stream: the purpose of the noise, for `seeds`.
         known: noise-free latents of the known region; None leaves the result unblended.
-        known_noise: initial noise, to bring `known` to the next noise level.
-        weight: float32 (float64 for float64) ``[B, 1, H, W]``, 1 where the sampler's result counts and 0 where `known`
-            does. As `torch.lerp`, exact at both ends.
+        known_noise: initial noise, which brings `known` to the next noise level.
+        weight: float32 (float64 for float64) ``[B, 1, H, W]``, 1 for the sampler's result and 0 for `known`. Blends as
+            `torch.lerp`, exactly at both ends.
         model_input: *out*: the next model input, in the model's dtype.
-        out: where the result goes; `latents` itself will do. New by default.
+        out: the output tensor; may be `latents`. A new tensor by default.
 
     Returns:
         `out`.

@@ -1,8 +1,8 @@
 """A 3 x 3 convolution with stride 1 and padding 1, in float32 on the CPU.
 
 Equivalent to ``F.conv2d(x, weight, bias, padding=1)``. Faster because four outputs take 16 multiplications per channel
-and not 36: the minimal filtering F(2 x 2, 3 x 3) of Winograd (Lavin and Gray 2016, Fast Algorithms for Convolutional
-Neural Networks). Its constants are 0, 1 and 1/2, so that it rounds about as much as the definition does; larger tiles
+instead of 36: Winograd's minimal filtering F(2 x 2, 3 x 3) (Lavin and Gray 2016, Fast Algorithms for Convolutional
+Neural Networks). Its constants are 0, 1 and 1/2, so rounding errors are about those of the definition. Larger tiles
 would multiply less and round worse. Forward only.
 """
 
@@ -14,11 +14,11 @@ from gbci_fast.ops import load_extension
 
 load_extension()
 CHANNEL_BLOCK = 8
-DEVICES = ("cpu",)  # elsewhere vendors' libraries choose minimal filtering by themselves
+DEVICES = ("cpu",)  # on other devices the vendors' libraries choose minimal filtering themselves
 
 
 def conv3x3_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`conv3x3` in plain PyTorch, given the weight itself."""
+    """`conv3x3` in plain PyTorch; takes the weight ``[K, C, 3, 3]`` itself."""
     return F.conv2d(x, weight, bias, padding=1)
 
 
@@ -34,13 +34,13 @@ def _(x, weight, bias, out_channels):
 
 
 def conv3x3_weight(weight: Tensor) -> Tensor:
-    """What `conv3x3` needs of a weight, once.
+    """The transformed weight that `conv3x3` takes. Transform a weight once and reuse the result.
 
     Args:
         weight: float32 ``[K, C, 3, 3]``, contiguous, on the CPU.
 
     Returns:
-        float32 ``[16, ceil(K / 8), C, 8]``: G w G^T of every filter, with zeros after the last.
+        float32 ``[16, ceil(K / 8), C, 8]``: G w G^T of every filter; zeros after the last filter.
 
     Raises:
         RuntimeError: another dtype, layout or shape.
@@ -49,7 +49,7 @@ def conv3x3_weight(weight: Tensor) -> Tensor:
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, out_channels: int) -> Tensor:
-    """The convolution, every pixel of the input and zeros around it.
+    """The 3 x 3 convolution of x with zeros around it, at every pixel.
 
     Args:
         x: float32 ``[B, C, H, W]``, contiguous, on the CPU.

@@ -2,10 +2,10 @@
 
 Equivalent to ``x + to_out(attend(to_q(layer_norm_film(x)), key, value))``, see `cross_attention_ref`. Faster because x
 is read once and the result written once: a program owns BLOCK_M tokens, and keeps them on chip from norm to residual.
-Head by head it projects a query, runs over the context in blocks of BLOCK_N with an online softmax (Milakov and
-Gimelshein 2018; Dao et al. 2022), and adds the head's share of the output projection to an accumulator that began as
-x + bias. Queries, scores and heads are never written. Channels lie in tiles of BLOCK_C, any number of them, so that
-widths of 192 or 320 are not padded to powers of 2. Forward only.
+For each head, the program projects queries, runs over the context in blocks of BLOCK_N with an online softmax (Milakov
+and Gimelshein 2018; Dao et al. 2022), and adds the head's share of the output projection to an accumulator that starts
+at x + bias. Queries, scores and heads are never written to memory. Channels lie in any number of tiles of BLOCK_C, so
+that widths of 192 or 320 are not padded to powers of 2. Forward only.
 """
 
 from __future__ import annotations
@@ -139,12 +139,12 @@ def _cross_attention_kernel(
             gain, offset = gain * scale, offset * scale + shift
         if bo_ptr is not None:
             bias = tl.load(bo_ptr + c, inside, other=0.0).to(tl.float32)
-        gain = tl.where(inside, gain, 0.0)  # or else what lies beyond could overflow, and 0 times infinity is no 0
+        gain = tl.where(inside, gain, 0.0)  # beyond the channels 0: a product could overflow there
         y = (x[tile] - mean[:, None]) * rstd[:, None] * gain[None, :] + offset[None, :]
-        normed += (y.to(dtype),)  # what lies beyond the channels meets weights of 0
+        normed += (y.to(dtype),)  # weights beyond the channels are 0
         acc += (x[tile] + bias[None, :],)
 
-    for head in tl.range(0, HEADS, disable_licm=True):  # addresses that are hoisted cost the registers of a tile
+    for head in tl.range(0, HEADS, disable_licm=True):  # hoisted addresses would cost a tile's registers
         i = head * HEAD_DIM + d
         q = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         for tile in tl.static_range(TILES):
@@ -159,7 +159,7 @@ def _cross_attention_kernel(
         top = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         o = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        for start in range(0, length, BLOCK_N):  # every block holds at least one key, so that `top` is finite
+        for start in range(0, length, BLOCK_N):  # every block holds a valid key, so `top` is finite
             n = start + tl.arange(0, BLOCK_N)
             k_pointers = keys + d[:, None] * key_stride_d + n[None, :] * key_stride_n
             k = tl.load(k_pointers, in_head[:, None] & (n < length)[None, :], other=0.0)
@@ -173,7 +173,7 @@ def _cross_attention_kernel(
             v = tl.load(v_pointers, (n < length)[:, None] & in_head[None, :], other=0.0)
             o = dot(p.to(dtype), v, o * decay[:, None])
             top = new_top
-        o = (o / tl.where(total == 0, 1.0, total)[:, None]).to(dtype)  # without a key: 0
+        o = (o / tl.where(total == 0, 1.0, total)[:, None]).to(dtype)  # 0 without keys
 
         added = ()
         for tile in tl.static_range(TILES):
@@ -190,10 +190,10 @@ def _cross_attention_kernel(
 
 
 # By bytes of an element and (largest width, largest head_dim): (BLOCK_M, BLOCK_N, BLOCK_C, num_warps, num_stages).
-# The first row that holds is taken. Nothing here is timed yet: rows hold the largest tiles found that keep registers
-# out of memory, on sm_80 and sm_90 alike. The accumulator and the normed x fill them, BLOCK_M rows of all channels
-# each, so that wider layers get fewer rows; 64 rows on 4 warps are what Hopper's wgmma takes. No tensor core multiplies
-# float32 in its full precision: few rows, and narrow layers alone.
+# The first row that is large enough is used. Not timed yet: these are the largest tiles found whose registers do not
+# spill on sm_80 and sm_90. The accumulator and the normed x take most registers, BLOCK_M rows of all channels each, so
+# wider layers get fewer rows. Hopper's wgmma takes 64 rows on 4 warps. Tensor cores do not multiply float32 in full
+# precision, so float32 has few rows, and only narrow layers.
 CONFIGS = {
     2: {
         (192, 32): (64, 64, 64, 4, 2),
@@ -214,7 +214,7 @@ def _config(dtype: torch.dtype, width: int, head_dim: int) -> tuple[int, int, in
 
 
 def kernel_refusals(channels: int, heads: int, head_dim: int, dtype: torch.dtype) -> list[str]:
-    """Why PyTorch's SDPA and GEMMs run a layer of this size on CUDA, and not the kernel; empty if the kernel does."""
+    """Why the kernel cannot run a layer of this size on CUDA, so that SDPA and GEMMs do; empty if the kernel can."""
     reasons = []
     if triton is None:
         reasons.append("triton is not installed: pip install triton")
@@ -241,7 +241,7 @@ def _cuda(x, norm_weight, norm_bias, wq, key, value, wo, bo, eps, softmax_scale,
     if kernel_refusals(channels, heads, head_dim, x.dtype):
         _cpu(x, norm_weight, norm_bias, wq, key, value, wo, bo, eps, softmax_scale, kv_lengths, scale, shift, out)
         return
-    block_d = max(16, triton.next_power_of_2(head_dim))  # tl.dot adds up at least 16 products
+    block_d = max(16, triton.next_power_of_2(head_dim))  # tl.dot needs a length of at least 16
     block_m, block_n, block_c, num_warps, num_stages = _config(x.dtype, max(channels, heads * head_dim), head_dim)
     _cross_attention_kernel[triton.cdiv(rows, block_m), batch](
         x,
@@ -309,13 +309,13 @@ def cross_attention(
     shift: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x plus what its tokens gather from a context. Forward only; on CUDA it does not synchronize.
+    """x plus the cross-attention of its tokens to a context. Forward only; on CUDA it does not synchronize.
 
-    Layers that `kernel_refusals` names run as `cross_attention_ref` on CUDA, too.
+    On CUDA, layers that `kernel_refusals` refuses run as `cross_attention_ref`.
 
     Args:
-        x: ``[B, S, C]``, float32, bfloat16 or float16 (and on the CPU float64); so is every tensor but `kv_lengths`.
-            Products of float32 are float32, not TensorFloat-32.
+        x: ``[B, S, C]``, float32, bfloat16 or float16 (on the CPU also float64). Every tensor except `kv_lengths` has
+            the dtype of x. Products of float32 are float32, not TensorFloat-32.
         norm_weight: ``[C]``, contiguous, or None for 1.
         norm_bias: ``[C]``, contiguous, or None for 0.
         wq: ``[H D, C]``, the query projection.
@@ -324,12 +324,13 @@ def cross_attention(
         wo: ``[C, H D]``, the output projection.
         bo: ``[C]``, contiguous, or None for 0.
         eps: added to the variance of the norm.
-        softmax_scale: what scores are multiplied by.
-        kv_lengths: int32 ``[B]``, contiguous: so many keys of a sample count, and what lies behind them is padding. A
-            sample without keys gathers 0, so that only `bo` is added.
-        scale: ``[B, C]``, FiLM's whole factor on the normed x: 1 is already added. None, and `shift` too, for no FiLM.
+        softmax_scale: factor on the scores.
+        kv_lengths: int32 ``[B]``, contiguous, the number of valid keys of each sample; further keys are padding. For a
+            sample without keys, only `bo` is added.
+        scale: ``[B, C]``, FiLM's whole factor on the normed x: 1 is already added. `scale` and `shift` are None
+            without FiLM.
         shift: ``[B, C]``.
-        out: where the result goes; `x` itself will do. New by default.
+        out: the output tensor; may be `x`. A new tensor by default.
 
     Returns:
         `out`, ``[B, S, C]``.

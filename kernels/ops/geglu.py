@@ -1,8 +1,8 @@
 """GEGLU (Shazeer 2020): two linear maps of one input, the first times the GELU of the second.
 
 Equivalent to ``hidden * F.gelu(gate)`` with ``hidden, gate = F.linear(x, weight, bias).chunk(2, -1)``, the exact GELU.
-Faster because a program multiplies x with the same rows of both halves of the weight, so that the activation is the
-end of the matrix product and the doubled width never reaches memory. Forward only.
+Faster because a program multiplies x with the same rows of both halves of the weight: the activation ends the matrix
+product, and the doubled width is never written to memory. Forward only.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.ops._triton import DTYPES, architecture, dot, jit, tl, triton, triton_op
 
 # Tile sizes by architecture and bytes of an element: BLOCK_M, BLOCK_N (of each half), BLOCK_K, warps, stages.
-# They fill the tensor cores' tiles without spilling; none is measured yet.
+# They fill the tensor cores' tiles, and registers do not spill; not timed yet.
 TILES = {
     (80, 2): (128, 64, 32, 8, 4),
     (90, 2): (128, 128, 64, 8, 3),
 }
-DEFAULT_TILE = (64, 64, 32, 8, 3)  # of other architectures, and of float32, whose products no tensor core makes
+DEFAULT_TILE = (64, 64, 32, 8, 3)  # for other architectures, and for float32, which tensor cores do not multiply
 GROUP_M = 8  # rows of tiles that share columns of the weight in the cache
 
 
@@ -49,7 +49,7 @@ def _geglu_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """A tile [BLOCK_M, BLOCK_N] of the result: two products with the same rows of x."""
-    # Tiles in columns of GROUP_M, so that programs that run together read the same weights and few rows of x.
+    # Tiles in columns of GROUP_M: programs that run together read the same weights and few rows of x.
     program, across = tl.program_id(0), tl.cdiv(N, BLOCK_N)
     first = program // (GROUP_M * across) * GROUP_M
     size = tl.minimum(tl.cdiv(M, BLOCK_M) - first, GROUP_M)
@@ -119,12 +119,13 @@ def geglu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``(x W_1^T + b_1) * gelu(x W_2^T + b_2)``, in the order of diffusers' GEGLU. Forward only.
 
     Args:
-        x: ``[..., K]``, float32, bfloat16 or float16 (and on the CPU float64).
-        weight: ``[2 N, K]`` in the dtype of x: W_1 and below it W_2.
-        bias: ``[2 N]``, contiguous, likewise; or None.
+        x: ``[..., K]``, float32, bfloat16 or float16 (on the CPU also float64).
+        weight: ``[2 N, K]`` in the dtype of x, the rows of W_1 and then those of W_2.
+        bias: ``[2 N]`` in the dtype of x, contiguous, b_1 and then b_2; or None.
 
     Returns:
-        ``[..., N]`` in the dtype of x. Sums and GELU are float32; products of float32 numbers are not rounded to TF32.
+        ``[..., N]`` in the dtype of x. The kernel computes sums and GELU in float32, and does not round float32 factors
+        to TF32.
 
     Raises:
         GBCIError: a shape, dtype, device or layout is not as above.

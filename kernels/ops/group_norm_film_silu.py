@@ -1,12 +1,14 @@
 """Group normalization of an image, FiLM (Perez et al. 2018) and SiLU.
 
-Equivalent to ``F.silu(F.group_norm(x, ...) * scale + shift)``. Faster because memory is passed over once
-where a program can keep its groups in registers, and else twice, once for the statistics and once for the rest, over
-slices of the batch that the cache still holds the second time (in a recorded graph; launched one by one, slices would
-cost more than they save). Programs of a channels-last image take several groups at
-once, so that what they read of each pixel is a run of memory. No variance is a difference of large numbers: it is taken
-about the mean, in registers, or by Welford's update and the combination of Chan et al. 1979. On the CPU, the compiled
-extension does the same, in two passes over pieces that its cache holds. Forward only.
+Equivalent to ``F.silu(F.group_norm(x, ...) * scale + shift)``. Faster because it passes over memory once if a program
+can keep its groups in registers, and otherwise twice: once for the statistics and once for the rest. Inside a recorded
+graph, the two passes go over slices of the batch that the cache still holds the second time. (Outside a graph,
+launching slices would cost more than it saves.) For a channels-last image, a program takes several groups, to read
+neighboring bytes of each pixel.
+
+No variance is a difference of large numbers: it is computed about the mean in registers, or by Welford's update and the
+combination of Chan et al. 1979. On the CPU, the compiled extension does the same, in two passes over pieces that fit
+its cache. Forward only.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ from gbci_fast.ops._triton import DTYPES, INTERPRETED, jit, tl, triton, triton_o
 
 load_extension()
 MAX_GROUP = 8192  # channels
-# What follows is reasoned and not measured: no GPU was at hand.
-IN_REGISTERS = 16384  # elements that one program keeps, at 32 a thread
-# Bytes of a channels-last pixel that such a program reads, the first at which it keeps all pixels. A sector of memory
-# is 32, and the fewer the channels, the more programs run at once: some load while others store.
+# The numbers below are estimates, not measured on a GPU.
+IN_REGISTERS = 16384  # elements that one program keeps, 32 per thread
+# Bytes that a program which keeps its groups reads of a channels-last pixel: the first for which all pixels fit. A
+# sector of memory is 32 bytes. With fewer channels more programs run at once: some load while others store.
 RUNS = (32, 16)
-SPLIT_RUN = 128  # bytes of a pixel where pixels are split over programs
-SPLIT_ELEMENTS = 4096  # of one turn of such a program's loop
+SPLIT_RUN = 128  # bytes of a pixel that a program reads where pixels are split over programs
+SPLIT_ELEMENTS = 4096  # elements of one turn of such a program's loop
 MAX_SPLITS = 32
-CACHED_BYTES = 24 << 20  # of an image that is read again: half of the H200's second-level cache
-MAX_GRID = 65535  # CUDA's, of the last axis
+CACHED_BYTES = 24 << 20  # of slices that are read twice: half of the H200's second-level cache
+MAX_GRID = 65535  # CUDA's limit of the last axis
 
 
 def group_norm_film_silu_ref(
@@ -61,7 +63,7 @@ def _over_groups(
     CHANNELS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Per channel the sum of its group, for a group of any size. [BLOCK_C]"""
+    """[BLOCK_C]: for each channel, the sum of v over its group, for groups of any size."""
     if GROUPS == 1:
         return tl.zeros([BLOCK_C], tl.float32) + tl.sum(v, 0)
     group = tl.arange(0, BLOCK_C) // CHANNELS
@@ -85,7 +87,7 @@ def _store(
     shift_stride,
     SILU: tl.constexpr,
 ):
-    """Weight and bias, FiLM and SiLU; the first two are one multiplication and one addition."""
+    """Applies weight, bias, FiLM (all as one multiplication and one addition) and SiLU, and stores the result."""
     gain, offset = tl.full(c.shape, 1.0, tl.float32), tl.zeros(c.shape, tl.float32)
     if weight_ptr is not None:
         gain = tl.load(weight_ptr + c, in_tile, other=0.0).to(tl.float32)
@@ -109,7 +111,7 @@ def _tile(
     USED: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The program's channels c [BLOCK_C], which of them are real, and the strides of channel and pixel."""
+    """The program's channels c [BLOCK_C], a mask of the used ones [BLOCK_C], and the strides of channel and pixel."""
     in_tile = tl.arange(0, BLOCK_C) < USED
     c = tl.program_id(0) * USED + tl.arange(0, BLOCK_C)
     if CHANNELS_LAST:
@@ -132,14 +134,14 @@ def _one_pass_kernel(
     shift_stride,
     eps,
     HALVES: tl.constexpr,
-    GROUPS: tl.constexpr,  # of a program
-    CHANNELS: tl.constexpr,  # of a group
+    GROUPS: tl.constexpr,  # per program
+    CHANNELS: tl.constexpr,  # per group
     CHANNELS_LAST: tl.constexpr,
     SILU: tl.constexpr,
     BLOCK_P: tl.constexpr,  # at least P
     BLOCK_C: tl.constexpr,
 ):
-    """GROUPS groups of one sample, which stay in registers."""
+    """GROUPS groups of one sample, kept in registers."""
     b = tl.program_id(1).to(tl.int64)  # a batch may hold more than 2^31 elements
     c, in_tile, stride_c, stride_p = _tile(num_channels, num_pixels, CHANNELS_LAST, GROUPS * CHANNELS, BLOCK_C)
     p = tl.arange(0, BLOCK_P)
@@ -193,7 +195,7 @@ def _statistics_kernel(
         mean += delta / tl.maximum(count, 1.0)[:, None]
         squares += delta * (h - mean)
 
-    # Chan et al. 1979: the lanes' sums of squares, moved from their own means to the group's.
+    # Chan et al. 1979: the lanes' sums of squares, moved from the lanes' means to the group's mean.
     total = _over_groups(tl.sum(mean * count[:, None], 0), GROUPS, CHANNELS, BLOCK_C)
     group_mean = total / (tl.sum(count, 0) * CHANNELS)
     apart = tl.where(in_tile[None, :], mean - group_mean[None, :], 0.0)
@@ -231,7 +233,7 @@ def _apply_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """GROUPS groups of one sample in one split, for one of the halves."""
+    """Normalizes GROUPS groups of one sample in one split, for one of the halves."""
     split, b = tl.program_id(1), (tl.program_id(2) // HALVES).to(tl.int64)
     c, in_tile, stride_c, stride_p = _tile(num_channels, num_pixels, CHANNELS_LAST, GROUPS * CHANNELS, BLOCK_C)
     s = tl.arange(0, SPLITS)
@@ -266,7 +268,7 @@ def _output(x: Tensor, halves: int) -> Tensor:
 
 
 def _groups_per_run(run: int, x: Tensor, num_groups: int) -> int:
-    """Groups whose channels make a run of so many bytes where they are neighbors; they divide `num_groups`."""
+    """How many groups fill `run` bytes of a channels-last pixel, as far as they divide `num_groups`; otherwise 1."""
     groups, group_bytes = 1, x.shape[1] // num_groups * x.element_size()
     while not x.is_contiguous() and groups * group_bytes < run and num_groups % (2 * groups) == 0:
         groups *= 2
@@ -274,7 +276,7 @@ def _groups_per_run(run: int, x: Tensor, num_groups: int) -> int:
 
 
 def _launches_are_cheap() -> bool:
-    """In a recorded graph; else Python takes longer to launch a slice's kernels than they run."""
+    """True inside a graph's capture. Otherwise Python launches a slice's kernels more slowly than they run."""
     return INTERPRETED or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
@@ -310,7 +312,7 @@ def _launch(x, num_groups, weight, bias, eps, scale, shift, silu):
     if _launches_are_cheap():
         size = min(size, max(CACHED_BYTES // (channels * pixels * x.element_size()), 1))
     for first in range(0, batch, size):
-        # The slices from here on; the FiLM's and the result's second half is then still `batch` rows behind the first.
+        # Views from sample `first` on. The second half of FiLM and result is still `batch` rows after the first half.
         x_, statistics_, scale_, shift_, out_ = (
             None if tensor is None else tensor[first:] for tensor in (x, statistics, scale, shift, out)
         )
@@ -324,7 +326,7 @@ def _launch(x, num_groups, weight, bias, eps, scale, shift, silu):
 
 
 def _cpu(x, num_groups, weight, bias, eps, scale, shift, silu):
-    """The compiled extension, which takes one dtype of `DTYPES` for all; else the reference."""
+    """The compiled extension, if all tensors have one dtype of `DTYPES`; otherwise the reference."""
     parts = [part for part in (weight, bias, scale, shift) if part is not None]
     if x.dtype in DTYPES and all(part.dtype == x.dtype for part in parts):
         out = _output(x, 1 if scale is None else len(scale) // len(x))
@@ -364,15 +366,15 @@ def group_norm_film_silu(
     """SiLU of the normalized x, times `scale` and plus `shift`. Forward only.
 
     Args:
-        x: ``[B, C, H, W]``, contiguous or channels-last, float32, bfloat16 or float16 (and on the CPU float64).
+        x: ``[B, C, H, W]``, contiguous or channels-last, float32, bfloat16 or float16 (on the CPU also float64).
         num_groups: divides C into groups of at most 8192 channels.
         weight: ``[C]``, contiguous, or None for 1.
         bias: ``[C]``, contiguous, or None for 0.
         eps: added to the variance.
-        scale: ``[B, C]`` or ``[k B, C]``, the whole factor: 1 is already added. With k B rows the result has as many
-            samples, and row ``i B + b`` belongs to x's sample b. None, and `shift` too, for no FiLM.
+        scale: ``[B, C]`` or ``[k B, C]``, the whole factor: 1 is already added. With k B rows the result has k B
+            samples, and row ``i B + b`` applies to sample b of x. `scale` and `shift` are None without FiLM.
         shift: of the shape of `scale`. In both, the channels of a row are contiguous.
-        silu: whether SiLU comes last.
+        silu: whether SiLU is applied at the end.
 
     Returns:
         ``[B, C, H, W]`` or ``[k B, C, H, W]`` in the dtype and layout of x.

@@ -1,8 +1,8 @@
 """Layer normalization over the last axis, then FiLM (Perez et al. 2018): a scale and a shift per sample and channel.
 
 Equivalent to ``F.layer_norm(x, ...) * scale[:, None] + shift[:, None]``. Faster because x is read once and the result
-written once. Mean and variance are those of the values on chip, in two passes, so that a large mean costs no digits.
-Forward only.
+written once. Mean and variance are computed in two passes over the values on chip, so that a large mean costs no
+precision. Forward only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.ops._triton import DTYPES, jit, tl, triton, triton_op
 
 MAX_CHANNELS = 8192  # a row must fit into a program's registers
-ELEMENTS = 2048  # of a program, at 128 threads; not measured yet
+ELEMENTS = 2048  # per program of 128 threads; not measured yet
 
 
 def layer_norm_film_ref(
@@ -56,7 +56,7 @@ def _layer_norm_film_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """BLOCK_S rows of one sample; its FiLM and the weights are loaded once for all of them."""
+    """BLOCK_S rows of one sample. The sample's FiLM and the weights are loaded once for all rows."""
     b = tl.program_id(1).to(tl.int64)  # a batch may hold more than 2^31 elements
     s = (tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S))[:, None]
     c = tl.arange(0, BLOCK_C)
@@ -134,15 +134,15 @@ def layer_norm_film(
     """The normalized x, times `scale` and plus `shift`. Forward only.
 
     Args:
-        x: ``[B, S, C]`` of any strides, float32, bfloat16 or float16 (and on the CPU float64); C at most 8192.
+        x: ``[B, S, C]`` of any strides, float32, bfloat16 or float16 (on the CPU also float64); C at most 8192.
         weight: ``[C]``, contiguous, or None for 1.
         bias: ``[C]``, contiguous, or None for 0.
         eps: added to the variance.
-        scale: ``[B, C]``, the whole factor: 1 is already added. None, and `shift` too, for no FiLM.
+        scale: ``[B, C]``, the whole factor: 1 is already added. `scale` and `shift` are None without FiLM.
         shift: ``[B, C]``.
 
     Returns:
-        ``[B, S, C]`` in the dtype and layout of x. Sums, FiLM and all else are float32.
+        ``[B, S, C]`` in the dtype and layout of x. The kernel does all arithmetic in float32.
 
     Raises:
         GBCIError: a shape, dtype, device or layout is not as above.

@@ -1,8 +1,8 @@
-"""A lesion mask as blend weights per latent cell, and the window of the latent that they change.
+"""A lesion mask as blend weights per latent cell, and the window of the latent that the weights change.
 
-Equivalent to `gbci_fast.model.masks.latent_mask` and `feather_latent_mask`, bit for bit, and the bounding box of the
-weight, grown and clipped. Faster because the pixels are read once, as they are stored, and because the window never
-leaves the device, where PyTorch needs a synchronization.
+Equivalent, bit for bit, to `gbci_fast.model.masks.latent_mask` and `feather_latent_mask`, and the bounding box of the
+weight, grown and clipped. Faster because the pixels are read once, without a conversion, and because the window stays
+on the device, where PyTorch needs a synchronization.
 """
 
 import torch
@@ -38,19 +38,19 @@ def _(mask, factor, feather, halo):
 
 
 def mask_to_latent(mask: Tensor, factor: int, *, feather: int, halo: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """The mask at latent resolution, its feathered blend weight, and the window around what the weight changes.
+    """The mask at latent resolution, its feathered blend weight, and the window around the nonzero weights.
 
-    On CUDA it does not synchronize: a graph can hold it.
+    On CUDA the operator does not synchronize, so a CUDA graph can contain it.
 
     Args:
         mask: bool, uint8 or float32 ``[B, 1, H, W]`` of any strides; above 0.5 = synthesize.
         factor: pixels per latent cell along each side; divides H and W.
-        feather: cells; outside the mask the weight falls to 0 over twice as many.
-        halo: cells that the window leaves around the weight.
+        feather: in cells; outside the mask the weight falls to 0 over twice this distance.
+        halo: margin of the window around the nonzero weights, in cells.
 
     Returns:
         * latent mask, float32 ``[B, 1, H / factor, W / factor]``: 1 where any pixel of the cell is masked, else 0;
-        * weight, likewise, for `blend_step`: 1 inside the mask;
+        * weight, float32 of the same shape, for `blend_step`: 1 inside the mask;
         * window, int64 ``[B, 4]``: (xmin, ymin, xmax, ymax) in cells, half-open and within the latent; zeros where the
           mask is empty.
 

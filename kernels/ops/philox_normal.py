@@ -1,7 +1,7 @@
-"""Standard normals that are a function of (seed, element, step, stream) alone, for a whole batch at once.
+"""Standard normals that depend only on (seed, element, step, stream), for a whole batch at once.
 
-Equivalent to `gbci_fast.model.noise.seeded_normal`, which defines them; the two differ by the float32 rounding of log,
-sqrt and sincos, at most `RTOL` relative. The CPU and the CUDA kernel give the same bits.
+Equivalent to `gbci_fast.model.noise.seeded_normal`, which defines the numbers. The two differ by the float32 rounding
+of log, sqrt and sincos, at most `RTOL` relative. The CPU and the CUDA kernel give the same bits.
 
 Faster because counters need no state: every element is drawn in registers, on any number of threads, and written once.
 """
@@ -18,14 +18,14 @@ from gbci_fast.ops import load_extension
 load_extension()
 
 RTOL = 8 * 2**-24
-"""Bound of the relative error in float32. In units of 2^-24: over all their 2^24 arguments each, r of the definition is
-wrong by at most 2.63 and the cosine and sine by 2.43; their product rounds once, and so does the reference: 7.1."""
+"""Bound of the relative error in float32. In units of 2^-24, over all 2^24 arguments: the radius r is wrong by at most
+2.63, cosine and sine by at most 2.43. Their product rounds once, and the reference rounds once: 7.1 in total."""
 
 
 def philox_normal_ref(
     seeds: Tensor, shape: Sequence[int], *, step: int = 0, stream: int = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """`philox_normal` by its definition, in NumPy on the CPU."""
+    """`philox_normal` by its definition `seeded_normal`, in NumPy on the CPU; result on the device of `seeds`."""
     unsigned = [seed % 2**64 for seed in seeds.tolist()]
     return noise.seeded_normal(unsigned, shape, step=step, stream=stream, dtype=dtype, device=seeds.device)
 
@@ -42,7 +42,7 @@ def philox_normal(seeds: Tensor, shape: Sequence[int], *, step: int = 0, stream:
         seeds: int64 ``[B]``, the bits of unsigned 64-bit seeds: see `gbci_fast.model.noise.seed_tensor`.
         shape: shape of a sample, without the batch axis; up to ``2^34`` elements.
         step: index of the sampling step, in ``[0, 2^32)``.
-        stream: what the noise is for, in ``[0, 2^32)``: `noise.STREAM_INITIAL`, `noise.STREAM_SCHEDULER`, ...
+        stream: the purpose of the noise, in ``[0, 2^32)``: `noise.STREAM_INITIAL`, `noise.STREAM_SCHEDULER`, ...
 
     Returns:
         float32 ``[B, *shape]`` on the device of `seeds`.

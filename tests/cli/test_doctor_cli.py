@@ -1,4 +1,4 @@
-"""`gbci-fast doctor`: what it finds, what it says of what is missing, and its exit status."""
+"""`gbci-fast doctor`: its findings, its sentences on missing parts, and its exit status."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ sys.exit(main(["doctor", "--json"]))
 
 
 def without(*names):
-    """Exit status and report of a process in which these modules cannot be imported."""
+    """Exit status and report of a process that cannot import the named modules."""
     done = subprocess.run([sys.executable, "-c", WITHOUT.format(names=names)], capture_output=True, text=True)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""`gbci-fast export`: files, what is said of them, and bad usage."""
+"""`gbci-fast export`: its files, its messages, and bad usage."""
 
 import importlib.util
 
@@ -92,7 +92,7 @@ def test_a_folder_without_a_pipeline_is_named(tmp_path, capsys):
 
 @pytest.fixture
 def tensorrt(folder, tmp_path, monkeypatch, capsys):
-    """Runs `export tensorrt` with a cache of its own; gives the status and what was printed."""
+    """``tensorrt(*options)``: runs `export tensorrt` with a cache of its own; returns status and output."""
     pytest.importorskip("tensorrt_rtx_bindings")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 

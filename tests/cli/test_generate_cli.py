@@ -1,4 +1,4 @@
-"""`gbci-fast generate` from arguments to exit status: data, sentences, Ctrl-C."""
+"""`gbci-fast generate` from arguments to exit status: data, error sentences, Ctrl-C."""
 
 import os
 import re
@@ -85,7 +85,7 @@ def test_a_data_set(weights, phantom, tmp_path, capfd):
 
 
 def test_how_it_is_sampled_is_part_of_the_job(weights, image, tmp_path, capfd):
-    """Recorded as decided; another runtime, tier or dtype is another job, and the eager one its own reference."""
+    """The job records the decision. Another runtime, tier or dtype is another job. Images equal eager's to 1e-4."""
     common = ("--weights", weights, *QUICK[:-1], 2, "--format", "png", "--guidance", 3)
     ours, eager = tmp_path / "ours", tmp_path / "eager"
     assert generate(image, "--output", ours, *common, "--runtime", "fused", "--tier", "exact") == 0
@@ -146,7 +146,7 @@ def test_categories_that_the_packaged_model_does_not_paint_are_said(phantom, wei
     assert generate(phantom, "--plan", tmp_path / "plan.csv", "--write-plan", tmp_path / "again.csv") == 0
     assert capfd.readouterr().err == said
     assert generate(phantom, *options, "--weights", weights, "--write-plan", tmp_path / "other.csv") == 0
-    assert capfd.readouterr().err == ""  # other weights are the user's to know
+    assert capfd.readouterr().err == ""  # no note for the user's own weights
 
 
 def test_rows_that_repeat_a_finding_are_said(phantom, tmp_path, capfd):
@@ -217,7 +217,7 @@ def test_a_plan_is_written_edited_and_run(weights, phantom, tmp_path, capfd):
 
 
 def test_ctrl_c(weights, phantom, tmp_path):
-    """A real one, after the first of eight batches of another process."""
+    """A real SIGINT to another process, after the first of eight batches."""
     output = tmp_path / "data"
     arguments = ["generate", str(phantom), "--output", str(output), "--weights", str(weights), *QUICK]
     arguments += ["--variants", "2", "--batch-size", "1", "--format", "png"]
@@ -240,7 +240,7 @@ def test_ctrl_c(weights, phantom, tmp_path):
 
 
 def test_a_polite_kill_of_the_whole_group(weights, phantom, tmp_path):
-    """As a job scheduler sends it: to the workers, too."""
+    """SIGTERM as a job scheduler sends it: to the workers, too."""
     output = tmp_path / "data"
     arguments = ["generate", str(phantom), "--output", str(output), "--weights", str(weights), *QUICK]
     arguments += ["--variants", "8", "--batch-size", "1", "--format", "png", "--workers", "2"]
@@ -267,7 +267,7 @@ def test_an_output_that_no_table_can_name_is_refused_before_the_work(weights, im
 
 @pytest.fixture
 def half_bad(image, tmp_path):
-    """A folder of a good input and of one that shows nothing, which only its pixels tell."""
+    """A folder with a good input and an input that shows nothing, which only its pixels reveal."""
     folder, content = tmp_path / "input", image.read_bytes()
     folder.mkdir()
     (folder / "a.dcm").write_bytes(content)
@@ -299,7 +299,7 @@ def test_skip_bad(weights, half_bad, tmp_path, capfd):
 
 
 def test_identities(weights, image, tmp_path, capfd):
-    """By default pseudonyms of a plain file's name; one key file, one pseudonym; or the names as they are."""
+    """By default a pseudonym of a plain file's name; the same pseudonym for the same key file; or the name itself."""
     (tmp_path / "key").write_bytes(bytes(16))
     named = tmp_path / "in" / "doe_jane.dicom"
     named.parent.mkdir()

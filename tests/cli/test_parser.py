@@ -1,4 +1,4 @@
-"""What the command line takes from the settings classes, and what it says of mistyped names."""
+"""Options from settings classes, and suggestions for mistyped names."""
 
 import subprocess
 import sys

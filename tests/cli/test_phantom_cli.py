@@ -1,4 +1,4 @@
-"""`gbci-fast phantom`: options, exit status, and what it says."""
+"""`gbci-fast phantom`: options, exit status, and messages."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""`gbci-fast prepare`: options, exit status, and what it says."""
+"""`gbci-fast prepare`: options, exit status, and messages."""
 
 import signal
 
@@ -14,7 +14,7 @@ from gbci_fast.jobs.folder import PROGRESS_FOLDER
 
 @pytest.fixture(autouse=True)
 def restore_handler():
-    """`main` sets a handler for SIGTERM, as befits a process of its own."""
+    """Restores the handler of SIGTERM, which `main` replaces."""
     kept = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, kept)
@@ -22,7 +22,7 @@ def restore_handler():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two mammograms and a file that is none."""
+    """A folder with two mammograms and another file."""
     folder = tmp_path / "in"
     folder.mkdir()
     half_disk = (np.hypot(*np.ogrid[-64:64, :128]) < 60) * (3000 + np.arange(128))

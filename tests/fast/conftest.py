@@ -1,4 +1,4 @@
-"""What stands in for the recorder of CUDA graphs (`gbci_fast.fast.graph`)."""
+"""A stand-in for the recorder of CUDA graphs (`gbci_fast.fast.graph`)."""
 
 import contextlib
 
@@ -6,7 +6,7 @@ import pytest
 
 
 class Rerun:
-    """Replays by calling the loop again, on the CPU; counts recordings, and sees whether turns overlap."""
+    """Replays by calling the loop again, on the CPU. Counts recordings, and detects turns that overlap."""
 
     def __init__(self):
         self.recorded = self.replayed = self.inside = 0

@@ -1,4 +1,4 @@
-"""accelerate(pipe): the same images as the eager pipeline, within the tier; the same call; the eager one untouched."""
+"""accelerate(pipe): the eager images within the tier, the same call, and an untouched eager pipeline."""
 
 import copy
 import re
@@ -170,7 +170,7 @@ def test_moving_it_leaves_the_eager_one_where_it_is(pipe):
 
 
 def test_weights_that_went_away_and_came_back_are_looked_at_again(pipe, image, mask):
-    """They are other tensors then, whatever device and dtype say."""
+    """Weights that were moved away and back are other tensors, on the same device and in the same dtype."""
     fast = accelerate(pipe, tier="exact")
     fast.unet = copy.deepcopy(fast.unet)
     before = sample(fast, image, mask)

@@ -1,4 +1,4 @@
-"""What is done to a fast pipeline's modules counts, as in the eager pipeline, whenever it is done."""
+"""Changes of a fast pipeline's modules take effect at any time, as in the eager pipeline."""
 
 import copy
 import functools
@@ -102,7 +102,7 @@ WEIGHTS = {
     "conditioner loaded": lambda pipe: pipe.conditioner.load_state_dict(noisy(pipe.conditioner)),
 }
 SAVED = {name: change for name, change in WEIGHTS.items() if change is not decoder_hook}
-# Nothing of these is in the fused blocks.
+# The fused blocks reproduce none of these.
 FOREIGN = {
     "set_attn_processor": lambda pipe: pipe.unet.set_attn_processor(Turned()),
     "one processor": one_processor,
@@ -295,4 +295,4 @@ def test_a_watch_sees_what_it_says():
         assert not Watch(model).changed()
     model = module()
     model[0].weight.data.fill_(torch.nan)
-    assert not Watch(model).changed()  # not a number is what it was
+    assert not Watch(model).changed()  # NaN counts as unchanged

@@ -1,4 +1,4 @@
-"""Where bfloat16 is the faster dtype."""
+"""The devices on which bfloat16 is faster than float32."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Exported UNets and decoders: against PyTorch by onnxruntime, over whole trajectories; types; refusals."""
+"""Exported UNets and decoders, run by onnxruntime and compared with PyTorch over trajectories; types; refusals."""
 
 import sys
 
@@ -17,7 +17,7 @@ from gbci_fast.fast.tensorrt.denoiser import EngineAutoencoder, TensorRTDenoiser
 from gbci_fast.model.conditioning import Conditioning
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
-SIDE = 16  # of the tiny model's latents
+SIDE = 16  # latent cells per side of the tiny model
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def tiny(tiny_pipeline):
 
 @pytest.fixture(scope="module")
 def engines():
-    """Of the tiny UNet, exported once for all tests of one shape."""
+    """Engines of the tiny UNet, exported once per shape for all tests."""
     return OnnxEngines()
 
 
@@ -41,7 +41,7 @@ def half(tiny, tmp_path_factory):
 
 
 def call(pipe, denoiser, latents, constant, tokens=24, padded=False, guided=True):
-    """One step at timestep 501 of two images, with a context that is drawn."""
+    """One step at timestep 501 of two images, with a random context."""
     generator = torch.Generator().manual_seed(1)
     null = pipe.conditioner.null(1)
     mask = torch.ones(2, tokens, dtype=torch.bool)
@@ -60,7 +60,7 @@ def relative(ours, reference):
 
 
 def test_all_nine_channels_of_the_input_are_there(tiny, engines):
-    """Each in turn changes what the exported UNet puts out, and as it changes the stock UNet's."""
+    """Each channel in turn changes the exported UNet's output as it changes the stock UNet's."""
     ours, stock = TensorRTDenoiser(tiny.unet, engines), EagerDenoiser(tiny.unet)
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(2, 9, SIDE, SIDE, generator=generator)
@@ -133,7 +133,7 @@ def test_bfloat16_has_its_types(tiny, tmp_path):
 
 
 def test_extreme_inputs_stay_finite_in_half_precision(tiny, half):
-    """Scores of a thousand, squares beyond 65504 in the norms: what is float32 inside holds them."""
+    """Scores of a thousand, and squares beyond 65504 in the norms: the float32 parts of the graph hold them."""
     path, bucket = half
     core = UNetCore(tiny.unet)
     given = core.example_inputs(bucket)

@@ -1,4 +1,4 @@
-"""Recordings of whole loops: padding, keys, bounds, threads; that nothing waits for the device; and CUDA graphs."""
+"""Recordings of whole loops: padding, keys, capacity, threads, no wait for the device; and CUDA graphs."""
 
 import copy
 import functools
@@ -27,7 +27,7 @@ ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), r
 
 @pytest.fixture
 def full_float32():
-    """float32 is float32, which tier "exact" asks of a GPU."""
+    """Turns TF32 off, as tier "exact" requires on a GPU."""
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
@@ -196,7 +196,7 @@ def test_what_asks_for_values_has_no_recorder(pipe, monkeypatch):
     assert fast_pipeline._recorder("compile", pipe.unet) == "records on cuda"
     assert fast_pipeline._recorder("eager", pipe.unet) is None
     monkeypatch.setattr(fast_pipeline, "fused_refusals", lambda unet: ["it has a part of its own"])
-    assert fast_pipeline._recorder("compile", pipe.unet) is None  # that is the stock UNet, compiled
+    assert fast_pipeline._recorder("compile", pipe.unet) is None  # compiles the stock UNet
 
 
 def test_nothing_that_a_call_brings_is_recorded_anew(recorded, recorder):
@@ -211,7 +211,7 @@ def test_nothing_that_a_call_brings_is_recorded_anew(recorded, recorder):
         {"generator": torch.Generator().manual_seed(1)},
     ):
         assert not torch.equal(sample(recorded, **changes), first)
-    # With a generator there are no seeds among what a loop reads.
+    # With a generator, the loop reads no seeds.
     assert recorder.recorded == 2
     assert torch.equal(sample(recorded), first)
 
@@ -250,7 +250,7 @@ def test_what_cannot_be_recorded_runs_step_by_step(recorded, recorder, options):
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler])
 def test_a_recorded_loop_never_asks_for_a_value(recorded, recorder, monkeypatch, scheduler):
-    """Recorded with inputs that have none: whatever waits for the device, as asking for a value does, fails."""
+    """Recorded with fake inputs, which have no values: an operation that reads a value from the device fails."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def allocate(tensors, shapes):
@@ -268,7 +268,7 @@ def test_a_recorded_loop_never_asks_for_a_value(recorded, recorder, monkeypatch,
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_with_triton_s_operators_it_never_asks_for_a_value_either(pipe, monkeypatch, padded):
-    """The path of CUDA, on the meta device, whose tensors have no values."""
+    """The CUDA path on the meta device, whose tensors have no values."""
     asked = []
     monkeypatch.setattr(blocks, "use_triton", lambda x: asked.append(x) is None)
     fast = accelerate(pipe, runtime="fused", dtype=torch.bfloat16)
@@ -295,7 +295,7 @@ def test_with_triton_s_operators_it_never_asks_for_a_value_either(pipe, monkeypa
 
 
 def test_the_compiled_unet_never_asks_for_a_value_either(pipe):
-    """On the meta device; what is given is not known to be padded, as within a recording."""
+    """On the meta device. As within a recording, the mask's values are unknown."""
     config, unet = pipe.conditioner.config, copy.deepcopy(pipe.unet).to("meta")
     tokens, pooled = torch.empty(2, 40, config.width, device="meta"), torch.empty(2, config.pooled_dim, device="meta")
     conditioning = Conditioning(tokens, torch.empty(2, 40, dtype=torch.bool, device="meta"), pooled)
@@ -310,7 +310,7 @@ def test_the_compiled_unet_never_asks_for_a_value_either(pipe):
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_A_GPU)])
 def test_two_pipelines_record_at_once(pipe, device):
-    """From two threads, each with a recorder of its own: a process captures one graph at a time."""
+    """Two threads, each with its own recorder: the process captures one graph at a time."""
     fast = [accelerate(pipe, runtime="fused", device=device) for _ in range(2)]
     expected, found = [sample(one) for one in fast], [None, None]
     fresh = [accelerate(pipe, runtime="fused", device=device) for _ in range(2)]
@@ -327,7 +327,7 @@ def test_two_pipelines_record_at_once(pipe, device):
 
 
 def test_tables_are_read_on_the_host():
-    """Wherever they are: a stand-in counts as another device here."""
+    """A tensor subclass stands in for tables on another device."""
 
     class Elsewhere(torch.Tensor):
         def cpu(self):

@@ -1,4 +1,4 @@
-"""A FastPipeline is moved, offloaded, shared between threads and given other parts as any diffusers pipeline is."""
+"""A FastPipeline can be moved, offloaded, shared between threads and given other parts, like any diffusers pipeline."""
 
 import functools
 import threading

@@ -1,4 +1,4 @@
-"""Samplers against the diffusers schedulers of their names, over full trajectories of a toy denoiser.
+"""Samplers against the diffusers schedulers that they reproduce, over full trajectories of a toy denoiser.
 
 ``pytest tests/fast/test_sampling.py -k errors -s`` prints a table of the trajectory errors.
 """
@@ -121,13 +121,13 @@ CASES = [
     for solver, options in OPTIONS.items()
     for name in options
     for dtype in TOLERANCES
-    # In float32 diffusers loses digits there: see test_euler_keeps_its_digits_at_zero_snr.
+    # In float32 diffusers is inexact for this case: see test_euler_keeps_its_digits_at_zero_snr.
     if not (solver.startswith("euler") and name == "zero_snr" and dtype == torch.float32)
 ]
 
 
 class Float64Torch(types.ModuleType):
-    """torch, in which `torch.float32` is float64."""
+    """The module torch, except that `torch.float32` is float64."""
 
     def __getattr__(self, name):
         return torch.float64 if name == "float32" else getattr(torch, name)
@@ -135,12 +135,12 @@ class Float64Torch(types.ModuleType):
 
 @pytest.fixture
 def make(monkeypatch):
-    """``make(solver, config, steps, dtype)``: a scheduler with timesteps, that computes in `dtype`.
+    """``make(solver, config, steps, dtype)``: a scheduler with timesteps that computes in `dtype`.
 
-    diffusers computes in float32: its tables are float32, some of its step functions cast the sample to it, and what
-    they make of Python's numbers has torch's default dtype. The reference in float64 is the same tables, cast, in the
-    same functions, while the default dtype and the `torch.float32` of their module are float64. From ours it then
-    differs in the order of operations alone.
+    diffusers computes in float32: its tables are float32, some step functions cast the sample to float32, and tensors
+    made from Python numbers have torch's default dtype. For a float64 reference, the same tables are cast to float64,
+    and the default dtype and the `torch.float32` of the scheduler's module are set to float64. The reference then
+    differs from our sampler only in the order of operations.
     """
 
     def made(solver, config, steps, dtype):
@@ -176,7 +176,7 @@ def draw(count, dtype, seed=0):
 
 @pytest.fixture
 def step_through(monkeypatch):
-    """The same trajectory by ``scheduler.step``, whose noise is drawn beforehand."""
+    """The same trajectory by ``scheduler.step``, with noise that is drawn beforehand."""
 
     def stepped(scheduler, latents, noise, begin=0, eta=None):
         draws = iter(noise)
@@ -232,7 +232,7 @@ def test_equals_the_scheduler_from_half_way(make, step_through, solver, dtype):
 
 @pytest.mark.parametrize("solver", ["euler", "euler_ancestral"])
 def test_euler_keeps_its_digits_at_zero_snr(make, step_through, solver):
-    """The first sigma is 4096: diffusers takes x - sigma (x - x_0) / sigma for x_0. Our coefficients cancel exactly."""
+    """The first sigma is 4096. diffusers takes x - sigma (x - x_0) / sigma for x_0; our coefficients cancel exactly."""
     results = []
     for dtype in (torch.float64, torch.float32):
         scheduler = make(solver, ZERO_SNR, 2, dtype)
@@ -249,7 +249,7 @@ def test_euler_keeps_its_digits_at_zero_snr(make, step_through, solver):
 
 
 def test_the_last_step_of_unipc_bh1_is_finite(make):
-    """B(h) is infinite there: diffusers multiplies it by 0."""
+    """B(h) is infinite in the last step, and diffusers multiplies it by 0."""
     scheduler, bh2 = (make("unipc", {"solver_type": kind, **V}, 1, torch.float64) for kind in ("bh1", "bh2"))
     latents, t = draw(1, torch.float64)[0], scheduler.timesteps[0]
     assert scheduler.step(latents, t, latents).prev_sample.isnan().all()
@@ -259,7 +259,7 @@ def test_the_last_step_of_unipc_bh1_is_finite(make):
 
 
 def test_ddim_of_the_noise_of_ddpm_is_finite_at_zero_snr(make):
-    """Of 1 - alpha_bar - sigma^2, which is 0 there, diffusers takes the root of what rounding leaves."""
+    """1 - alpha_bar - sigma^2 is 0 at zero SNR. diffusers takes the root of its rounding error, perhaps below 0."""
     for steps in (3, 7, 50):
         scheduler = make("ddim", ZERO_SNR, steps, torch.float32)
         latents, *noise = draw(1 + steps, torch.float32)
@@ -270,7 +270,7 @@ def test_ddim_of_the_noise_of_ddpm_is_finite_at_zero_snr(make):
 
 @pytest.mark.parametrize("solver", SCHEDULERS)
 def test_equals_a_loop_with_guidance_and_known_region(make, solver, step_through, monkeypatch):
-    """The loop of `gbci_fast.model.pipeline`, in float64, half way in; by the operator, and by its definition."""
+    """The loop of `gbci_fast.model.pipeline` in float64, from a middle step on; by the operator and its reference."""
     steps, begin, scale = 9, 3, 2.5
     config = {**V, **({} if solver == "lcm" else TRAILING)}
     scheduler = make(solver, config, steps, torch.float64)
@@ -313,7 +313,7 @@ def test_equals_a_loop_with_guidance_and_known_region(make, solver, step_through
 
 
 def test_trajectory_errors(make, step_through):
-    """The table: 20 steps of v-prediction, from trailing timesteps; shares of the largest latent."""
+    """Prints the table: 20 steps of v-prediction with trailing timesteps; errors as shares of the largest latent."""
     print(f"\n{'20 steps':16}" + "".join(f"{str(dtype)[6:]:>9}" for dtype in TOLERANCES))
     for solver in SCHEDULERS:
         config = {**V, **({} if solver == "lcm" else TRAILING), **({"eta": 1.0} if solver == "ddim" else {})}

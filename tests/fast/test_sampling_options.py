@@ -1,4 +1,4 @@
-"""The samplers' loop: noise, guidance, callbacks, dtypes; what is refused; and against the eager pipeline."""
+"""The samplers' loop: noise, guidance, callbacks, dtypes, refusals; and a comparison with the eager pipeline."""
 
 import pytest
 import torch
@@ -120,7 +120,7 @@ def test_seeds_draw_the_noise_of_the_eager_pipeline(latents, kind, options, dtyp
 def test_noise_is_asked_for_where_diffusers_draws_some(latents, kind, options):
     asked = []
     SAMPLERS[kind](halves, latents, scheduler_of(kind), noise=lambda i: asked.append(i) or latents, **options)
-    assert asked == ([0, 1, 2] if kind is LCMScheduler else [0, 1, 2, 3])  # of the last none is added
+    assert asked == ([0, 1, 2] if kind is LCMScheduler else [0, 1, 2, 3])  # LCM adds none in the last step
 
 
 @pytest.mark.parametrize(("kind", "options"), STOCHASTIC)
@@ -211,7 +211,7 @@ def test_the_model_sees_scaled_latents_in_its_dtype(latents, kind):
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler])
 def test_a_callback_replaces_the_latents(latents, kind):
-    """From there on the trajectory is that of the new latents."""
+    """After the replacement, the trajectory continues from the new latents."""
     replacement = torch.full_like(latents, 0.25)
 
     def replace(i, live):
@@ -357,7 +357,7 @@ def test_options_left_over_from_another_scheduler_do_not_matter(latents):
 
 
 class OwnScheduler(DDIMScheduler):
-    """Which might step in its own way."""
+    """A subclass, which might step differently."""
 
 
 def test_what_cannot_be_sampled_is_named(latents):
@@ -380,7 +380,7 @@ def test_what_cannot_be_sampled_is_named(latents):
     for begin in (4, -1):
         message = f"begin_index is {begin}; expected 0 to 3"
         assert refused(sample_euler, halves, latents, euler, begin_index=begin) == message
-    # diffusers' trailing spacing, rounded, has a timestep too many for 61 steps
+    # diffusers' trailing spacing has 62 timesteps for 61 steps, because of rounding
     assert refused(sample_ddim, halves, latents, scheduler_of(DDIMScheduler, 61)) == (
         "DDIMScheduler has timesteps from 999 to -1; expected them within 999 to 0"
     )
@@ -407,7 +407,7 @@ def tiny(tiny_pipeline):
 
 @pytest.fixture(scope="module")
 def packaged():
-    """The checkpoint that ships, and one image and mask."""
+    """The packaged checkpoint, and one image and mask."""
     return prepared(GBCIPipeline.from_pretrained(), 224, count=1)
 
 
@@ -423,7 +423,7 @@ def prepared(pipe, size, count=2):
 
 @torch.no_grad()
 def sample(pipe, image, mask, *, seeds, steps, scale, strength=1.0, eta=None, **options):
-    """What `GBCIPipeline.__call__` samples, by a sampler that combines the halves of guidance itself."""
+    """The latents of `GBCIPipeline.__call__`, sampled by a sampler that combines the halves of guidance itself."""
     count = len(seeds)
     masked = (image * 2 - 1) * (1 - mask)
     cells, image_latents = latent_mask(mask, pipe.vae_scale_factor), pipe.encode_image(image * 2 - 1)
@@ -459,7 +459,7 @@ def compare(prepared, kind, seeds, steps, scale=2.5, strength=1.0, **options):
         output_type="latent", **options,
     ).images  # fmt: skip
     ours = sample(pipe, image, mask, seeds=seeds, steps=steps, scale=scale, strength=strength, **options)
-    # Euler's latents begin at 167 standard deviations, and so does the rounding of either side.
+    # Euler's latents begin at 167 standard deviations, so both sides round at that scale.
     rounding = max(1e-5, 2 * torch.finfo(torch.float32).eps * float(pipe.scheduler.init_noise_sigma))
     assert (ours - eager).abs().max() <= rounding * eager.abs().max()
 

@@ -1,4 +1,4 @@
-"""accelerate(unet) in the shapes of public models, called as their pipelines call it, in the dtype of the original."""
+"""accelerate(unet) for UNets shaped like public models, called by diffusers' pipelines, in the original's dtype."""
 
 import itertools
 
@@ -39,7 +39,7 @@ SHAPES = {  # as in their config.json, at reduced width
         "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": WIDTH + 6 * 8,
     },
 }  # fmt: skip
-# Where the weights are narrower than the caller's dtype, relative to the largest value.
+# The error that each dtype may add, of the call and of the weights, relative to the largest value.
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.01}
 
 

@@ -1,4 +1,4 @@
-"""accelerate(unet): the stock UNet's forward for any config, faster block by block, and stock where it has to be."""
+"""accelerate(unet): the stock UNet's forward for any config, with fused blocks where possible, otherwise stock."""
 
 import copy
 import inspect
@@ -86,7 +86,7 @@ NOTHING = {
 def unet(dtype=torch.float64, **changes):
     torch.manual_seed(0)
     model = nn.Module.to(UNet2DConditionModel(**BASE | changes), dtype).eval()
-    for parameter in model.parameters():  # zero biases and unit gains would hide what is left out
+    for parameter in model.parameters():  # zero biases and unit gains would hide missing terms
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model
 
@@ -147,7 +147,7 @@ def test_what_is_not_reproduced_stays_stock_and_is_said(changes, said):
     fast, given = fast_of(model), inputs(model)
     assert said in fast.describe()
     assert relative(run(fast, given), run(model, given)) < 1e-12
-    assert fast.num_fused  # the others are not given up for it
+    assert fast.num_fused  # the other blocks stay fused
 
 
 def test_a_unet_of_foreign_blocks_alone_is_left_to_eager():
@@ -252,7 +252,7 @@ def test_a_context_that_is_written_to_or_exchanged_is_seen():
     context.copy_(original)
     assert torch.equal(run(fast, given), first)
     assert len(calls) == 3 * transformers
-    for _ in range(3):  # a new tensor each, perhaps where the one before was
+    for _ in range(3):  # a new tensor each time, perhaps at the address of the last
         given["encoder_hidden_states"] = torch.randn_like(original)
         assert relative(run(fast, given), run(model, given)) < 1e-12
 

@@ -1,4 +1,4 @@
-"""Windowed denoising: windows that hold what changes, the noise of the whole run, and nothing else touched."""
+"""Windowed denoising: windows that hold all changing cells, the noise of the whole run, untouched surroundings."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ CELLS = SIZE // 4
 
 @pytest.fixture(autouse=True)
 def narrow_halo(monkeypatch):
-    """So that small latents hold windows of several sizes."""
+    """A narrow halo, so that small latents hold windows of several sizes."""
     monkeypatch.setattr(windows, "HALO", 2)
 
 
@@ -254,7 +254,7 @@ def test_a_callback_gets_and_changes_whole_latents(pipe, image, mask, scheduler)
             assert a[name].shape == b[name].shape
         assert relative(a["latents"] * known, b["latents"] * known) < 1e-5
         assert relative(a["image_latents"], b["image_latents"]) < 1e-5
-    # What it did to the last latents is seen in the windows.
+    # The callback's change of the last latents is visible in the windows.
     assert relative(last, last_reference) < 1
 
 

@@ -1,4 +1,4 @@
-"""The condition encoder: what its tokens depend on, and the spelling that checkpoints rely on."""
+"""The condition encoder: the inputs that its tokens depend on, and the hashes of words that checkpoints rely on."""
 
 import pytest
 import torch
@@ -134,7 +134,7 @@ def test_word_order_matters(encoder):
 
 
 def test_unknown_words_are_words_too(encoder):
-    """Hashing has no out-of-vocabulary token: nonsense reads like any word, and an empty report is its own case."""
+    """Hashing has no out-of-vocabulary token: an unknown word is encoded like any word. An empty report is separate."""
     words, nothing = encode(encoder, [KNOWN] * 2, ["qwxz", ""]).pooled
     assert (words - nothing).abs().max() > 1e-5
 

@@ -1,4 +1,4 @@
-"""The few-step student: checkpoints carry it, `few_step_pipeline` and tier "approximate" use it, nothing else."""
+"""The few-step student: checkpoints carry it; only `few_step_pipeline` and tier "approximate" use it."""
 
 import copy
 import pickle
@@ -114,7 +114,7 @@ class TestAccelerated:
         student = pipe.few_step_pipeline()
         assert isinstance(student.scheduler, DDIMScheduler)
         student.set_progress_bar_config(disable=True)
-        # Windowed like any other call of the tier, which the student's own fast pipeline is, too.
+        # Windowed like any other call of the tier, also in the student's own fast pipeline.
         expected = sample(accelerate(student, runtime, "approximate", torch.float32), image, mask, guidance_scale=1.0)
         assert relative(sample(fast, image, mask), expected) < 1e-5
         whole = sample(student, image, mask, guidance_scale=1.0, known_region=False)

@@ -1,4 +1,4 @@
-"""Images in and out: every form reads as the same tensor, 8 and 16 bits survive, the rest is refused."""
+"""Images in and out: every form reads as the same tensor, 8 and 16 bits are kept, other forms are refused."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_float_and_bilevel_masks():
 
 
 def test_soft_edges_of_integer_masks():
-    """More grays than a map of labels is likely to have: nine of 8 bits, and seventeen where they are small."""
+    """More gray values than a label map is likely to have: nine in 8 bits, and seventeen if the values are small."""
     for soft in (EIGHT % 9 * 31, EIGHT % 17):
         assert torch.equal(to_mask(soft, "mask")[0, 0], torch.from_numpy(soft > soft.max() / 2).float())
 

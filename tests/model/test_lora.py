@@ -1,4 +1,4 @@
-"""LoRA adapters of the UNet: loaded as in diffusers, seen by what accelerate made, and no one else's."""
+"""LoRA adapters of the UNet: loaded as in diffusers, followed by the accelerated copy, without effect on others."""
 
 import copy
 import itertools
@@ -77,7 +77,7 @@ def test_a_fast_pipeline_follows_as_the_eager_one_does(pipe, sample, runtime):
         seen[name] = sample(pipe)
         assert relative(sample(fast), seen[name]) < 1e-5, name
         assert fast.decision.runtime == runtime
-        if name in ("two", "disabled", "fused"):  # which is how it may be found
+        if name in ("two", "disabled", "fused"):  # accelerate may find this state
             assert relative(sample(accelerate(pipe, runtime, "exact")), seen[name]) < 1e-5, name
     for name, other in (("loaded", "disabled"), ("scaled", "loaded"), ("two", "scaled"), ("fused", "two")):
         assert relative(seen[name], seen[other]) > 0.1

@@ -1,4 +1,4 @@
-"""Mask weights: hand-computed cases, and the properties that the bit-exact background rests on."""
+"""Mask weights: hand-computed cases, and the properties that keep the background bit-exact."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def tensor(array):
 
 
 def chessboard(mask):
-    """Distance of every element to the mask, counted in king's moves; huge where the mask is empty."""
+    """Chessboard distance of every element to the mask; a large number if the mask is empty."""
     return ndimage.distance_transform_cdt(~mask, "chessboard") if mask.any() else np.full(mask.shape, 999)
 
 
@@ -74,7 +74,7 @@ def test_feather_pixels_by_hand():
 
 
 def test_thin_masks_stay_faint():
-    """The ramp is a matter of distance, not of how far this mask, or its neighbor in the batch, gets."""
+    """The ramp depends only on the distance, not on the largest weight of this mask or of others in the batch."""
     masks = torch.zeros(2, 1, 7, 7)
     masks[0, :, 3] = 1
     masks[1, :, 1:6, 1:6] = 1

@@ -60,7 +60,7 @@ def test_eta_adds_noise_to_ddim(pipe, paint, image, mask):
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 @torch.no_grad()
 def test_ddim_equals_its_equations(pipe, paint, image, mask, eta):
-    """DDIM (Song et al. 2021, eq. 12 and 16) in float64, guidance in two forwards, the null context being one token."""
+    """DDIM (Song et al. 2021, eq. 12 and 16) in float64, guidance in two forwards, a null context of one token."""
     seeds, steps, scale = [3, 4], 4, 2.5
     image, mask = image[:2], mask[:2]
     ours = paint(

@@ -28,7 +28,7 @@ def use(pipe, scheduler):
 
 
 def alone_and_together(calls):
-    """The results of these functions one after the other, and as one thread each, started at once."""
+    """The results of functions called one after the other, and of the same functions in one thread each."""
     alone, together = [call() for call in calls], [None] * len(calls)
     started = threading.Barrier(len(calls))
 
@@ -94,7 +94,7 @@ def test_a_callback_may_call_its_own_pipeline(pipe, paint, image, mask):
     inner = []
 
     def paint_again(pipe, step, timestep, tensors):
-        if step == 2:  # the last: what the inner call leaves in the scheduler is not needed any more
+        if step == 2:  # the last step, after which the scheduler's state is not needed
             inner.append(paint(pipe, image[:1], mask[:1], seed=7))
         return {}
 
@@ -117,7 +117,7 @@ def test_a_process_that_is_forked_during_a_call_makes_its_own(pipe, paint, image
     thread.start()
     assert inside.wait(60)
     if not (child := os.fork()):
-        signal.alarm(20)  # ends a child that waits for the thread, which it does not have
+        signal.alarm(20)  # ends a child that waits for a thread of its parent
         try:
             paint(pipe, image[:1], mask[:1], eta=7.0)
         except GBCIError as error:

@@ -1,4 +1,4 @@
-"""The eager pipeline as it is stored and loaded, and the shape that ships."""
+"""Storing and loading the eager pipeline, and the shape of the packaged model."""
 
 import json
 import subprocess
@@ -118,7 +118,7 @@ def test_runs_without_extension_and_kernels(pipe, paint, tmp_path):
 
 @pytest.fixture(scope="module")
 def base():
-    """The shipped shape, without storage."""
+    """The packaged model's shape, on the meta device."""
     with torch.device("meta"):
         return build_pipeline(ldm_preset("base")[0], build_vae(vae_preset("base")[0]), 224)
 

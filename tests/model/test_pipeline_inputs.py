@@ -1,4 +1,4 @@
-"""What the eager pipeline takes, refuses and hands out; the background keeps its bits."""
+"""Inputs that the eager pipeline takes and refuses, its outputs, and the bit-exact background."""
 
 import numpy as np
 import pytest
@@ -128,13 +128,13 @@ def test_descriptions_come_as_mappings_or_attributes(pipe, gray, mask):
 def test_height_and_width_resize_first(pipe, gray, mask):
     result = paint(pipe, gray, mask, height=32, width=48, output_type="np")
     assert result.shape == (1, 32, 48, 1)
-    # and a mask of another size then fits
+    # a mask of another size fits after resizing
     result = paint(pipe, gray, mask[::2, ::2], height=64, width=64)
     assert np.array_equal(np.asarray(result[0])[~mask & _away(mask)], gray[~mask & _away(mask)])
 
 
 def _away(mask):
-    """Two pixels and more from the mask."""
+    """The pixels that are two pixels or more away from the mask."""
     grown = mask.copy()
     for axis in (0, 1):
         grown |= np.roll(grown, 2, axis) | np.roll(grown, -2, axis)

@@ -1,4 +1,4 @@
-"""Module names in checkpoints are a file format: they outlive the modules' places in the package."""
+"""Module names in checkpoints are a file format: they must load although the modules have moved."""
 
 import importlib
 import json

@@ -71,7 +71,7 @@ def test_schedulers_that_only_take_generators(pipe, paint, image, mask):
 
 
 def every_scheduler():
-    """Name and class of all that diffusers has and that can be made of nothing but a noise schedule."""
+    """Name and class of every diffusers scheduler that can be made from a noise schedule alone."""
     import diffusers
 
     for name in sorted(name for name in dir(diffusers) if name.endswith("Scheduler")):
@@ -84,7 +84,7 @@ def every_scheduler():
 def test_any_scheduler_of_diffusers_is_driven_and_stored_or_refused(pipe, paint, image, mask, name, kind, tmp_path):
     try:
         made = kind.from_config(pipe.scheduler.config)
-    except (TypeError, ValueError):  # one that wants to be told more
+    except (TypeError, ValueError):  # the scheduler needs more arguments
         made = kind() if name == "UnCLIPScheduler" else None
     if made is None:
         pytest.skip("cannot be made of a noise schedule alone")

@@ -1,10 +1,10 @@
-"""How the Triton operators are tested, in three ways; an operator joins by its file in kernels/ops and its test here.
+"""Fixtures that test the Triton operators in three ways. An operator needs a file in kernels/ops and a test file here.
 
-* Every test with the fixture `device` runs on the CPU, and on a GPU where there is one.
-* tests/triton/test_interpreted.py runs the operator's whole test file once more in a process where Triton interprets
-  its kernels on CPU tensors: "cpu" is the reference here and the kernel there.
-* Under the fixture `ptxas` a launch only compiles: call the operator's launch function with tensors on "meta", at every
-  shape whose tile sizes differ, and then `ptxas.assert_no_spills()`.
+* Every test with the fixture `device` runs on the CPU, and on a GPU if there is one.
+* tests/triton/test_interpreted.py runs the operator's test file again in a process where Triton interprets kernels on
+  CPU tensors. There "cpu" tests the kernel; here "cpu" tests the reference.
+* Under the fixture `ptxas` a launch only compiles. Call the operator's launch function with tensors on "meta", for
+  every shape with other tile sizes, and then `ptxas.assert_no_spills()`.
 """
 
 import re
@@ -16,7 +16,7 @@ import torch
 
 from gbci_fast.ops._triton import INTERPRETED, triton
 
-# What rounding may add to twice eager's own error, relative to the largest value.
+# Allowed error beyond twice eager's own error, relative to the largest value.
 FLOORS = {torch.float32: 2**-21, torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float64: 2**-44}
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -42,10 +42,10 @@ def _named(outputs) -> dict:
 
 @pytest.fixture(scope="session")
 def assert_as_exact_as_eager():
-    """`assert_as_exact_as_eager(op, reference, args, options={})`; returns what `op` returned.
+    """`assert_as_exact_as_eager(op, reference, args, options={})`; returns the result of `op`.
 
-    An error to the float64 result is at most twice that of eager PyTorch in the same dtype, plus the dtype's floor; NaN
-    is where it is in float64. `op` and `reference` return a tensor, a tuple or a dictionary of them.
+    The error to the float64 result must be at most twice that of eager PyTorch in the same dtype, plus the dtype's
+    floor. NaN must be where the float64 result has NaN. `op` and `reference` return a tensor, a tuple or a dictionary.
     """
 
     def check(op, reference, args, options=None):
@@ -66,13 +66,13 @@ def assert_as_exact_as_eager():
 
 
 class Ptxas:
-    """Stands in for Triton's driver and for the launch: whatever is launched is compiled for `arch`, and kept."""
+    """Replaces Triton's driver and launch: a launched kernel is only compiled for `arch`, and kept."""
 
     def __init__(self, arch: int, folder: Path):
         self.arch, self.folder, self.launches, self.compiled = arch, folder, 0, {}
 
     def get_current_device(self) -> str:
-        return f"sm_{self.arch}"  # a key of Triton's own cache, which a real device of number 0 must not share
+        return f"sm_{self.arch}"  # a key of Triton's cache, different from that of a real device 0
 
     def get_current_stream(self, device: str) -> int:
         return 0
@@ -89,7 +89,7 @@ class Ptxas:
         return compiled
 
     def report(self, compiled) -> str:
-        """What ptxas says of a kernel: its registers, stack and spills."""
+        """ptxas's report on a kernel: registers, stack and spills."""
         from triton import knobs
 
         ptx = self.folder / f"{compiled.hash}.ptx"
@@ -106,7 +106,7 @@ class Ptxas:
         return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
     def assert_no_spills(self, *, kernels: int = 1) -> None:
-        """So many kernels were launched at least, be they alike, and none of them keeps registers in memory."""
+        """At least `kernels` kernels (equal ones count, too) were launched, and none of them spills registers."""
         assert self.launches >= kernels
         for compiled in self.compiled.values():
             report = self.report(compiled)
@@ -117,7 +117,7 @@ class Ptxas:
 
 @pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
 def ptxas(request, monkeypatch, tmp_path) -> Ptxas:
-    """Compiles what is launched, without a GPU."""
+    """Compiles launched kernels without a GPU, see `Ptxas`."""
     if triton is None:
         pytest.skip("needs triton")
     if INTERPRETED:

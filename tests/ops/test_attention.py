@@ -1,4 +1,4 @@
-"""attention against float64 by every backend; the table; refusals; torch.library's contracts; what it compiles to."""
+"""attention against float64 by every backend; the backends' order; refusals; torch.library's contracts; its PTX."""
 
 import functools
 import re
@@ -25,7 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def problem(shape, dtype=torch.float32, *, device="cpu", ragged=False):
-    """q, k, v as linear layers leave them, and kv_lengths: of a ragged batch, the first sample has no key."""
+    """q, k, v with the strides of linear layers' outputs, and kv_lengths. The first sample of a ragged batch has 0."""
     batch, heads, queries, keys, head_dim = shape
     generator = torch.Generator().manual_seed(sum(shape))
     q, k, v = (
@@ -81,7 +81,7 @@ def test_on_the_cpu_every_refusal_is_explained():
 
 
 class Pretended(torch.Tensor):
-    """A tensor that says that it is on a GPU."""
+    """A tensor that claims to be on a GPU."""
 
     is_cuda = True
     is_cpu = False
@@ -175,7 +175,7 @@ def test_it_is_forward_only(device):
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_keeps_everything_in_registers(ptxas, dtype):
-    """Every tile of the table, lengths and none; 16-bit products are the tensor cores', and no float32 becomes TF32."""
+    """Every tile size, with and without lengths. 16-bit products run on tensor cores; float32 never becomes TF32."""
     for head_dim in (32, 40, 128):
         q, k, v = (part.to("meta") for part in problem((2, 4, 196, 196, head_dim), dtype)[0])
         for lengths in (None, torch.zeros(2, dtype=torch.int32, device="meta")):

@@ -15,7 +15,7 @@ SHAPES = {
     "minimal": (1, 1, 1, 1),
     "odd": (3, 3, 7, 11),
     "sampler": (2, 4, 56, 56),
-    "wide": (2, 18, 20, 13),  # many channels, and a run of positions that no block divides
+    "wide": (2, 18, 20, 13),  # many channels, and a number of positions that no block size divides
 }
 DTYPES = {  # of the state, of the model
     "fp32": (torch.float32, torch.float32),
@@ -60,7 +60,7 @@ GUIDANCE = {
 
 
 def channel_slice(tensor, memory_format):
-    """The same values as three channels' offset into a wider tensor of that format."""
+    """The same values as a slice of a wider tensor of that format, from channel 3 on."""
     batch, channels, height, width = tensor.shape
     wider = torch.full((batch, channels + 5, height, width), torch.nan, dtype=tensor.dtype)
     part = wider.contiguous(memory_format=memory_format)[:, 3 : 3 + channels]
@@ -123,7 +123,7 @@ def converted(arguments, convert_state, convert_model=None, names=STATE + MODEL)
 
 
 def outputs(function, arguments):
-    """What the step computes, all of it; the arguments keep their values unless they are `out`."""
+    """Everything that the step computes. The arguments keep their values, except `out`."""
     kept = {
         name: arguments[name].clone(memory_format=torch.preserve_format) if name in arguments else None
         for name in ("denoised", "corrected", "model_input")
@@ -138,7 +138,7 @@ def outputs(function, arguments):
 
 @pytest.fixture
 def assert_exact(assert_as_exact_as_eager):
-    """`assert_exact(arguments)`: all that the step computes is as exact as eager PyTorch's."""
+    """`assert_exact(arguments)`: every output of the step is as exact as eager PyTorch's."""
     ours, reference = (functools.partial(outputs, step) for step in (blend_step, blend_step_ref))
     return lambda arguments: assert_as_exact_as_eager(ours, reference, (arguments,))
 
@@ -169,7 +169,7 @@ def test_noise_of_the_caller(solver, dtypes, assert_exact):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 def test_rounds_as_the_reference(dtypes, solver, guidance):
-    """Bit for bit where neither noise is drawn nor torch.lerp, which contracts: the order of operations is the same."""
+    """Bit for bit, without drawn noise and without torch.lerp, which contracts: the order of operations is the same."""
     arguments = problem(SHAPES["odd"], dtypes, solver, guidance, known=False)
     arguments["noise"] = arguments["previous"].flip(0)
     assert_same_bits(outputs(blend_step, arguments), outputs(blend_step_ref, arguments))
@@ -242,7 +242,7 @@ def test_a_term_whose_coefficient_is_0_is_not_read(solver, dtypes):
 
 
 def test_a_sum_that_nothing_needs_reads_nothing():
-    """The denoised sample has coefficients, but neither goes anywhere nor into the next latents; nor does z."""
+    """The denoised sample and z have coefficients, but are neither written nor part of the next latents."""
     latents, garbage = torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), torch.nan)
     a = StepCoefficients(
         denoised_from_latents=1, denoised_from_output=1, corrected_from_previous=1, next_from_noise=2.0
@@ -266,7 +266,7 @@ def test_a_nan_of_the_model_stays_one():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_numbers_are_converted_as_torch_does(dtype, layout):
-    """Every 16-bit number to float32, and back floats at them, between them, and as close to either as can be."""
+    """Every 16-bit number to float32; and back: those floats, the midpoints between them, and their neighbors."""
     shape, unused = (1, 4, 128, 128), {"denoised_from_latents": 0.0, "denoised_from_output": 0.0}
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).view(shape)
     conditional, out = every.contiguous(memory_format=layout), torch.empty(shape)

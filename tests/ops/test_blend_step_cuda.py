@@ -1,4 +1,4 @@
-"""blend_step on CUDA: the bits of the CPU in every layout, from one launch on the current stream, in a graph or not."""
+"""blend_step on CUDA: the bits of the CPU in every layout; one launch on the current stream; CUDA graphs."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ MODEL = ("conditional", "unconditional", "model_input")
 
 
 def problem(shape, dtypes, coefficients):
-    """Arguments of `blend_step` on the CPU, NCHW and of normal values; every tensor that a step may have."""
+    """Arguments of `blend_step` on the CPU, with every tensor that a step may have; NCHW, normal values."""
     generator = torch.Generator().manual_seed(sum(shape))
     dtype = dict.fromkeys(STATE, dtypes[0]) | dict.fromkeys(MODEL, dtypes[1])
     arguments = {name: torch.randn(shape, generator=generator).to(dtype[name]) for name in dtype if name != "noise"}
@@ -60,14 +60,14 @@ def problem(shape, dtypes, coefficients):
 
 
 def channel_slice(tensor, memory_format=torch.contiguous_format):
-    """The same values as channels of a wider tensor, whose others are NaN."""
+    """The same values as channels of a wider tensor, whose other channels are NaN."""
     batch, channels, *sides = tensor.shape
     wider = tensor.new_full((batch, channels + 5, *sides), torch.nan).contiguous(memory_format=memory_format)
     return wider[:, 3 : 3 + channels].copy_(tensor)
 
 
 def misaligned(tensor):
-    """The same values, one element past what an allocation aligns."""
+    """The same values, one element past an aligned address."""
     memory = tensor.new_empty(tensor.numel() + 1)[1:]
     return memory.view(tensor.shape).copy_(tensor)
 
@@ -138,7 +138,7 @@ def test_equals_the_reference(dtypes):
     arguments = problem(SHAPES["sampler"], dtypes, STEPS["every term"])
     ours = outputs(arguments, DEVICE, LAYOUTS["channels_last"])
     for name, expected in outputs(arguments, "cpu", function=blend_step_ref).items():
-        # Beyond a unit in the last place: the noise's own tolerance, and torch.lerp's contraction.
+        # More than a unit in the last place, for the noise's tolerance and torch.lerp's contraction.
         torch.testing.assert_close(ours[name], expected, rtol=2 * torch.finfo(expected.dtype).eps, atol=4e-6)
 
 

@@ -1,4 +1,4 @@
-"""What holds of blend_step whatever its coefficients, shapes, dtypes and layouts are."""
+"""Properties of blend_step for any coefficients, shapes, dtypes and layouts."""
 
 import math
 from dataclasses import fields, replace
@@ -23,7 +23,7 @@ shapes = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 40), st.
 
 @st.composite
 def problems(draw, *, known=True):
-    """Arguments of `blend_step`: everything that it can take, of random values."""
+    """Random arguments of `blend_step`, all that it takes."""
     shape, state = draw(shapes), draw(st.sampled_from(list(STATES)))
     model = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16])) if state == torch.float32 else state
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
@@ -53,7 +53,7 @@ def problems(draw, *, known=True):
 
 
 def outputs(arguments):
-    """What the step computes; the arguments keep their values."""
+    """The outputs of the step. The arguments keep their values."""
     written = {name: arguments[name].clone() for name in WRITTEN}
     return {"out": blend_step(**(arguments | written)), **written}
 
@@ -146,7 +146,7 @@ COEFFICIENTS_OF = {
 @PROPERTIES
 @given(problems(), st.sampled_from(list(COEFFICIENTS_OF)))
 def test_a_coefficient_of_0_is_a_tensor_of_zeros_that_is_not_read(arguments, names):
-    # One of the corrector's stays: without any, z would be latents.
+    # One coefficient of the corrector stays: without any, z would be `latents`.
     arguments["coefficients"] = replace(arguments["coefficients"], corrected_from_denoised=0.5)
     zeroed = replace(arguments["coefficients"], **dict.fromkeys(COEFFICIENTS_OF[names], 0.0))
     arguments |= {"noise": arguments["latents"], "seeds": None, "guidance_rescale": 0.0}

@@ -1,4 +1,4 @@
-"""conv3x3 against the convolution in float64; torch.library's contracts; rejections; its module."""
+"""conv3x3 against the convolution in float64; torch.library's contracts; rejections; the module that uses it."""
 
 import re
 
@@ -40,7 +40,7 @@ def test_is_as_exact_as_eager(shape, with_bias):
     bias = bias if with_bias else None
     exact = conv3x3_ref(x.double(), weight.double(), None if bias is None else bias.double())
     ours = conv3x3(x, conv3x3_weight(weight), bias, len(weight))
-    # Sums of the same number of products, in another order and of values up to four times as large.
+    # The sums have as many products, in another order, and values up to four times as large.
     floor = 1e-6 * exact.abs().max()
     assert (ours - exact).abs().max() <= 2 * (conv3x3_ref(x, weight, bias) - exact).abs().max() + floor
     assert ours.is_contiguous()

@@ -22,7 +22,7 @@ TENSORS = ("x", "norm_weight", "norm_bias", "wq", "key", "value", "wo", "bo")
 
 
 def problem(shape, dtype=torch.float32, *, device="cpu", film=True, ragged=True):
-    """Arguments of `cross_attention`; of a ragged batch, the first sample has no key and the last has all."""
+    """Arguments of `cross_attention`. In a ragged batch, the first sample has no keys and the last has all."""
     generator = torch.Generator().manual_seed(sum(shape))
     batch, rows, channels, heads, keys, head_dim = shape
     inner = heads * head_dim
@@ -74,7 +74,7 @@ def test_what_lies_behind_the_keys_is_not_read(device):
 
 
 def test_a_key_that_dominates_is_all_that_is_gathered(device, assert_as_exact_as_eager):
-    """Scores far apart, and the largest in the first block, in a later one or in the last: the softmax is online."""
+    """Scores far apart, the largest in the first, in a middle or in the last block: tests the online softmax."""
     for place in (0, 40, 69):
         args, options = problem((1, 5, 32, 1, 70, 32), device=device, film=False, ragged=False)
         x, norm_weight, norm_bias, wq, key, value, wo, bo = args
@@ -98,7 +98,7 @@ def test_strides_are_read_and_x_can_be_overwritten(device):
 
 
 def test_what_runs_on_the_cpu(monkeypatch):
-    """The reference; in the interpreter the kernel, or the tests above would show nothing."""
+    """The reference; in the interpreter the kernel, so that the tests above test the kernel there."""
     launches = []
 
     class Recorded:

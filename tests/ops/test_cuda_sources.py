@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc").glob("*/*.cu"))
 MAX_REGISTERS = 64
-"""Of 65,536 per multiprocessor: with 1,024 threads there, enough loads are in flight to fill the memory bus."""
+"""Per thread. A multiprocessor has 65,536: room for 1,024 threads, enough loads in flight to fill the memory bus."""
 
 ENTRY = re.compile(
     r"entry function '(?P<kernel>\w+)' for '(?P<architecture>\w+)'.*?"
@@ -22,13 +22,13 @@ KERNEL = re.compile(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(")
 
 @pytest.fixture(autouse=True)
 def without_sanitizers(monkeypatch):
-    """nvcc dies of what `make sanitize` preloads."""
+    """Removes the libraries that `make sanitize` preloads: nvcc crashes with them."""
     monkeypatch.delenv("LD_PRELOAD", raising=False)
 
 
 @pytest.fixture(scope="module")
 def script():
-    """What csrc/check_cuda.py defines; nothing is built."""
+    """The names that csrc/check_cuda.py defines; builds nothing."""
     names = runpy.run_path(str(ROOT / "csrc" / "check_cuda.py"))
     if names["BUILD"]["find_nvcc"]() is None:
         pytest.skip("needs nvcc")
@@ -49,7 +49,7 @@ def test_kernels_compile_without_spills(script, source):
     assert len(kernels) == code.count("__global__")
     for architecture in ("sm_80", "sm_90a"):
         compiled = [entry["kernel"] for entry in entries if entry["architecture"] == architecture]
-        # A mangled name holds the kernel's own, after its length.
+        # A mangled name contains the kernel's name, after its length.
         missing = [name for name in kernels if not any(f"{len(name)}{name}" in mangled for mangled in compiled)]
         assert missing == [], architecture
     assert [entry for entry in entries if (entry["stack"], entry["stores"], entry["loads"]) != ("0", "0", "0")] == []

@@ -1,4 +1,4 @@
-"""geglu against float64 over shapes and dtypes; torch.library's contracts; rejections; what it compiles to."""
+"""geglu against float64 over shapes and dtypes; torch.library's contracts; rejections; its PTX."""
 
 import re
 
@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def problem(case, dtype, bias=True, *, device="cpu"):
-    """Arguments of `geglu`, whose products are of order 1."""
+    """Arguments of `geglu`, such that the outputs are of order 1."""
     shape, features = SHAPES[case] if isinstance(case, str) else case
     generator = torch.Generator().manual_seed(sum(shape))
 
@@ -56,7 +56,7 @@ def test_strides_are_read(device):
 
 
 def test_what_runs_on_the_cpu(monkeypatch):
-    """The reference; in the interpreter the kernel, or the tests above would show nothing."""
+    """The reference; in the interpreter the kernel, so that the tests above test the kernel there."""
     launches = []
 
     class Recorded:
@@ -88,7 +88,7 @@ def test_it_is_forward_only(device):
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_keeps_everything_in_registers(ptxas, dtype):
-    """At the widths of the UNet's transformers; 16-bit products are the tensor cores', and no float32 becomes TF32."""
+    """At the widths of the UNet's transformers. 16-bit products run on tensor cores; float32 never becomes TF32."""
     for channels in (128, 192, 320):
         module._launch(*problem(((2, 196, channels), 4 * channels), dtype, device="meta"))
     ptx = "".join(kernel.asm["ptx"] for kernel in ptxas.compiled.values())

@@ -15,7 +15,7 @@ SHAPES = {  # and the number of groups
     "odd": ((3, 45, 5, 7), 15),
     "one group": ((2, 6, 3, 5), 1),
     "sampler": ((2, 96, 14, 14), 32),
-    "split": ((2, 10, 33, 63), 2),  # more than a program keeps, and pixels that no block divides
+    "split": ((2, 10, 33, 63), 2),  # more than a program keeps, and a number of pixels that no block size divides
 }
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,7 +28,7 @@ OPTIONS = {
 
 
 def problem(case, dtype, layout, *, affine=True, halves=0, silu=True, device="cpu", offset=0.0):
-    """Arguments of `group_norm_film_silu`; x has this mean, and FiLM so many rows per sample."""
+    """Arguments of `group_norm_film_silu`; x has the mean `offset`, FiLM has `halves` rows per sample."""
     shape, num_groups = SHAPES[case] if isinstance(case, str) else case
     generator = torch.Generator().manual_seed(sum(shape))
 
@@ -48,7 +48,7 @@ def double(value):
 
 
 def both(function, args, options):
-    """The result, and the sum if there is one."""
+    """The results of a function as a tuple."""
     outputs = function(*args, **options)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
@@ -81,7 +81,7 @@ def test_is_as_exact_as_eager_in_16_bits(case, dtype, layout, options, device, a
 
 
 def skip_the_reference(device):
-    """torch's own group norm of channels-last images on the CPU takes E[x^2] - E[x]^2."""
+    """Skips on the CPU: torch's group norm of channels-last images computes E[x^2] - E[x]^2 there."""
     if device == "cpu" and not INTERPRETED:
         pytest.skip("of the kernel alone")
 
@@ -89,7 +89,7 @@ def skip_the_reference(device):
 @pytest.mark.parametrize("case", ["odd", "split"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_large_mean_costs_no_digits(case, layout, device):
-    """A difference of E[x^2] and E[x]^2 would be noise here: beside 2^24, float32 does not resolve a variance of 1."""
+    """E[x^2] - E[x]^2 would be noise here: next to 2^24, float32 does not resolve a variance of 1."""
     skip_the_reference(device)
     (x, *rest), options = problem(case, torch.float32, layout, halves=1, device=device)
     offset = 2.0**12
@@ -100,16 +100,16 @@ def test_a_large_mean_costs_no_digits(case, layout, device):
 
 
 def test_a_group_that_is_constant(device):
-    """Its variance is 0 and not a rounding error below, of which no root can be taken."""
+    """Its variance is exactly 0, not a negative rounding error, which has no root."""
     skip_the_reference(device)
     for case in ("odd", "split"):
         (x, *rest), options = problem(case, torch.float32, torch.channels_last, device=device, silu=False)
         ours = group_norm_film_silu(torch.full_like(x, 1000.1), *rest, **options)
-        assert (ours - rest[2][:, None, None]).abs().max() < 0.5  # what eps makes of the rounding of 1000.1
+        assert (ours - rest[2][:, None, None]).abs().max() < 0.5  # the rounding of 1000.1, divided by sqrt(eps)
 
 
 def test_a_batch_in_slices(device, monkeypatch):
-    """As where the cache does not hold the whole batch."""
+    """The batch in slices, as for a batch that does not fit the cache."""
     args, options = problem("split", torch.float32, torch.channels_last, **OPTIONS["shared film"], device=device)
     whole = group_norm_film_silu(*args, **options)
     monkeypatch.setattr(module, "CACHED_BYTES", 1)
@@ -119,7 +119,7 @@ def test_a_batch_in_slices(device, monkeypatch):
 
 @pytest.mark.parametrize(("case", "kernels"), [("odd", ["one_pass"]), ("split", ["statistics", "apply"])])
 def test_what_runs_on_the_cpu(monkeypatch, case, kernels):
-    """The reference; in the interpreter the kernels, or the tests above would show nothing."""
+    """No kernel; in the interpreter the kernels, so that the tests above test the kernels there."""
     launched = []
 
     class Recorded:

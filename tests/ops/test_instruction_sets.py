@@ -1,6 +1,7 @@
-"""The extension runs on every x86-64: newer instructions only where the CPU was asked first, read and run.
+"""The extension runs on every x86-64: newer instructions are used only after a check of the CPU.
 
-What csrc/common/for_each_instruction_set.h compiles for newer CPUs lies in a namespace of the instruction set's name.
+Code that csrc/common/for_each_instruction_set.h compiles for newer CPUs is in a namespace named after the instruction
+set. The tests read the disassembly, and run the extension on emulated CPUs.
 """
 
 import importlib.util
@@ -20,8 +21,8 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an
 
 EXTENSION = importlib.util.find_spec("gbci_fast._C").origin
 CLONE = re.compile(r"^_ZN4gbci[47](avx512f|avx2)")
-# What SSE2 does not have, by mnemonic: a leading v is an encoding of AVX or later, a leading k a mask of AVX-512.
-# tzcnt is left out: an older CPU reads it as bsf, which is what GCC means by it.
+# Mnemonics of instructions later than SSE2: a leading v is an encoding of AVX or later, a leading k a mask of AVX-512.
+# tzcnt is left out: older CPUs execute it as bsf, and GCC emits it where both give the same result.
 LATER_THAN_SSE2 = re.compile(
     r"v(?!err|erw)\w+|k\w+"
     r"|(?:addsub|hadd|hsub)p[sd]|lddqu|movs[hl]dup|movddup"  # SSE3
@@ -29,16 +30,16 @@ LATER_THAN_SSE2 = re.compile(
     r"|p?blend\w+|pmulld|pmuldq|round[sp][sd]|p(?:min|max)(?:s[bd]|u[wd])|pmov[sz]x\w+|ptest|packusdw"  # SSE4.1
     r"|p(?:ins|ext)r[bdq]|extractps|insertps|dpp[sd]|mpsadbw|phminposuw|movntdqa|pcmpeqq"
     r"|pcmpgtq|pcmp[ei]str\w|crc32\w?|popcnt\w?"  # SSE4.2
-    r"|lzcnt\w?|andn|bextr|bls(?:i|r|msk)|bzhi|mulx|pdep|pext|rorx|s[ah][lr]x|movbe\w?"  # BMI and its time
+    r"|lzcnt\w?|andn|bextr|bls(?:i|r|msk)|bzhi|mulx|pdep|pext|rorx|s[ah][lr]x|movbe\w?"  # BMI and contemporaries
     r"|aes\w+|pclmul\w+|sha(?:1|256)\w+|gf2p8\w+"
 )
-# Not even in the clones: a contracted a*b+c rounds differently, and AVX2 and AVX-512F do not imply the others.
+# Not allowed in the clones either: a contracted a*b+c rounds differently; AVX2 and AVX-512F do not imply the others.
 NOWHERE = re.compile(
     r"vfn?m(?:add|sub)\w+|vcvt(?:ph2ps|ps2ph)|andn|bextr|bls(?:i|r|msk)|bzhi|mulx|pdep|pext|rorx|s[ah][lr]x|lzcnt\w?"
 )
-# But where they may be, asked for one by one: the products of a convolution, whose sums no two libraries round alike.
+# The exception, by explicit intrinsics: products of the convolution, whose sums differ between libraries anyway.
 MULTIPLY_ADD = re.compile(r"vfmadd\d+ps")
-# One of every file that is compiled for each instruction set.
+# One function of every file that is compiled for each instruction set.
 LOOPS = ("blend", "draw_groups", "multiply_tiles", "row_moments", "slide_sum")
 AVX512_OPERAND = re.compile(r"%zmm|%k[0-7]|%[xy]mm(?:1[6-9]|2\d|3[01])\b")
 
@@ -107,13 +108,13 @@ def need(tool: str) -> str:
 
 
 def isolated() -> dict[str, str]:
-    """The environment without what `make sanitize` preloads."""
+    """The environment without the libraries that `make sanitize` preloads."""
     return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
 
 @pytest.fixture(scope="module")
 def functions() -> dict[str, list[str]]:
-    """The instructions of the extension, by the symbol that they belong to."""
+    """{symbol: its instructions} of the extension."""
     command = [need("objdump"), "--disassemble", "--no-show-raw-insn", "--no-addresses", EXTENSION]
     text = subprocess.run(command, capture_output=True, text=True, check=True, env=isolated()).stdout
     functions, instructions = {}, []
@@ -126,7 +127,7 @@ def functions() -> dict[str, list[str]]:
 
 
 def mnemonics(instruction: str) -> list[str]:
-    """With the prefixes, such as rep and lock; operands begin with a digit or a sign."""
+    """The mnemonic and its prefixes, such as rep and lock; operands begin with a digit or a sign."""
     return list(itertools.takewhile(lambda word: word[0].isalpha(), instruction.split()))
 
 

@@ -12,11 +12,11 @@ from gbci_fast.ops.layer_norm_film import layer_norm_film, layer_norm_film_ref
 
 SHAPES = {"minimal": (1, 1, 1), "odd": (3, 7, 45), "sampler": (2, 49, 192), "wide": (1, 3, 1280)}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-FILM = {"plain": 0, "affine": 2, "film": 4}  # so many of weight, bias, scale and shift are given
+FILM = {"plain": 0, "affine": 2, "film": 4}  # how many of weight, bias, scale and shift are given
 
 
 def problem(shape, dtype, tensors=4, *, device="cpu", offset=0.0):
-    """Arguments of `layer_norm_film`: x [B, S, C] with this mean, and of weight, bias, scale, shift the first few."""
+    """Arguments of `layer_norm_film`: x [B, S, C] with mean `offset`, and the first of weight, bias, scale, shift."""
     generator = torch.Generator().manual_seed(sum(shape))
     batch, _, channels = shape
 
@@ -44,7 +44,7 @@ def test_a_large_mean_costs_no_digits(dtype, device, assert_as_exact_as_eager):
 
 
 def test_strides_are_read_and_kept(device):
-    """As tokens come out of an NCHW image, and FiLM out of a table: neither is contiguous."""
+    """Tokens of an NCHW image, and FiLM rows of a table: neither is contiguous."""
     (x, *rest), options = problem(SHAPES["odd"], torch.float32, device=device)
     expected = layer_norm_film(x, *rest, **options)
     transposed = x.transpose(1, 2).contiguous().transpose(1, 2)
@@ -56,7 +56,7 @@ def test_strides_are_read_and_kept(device):
 
 
 def test_what_runs_on_the_cpu(monkeypatch):
-    """The reference; in the interpreter the kernel, or the tests above would show nothing."""
+    """The reference; in the interpreter the kernel, so that the tests above test the kernel there."""
     launches = []
 
     class Recorded:

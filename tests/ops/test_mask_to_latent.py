@@ -20,7 +20,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 def lesions(batch, height, width, dtype=torch.float32, seed=0):
-    """Masks [B, 1, H, W] with one ellipse each, from a pixel to more than the image; the second is empty."""
+    """Masks [B, 1, H, W] with one ellipse each, from one pixel to larger than the image; the second mask is empty."""
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
     masks = []

@@ -1,4 +1,4 @@
-"""The C++ behind the noise, in a program of its own: published words, the same bits in every clone, largest errors."""
+"""The C++ code of the noise, in a separate program: published words, equal bits in every clone, largest errors."""
 
 import math
 import os
@@ -151,5 +151,5 @@ def test_the_bound_of_the_error_holds_for_every_argument(program):
     radius, turn = map(float, program("errors").stdout.split())
     assert 0 < radius < 2.63 * UNIT
     assert 0 < turn < 2.43 * UNIT
-    roundings = (1 + UNIT) / (1 - UNIT)  # of the product, and of the reference
+    roundings = (1 + UNIT) / (1 - UNIT)  # one rounding of the product, one of the reference
     assert (1 + radius) * (1 + turn) * roundings - 1 < RTOL

@@ -1,8 +1,8 @@
 """The operator's noise is standard normal and independent: ten million draws, fixed seeds.
 
-Every statistic is scaled to a standard normal, or has an exact distribution, and fails beyond what an ideal generator
-exceeds with probability `ALPHA`. There are some 12,000 of them, most of them correlations: an ideal generator would
-fail with probability 1.2e-5. The definition's own deviations, of its 24-bit uniforms, are a thousandth of the bounds.
+Every statistic is scaled to a standard normal, or has an exact distribution. Its bound is the value that an ideal
+generator exceeds with probability `ALPHA`. There are some 12,000 statistics, mostly correlations: an ideal generator
+would fail with probability 1.2e-5. The deviations due to 24-bit uniforms are a thousandth of the bounds.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from gbci_fast.ops.philox_normal import philox_normal
 
 ALPHA = 1e-9
 BOUND = stats.norm.isf(ALPHA / 2)  # 6.1 standard deviations
-ELEMENTS = 110_000  # of a row; 96 rows
+ELEMENTS = 110_000  # per row; 96 rows
 
 # Neighbors, seeds that differ in one bit of either word, and seeds with all bits.
 SEEDS = sorted({*range(34), *(2**bit for bit in range(64)), 2**32 - 1, 2**64 - 2**32, 2**64 - 1, 0x0123456789ABCDEF})
@@ -34,9 +34,9 @@ def draws() -> np.ndarray:
 
 
 def assert_uncorrelated(rows: np.ndarray) -> None:
-    """Of ``[n, elements]``, no two rows correlate, and no two rows of squares."""
+    """No two rows of ``[n, elements]`` correlate, and no two rows of their squares."""
     for moments in (rows, (rows**2 - 1) / np.sqrt(2)):
-        z = moments @ moments.T / np.sqrt(rows.shape[1])  # mean 0 and variance 1 are known, and not estimated
+        z = moments @ moments.T / np.sqrt(rows.shape[1])  # mean 0 and variance 1 are known, not estimated
         assert np.abs(z[np.triu_indices(len(rows), 1)]).max() < BOUND
 
 
@@ -62,7 +62,7 @@ def test_tails(draws, threshold):
 
 def test_elements_of_a_sample_are_independent(draws):
     squares = (draws**2 - 1) / np.sqrt(2)
-    # Within a Philox block, between neighboring blocks, vectors and groups of blocks, and rows and planes of a latent.
+    # Lags within a Philox block, between neighboring blocks, vectors and groups of blocks, rows and planes of a latent.
     for lag in [*range(1, 17), 28, 32, 56, 64, 128, 256, 784, 1024, 3136, 12544]:
         for rows in (draws, squares):
             products = np.einsum("ij,ij->", rows[:, :-lag], rows[:, lag:])

@@ -1,4 +1,4 @@
-"""`gbci-fast evaluate adherence`: whether painted lesions show what the sampler was told."""
+"""`gbci-fast evaluate adherence`: whether painted lesions show the attributes that they were painted with."""
 
 import argparse
 from pathlib import Path
@@ -29,10 +29,10 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     """Adds the command's options."""
     parser = kinds.add_parser(
         "adherence",
-        help="check whether painted lesions show what the sampler was told",
-        description="A classifier that has only seen real lesions judges painted ones: balanced accuracy and AUC,\n"
-        "beside real lesions, the autoencoder alone, erased lesions, and lesions painted by other lesions'\n"
-        "descriptions. Writes JSON and a PNG figure, prints a table.",
+        help="check whether painted lesions show the attributes that they were painted with",
+        description="A classifier trained on real lesions judges painted ones: balanced accuracy and AUC, beside real\n"
+        "lesions, the autoencoder alone, erased lesions, and lesions painted from other lesions' descriptions.\n"
+        "Writes JSON and a PNG figure, prints a table.",
         epilog=EXAMPLE,
     )
     add_files(parser)
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     with stage_progress(("reading", "painting")) as on_progress:
         cases = read_lesions(args.roots, split=args.split, limit=args.limit, seed=args.seed, on_progress=on_progress)
         if settings.shuffled:
-            derange(cases, scorer, args.seed)  # refused before the hour of painting
+            derange(cases, scorer, args.seed)  # fail before the hour of painting
 
         def painter(cases, descriptions, guidance):
             at = replace(painting, guidance=guidance)
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def build_table(report: dict[str, Any]) -> "Table":
-    """The conditions below each other, one section per task; fits 80 columns."""
+    """A row per condition, in one section per task; fits 80 columns."""
     from rich import box
     from rich.table import Table
 
@@ -118,6 +118,6 @@ def build_table(report: dict[str, Any]) -> "Table":
 
 
 def _cells(summary: dict[str, float | None]) -> tuple[str, str]:
-    """Value and interval; blank where there is none."""
+    """Texts of value and interval; empty where there is none."""
     value = "" if summary["value"] is None else f"{summary['value']:.2f}"
     return value, "" if summary["low"] is None else f"{summary['low']:.2f}-{summary['high']:.2f}"

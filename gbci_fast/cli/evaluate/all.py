@@ -1,4 +1,4 @@
-"""`gbci-fast evaluate all`: every kind of evidence, and one page of it."""
+"""`gbci-fast evaluate all`: runs every kind of evaluation, and writes one page of the results."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,7 @@ example:
   gbci-fast evaluate all VINDR_ROOT --weights runs/ldm/pipeline --output out/mine --skip utility --resume
 """
 SHARED = ("weights", "steps", "guidance", "seed", "batch_size", "limit", "device")
-FAST = ("runtime", "tier", "painted")  # not of `paired`, which measures the eager pipeline
+FAST = ("runtime", "tier", "painted")  # not for `paired`, which measures the eager pipeline
 
 
 def add_parser(kinds: argparse._SubParsersAction) -> None:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run_kind(kind: str, args: argparse.Namespace, report: Path) -> None:
-    """As its own command, with this one's options."""
+    """Runs one kind as its own command, with the options of `evaluate all`."""
     from gbci_fast.cli import build_parser
 
     parsed = build_parser().parse_args(arguments_of(kind, args, report))
@@ -81,7 +81,7 @@ def _run_kind(kind: str, args: argparse.Namespace, report: Path) -> None:
 
 
 def arguments_of(kind: str, args: argparse.Namespace, report: Path) -> list[str]:
-    """The command line of one kind with this command's options."""
+    """The command line of one kind, with the options of `evaluate all` that the kind has."""
     argv = ["evaluate", kind, *map(str, args.roots), "--output", str(report)]
     for name in SHARED if kind == "paired" else (*SHARED, *FAST):
         value = getattr(args, name)
@@ -91,7 +91,7 @@ def arguments_of(kind: str, args: argparse.Namespace, report: Path) -> list[str]
 
 
 def _arguments(args: argparse.Namespace) -> dict[str, object]:
-    """What decides the reports."""
+    """Everything that decides the reports; saved, and compared at --resume."""
     from gbci_fast.jobs.files import hash_weights
     from gbci_fast.model.checkpoint import checkpoint_folder
 

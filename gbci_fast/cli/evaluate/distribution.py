@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress
 
     Make = Callable[[list[LesionCase], OnProgress], tuple[dict[str, Crops], dict[str, Any]]]
-    """The columns' crops, the judged one first, and what the report says of how they came about."""
+    """(real cases, progress callback) -> (the crops of each column, the judged one first; the report's entries on the
+    origin of the crops)."""
 
 EXAMPLE = """\
 example:
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _painting(args: argparse.Namespace) -> "Make":
-    """Checks the options; what it returns paints."""
+    """Checks the options, and returns a function that paints."""
     from dataclasses import asdict
 
     from gbci_fast.cli.evaluate.options import open_pipeline, painted_folder
@@ -123,7 +124,7 @@ def _painting(args: argparse.Namespace) -> "Make":
 
 
 def _reading(args: argparse.Namespace) -> "Make":
-    """Checks the options; what it returns reads the lesions of --synthetic, of all splits."""
+    """Checks the options, and returns a function that reads the lesions of --synthetic, of all splits."""
     from dataclasses import replace
 
     from gbci_fast.data.vindr import VinDr
@@ -135,7 +136,7 @@ def _reading(args: argparse.Namespace) -> "Make":
 
     def make(cases: "list[LesionCase]", on_progress: "OnProgress") -> "tuple[dict[str, Crops], dict[str, Any]]":
         options = {"limit": args.limit, "seed": args.seed, "on_progress": on_progress}
-        if generated:  # its tables list the templates' own lesions, too
+        if generated:  # its tables also list the templates' own lesions
             made, _ = read_painted(args.synthetic, **options)
         else:
             made = read_lesions([args.synthetic], **options)
@@ -147,7 +148,7 @@ def _reading(args: argparse.Namespace) -> "Make":
 
 
 def build_distances(extractor: dict[str, Any]) -> "Table":
-    """A row per statistic: the null with its range, then every column's median; fits 80 columns."""
+    """A row per statistic: the real halves' median and central 95 %, then each column's median; fits 80 columns."""
     from rich import box
     from rich.table import Table
 
@@ -166,7 +167,7 @@ def build_distances(extractor: dict[str, Any]) -> "Table":
 
 
 def build_appearance(report: dict[str, Any]) -> "Table":
-    """A row per set: diversity, spectrum and seams; fits 80 columns."""
+    """A row per set of lesions: diversity, spectrum and seams; fits 80 columns."""
     from rich import box
     from rich.table import Table
 

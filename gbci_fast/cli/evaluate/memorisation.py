@@ -31,9 +31,10 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "memorisation",
         help="search synthetic lesions for copies of training lesions",
-        description="The distance of every synthetic lesion to its nearest training lesion, in pixels and features,\n"
-        "against those of the real test lesions. Synthetic are the test lesions, painted again, or those of\n"
-        "--synthetic. Writes JSON and a PNG figure with the nearest pairs, prints a table.",
+        description="Compares the distance of every synthetic lesion to its nearest training lesion, in pixels and\n"
+        "features, with the distances of the real test lesions. The synthetic lesions are the test lesions\n"
+        "painted again, or those of --synthetic. Writes JSON and a PNG figure with the nearest pairs, prints\n"
+        "a table.",
         epilog=EXAMPLE,
     )
     add_files(parser)
@@ -49,7 +50,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         type=Path,
         metavar="FILE",
         help="also write the index of training crops for generate --reject-copies; it holds PIXELS OF THE TRAINING "
-        "DATA: keep it where these may be, and commit it nowhere",
+        "DATA: store it only where these may be stored, and never commit it",
     )
     add_fields(parser, MemorisationSettings)
     parser.set_defaults(run=run)
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     if args.index is not None:
         if real_path(args.index) in (real_path(args.output), real_path(figure)):
             raise GBCIError(f"the index would replace {args.index}, report or figure; choose another name")
-        figure_path(args.index, args.index.with_suffix(".npz.png"))  # it, too, can be written
+        figure_path(args.index, args.index.with_suffix(".npz.png"))  # raises if the index cannot be written
     settings = settings_of(args, MemorisationSettings)
     painting = None if args.synthetic is not None else settings_of(args, PaintSettings)
     opened = None if args.synthetic is not None else open_pipeline(args)
@@ -116,7 +117,7 @@ def _named(what: str, on_progress: Any) -> Any:
 
 
 def _repaint(args: argparse.Namespace, opened: Any, painting: Any, cases: Any, on_progress: Any) -> tuple[Any, Any]:
-    """The test lesions painted again, and how."""
+    """The test lesions painted again, and the report's entry on the painting."""
     from dataclasses import asdict
 
     from gbci_fast.evaluate.memorisation.evaluation import Lesions
@@ -128,7 +129,7 @@ def _repaint(args: argparse.Namespace, opened: Any, painting: Any, cases: Any, o
 
 
 def build_table(report: dict[str, Any]) -> "Table":
-    """One line per space; fits 80 columns."""
+    """A row per space (pixels and each kind of features); fits 80 columns."""
     from rich import box
     from rich.table import Table
 

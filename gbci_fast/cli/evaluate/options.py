@@ -1,4 +1,4 @@
-"""Options that several kinds of evaluation share, and what they mean."""
+"""Options that several kinds of evaluation share, the objects made from them, and the output to the terminal."""
 
 import argparse
 import textwrap
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:
-    """ROOT…, --output, --figure."""
+    """Adds ROOT…, --output and --figure."""
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the report, JSON")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="the figure, PNG (default: beside the report)")
 
 
 def add_painting(parser: argparse.ArgumentParser) -> None:
-    """--weights, --steps, --guidance, --runtime, --tier, --batch-size, --device, --painted."""
+    """Adds --weights, --steps, --guidance, --runtime, --tier, --batch-size, --device and --painted."""
     parser.add_argument(
         "--weights", type=Path, metavar="DIR", help="a pipeline folder (default: the packaged checkpoint)"
     )
@@ -32,13 +32,13 @@ def add_painting(parser: argparse.ArgumentParser) -> None:
         "--painted",
         type=Path,
         metavar="DIR",
-        help="where painted batches are kept, so that a stopped run goes on and other evaluations need not paint them "
-        "again (default: painted/ beside the report)",
+        help="folder that keeps painted batches, so that a stopped run and other evaluations need not paint them again "
+        "(default: painted/ beside the report)",
     )
 
 
 def refuse_painting(args: argparse.Namespace) -> None:
-    """Raises GBCIError where an option of `add_painting` is given beside --synthetic, which would ignore it."""
+    """Raises GBCIError if an option of `add_painting` is given: with --synthetic it would be ignored."""
     from gbci_fast.errors import GBCIError
 
     parser = Parser()
@@ -50,7 +50,7 @@ def refuse_painting(args: argparse.Namespace) -> None:
 
 
 def painted_folder(args: argparse.Namespace) -> Path:
-    """Of --painted, or its default."""
+    """The folder of --painted, or its default."""
     return args.painted or args.output.parent / "painted"
 
 
@@ -66,7 +66,7 @@ def open_pipeline(args: argparse.Namespace) -> "tuple[GBCIPipeline, str]":
 
 
 def print_targets(report: Mapping[str, Any]) -> None:
-    """What a report's targets are about, then each: value, bound, on which side, note; in lines of 80."""
+    """Prints what targets mean, then each target of a report: value, bound, side of the bound, note; in 80 columns."""
     from gbci_fast.evaluate.report import ABOUT_TARGETS, place
 
     if report["targets"]:
@@ -80,7 +80,7 @@ def print_targets(report: Mapping[str, Any]) -> None:
 
 @contextmanager
 def stage_progress(stages: Sequence[str]) -> Iterator[Callable[[str, float, int], None]]:
-    """A bar per stage on a terminal, a line per tenth in a log; yields ``on_progress(stage, done, total)``."""
+    """Shows a bar per stage on a terminal, or a line per tenth in a log; yields ``on_progress(stage, done, total)``."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def build_table(name: str, group: dict[str, Any]) -> "Table":
-    """The conditions below each other, one section per region; fits 80 columns."""
+    """A row per condition, in one section per region; fits 80 columns."""
     from rich import box
     from rich.table import Table
 
@@ -88,7 +88,7 @@ def build_table(name: str, group: dict[str, Any]) -> "Table":
 
 
 def _cells(summary: dict[str, float | None], digits: int) -> tuple[str, str, str]:
-    """Mean, interval (blank where there is none) and median."""
+    """Texts of mean, interval (empty if there is none) and median."""
     low, high = summary["low"], summary["high"]
     interval = "" if low is None else f"{low:.{digits}f}-{high:.{digits}f}"
     return f"{summary['mean']:.{digits}f}", interval, f"{summary['median']:.{digits}f}"

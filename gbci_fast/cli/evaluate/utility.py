@@ -1,4 +1,4 @@
-"""`gbci-fast evaluate utility`: whether synthetic lesions train a lesion detector."""
+"""`gbci-fast evaluate utility`: whether a lesion detector can learn from synthetic lesions."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,8 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "utility",
         help="train a lesion detector on synthetic lesions, judge it on real ones",
         description="Trains a small network to tell lesion patches from normal ones: on real patches of a share of\n"
-        "the training patients, on synthetic ones, on both; with equal steps. Judges it on real patches of the test\n"
-        "split; needs both. Writes JSON and a PNG figure, prints a table. A stopped run goes on where it was.",
+        "the training patients, on synthetic ones, on both; with equal steps. Judges the network on real patches of\n"
+        "the test split. Needs both splits. Writes JSON and a PNG figure, prints a table. A stopped run continues.",
         epilog=EXAMPLE,
     )
     add_files(parser)
@@ -99,5 +99,5 @@ def build_table(report: dict[str, Any]) -> "Table":
 
 
 def _interval(summary: dict[str, Any], form: str, between: str) -> str:
-    """Blank where there is none."""
+    """Text of an interval; empty if there is none."""
     return "" if summary["low"] is None else f"{summary['low']:{form}}{between}{summary['high']:{form}}"

@@ -1,7 +1,7 @@
 """Adapters of PEFT, such as LoRA: their layers, and copies of modules with the adapters merged into the weights.
 
-A layer with an adapter contains the stock layer, and adds to its output. Fused blocks are built from stock layers, and
-so from the copy that `merged` makes.
+A layer with an adapter contains the stock layer, and adds to its output. Fused blocks are built from stock layers, so
+they are built from the copy that `merged` makes.
 """
 
 import copy
@@ -16,7 +16,7 @@ from gbci_fast.model.lora import is_adapter
 
 
 def adapter_state(layer: Any) -> tuple[Any, ...]:
-    """What a layer's output depends on besides its weights. Scales have 9 digits, because undoing one is not exact."""
+    """The state of a layer's adapters besides the weights. Scales are rounded to 9 digits: undoing one is inexact."""
     scales = tuple((name, f"{scale:.9g}") for name, scale in getattr(layer, "scaling", {}).items())
     return scales, tuple(layer.active_adapters), tuple(layer.merged_adapters), layer.disable_adapters
 
@@ -25,11 +25,11 @@ def adapter_state(layer: Any) -> tuple[Any, ...]:
 def merged(module: nn.Module, scale: float = 1.0) -> nn.Module:
     """A copy of a module that shares its parameters, with stock layers whose weights contain what adapters add.
 
-    Returns the module itself where it has no adapters. A layer keeps its adapters where they have hooks, drop out, or
-    are of a kind that cannot be merged.
+    Returns the module itself where it has no adapters. A layer keeps adapters that have hooks, use dropout, or are of a
+    kind that cannot be merged.
 
     Args:
-        module: with adapters that are merged already, active or disabled, as PEFT would run them.
+        module: its adapters may be merged already, active or disabled; the copy computes what PEFT would.
         scale: factor on the scales of the active adapters.
     """
     if not any(is_adapter(part) for part in module.modules()):
@@ -58,17 +58,17 @@ def _plain(layer: Any, scale: float) -> nn.Module:
                 twin.scale_layer(scale)
             twin.merge()
     except (AttributeError, NotImplementedError, RuntimeError, ValueError):
-        return layer  # of a kind that cannot be merged
+        return layer  # an adapter of a kind that cannot be merged
     return twin.get_base_layer()
 
 
 def _has_any(layer: Any) -> bool:
-    """Whether adapters are left in a layer that was made for some."""
+    """Whether a PEFT layer still has adapters."""
     return any(len(getattr(layer, names)) for names in layer.adapter_layer_names)
 
 
 def adapter_notes(module: nn.Module) -> list[str]:
-    """Which adapters are part of a module, one sentence each; empty if none is."""
+    """Names the adapters in a module, one sentence each; empty if there are none."""
     layers = [part for part in module.modules() if is_adapter(part) and _has_any(part)]
     active, fused = Counter(), Counter()
     for layer in layers:

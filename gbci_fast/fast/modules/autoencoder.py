@@ -1,6 +1,6 @@
-"""A stock AutoencoderKL with every group norm and the SiLU behind it in one pass over memory.
+"""A stock AutoencoderKL whose pairs of group norm and SiLU run as one operator, `group_norm_film_silu`.
 
-PyTorch takes two passes or more, and on a GPU copies a channels-last image to normalize it.
+PyTorch passes over memory twice or more, and on a GPU copies a channels-last image to normalize it.
 """
 
 import torch
@@ -16,7 +16,7 @@ from gbci_fast.ops.group_norm_film_silu import MAX_GROUP, group_norm_film_silu
 
 
 class NormSiLU(nn.GroupNorm):
-    """SiLU of a group norm, whose parameters it shares. Under autograd it runs both operators of PyTorch."""
+    """A group norm and SiLU. It shares the parameters of a group norm. Under autograd PyTorch's two operators run."""
 
     def __init__(self, norm: nn.GroupNorm):
         super().__init__(norm.num_groups, norm.num_channels, norm.eps, norm.affine, device="meta")
@@ -24,7 +24,7 @@ class NormSiLU(nn.GroupNorm):
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same."""
+        """[B, C, H, W] -> [B, C, H, W]."""
         dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
         if torch.is_grad_enabled() or not dense or not fuses_norms(x):
             return F.silu(super().forward(x))
@@ -44,7 +44,7 @@ def with_fused_norms(vae: AutoencoderKL) -> AutoencoderKL:
 
 
 def _alike(activation: nn.Module, *norms: nn.Module) -> bool:
-    """Whether these are SiLU and plain group norms without hooks."""
+    """Whether the modules are SiLU and plain group norms, without hooks."""
     return type(activation) is nn.SiLU and all(
         type(norm) is nn.GroupNorm
         and norm.num_channels // norm.num_groups <= MAX_GROUP

@@ -40,14 +40,14 @@ from gbci_fast.ops.layer_norm_film import layer_norm_film
 
 @dataclass(kw_only=True)
 class Context:
-    """What one cross-attention layer knows before the first step.
+    """What one cross-attention layer computes before the first step.
 
     Attributes:
         key, value: ``[B, heads, N, head_dim]`` of the conditional context.
         bias: ``[B, 1, 1, N]``, -10000 where the context is padding, or None.
-        kv_lengths: int32 ``[B]``, the same where all padding is at the end; or None.
-        null: ``[C]``, the layer's whole output for the null context, or None where no batch will be guided. All tokens
-            of the null context are equal, so the weighted mean of their values does not depend on the query.
+        kv_lengths: int32 ``[B]``, the number of valid tokens where all padding is at the end; or None.
+        null: ``[C]``, the layer's output for the null context, or None where no batch will be guided. All tokens of the
+            null context are equal, so the weighted mean of their values does not depend on the query.
     """
 
     key: Tensor
@@ -58,7 +58,7 @@ class Context:
 
 
 class Resnet:
-    """`ResnetBlock2D` without up- or downsampling; its FiLM (or bias) of all timesteps comes as a table."""
+    """`ResnetBlock2D` without up- or downsampling. A table holds its FiLM (or bias) rows of all timesteps."""
 
     def __init__(self, block: ResnetBlock2D):
         self.block = block
@@ -66,7 +66,7 @@ class Resnet:
         self.scale_shift = block.time_embedding_norm == "scale_shift"
 
     def table(self, embedding: Tensor) -> Tensor:
-        """[..., E] -> [..., 2C] scale and shift (or [..., C] bias), of time embeddings."""
+        """Time embeddings [..., E] -> scale and shift [..., 2C] (or bias [..., C])."""
         block = self.block
         table = block.time_emb_proj(embedding if block.skip_time_act else block.nonlinearity(embedding))
         if self.scale_shift:  # 1 + scale, here instead of at every step
@@ -74,9 +74,9 @@ class Resnet:
         return table
 
     def __call__(self, x: Tensor, row: Tensor) -> Tensor:
-        """x [B or 2B, C, H, W] -> [rows, C', H, W], given a row per sample of the output.
+        """x [B or 2B, C, H, W] -> [R, C', H, W], with one of the R rows per sample of the output.
 
-        Twice as many rows as samples mean that both halves of a guided batch are still equal: what comes before the
+        If R is twice the number of samples, both halves of a guided batch are still equal, and everything before the
         FiLM is computed once for both.
         """
         block, halves = self.block, len(row) // len(x)
@@ -100,7 +100,7 @@ class Transformer:
         self.blocks = [TransformerBlock(block) for block in module.transformer_blocks]
 
     def __call__(self, x: Tensor, contexts: Iterator[Context], guided: bool) -> Tensor:
-        """x [B or 2B, C, H, W]; the next of the contexts are those of its blocks."""
+        """x [B or 2B, C, H, W] -> the same shape. Takes one context per block from `contexts`."""
         module, (height, width) = self.module, x.shape[-2:]
         tokens = group_norm(module.norm, x, silu=False).flatten(2).transpose(1, 2)  # [B, H W, C]
         tokens = F.linear(tokens, module.proj_in.weight.flatten(1), module.proj_in.bias)
@@ -123,14 +123,14 @@ class TransformerBlock:
     def context(
         self, tokens: Tensor, null: Tensor | None, bias: Tensor | None = None, kv_lengths: Tensor | None = None
     ) -> Context:
-        """Keys and values of tokens [B, N, D]; `null` [D] is the null context's token, if there is one."""
+        """The context of tokens [B, N, D]; `null` [D] is the null context's token, or None if no batch is guided."""
         cross = self.block.attn2
         key, value = (_heads(part(tokens), cross.heads) for part in (cross.to_k, cross.to_v))
         constant = None if null is None else cross.to_out[0](cross.to_v(null))
         return Context(key=key, value=value, bias=bias, kv_lengths=kv_lengths, null=constant)
 
     def __call__(self, x: Tensor, context: Context, guided: bool) -> Tensor:
-        """x [B or 2B, S, C]."""
+        """x [B or 2B, S, C] -> the same shape."""
         block = self.block
         q, k, v = F.linear(_layer_norm(block.norm1, x), self.qkv, self.qkv_bias).chunk(3, -1)
         x = x + block.attn1.to_out[0](_attention(q, k, v, block.attn1))
@@ -145,8 +145,8 @@ class TransformerBlock:
 class Upsample:
     """`Upsample2D`: nearest-neighbor doubling and a 3 x 3 convolution, as four 2 x 2 convolutions of the small image.
 
-    An output pixel depends on two rows and two columns of the small image. Taps that fall on the same pixel are added
-    beforehand, which leaves 4 products of 9.
+    An output pixel depends on two rows and two columns of the small image. Taps on the same pixel are added
+    beforehand, which leaves 4 of 9 products.
     """
 
     def __init__(self, module: Upsample2D):
@@ -175,13 +175,13 @@ class Upsample:
 
 
 def fuses_norms(x: Tensor) -> bool:
-    """Whether the operator for group norm, FiLM and SiLU is faster on such an image than PyTorch's three operators."""
-    # Inductor fuses the three into one loop, but could only call the operator of the compiled extension.
+    """Whether `group_norm_film_silu` is faster on an image like x than PyTorch's three operators."""
+    # Inductor fuses PyTorch's three operators into one loop, but cannot fuse an operator of the compiled extension.
     return use_triton(x) or (x.is_cpu and x.dtype in DTYPES and not torch.compiler.is_compiling())
 
 
 def group_norm(norm: nn.GroupNorm, x: Tensor, film: Tensor | None = None, silu: bool = True) -> Tensor:
-    """SiLU of the normalized x [B, C, H, W], scaled and shifted by the rows of film [B or 2B, 2C]."""
+    """Group norm of x [B, C, H, W], then scale and shift from the rows of film [B or 2B, 2C], then SiLU."""
     if fuses_norms(x):
         scale, shift = (None, None) if film is None else film.chunk(2, 1)
         return group_norm_film_silu(
@@ -200,7 +200,7 @@ def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _feed_forward(module: FeedForward, x: Tensor) -> Tensor:
-    """x [B, S, C]. In float32, which tensor cores do not multiply, the vendor's library computes the products."""
+    """x [B, S, C]. Float32 products are left to the vendor's library: tensor cores do not multiply float32."""
     if not use_triton(x) or x.dtype == torch.float32:
         return module(x)
     activation, *rest = module.net
@@ -225,17 +225,17 @@ def fused_refusals(unet: UNet2DConditionModel) -> list[str]:
 
 
 def has_other_forward(module: nn.Module) -> bool:
-    """Whether its `forward` was replaced, as offloading does, and not put back."""
+    """Whether a module's `forward` is replaced, as offloading does."""
     return "forward" in vars(module) and getattr(module.forward, "__func__", None) is not type(module).forward
 
 
 def unsupported(part: nn.Module) -> list[str]:
-    """What the blocks above do not reproduce of a module tree, one sentence each; empty if they reproduce all of it."""
+    """Which parts of a module tree the blocks above do not reproduce, one sentence each; empty if they all are."""
     reasons = []
     adapters = [f"{name}." for name, module in part.named_modules() if is_adapter(module)]
     for name, module in part.named_modules():
         if name.startswith(tuple(adapters)):
-            continue  # its layer's reason is enough
+            continue  # the layer that holds it has a reason already
         if module._forward_hooks or module._forward_pre_hooks or has_other_forward(module):
             reasons.append(f"{name or 'it'} has hooks")
         if isinstance(module, nn.Dropout) and module.training and module.p > 0:
@@ -260,7 +260,7 @@ def unsupported(part: nn.Module) -> list[str]:
 
 
 def foreign(part: nn.Module) -> list[str]:
-    """What differs from the stock parts of diffusers in a module tree, say an autoencoder; empty if nothing does."""
+    """What in a module tree (an autoencoder, say) differs from diffusers' stock parts; empty if nothing does."""
     reasons = []
     for name, module in part.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or has_other_forward(module):
@@ -273,7 +273,7 @@ def foreign(part: nn.Module) -> list[str]:
 
 
 def cross_attention_notes(part: nn.Module, dtype: torch.dtype) -> list[str]:
-    """Which cross-attention layers run on CUDA without their kernel, and why; empty if none does."""
+    """How many cross-attention layers run without the kernel on CUDA, and why; empty if all use the kernel."""
     layers = [block.attn2 for block in part.modules() if isinstance(block, BasicTransformerBlock)]
     if dtype == torch.float32:
         reasons = Counter({"no tensor core multiplies float32 in its full precision": len(layers)})
@@ -290,11 +290,11 @@ def cross_attention_notes(part: nn.Module, dtype: torch.dtype) -> list[str]:
     ]
 
 
-# Options of the UNet that the runtime does without.
+# Options of the UNet that must be unset: the runtime does not implement them.
 _ABSENT = (
     "addition_embed_type", "encoder_hid_dim_type", "time_embedding_act_fn", "time_cond_proj_dim", "center_input_sample",
 )  # fmt: skip
-# Attribute values that the blocks above reproduce; then modules that are called as they are, or only hold others.
+# Attribute values that the blocks above reproduce; then modules that are called unchanged, or only hold other modules.
 _EXPECTED: dict[type[nn.Module], dict[str, tuple]] = {
     ResnetBlock2D: {
         "time_embedding_norm": ("default", "scale_shift"), "upsample": (None,), "downsample": (None,),
@@ -316,7 +316,7 @@ _PLAIN = (
 )  # fmt: skip
 
 
-_PROCESSORS = (AttnProcessor, AttnProcessor2_0)  # softmax(q k / sqrt(d)) v, by different routes
+_PROCESSORS = (AttnProcessor, AttnProcessor2_0)  # both compute softmax(q k / sqrt(d)) v
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

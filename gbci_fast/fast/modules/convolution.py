@@ -1,4 +1,4 @@
-"""Convolutions by minimal filtering (`gbci_fast.ops.conv3x3`) where that is faster: on a CPU, in float32."""
+"""Convolutions by minimal filtering (`gbci_fast.ops.conv3x3`) on a CPU in float32, where they are faster."""
 
 import copy
 from itertools import chain
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from gbci_fast.ops.conv3x3 import conv3x3, conv3x3_weight
 
-MIN_CHANNELS = 16  # in and out; with fewer there is too little to multiply
+MIN_CHANNELS = 16  # in and out; with fewer channels the transforms cost more than they save
 
 
 class FilteredConv2d(nn.Conv2d):
     """A 3 x 3 convolution that shares the parameters of another.
 
-    On a GPU, in other dtypes than float32, under autograd and in a compiled graph it is an `nn.Conv2d` like any other.
-    It filters its weight again when the weight was exchanged or written to. To notice a write through ``.data`` it
-    compares four values.
+    On a GPU, in other dtypes than float32, under autograd and in a compiled graph it runs as a plain `nn.Conv2d`. The
+    transformed weight is computed again when the weight was exchanged or written to. A comparison of four values
+    detects writes through ``.data``.
     """
 
     _unwatched = ("_filtered",)
@@ -51,7 +51,7 @@ def filtered(conv: nn.Conv2d) -> nn.Conv2d:
         and conv.padding_mode == "zeros"
         and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
         and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-        and not conv.weight.is_inference()  # such tensors do not count their changes
+        and not conv.weight.is_inference()  # inference tensors do not count their changes
         and not (conv._forward_hooks or conv._forward_pre_hooks)
     )
     return FilteredConv2d(conv) if pays else conv

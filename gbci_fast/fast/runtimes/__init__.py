@@ -1,1 +1,1 @@
-"""What executes the UNet: one `gbci_fast.fast.denoiser.Denoiser` per file."""
+"""The runtimes that execute the UNet: one `gbci_fast.fast.denoiser.Denoiser` per file."""

@@ -1,8 +1,8 @@
-"""`torch.compile` of what runs at every step: of the fused UNet, or of the stock UNet where "fused" cannot run it.
+"""`torch.compile` of the fused UNet's step, or of the stock UNet where "fused" cannot run it.
 
-It compiles when a batch or image size is new, and not for another template, mask, attribute, report, seed or step. For
-that the context is padded to a multiple of `CONTEXT_MULTIPLE` tokens, by at least one token: its length seldom changes,
-and there is always a padding mask. Kernels for any batch size take many times as long to compile, and are no faster.
+A new batch or image size compiles; a new template, mask, attribute, report, seed or step does not. The context is
+padded to a multiple of `CONTEXT_MULTIPLE` tokens, by at least one token, so that its length seldom changes and there is
+always a padding mask. Kernels for any batch size take many times as long to compile, and are no faster.
 """
 
 import functools
@@ -24,7 +24,7 @@ from gbci_fast.model.conditioning import Conditioning
 from gbci_fast.ops._triton import triton
 
 CONTEXT_MULTIPLE = 64
-SHAPES = 64  # combinations of sizes that are compiled; another one is an error
+SHAPES = 64  # combinations of sizes that are compiled; one more is an error
 # Before torch 2.13, only the thread that captured a CUDA graph of torch.compile could replay it (pytorch#123177).
 GRAPHS_IN_ANY_THREAD = torch.__version__ >= (2, 13)
 
@@ -50,13 +50,14 @@ def compiled(
     """`function` compiled for each combination of its tensors' sizes; on a GPU with tuned kernels.
 
     Args:
-        function: of tensors on `device`.
-        fullgraph, backend: of `torch.compile`.
-        graphs: whether each call is a CUDA graph of its own, on a GPU and with a torch whose graphs any thread may
-            replay; without them, calls can be recorded as part of another graph.
+        function: takes tensors on `device`.
+        fullgraph, backend: options of `torch.compile`.
+        graphs: whether each call is a CUDA graph of its own. Only on a GPU, and with a torch whose graphs any thread
+            may replay. Calls without graphs of their own can be recorded as part of another graph.
 
     Raises:
-        GBCIError: there is no C++ compiler or, for a GPU, no Triton; and, when called, too many sizes.
+        GBCIError: there is no C++ compiler or, for a GPU, no Triton. The returned function raises it for too many
+            sizes.
     """
     options: dict[str, Any] = {"fullgraph": fullgraph, "dynamic": False, "backend": backend}
     if backend == "inductor":
@@ -105,7 +106,7 @@ class CompiledDenoiser:
         tokens, token_mask, pooled = conditioning.tokens, conditioning.token_mask, conditioning.pooled
         padding = CONTEXT_MULTIPLE - tokens.shape[1] % CONTEXT_MULTIPLE
         padded = Conditioning(F.pad(tokens, (0, 0, 0, padding)), F.pad(token_mask, (0, padding)), pooled)
-        vars(padded)["padded"] = True  # it is, and looking at the mask would wait for the device
+        vars(padded)["padded"] = True  # known here; reading the mask would wait for the device
         return self._denoiser.prepare(padded, null, constant, timesteps)
 
     def __call__(self, latents: Tensor, step: int, state: Any, guided: bool) -> Tensor | tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """The UNet, with everything that does not depend on the latents computed before the step loop.
 
-That is, once per call: keys and values of every cross-attention layer, the FiLM rows of every ResNet block for all
-timesteps, and the convolution of the constant input channels. The two halves of a guided batch are equal up to the
-first FiLM, which is computed once for both; the cross-attention of the null context is a constant.
+Once per call it computes the keys and values of every cross-attention layer, the FiLM rows of every ResNet block for
+all timesteps, and the convolution of the constant input channels. The two halves of a guided batch are equal up to the
+first FiLM, so that part runs once for both. The cross-attention of the null context is a constant.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class FusedDenoiser:
     """See `gbci_fast.fast.denoiser.Denoiser`. It shares the UNet's weights.
 
     Raises:
-        GBCIError: the UNet has a part that is not reproduced; the sentence names it.
+        GBCIError: the fused blocks do not reproduce a part of the UNet; the sentence names the part.
     """
 
     def __init__(self, unet: UNet2DConditionModel):
@@ -82,7 +82,7 @@ class FusedDenoiser:
         return self._forward(latents, rows, state.first, state.contexts, guided)
 
     def compile(self, compiler: Callable[[Callable], Callable]) -> None:
-        """Compiles what runs at every step, for this denoiser alone."""
+        """Compiles the step, for this denoiser alone."""
         self._forward = compiler(self._forward)
 
     def _forward(
@@ -107,7 +107,7 @@ class FusedDenoiser:
         for stage in self._up:
             for i, resnet in enumerate(stage.resnets):
                 skip = skips.pop()
-                if len(skip) < len(x):  # the skip connection of the input, which both halves share
+                if len(skip) < len(x):  # the input's skip connection is shared by both halves
                     skip = torch.cat([skip, skip])  # not by `repeat`, which forgets the memory format
                 x = resnet(torch.cat([x, skip], 1), next(rows))
                 if stage.transformers:
@@ -121,7 +121,7 @@ class FusedDenoiser:
 def _padding_last(tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Moves valid tokens to the front (attention ignores order); returns tokens [B, N, D] and their count [B].
 
-    A sample of padding alone keeps all its tokens: the same bias on all scores does not change their softmax.
+    A sample that is all padding keeps all its tokens: an equal bias on all scores does not change their softmax.
     """
     counts = token_mask | ~token_mask.any(1, keepdim=True)
     order = counts.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
@@ -129,7 +129,7 @@ def _padding_last(tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rows(table: Tensor, batch: int, guided: bool) -> Tensor:
-    """[1 + B, C] -> a row per sample; the first half of a guided batch gets the row of the null condition."""
+    """[1 + B, C] -> one row per sample; the first half of a guided batch gets the null condition's row."""
     return torch.cat([table[:1].expand(batch, -1), table[1:]]) if guided else table[1:]
 
 

@@ -1,1 +1,1 @@
-"""Engines of TensorRT: built, kept, run; and the denoiser that runs them."""
+"""Builds, caches and runs TensorRT engines, and has the denoiser that uses them."""

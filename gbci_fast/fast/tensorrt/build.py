@@ -1,6 +1,6 @@
-"""An ONNX file to a serialized engine.
+"""Builds a serialized engine from an ONNX file.
 
-Networks are strongly typed: every tensor has the type that the ONNX file gives it, and the builder chooses none.
+Networks are strongly typed: every tensor has the type that the ONNX file gives it; the builder chooses no types.
 """
 
 import signal
@@ -19,19 +19,19 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.fast.tensorrt.flavor import GENERIC, Flavor, Record, errors, on
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of a phase, how many of its steps are done, and of how many. From any thread."""
+"""Called with (name of a phase, number of its steps that are done, number of its steps), from any thread."""
 TORCH_DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32", "INT64": "int64",
     "UINT8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-"""TensorRT's names of types, and PyTorch's."""
+"""TensorRT's name of a type -> PyTorch's."""
 _MEMORY = ("out of memory", "outofmemory", "memoryallocation", "bad_alloc", "insufficient memory")
-_BUILDING = threading.Lock()  # a builder takes all cores and most of the memory: one after the other
+_BUILDING = threading.Lock()  # a builder takes all cores and most of the memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer of the typed network, and the type of each tensor that it puts out."""
+    """A layer of the typed network, and the type of each of its output tensors."""
 
     kind: str
     name: str
@@ -40,14 +40,14 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """An engine, and how it came about.
+    """An engine and the record of its build.
 
     Attributes:
         engine: its serialized bytes.
-        seconds: that the builder took, without parsing.
-        log: all that TensorRT said.
-        layers: of the network as parsed; the engine's own are known on a GPU alone.
-        inputs: the type of each.
+        seconds: duration of the build, without parsing.
+        log: everything that TensorRT logged.
+        layers: layers of the parsed network. (The engine's own layers can only be read on a GPU.)
+        inputs: the type of each input.
     """
 
     engine: bytes
@@ -70,20 +70,20 @@ def build(
     device: torch.device | None = None,
     on_progress: Progress | None = None,
 ) -> Built:
-    """Builds what an ONNX file describes.
+    """Builds the engine of an ONNX file.
 
     Args:
         onnx: one file with static shapes.
-        flavor: whose builder.
-        capabilities: compute capabilities that the engine is for, such as "8.6"; none, or `GENERIC`, leaves it to the
-            builder.
+        flavor: the flavor whose builder is used.
+        capabilities: compute capabilities that the engine is for, such as "8.6"; none, or `GENERIC`, leaves the choice
+            to the builder.
         device: the GPU to build on; None on a machine without one.
         on_progress: see `Progress`.
 
     Raises:
         GBCIError: `flavor` cannot be used or has no such compute capability, an operator is not supported, memory runs
             out, or the builder fails otherwise.
-        KeyboardInterrupt: it was interrupted, and no builder runs any more.
+        KeyboardInterrupt: the build was interrupted; the builder has stopped.
     """
     module = flavor.load()
     named = [capability for capability in capabilities if capability != GENERIC]
@@ -95,10 +95,10 @@ def build(
         try:
             with on(device):
                 outcome.append(_build(module, onnx, flavor, named, monitor))
-        except BaseException as error:  # whatever it is, it belongs to the caller's thread
+        except BaseException as error:  # raised again in the caller's thread
             outcome.append(error)
 
-    # In a thread of its own: an exception must not fly through the builder.
+    # The builder runs in a thread of its own, because no exception may pass through it.
     thread = threading.Thread(target=work, name="TensorRT builder")
     with _interrupts_to(monitor.stop):
         thread.start()
@@ -158,17 +158,17 @@ def _build(module: ModuleType, onnx: Path, flavor: Flavor, capabilities: Sequenc
     with _BUILDING, flavor.logger.capture() as log:
         try:
             builder = module.Builder(flavor.logger.native)
-        except TypeError as error:  # its constructor returned nothing
+        except TypeError as error:  # the native constructor returned null
             raise GBCIError(
                 f"{flavor.name} has no builder here: {errors(log)}; is there a GPU, and its driver?"
             ) from error
-        typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # where it can be otherwise
+        typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # absent where it is the default
         network = builder.create_network(0 if typed is None else 1 << int(typed))
         parser = module.OnnxParser(network, flavor.logger.native)  # holds the weights until they are built in
         if not parser.parse_from_file(str(onnx)):
             raise GBCIError(f"{flavor.name} cannot take {onnx.name}: {_refusal(parser)}; choose the fused runtime")
         config = builder.create_builder_config()
-        config.clear_flag(module.BuilderFlag.TF32)  # float32 means float32
+        config.clear_flag(module.BuilderFlag.TF32)  # float32 products are not rounded to TF32
         if capabilities and not flavor.needs_gpu:
             config.num_compute_capabilities = len(capabilities)
             for i, capability in enumerate(capabilities):
@@ -196,7 +196,7 @@ def _layer(layer: Any) -> Layer:
 
 
 def _refusal(parser: Any) -> str:
-    """Why a file was not parsed: the operators, or what else is wrong with it."""
+    """Why a file was not parsed: the unsupported operators, or the parser's other errors."""
     reasons = {}
     for error in map(parser.get_error, range(parser.num_errors)):
         if error.node_operator():
@@ -215,7 +215,7 @@ def _failure(flavor: Flavor, onnx: Path, reason: str) -> str:
 
 
 def _monitor(module: ModuleType, on_progress: Progress | None) -> Any:
-    """An `IProgressMonitor` that reports steps, and stops the builder once it is `stopped`."""
+    """An `IProgressMonitor` that reports steps, and stops the builder after a call of `stop`."""
 
     class Monitor(module.IProgressMonitor):
         def __init__(self) -> None:
@@ -241,7 +241,7 @@ def _monitor(module: ModuleType, on_progress: Progress | None) -> Any:
             try:
                 if on_progress is not None and self.stopped is None:
                     on_progress(name, done, self._steps[name])
-            except BaseException as error:  # none may fly through the builder
+            except BaseException as error:  # none may pass through the builder
                 self.stop(error)
 
     return Monitor()

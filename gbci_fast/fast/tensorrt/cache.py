@@ -1,6 +1,6 @@
-"""Serialized engines that were built before: one file per key in the user's cache directory.
+"""A cache of serialized engines: one file per key in the user's cache directory.
 
-A file is the SHA-256 of the engine, 32 bytes, and the engine.
+A file holds 32 bytes, the SHA-256 of the engine, and then the engine.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKey:
-    """What an engine depends on.
+    """Everything that an engine depends on.
 
     Attributes:
         part: "unet" or "decoder".
-        shape: of its tensors, as `gbci_fast.fast.export.Bucket` writes it.
+        shape: the static shapes, as ``str`` of `gbci_fast.fast.export.Bucket` for the UNet.
         dtype: such as "bfloat16".
         weights: the digest of the weights.
-        graph: the digest of everything else that decides on the ONNX file.
+        graph: the digest of everything else that determines the ONNX file.
         flavor, version: of TensorRT.
-        capability: the compute capabilities that it is for, such as "8.0+8.6".
+        capability: the compute capabilities that the engine is for, such as "8.0+8.6".
     """
 
     part: str
@@ -54,17 +54,18 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class EngineCache:
-    """A folder of engines, made when it is first written to. Processes and threads may share it."""
+    """A folder of engines, made at the first write. Processes and threads may share the folder."""
 
     folder: Path = field(default_factory=default_folder)
 
     def get_or_build(self, key: EngineKey, build: Callable[[], bytes]) -> bytes:
-        """The serialized engine, built and kept if there is none yet; whoever else asks for it meanwhile waits.
+        """The serialized engine of `key`; calls `build` and keeps the result if there is none yet.
 
-        An engine for several compute capabilities serves each of them. A damaged file is built again.
+        Other threads and processes that ask for the same key wait meanwhile. An engine for several compute capabilities
+        serves each of them. A damaged file is built again.
 
         Raises:
-            What `build` raises: then nothing is kept.
+            Exception: as `build` raises it; then nothing is kept.
         """
         with self._one_at_a_time(key):
             for path in (self.folder / key.file_name, *self._files_for_several(key)):
@@ -77,7 +78,7 @@ class EngineCache:
             return engine
 
     def _files_for_several(self, key: EngineKey) -> Iterator[Path]:
-        """Files for several compute capabilities of which the key's is one."""
+        """Files of engines for several compute capabilities that include the key's."""
         for path in sorted(self.folder.glob(replace(key, capability="*").file_name)):
             several = path.name.split("-")[-2].removeprefix("sm").split("+")
             if len(several) > 1 and key.capability in several:
@@ -85,7 +86,7 @@ class EngineCache:
 
     @contextmanager
     def _one_at_a_time(self, key: EngineKey) -> Iterator[None]:
-        """Holds the lock of a key; its empty file stays."""
+        """Holds the lock of a key. The empty lock file is left behind."""
         make_folder(self.folder)
         lock = FileLock(self.folder / f".{key.file_name}.lock")
         try:
@@ -94,13 +95,13 @@ class EngineCache:
             logger.info("waiting for another process that builds %s", key.file_name)
             held = lock.acquire()
         with held:
-            for left in self.folder.glob(f".{key.file_name}.*.tmp"):  # by a process that was killed
+            for left in self.folder.glob(f".{key.file_name}.*.tmp"):  # left by a process that was killed
                 left.unlink()
             yield
 
 
 def _read(path: Path) -> bytes | None:
-    """The engine in a file; None if there is none, or it is damaged."""
+    """The engine in a file; None if the file is missing or damaged."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 """The core of the fused UNet, and the VAE's decoder, as TensorRT engines.
 
-What `gbci_fast.fast.runtimes.fused` computes once per call stays in PyTorch. An engine has static shapes: a batch is
-padded to the next of `BATCH_SIZES`, a context to a multiple of `TOKENS`. Each pair of sizes has an engine of its own,
-which is built at its first use and then kept (`gbci_fast.fast.tensorrt.cache`).
+Everything that `gbci_fast.fast.runtimes.fused` computes once per call stays in PyTorch. An engine has static shapes: a
+batch is padded to the next of `BATCH_SIZES`, a context to a multiple of `TOKENS`. Each pair of sizes has an engine of
+its own, which is built at its first use and then kept (`gbci_fast.fast.tensorrt.cache`).
 """
 
 import logging
@@ -29,17 +29,17 @@ from gbci_fast.model.conditioning import Conditioning
 
 logger = logging.getLogger(__name__)
 DECODED = 16
-"""Images that a decoder decodes at a time: with more it is not faster, but takes more memory."""
+"""Images that a decoder decodes at a time. More images are not faster, but take more memory."""
 
 
 def tensorrt_refusals(device: torch.device) -> list[str]:
-    """Why no flavor of TensorRT runs on a device, one sentence each; empty if nothing is known against one of them."""
+    """Why no flavor of TensorRT runs on a device, one sentence each; empty if a flavor is usable."""
     refusals = [flavor.refusals(device) for flavor in FLAVORS.values()]
     return [] if not all(refusals) else [reason for reasons in refusals for reason in reasons]
 
 
 def tensorrt_note(device: torch.device) -> str:
-    """Which TensorRT it is that runs on a device. Raises GBCIError where `tensorrt_refusals` has reasons."""
+    """Which TensorRT runs on a device. Raises GBCIError where `tensorrt_refusals` has reasons."""
     flavor = pick_flavor("auto", device)
     return f"engines of {flavor.name} {flavor.version}"
 
@@ -47,8 +47,8 @@ def tensorrt_note(device: torch.device) -> str:
 @dataclass(kw_only=True)
 class _State:
     fused: Any
-    batch: int  # images that there are
-    size: int  # images that the engine takes
+    batch: int  # number of images
+    size: int  # batch size of the engine
     tokens: int
 
 
@@ -57,7 +57,7 @@ class TensorRTDenoiser:
 
     Args:
         unet: on the GPU, in the dtype to run in.
-        engines: where its engines come from; by default from the first flavor that is usable, and the user's cache.
+        engines: the source of its engines; by default the first usable flavor, with the user's cache.
 
     Raises:
         GBCIError: no flavor can be used here, or the fused runtime cannot run this UNet.
@@ -73,7 +73,7 @@ class TensorRTDenoiser:
         batch, size = len(constant), _engine_batch(len(constant))
         conditioning = conditioning.pad(TOKENS)
         conditioning = Conditioning(**{name: _filled(part, size) for name, part in conditioning.tensors().items()})
-        # Engines always take lengths, so the context counts as padded; looking at the mask would wait for the device.
+        # Engines always take lengths, so the context counts as padded; reading the mask would wait for the device.
         vars(conditioning)["padded"] = True
         state = self._fused.prepare(conditioning, null, _filled(constant, size), timesteps)
         contexts = [
@@ -95,9 +95,9 @@ class TensorRTDenoiser:
 
 
 class EngineAutoencoder(AutoencoderKL):
-    """An `AutoencoderKL` whose decoder is an engine, and whose encoder and weights are those of another.
+    """A copy of an `AutoencoderKL` whose decoder runs as an engine; encoder and weights are shared.
 
-    The stock decoder runs where tiling is enabled, and where the decoder has parts that its engine would not have.
+    The stock decoder runs where tiling is enabled, and where the decoder has parts that an engine would lack.
     """
 
     engines: Engines
@@ -129,7 +129,7 @@ class EngineAutoencoder(AutoencoderKL):
         return engine({"latents": _aligned(_filled(z.contiguous(), shape[0]))})["image"][: len(z)]
 
     def _foreign_here(self) -> list[str]:
-        """Why the decoder cannot be an engine. Where the decoder changed, its engines are dropped."""
+        """Why the decoder cannot be an engine; empty if it can. If the decoder changed, its engines are dropped."""
         if self._watch is None or self._watch.changed():
             self.weights = None
             self.engines.clear()
@@ -139,7 +139,7 @@ class EngineAutoencoder(AutoencoderKL):
         return self._foreign
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what a copy examines again."""
+        """The state without members that a copy derives again."""
         return vars(self) | {"weights": None, "_watch": None}
 
 
@@ -150,11 +150,11 @@ def _engine_batch(batch: int) -> int:
 
 
 def _filled(tensor: Tensor, size: int) -> Tensor:
-    """[B, ...] -> [size, ...], with the last sample repeated at the end; the same tensor if B is `size`."""
+    """[B, ...] -> [size, ...], with the last sample repeated at the end; `tensor` itself if B is `size`."""
     missing = size - len(tensor)
     return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy at an address that an engine can read from."""
+    """`tensor`, or a copy at an address that an engine can read from (see `ALIGNMENT`)."""
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor

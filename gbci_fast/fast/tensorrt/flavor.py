@@ -1,9 +1,9 @@
-"""The two flavors of TensorRT, which one code path serves: for data centers, and TensorRT-RTX.
+"""The two flavors of TensorRT, for data centers and for RTX; one code path serves both.
 
 ============ ========================================= ======================================
 flavor       installed by                              builds
 ============ ========================================= ======================================
-tensorrt     ``pip install tensorrt``                  for the GPU that is there
+tensorrt     ``pip install tensorrt``                  for the GPU of this machine
 tensorrt-rtx ``pip install 'gbci_fast[tensorrt-rtx]'`` for named compute capabilities, no GPU
 ============ ========================================= ======================================
 """
@@ -23,7 +23,7 @@ import torch
 from gbci_fast.errors import GBCIError, one_line
 
 GENERIC = "generic"
-"""Stands where an engine is for whatever compute capabilities the flavor's builder takes by itself."""
+"""In place of a compute capability: the engine is for those that the flavor's builder chooses by default."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Flavor:
 
     Attributes:
         name: as on the command line.
-        modules: the Python modules that may hold it; the first that is installed does.
-        least: the oldest version that is known to have what is used here.
+        modules: names of the Python modules that may hold it; the first installed one is used.
+        least: the oldest version that is known to work here.
         install: the command that installs it.
-        needs_gpu: whether its builder works on a machine with a GPU alone.
+        needs_gpu: whether its builder only works on a machine with a GPU.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Flavor:
             raise GBCIError(f"{self.name} is not installed: {self.install}")
         try:
             module = importlib.import_module(installed[0])
-        except (ImportError, OSError, RuntimeError) as error:  # what a missing or a foreign library ends in
+        except (ImportError, OSError, RuntimeError) as error:  # a library is missing, or for another platform
             reason = " ".join(str(error).split())
             raise GBCIError(f"{self.name} cannot be loaded ({reason}); install it again: {self.install}") from error
         found = tuple(map(int, re.findall(r"\d+", module.__version__)))
@@ -74,11 +74,11 @@ class Flavor:
 
     @property
     def version(self) -> str:
-        """Of what is installed. Raises GBCIError as `load` does."""
+        """The installed version. Raises GBCIError as `load` does."""
         return self.load().__version__
 
     def capabilities(self) -> tuple[str, ...]:
-        """The compute capabilities, such as "8.6", that can be asked for; none if it builds for the GPU that is there.
+        """The compute capabilities, such as "8.6", that can be asked for; none if it builds for this machine's GPU.
 
         Raises:
             GBCIError: as `load` does.
@@ -90,12 +90,12 @@ class Flavor:
         return tuple(f"{number // 10}.{number % 10}" for number in sorted(numbers))
 
     def target(self, device: torch.device) -> str:
-        """What to build for so that it runs on a GPU: its compute capability, or `GENERIC` if that has no name here."""
+        """What to build for to run on a GPU: its compute capability, or `GENERIC` if the builder does not name that."""
         capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
         return capability if self.needs_gpu or capability in self.capabilities() else GENERIC
 
     def refusals(self, device: torch.device) -> list[str]:
-        """What keeps engines of this flavor from running on a device; empty if nothing is known to."""
+        """Why engines of this flavor cannot run on a device; empty if no reason is known."""
         try:
             self.load()
         except GBCIError as error:
@@ -104,12 +104,12 @@ class Flavor:
 
     @property
     def logger(self) -> "Logger":
-        """The one logger of its module: TensorRT keeps the first that it is given."""
+        """The one logger of the flavor's module: TensorRT keeps the first logger that it is given."""
         return _logger(self.load())
 
 
 class Logger:
-    """Hands what TensorRT logs to those who listen."""
+    """Passes TensorRT's log records to all open `capture` blocks."""
 
     def __init__(self, module: ModuleType):
         self._listeners = listeners = []
@@ -127,13 +127,13 @@ class Logger:
 
     @contextmanager
     def capture(self) -> Iterator[list[Record]]:
-        """What is logged inside the block, by whichever thread."""
+        """A list that gets every record logged inside the block, by any thread."""
         records: list[Record] = []
         self._listeners.append(records)
         try:
             yield records
         finally:
-            # By identity: two listeners may have heard the same.
+            # By identity: the lists of two listeners may be equal.
             self._listeners[:] = [other for other in self._listeners if other is not records]
 
 
@@ -143,13 +143,13 @@ def _logger(module: ModuleType) -> Logger:
 
 
 def errors(records: Sequence[Record]) -> str:
-    """The errors among them on one line, and what to look at if there are none."""
+    """The errors among the records, on one line; a sentence of its own if there are none."""
     texts = [record.text for record in records if record.severity in ("INTERNAL_ERROR", "ERROR")]
     return one_line("; ".join(" ".join(text.split()) for text in texts)) or "it says no reason"
 
 
 def on(device: torch.device | None) -> AbstractContextManager[Any]:
-    """Makes a GPU the current one of this thread."""
+    """Makes a GPU the current device of this thread; without effect for None or a CPU."""
     return torch.cuda.device(device) if device is not None and device.type == "cuda" else nullcontext()
 
 
@@ -172,7 +172,7 @@ FLAVORS = {
         ),
     )
 }
-"""In the order in which they are tried."""
+"""The flavors by name, in the order in which they are tried."""
 
 
 def pick_flavor(name: str, device: torch.device | None) -> Flavor:
@@ -180,10 +180,10 @@ def pick_flavor(name: str, device: torch.device | None) -> Flavor:
 
     Args:
         name: "auto" or a key of `FLAVORS`.
-        device: where its engines will run; None to build alone.
+        device: where its engines will run; None if they are only built.
 
     Raises:
-        GBCIError: none is usable; the sentence says of each why not.
+        GBCIError: no flavor is usable; the sentence gives the reason for each.
     """
     if name != "auto" and name not in FLAVORS:
         raise GBCIError(f"flavor is {name!r}; expected one of auto, {', '.join(FLAVORS)}")

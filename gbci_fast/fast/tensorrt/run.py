@@ -1,4 +1,4 @@
-"""An engine on a GPU, whose inputs and outputs are PyTorch's tensors."""
+"""Runs an engine on a GPU, with PyTorch's tensors as inputs and outputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from gbci_fast.fast.tensorrt.build import TORCH_DTYPES
 from gbci_fast.fast.tensorrt.flavor import Flavor, errors, on
 
 ALIGNMENT = 256
-"""Bytes by which the address of an input or an output on a GPU must be divisible."""
+"""Bytes: the address of an input or an output on a GPU must be divisible by this."""
 
 
 @dataclass(frozen=True)
 class Binding:
-    """What an input or an output has to be: contiguous, and of this shape and dtype."""
+    """The shape and dtype of an input or an output, which must be contiguous."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -31,17 +31,16 @@ class Engine:
 
     Args:
         serialized: as `gbci_fast.fast.tensorrt.build.build` makes it.
-        flavor: which built it, in this version.
+        flavor: the flavor that built it, in the same version.
         device: the GPU.
 
     Attributes:
-        inputs, outputs: by name.
+        inputs, outputs: a `Binding` for each name.
 
-    One call at a time: calls share the working memory, so they belong on one stream, or on streams that wait for each
-    other.
+    Calls share the working memory, so they must not overlap: use one stream, or streams that wait for each other.
 
     Raises:
-        GBCIError: it cannot run here; the sentence says why.
+        GBCIError: the engine cannot run here; the sentence says why.
     """
 
     def __init__(self, serialized: bytes, flavor: Flavor, device: torch.device):
@@ -69,14 +68,18 @@ class Engine:
             (self.inputs if is_input else self.outputs)[name] = binding
 
     def __call__(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Enqueues the engine on the current stream; it reads and writes the tensors where they are.
+        """Enqueues the engine on the current stream, without copies; also inside the capture of a CUDA graph.
 
         Args:
-            inputs: all of `self.inputs`, which must stay as they are until the stream is there.
-            outputs: to write to; new tensors by default. Under a CUDA graph's capture both work.
+            inputs: all of `self.inputs`. They must stay unchanged until the stream has run the engine.
+            outputs: tensors to write to; new tensors by default.
+
+        Returns:
+            {name: output}.
 
         Raises:
-            GBCIError: a tensor is missing, or is not what the engine was built for; or the engine fails.
+            GBCIError: a tensor is missing, or has another shape, dtype, device or layout than the engine's; or the
+                engine fails.
         """
         if outputs is None:
             outputs = {
@@ -108,10 +111,10 @@ class Engine:
 
 
 def deserialize(serialized: bytes, flavor: Flavor) -> Any:
-    """The engine of its bytes, on the current GPU.
+    """The engine of serialized bytes, on the current GPU.
 
     Raises:
-        GBCIError: it is of another version, or for another GPU, or there is no driver that is new enough.
+        GBCIError: the engine is of another version or for another GPU, or the driver is missing or too old.
     """
     module = flavor.load()
     remedy = "build it on this machine, or choose the fused runtime"

@@ -1,4 +1,4 @@
-"""Engines of a module by what is asked of them: from this process, from the cache, or built."""
+"""Finds the engine for a module and shape: loaded in this process, in the cache, or built."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to come by the ONNX file of an engine, and what tells whether that has changed.
+    """How to write the ONNX file of an engine, and the digests that tell whether the file would change.
 
     Attributes:
         part, shape, dtype, weights, graph: see `EngineKey`.
@@ -47,7 +47,7 @@ class Recipe:
         return f"{self.part}-{self.shape}-{self.dtype}"
 
     def key(self, flavor: Flavor, capability: str) -> EngineKey:
-        """Of its engine for a compute capability, or for several ("8.0+8.6")."""
+        """The key of the engine for a compute capability, or for several ("8.0+8.6")."""
         return EngineKey(
             part=self.part,
             shape=self.shape,
@@ -61,7 +61,7 @@ class Recipe:
 
 
 def unet_recipe(unet: UNet2DConditionModel, bucket: "export.Bucket", weights: str) -> Recipe:
-    """Of the UNet's core in its own dtype; `weights` is its `digest`."""
+    """The recipe of a UNet's core in the UNet's dtype; `weights` is the `digest` of the UNet."""
     return Recipe(
         part="unet",
         shape=str(bucket),
@@ -73,7 +73,7 @@ def unet_recipe(unet: UNet2DConditionModel, bucket: "export.Bucket", weights: st
 
 
 def decoder_recipe(vae: AutoencoderKL, batch: int, height: int, width: int, weights: str) -> Recipe:
-    """Of the decoder for latents [batch, C, height, width] in the VAE's own dtype; `weights` is its `digest`."""
+    """The recipe of a VAE's decoder for latents [batch, C, height, width]; `weights` is the `digest` of the VAE."""
     return Recipe(
         part="decoder",
         shape=f"b{batch}-{height}x{width}",
@@ -85,7 +85,7 @@ def decoder_recipe(vae: AutoencoderKL, batch: int, height: int, width: int, weig
 
 
 def digest(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of a module's weights, wherever they are and in whatever layout."""
+    """SHA-256 over names, types, shapes and bytes of a module's weights; independent of device and layout."""
     sha = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -94,7 +94,7 @@ def digest(module: nn.Module) -> str:
 
 
 def _graph(module: Any, *sources: ModuleType) -> str:
-    """What decides on the ONNX file beside weights, shape and dtype: the config, and the code that exports it."""
+    """Digest of what determines the ONNX file besides weights, shape and dtype: the config and the exporting code."""
     config = {name: value for name, value in module.config.items() if not name.startswith("_")}
     sha = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     sha.update(f"torch {torch.__version__} diffusers {diffusers.__version__}".encode())
@@ -113,19 +113,19 @@ def obtain(
     on_progress: Progress | None = None,
     on_built: Callable[[Built], None] | None = None,
 ) -> bytes:
-    """The serialized engine: from the cache, or built and then kept.
+    """The serialized engine of a recipe: from the cache, or built and then kept there.
 
     Args:
         recipe: of the engine.
-        flavor: that builds it.
-        cache: to look in, and to put it into.
-        capability: compute capabilities that it is for, such as "8.0+8.6", or `GENERIC`.
+        flavor: the flavor that builds it.
+        cache: where engines are kept.
+        capability: compute capabilities that the engine is for, such as "8.0+8.6", or `GENERIC`.
         device: the GPU to build on; None on a machine without one.
-        on_progress: of the builder.
-        on_built: called with what the builder made, if it had to.
+        on_progress: reports the builder's progress.
+        on_built: called with the result of a build; not called for an engine from the cache.
 
     Raises:
-        GBCIError: as of `build`, and where the export fails.
+        GBCIError: as `build` raises it, or the export fails.
     """
 
     def make() -> bytes:
@@ -143,9 +143,9 @@ def obtain(
 
 
 class Engines:
-    """The engines of one module that this process has loaded; others are obtained for the GPU that they run on.
+    """The engines of one module that this process has loaded. Missing ones are obtained for the GPU that they run on.
 
-    Copies have the same flavor and cache, and load their own.
+    A copy has the same flavor and cache, and no loaded engines.
     """
 
     def __init__(self, flavor: Flavor, cache: EngineCache):
@@ -157,10 +157,10 @@ class Engines:
         return Engines, (self.flavor, self.cache)
 
     def __call__(self, shape: Hashable, recipe: Callable[[], Recipe], device: torch.device) -> Engine:
-        """The engine for a shape on a GPU; its `recipe` is asked for once.
+        """The engine for a shape on a GPU; `recipe` is called once per shape and GPU.
 
         Raises:
-            GBCIError: as of `obtain` and `Engine`.
+            GBCIError: as `obtain` and `Engine` raise it.
         """
         with self._lock:
             if (shape, device) not in self._loaded:
@@ -169,6 +169,6 @@ class Engines:
             return self._loaded[shape, device]
 
     def clear(self) -> None:
-        """Forgets them, as of a module whose weights are others now."""
+        """Drops all loaded engines, for example when the module's weights changed."""
         with self._lock:
             self._loaded.clear()

@@ -1,4 +1,4 @@
-"""The autoencoder with its norms in one pass: the same function, of the same parameters, where that is faster."""
+"""The autoencoder with fused norms: the same function of the same parameters, and which blocks stay stock."""
 
 import copy
 
@@ -35,7 +35,7 @@ def stock():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What the operator was called with."""
+    """The arguments of the operator's calls."""
     seen, op = [], autoencoder.group_norm_film_silu
     monkeypatch.setattr(autoencoder, "group_norm_film_silu", lambda *args: seen.append(args[0]) or op(*args))
     return seen
@@ -53,7 +53,7 @@ def test_is_the_same_function(stock, device, calls, layout):
     x = torch.randn(3, 1, 32, 32, device=device)
     ours = through(with_fused_norms(stock), x)
     norms = sum(isinstance(part, nn.GroupNorm) for part in stock.modules())
-    attention = 2  # one in each middle block, with no SiLU behind it
+    attention = 2  # one in each middle block, without SiLU after its norm
     assert len(calls) == norms - attention
     for got, expected in zip(ours, through(stock, x), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
@@ -81,7 +81,7 @@ def test_under_autograd_gradients_flow(stock, calls):
     x = torch.randn(2, 1, 32, 32)
     ours, theirs = (through(vae, x)[1].square().mean() for vae in (with_fused_norms(stock), stock))
     torch.testing.assert_close(ours, theirs)
-    # Of all, not of one norm's weight alone: PyTorch 2.13 crashes there, with the stock autoencoder, too.
+    # All gradients: for a single norm's weight, PyTorch 2.13 crashes, also with the stock autoencoder.
     gradients = [torch.autograd.grad(loss, list(stock.parameters())) for loss in (ours, theirs)]
     for got, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(got, expected)

@@ -1,4 +1,4 @@
-"""The compiled UNet: the same function, compiled once for what a user varies, and refused where nothing can compile."""
+"""The compiled UNet: the same function, compiled once for all inputs of a size, and refused without a compiler."""
 
 import functools
 import shutil
@@ -26,7 +26,7 @@ CONFIG = {
 
 
 class Counting:
-    """A backend that runs the graph as it is."""
+    """A backend that runs the graph without changes, and counts compilations."""
 
     def __init__(self):
         self.graphs = 0
@@ -77,7 +77,7 @@ def test_more_sizes_than_dynamo_s_own_limit_are_compiled():
 
 
 def test_inductor_rounds_as_float32_does():
-    """A block of either kind: all of a UNet would keep the C++ compiler busy for a minute."""
+    """One block of each kind: a whole UNet would take the C++ compiler a minute."""
     torch.manual_seed(0)
     resnet = ResnetBlock2D(in_channels=16, temb_channels=8, groups=8, time_embedding_norm="scale_shift")
     transformer = Transformer2DModel(2, 8, in_channels=16, norm_num_groups=8, cross_attention_dim=12)

@@ -1,4 +1,4 @@
-"""The hoisted UNet against the stock one: in float64 the algebra, in float32 the rounding; and what it refuses."""
+"""The fused UNet against the stock UNet: algebra in float64, rounding in float32; and refusals."""
 
 import copy
 import re
@@ -41,7 +41,7 @@ VARIANTS = {
 def unet(dtype=torch.float64, **changes):
     torch.manual_seed(0)
     model = torch.nn.Module.to(UNet2DConditionModel(**CONFIG | changes), dtype).eval()
-    for parameter in model.parameters():  # zero biases and unit gains would hide what is left out
+    for parameter in model.parameters():  # zero biases and unit gains would hide missing terms
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model
 
@@ -88,7 +88,7 @@ def test_equals_it_in_float32_to_rounding(layout, padded):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_where_triton_interprets_them_the_fused_operators_run(dtype):
-    """Elsewhere the CPU has one of its own. The result is as near to float64 as the stock UNet's."""
+    """Without the interpreter the CPU has one fused operator. The result is as near to float64 as the stock UNet's."""
 
     names = set()
 
@@ -112,7 +112,7 @@ def test_where_triton_interprets_them_the_fused_operators_run(dtype):
 
 @pytest.mark.parametrize("operators", [False, True])
 def test_padding_may_be_anywhere(operators, monkeypatch):
-    """Also in front, and all that a sample has; by `kv_lengths` where the operators run, and else by a bias."""
+    """Padding in front, and a sample that is all padding; by `kv_lengths` if the operators run, otherwise by a bias."""
     if operators:
         monkeypatch.setattr(blocks, "use_triton", lambda x: True)
     latents, (conditioning, *given) = inputs(3)
@@ -143,7 +143,7 @@ def test_cross_attention_without_its_kernel_is_said(monkeypatch):
 
 
 def test_guidance_may_be_switched_between_steps():
-    """A callback may set the scale: one state serves both."""
+    """A callback may set the guidance scale: one state serves steps with and without guidance."""
     denoiser = FusedDenoiser(unet())
     latents, given = inputs(2)
     with torch.no_grad():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # flavors are modules, which are imported by name
+sys.path.insert(0, str(Path(__file__).parent))  # so that flavors can import the stand-in by name
 
 
 @pytest.fixture

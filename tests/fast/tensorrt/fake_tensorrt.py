@@ -1,7 +1,6 @@
-"""TensorRT's Python API as far as the project uses it, with onnxruntime on the CPU in place of engines.
+"""The part of TensorRT's Python API that the project uses, with onnxruntime on the CPU in place of engines.
 
-A serialized engine is b"fake" and the ONNX file. Tensors are read and written through their addresses, as by the real
-one.
+A serialized engine is b"fake" and the ONNX file. Tensors are read and written through their addresses, as in TensorRT.
 """
 
 import ctypes
@@ -80,7 +79,7 @@ class EngineInvalidityDiagnostics(enum.IntEnum):
 
 
 class Behavior:
-    """What goes wrong; a test sets it."""
+    """The failures of the stand-in; tests set them."""
 
     no_builder = False
     build_error: str | None = None
@@ -166,7 +165,7 @@ class OnnxParser:
         self.network = network
 
     def parse_from_file(self, path):
-        with open(path, "rb") as file:  # noqa: PTH123  as the real one, it takes a string
+        with open(path, "rb") as file:  # noqa: PTH123  takes a string, like TensorRT's
             self.network.onnx = file.read()
         return True
 
@@ -247,7 +246,7 @@ class Runtime:
 
 
 class FakeFlavor(flavor.Flavor):
-    """That of this module, which runs on the CPU."""
+    """The flavor of this module, which runs on the CPU."""
 
     def refusals(self, device):
         return []
@@ -258,9 +257,9 @@ class FakeFlavor(flavor.Flavor):
 
 @contextmanager
 def installed():
-    """Makes it the only flavor there is, with nothing built and nothing going wrong."""
+    """Makes the stand-in the only flavor, with no engine built and no failure set."""
     fake = FakeFlavor(name="fake", modules=(__name__,), least=(10, 13), install="pip install fake", needs_gpu=False)
-    before = flavor.FLAVORS.copy(), dict(vars(Behavior))  # the order of flavors is that in which they are tried
+    before = flavor.FLAVORS.copy(), dict(vars(Behavior))  # a copy keeps the order, in which flavors are tried
     flavor.FLAVORS.clear()
     flavor.FLAVORS["fake"] = fake
     Behavior.built = []

@@ -1,4 +1,4 @@
-"""Building engines: with TensorRT-RTX, which needs no GPU, where it is installed; and what is said when it fails."""
+"""Building engines with TensorRT-RTX, which needs no GPU, where it is installed; and the errors of failed builds."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def rtx():
 
 
 def is_whole(engine):
-    """A TensorRT-RTX engine begins with a tag and, in bytes 16 to 24, its own size."""
+    """Whether an engine is complete: TensorRT-RTX writes a tag first, and the engine's size in bytes 16 to 24."""
     return engine[:4] == b"vtrt" and int.from_bytes(engine[16:24], "little") == len(engine)
 
 
@@ -83,7 +83,7 @@ def test_a_progress_callback_s_error_ends_the_build(rtx, small):
 
 
 def test_ctrl_c_ends_the_build(rtx, small):
-    """Between two steps of the builder, whose thread is not the one that is interrupted; and the next build works."""
+    """Ctrl-C interrupts the main thread between two steps of the builder's thread. The next build works."""
     seen = []
 
     def on_progress(name, done, total):

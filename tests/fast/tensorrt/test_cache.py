@@ -1,4 +1,4 @@
-"""The engine cache: whole files or none, whatever happens to them and whoever else uses it."""
+"""The engine cache: whole files or none, also after damage, and with several processes."""
 
 import logging
 import subprocess
@@ -33,7 +33,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def file(cache):
-    """Of an engine that is kept."""
+    """The file of an engine in the cache."""
     cache.get_or_build(KEY, built)
     return cache.folder / KEY.file_name
 
@@ -148,7 +148,7 @@ print(len(EngineCache(folder).get_or_build(test_cache.KEY, build)))
 
 
 def test_two_processes_build_once(tmp_path):
-    """The second comes while the first builds, waits, and reads what that one has written."""
+    """The second process starts while the first builds, waits, and reads the first one's engine."""
     code = BUILDER.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "engines"))
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     start = lambda: subprocess.Popen([sys.executable, "-c", code], text=True, **pipes)  # noqa: E731

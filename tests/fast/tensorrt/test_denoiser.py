@@ -1,4 +1,4 @@
-"""The tensorrt runtime: on the CPU by a stand-in that runs the exported files, on a GPU by the real one."""
+"""The tensorrt runtime: on the CPU with a stand-in that runs the exported files, on a GPU with TensorRT."""
 
 import copy
 import logging
@@ -34,7 +34,7 @@ def pipe(tiny_pipeline):
 
 @pytest.fixture(scope="module")
 def cache_folder(tmp_path_factory):
-    """One for all tests, as building is what takes time."""
+    """One folder for all tests, because building takes most of the time."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -75,7 +75,7 @@ def relative(ours, reference):
 
 
 def test_the_whole_pipeline_equals_eager(pipe, image, mask, fake, caplog, tmp_path):
-    """Latents and decoded pixels; padded reports, guidance; and nothing is built twice."""
+    """Latents and decoded pixels, with padded reports and guidance. No engine is built twice."""
     fast = accelerate(pipe, runtime="tensorrt", dtype=torch.float32)
     assert fast.describe() == f"runtime tensorrt, tier tolerance, float32\nengines of fake {FLAVORS['fake'].version}"
     with caplog.at_level(logging.WARNING):
@@ -87,7 +87,7 @@ def test_the_whole_pipeline_equals_eager(pipe, image, mask, fake, caplog, tmp_pa
     assert torch.equal(ours[mask == 0], image[mask == 0])
     built = len(fake.Behavior.built)
     assert built == 2  # the core and the decoder
-    if (rtx := FLAVORS_THERE.get("tensorrt-rtx")) is not None:  # the real one takes the same files
+    if (rtx := FLAVORS_THERE.get("tensorrt-rtx")) is not None:  # TensorRT-RTX takes the same files
         for name, data in zip(("core.onnx", "decoder.onnx"), fake.Behavior.built, strict=True):
             (tmp_path / name).write_bytes(data)
             real = build(tmp_path / name, rtx, capabilities=("8.0", "8.6"))
@@ -99,7 +99,7 @@ def test_the_whole_pipeline_equals_eager(pipe, image, mask, fake, caplog, tmp_pa
 
 
 def test_a_batch_is_padded_to_its_bucket(pipe, image, mask, fake, monkeypatch):
-    """Three images in an engine for four, without guidance; and a decoder for two decodes them by twos."""
+    """Three images in an engine for four, without guidance. A decoder for two images decodes them in pairs."""
     monkeypatch.setattr("gbci_fast.fast.tensorrt.denoiser.DECODED", 2)
     fast = accelerate(pipe, runtime="tensorrt", dtype=torch.float32)
     images, masks = (torch.cat([part, part[:1]]) for part in (image, mask))
@@ -110,7 +110,7 @@ def test_a_batch_is_padded_to_its_bucket(pipe, image, mask, fake, monkeypatch):
 
 
 def test_it_runs_inside_recorded_loops(pipe, image, mask, fake, monkeypatch):
-    """With a recorder that only runs the loop again: on a GPU it is a CUDA graph."""
+    """With a recorder that only runs the loop again. (On a GPU the recorder makes a CUDA graph.)"""
 
     class Recorder:
         recorded = 0
@@ -156,7 +156,7 @@ def test_the_decoder_is_that_of_an_autoencoder_in_every_other_way(pipe, fake):
     twin = copy.deepcopy(ours)
     with torch.no_grad():
         twin.decoder.conv_out.bias.add_(1)
-        twin.to(torch.float32)  # as any move does, it makes the engines be looked for again
+        twin.to(torch.float32)  # a move makes the engines be looked up again
         assert (twin.decode(latents).sample - reference).mean() == pytest.approx(1, abs=1e-3)
         assert relative(ours.decode(latents).sample, reference) < 1e-4
 
@@ -239,7 +239,7 @@ def test_a_unet_that_the_fused_runtime_cannot_run_is_refused(pipe, fake):
 
 
 def test_auto_takes_the_next_runtime_and_says_so(pipe, monkeypatch):
-    assert "tensorrt" not in fast_decision.AUTO  # nothing has measured it yet
+    assert "tensorrt" not in fast_decision.AUTO  # TensorRT is not measured yet
     monkeypatch.setattr(fast_decision, "AUTO", ("tensorrt", *fast_decision.AUTO))
     made = accelerate(pipe).decision
     assert made.runtime == "fused"
@@ -254,7 +254,7 @@ def test_auto_takes_the_next_runtime_and_says_so(pipe, monkeypatch):
 def test_on_a_gpu_it_is_within_the_tolerance_of_the_fused_runtime(
     pipe, image, mask, tmp_path, monkeypatch, name, dtype
 ):
-    """Recorded as a CUDA graph: against eager in float32, at most 1.5 times the error of eager in this dtype."""
+    """Recorded as a CUDA graph: the error to eager float32 is at most 1.5 times that of eager in this dtype."""
     reasons = FLAVORS[name].refusals(torch.device("cuda"))
     if reasons:
         pytest.skip(reasons[0])

@@ -1,4 +1,4 @@
-"""Which TensorRT is there, and what is said of one that cannot be used."""
+"""The flavors of TensorRT: which is installed, and the errors of those that cannot be used."""
 
 import sys
 import types

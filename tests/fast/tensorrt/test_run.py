@@ -1,4 +1,4 @@
-"""Running engines on PyTorch's tensors: with the stand-in on the CPU, and with the real ones on a GPU."""
+"""Running engines on PyTorch's tensors: with the stand-in on the CPU, and with TensorRT on a GPU."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_it_reads_and_writes_tensors_where_they_are(engine, x):
     returned = engine({"x": 2 * x}, given)
     assert all(returned[name] is given[name] for name in given)
     torch.testing.assert_close(given["y"], reference(2 * x))
-    torch.testing.assert_close(made["y"], reference(x))  # the first call's output is its own
+    torch.testing.assert_close(made["y"], reference(x))  # the next call did not overwrite the first output
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_an_engine_that_cannot_be_loaded_names_reason_and_remedy(fake, small):
 
 
 def test_a_flavor_that_cannot_tell_whether_an_engine_is_valid_is_asked_to_load_it(fake, small, x, monkeypatch):
-    monkeypatch.delattr(fake.Runtime, "get_engine_validity")  # the one for data centers has none
+    monkeypatch.delattr(fake.Runtime, "get_engine_validity")  # TensorRT for data centers lacks it
     engine = Engine(build(small, FLAVORS["fake"]).engine, FLAVORS["fake"], CPU)
     torch.testing.assert_close(engine({"x": x})["y"], reference(x))
 

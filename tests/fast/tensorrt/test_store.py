@@ -1,4 +1,4 @@
-"""A module to an engine: from the cache, or built; and real engines of the packaged checkpoint."""
+"""Engines of a module, from the cache or built; and TensorRT-RTX engines of the packaged checkpoint."""
 
 from collections import Counter
 from dataclasses import replace
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def recipe(onnx_writer):
-    """Of `write_onnx`'s file with a weight, which is also its digest."""
+    """``recipe(weight, **changes)``: a recipe of `write_onnx`'s file, with the weight as its digest."""
 
     def make(weight, **changes):
         options = {"part": "unet", "shape": "b2", "dtype": "float32", "graph": "g"} | changes
@@ -94,14 +94,14 @@ def test_the_graph_is_that_of_config_and_code(pipe, monkeypatch):
 
 
 CONVOLVED = ("CONVOLUTION", "MATRIX_MULTIPLY")  # kinds of layers that multiply
-ISLANDS = ("NORMALIZATION", "SOFTMAX")  # and that sum up, or take exponentials
+ISLANDS = ("NORMALIZATION", "SOFTMAX")  # kinds that sum up, or take exponentials
 
 
 @pytest.mark.parametrize(
     ("part", "dtype", "convolutions"), [("unet", torch.float16, 30), ("decoder", torch.bfloat16, 20)], ids=str
 )
 def test_real_engines_of_the_packaged_checkpoint(pipe, cache, part, dtype, convolutions, capsys):
-    """Built by TensorRT-RTX for two compute capabilities on whatever machine this is: header, log, and types."""
+    """Built by TensorRT-RTX for two compute capabilities, on any machine: header, log, and types."""
     pytest.importorskip("tensorrt_rtx_bindings")
     module = torch.nn.Module.to(getattr(pipe, {"unet": "unet", "decoder": "vae"}[part]), dtype)
     if part == "unet":
@@ -114,7 +114,7 @@ def test_real_engines_of_the_packaged_checkpoint(pipe, cache, part, dtype, convo
     assert engine[:4] == b"vtrt"
     assert int.from_bytes(engine[16:24], "little") == len(engine)
     weights = sum(parameter.numel() for parameter in (module if part == "unet" else module.decoder).parameters())
-    assert len(engine) > weights  # bytes: at least half of the weights are in it
+    assert len(engine) > weights  # in bytes: the engine contains the weights
     for record in made.log:
         assert record.severity in ("INFO", "VERBOSE"), record
         assert not any(word in record.text.lower() for word in ("fallback", "falling back", "unsupported")), record
