@@ -31,7 +31,8 @@ lint: .venv/.test .venv/.types
 	$(BIN)/ruff format --check
 
 # The type checker takes a minute. It runs only if a module changed.
-TYPED := $(shell find gbci_fast kernels training -name '*.py') tests/check_types.py tests/type_errors.txt
+TYPED := $(shell find gbci_fast kernels training -name '*.py' -o -type d ! -name __pycache__) \
+	$(wildcard tests/typings/gbci_fast/*.pyi) tests/check_types.py tests/type_errors.txt
 .venv/.types: .venv/.test $(TYPED)
 	$(BIN)/python tests/check_types.py
 	touch $@

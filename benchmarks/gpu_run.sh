@@ -23,8 +23,8 @@
 #   python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
 #     -c constraints.txt -d .wheels diffusers importlib_metadata zipp pydicom pylibjpeg \
-#     pylibjpeg-openjpeg pylibjpeg-rle lazy-importer hypothesis sortedcontainers pytest-benchmark \
-#     py-cpuinfo2 xformers
+#     pylibjpeg-openjpeg pylibjpeg-rle lazy-importer filelock platformdirs msgspec hypothesis \
+#     sortedcontainers pytest-benchmark py-cpuinfo2 xformers
 #
 # The part tensorrt needs more, which is large: onnx onnxscript onnx-ir ml_dtypes protobuf flatbuffers onnxruntime
 # tensorrt_rtx_cu13_bindings tensorrt_rtx_cu13_libs. Wheels may also lie in a folder outside the tree: WHEELS=FOLDER.

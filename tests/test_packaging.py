@@ -14,6 +14,8 @@ import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import gbci_fast
+
 ROOT = Path(__file__).resolve().parents[1]
 METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -47,12 +49,13 @@ def test_kernels_is_no_package():
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-def test_every_weight_file_the_priors_and_the_pages_are_in_the_wheel(script):
+def test_data_files_are_in_the_wheel(script):
     patterns = [pattern.replace("**/", "*") for pattern in script["setup"]["package_data"]["gbci_fast"]]
     pages = (ROOT / "gbci_fast").rglob("*.html")
     paths = [*(ROOT / "gbci_fast/weights").rglob("*"), ROOT / "gbci_fast/generate/priors.json", *pages]
-    files = [p.relative_to(ROOT / "gbci_fast").as_posix() for p in paths if p.is_file()]
+    files = ["py.typed", *(p.relative_to(ROOT / "gbci_fast").as_posix() for p in paths if p.is_file())]
     assert {"generate/priors.json", "data/qc.html", "evaluate/page.html"} <= set(files)
+    assert (ROOT / "gbci_fast" / "py.typed").is_file()
     assert [name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)] == []
 
 
@@ -68,7 +71,7 @@ def test_every_requirement_is_pinned_inside_its_range():
 
 
 def test_installed_metadata_is_that_of_the_source():
-    assert importlib.metadata.version("gbci_fast") == METADATA["version"]
+    assert importlib.metadata.version("gbci_fast") == METADATA["version"] == gbci_fast.__version__
     entry = importlib.metadata.entry_points(group="console_scripts", name="gbci-fast")
     assert [point.value for point in entry] == ["gbci_fast.cli:main"]
 

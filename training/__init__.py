@@ -1,0 +1,1 @@
+"""Training: `gbci_fast.training`. Stages, their data, and the loop that they share."""

@@ -11,10 +11,10 @@ import numpy as np
 from scipy import ndimage
 
 from gbci_fast.attributes import Attributes
+from gbci_fast.choices import MODEL_SIZE
 from gbci_fast.data.boxes import bounding_box, box_ellipse
 from gbci_fast.data.cache import Cache, Selected, is_cache
 from gbci_fast.data.fields import FieldOfView, read_fields
-from gbci_fast.data.frame import MODEL_SIZE
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.training.progress import counting

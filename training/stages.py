@@ -1,4 +1,4 @@
-"""Presets, and the entry points that the command line calls."""
+"""Presets, and the entry points of the command line; the student's is in `gbci_fast.training.distill`."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from gbci_fast.choices import MODEL_SIZE
 from gbci_fast.data.cache import CACHE_FILE
-from gbci_fast.data.frame import MODEL_SIZE
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import hash_weights, sha256_of

@@ -96,10 +96,9 @@ def read_shapes(args: argparse.Namespace, pipe: "GBCIPipeline") -> "Bucket":
     from gbci_fast.fast.export import Bucket
     from gbci_fast.fast.graph import TOKENS
 
-    stride = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor if args.size is None else args.size
-    if size < 1 or size % stride != 0:
-        raise GBCIError(f"--size is {size}; expected a multiple of {stride}")
+    if size < 1 or size % pipe.stride != 0:
+        raise GBCIError(f"--size is {size}; expected a multiple of {pipe.stride}")
     tokens = args.tokens
     if tokens is None:
         blank = torch.zeros(1, 1, size, size)

@@ -4,5 +4,5 @@ import zlib
 
 
 def patient_fold(patient: str) -> str:
-    """ "A" or "B" by hash of the patient id: the scorer is trained on A only, the verifier on B only."""
+    """The fold of a patient, A or B, by a hash of the id. The scorer is trained on A; a model that selects takes B."""
     return "AB"[zlib.crc32(patient.encode()) & 1]

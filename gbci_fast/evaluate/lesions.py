@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from skimage.transform import resize
 
+from gbci_fast.choices import MODEL_SIZE
 from gbci_fast.data.boxes import bounding_box
 from gbci_fast.data.fields import read_fields
 from gbci_fast.data.folds import patient_fold
-from gbci_fast.data.frame import MODEL_SIZE
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError

@@ -11,8 +11,8 @@ import numpy as np
 from scipy.signal import fftconvolve
 from skimage.draw import polygon2mask
 
+from gbci_fast.choices import MODEL_SIZE
 from gbci_fast.data.boxes import Box, box_ellipse
-from gbci_fast.data.frame import MODEL_SIZE
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.priors import CategoryPrior

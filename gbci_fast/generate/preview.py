@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from gbci_fast.data.frame import MODEL_SIZE, Frame
+from gbci_fast.choices import MODEL_SIZE
+from gbci_fast.data.frame import Frame
 from gbci_fast.generate.template import Synthesis
 from gbci_fast.jobs.files import atomically
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from gbci_fast.attributes import FINDING_CATEGORIES, VIEW_POSITIONS
-from gbci_fast.data.frame import MODEL_SIZE
+from gbci_fast.choices import MODEL_SIZE
 from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.priors import (

@@ -27,7 +27,7 @@ from gbci_fast.generate.job import run_job
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings, SamplerSettings
 from gbci_fast.jobs.files import hash_weights
-from gbci_fast.model.checkpoint import PACKAGED_WEIGHTS
+from gbci_fast.model.pipeline import PACKAGED_WEIGHTS
 
 ARRAYS, DIGESTS = Path(__file__).with_name("golden.npz"), Path(__file__).with_name("golden.json")
 SIZE, STEPS = 96, 4
