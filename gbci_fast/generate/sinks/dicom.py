@@ -71,7 +71,7 @@ def _header(synthesis: Synthesis, identities: Identities, job_seed: int, weights
     number = int(digest_of(*study)[:8], 16)
     invented = _EPOCH + timedelta(days=number % 7300, seconds=number % 86400)
     when = _study_datetime(source)
-    pixels = hashlib.sha256(np.ascontiguousarray(synthesis.stored)).hexdigest()
+    pixels = hashlib.sha256(np.ascontiguousarray(synthesis.stored).data).hexdigest()
     return MammogramHeader(
         view_position=attributes.view_position,
         laterality=attributes.laterality,
@@ -99,8 +99,9 @@ def _study_datetime(dataset: Dataset | None) -> datetime | None:
     time = re.match(r"([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d)?", _text(dataset, "StudyTime"))
     if day is None or int(day[1]) < 1900:
         return None
+    hour, minute, second = (int(part or 0) for part in time.groups()) if time else (0, 0, 0)
     try:
-        return datetime(*map(int, day.groups()), *(int(part or 0) for part in (time.groups() if time else ())))
+        return datetime(int(day[1]), int(day[2]), int(day[3]), hour, minute, second)
     except ValueError:  # no such day
         return None
 
