@@ -33,9 +33,10 @@ GRID = 8  # cells of a position map along each side
 
 
 Count = Annotated[int, Meta(ge=0)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Amount = Annotated[float, Meta(ge=0, le=1e12)]
-Positive = Annotated[float, Meta(ge=1e-6, le=1e6)]
+# A whole number stays one, because the digest of the priors is that of their JSON text.
+Share = Annotated[int, Meta(ge=0, le=1)] | Annotated[float, Meta(ge=0, le=1)]
+Amount = Annotated[int, Meta(ge=0, le=10**12)] | Annotated[float, Meta(ge=0, le=1e12)]
+Positive = Annotated[int, Meta(ge=1, le=10**6)] | Annotated[float, Meta(ge=1e-6, le=1e6)]
 Cells = Annotated[list[Positive], Meta(min_length=GRID, max_length=GRID)]
 
 
@@ -271,6 +272,9 @@ class _File(msgspec.Struct):
 def _sentence(error: str, content: Any) -> str:
     """The sentence for an error of msgspec: the place of the value, the value, and what was expected."""
     said, _, place = error.replace("[...]", "").partition(" - at `$")
+    said = said.replace("int | float", "number").replace(
+        "`int` >= 1", "number >= 1e-06"
+    )  # the whole part of `Positive`
     place = place.strip(".`")
     for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", place):
         content = content[name] if name else content[int(index)]

@@ -218,12 +218,12 @@ BAD = {
     "text": (
         mass("diameter", "median"),
         "big",
-        'Mass.diameter.median is "big"; expected float, got str',
+        'Mass.diameter.median is "big"; expected number, got str',
     ),
     "negative": (
         mass("diameter", "median"),
         -3,
-        "Mass.diameter.median is -3; expected float >= 1e-06",
+        "Mass.diameter.median is -3; expected number >= 1e-06",
     ),
     "nan": (
         mass("aspect", "log_sd"),
@@ -239,13 +239,13 @@ BAD = {
     "cell": (
         mass("position", "CC", 2, 3),
         0,
-        "Mass.position.CC[2][3] is 0; expected float >= 1e-06",
+        "Mass.position.CC[2][3] is 0; expected number >= 1e-06",
     ),
     "view": (mass("position", "MLO"), ..., 'Mass.position is ["CC"]; expected the field MLO'),
     "shares": (mass("birads", "4"), 1, "expected shares that add up to 1"),
     "counts": (mass("boxes"), {"x": 1.5}, 'Mass.boxes is {"x": 1.5}; expected int, got float'),
     "notes": (at("notes"), "text", 'notes is "text"; expected array, got str'),
-    "shrinkage": (at("shrinkage"), True, "shrinkage is true; expected float, got bool"),
+    "shrinkage": (at("shrinkage"), True, "shrinkage is true; expected number, got bool"),
 }
 
 
@@ -276,3 +276,14 @@ def test_no_priors(tmp_path, text, sentence):
     with pytest.raises(GBCIError) as error:
         load_priors(path)
     assert sentence in str(error.value)
+
+
+def test_a_whole_number_stays_one(tmp_path):
+    """The digest tells jobs apart: files that were edited by hand keep theirs."""
+    content = json.loads(PACKAGED.read_text())
+    content["shrinkage"] = 20
+    (tmp_path / "priors.json").write_text(json.dumps(content))
+    priors = load_priors(tmp_path / "priors.json")
+    assert type(priors.shrinkage) is int
+    assert priors.digest != load_priors().digest
+    assert priors.to_json()["shrinkage"] == 20
