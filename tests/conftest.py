@@ -112,10 +112,10 @@ def sample():
 
 
 class RecordedDisk:
-    """A folder of which it is noted what ``fsync`` has put on the disk, so that a power cut can be played.
+    """A folder whose calls of ``fsync`` are recorded, so that a power cut can be simulated.
 
-    A file has the content that it had when it was last synced (none: it is empty), a folder the names. Some file
-    systems keep names that were never synced: `cut` plays either.
+    After the cut, a file has the content of its last sync (without one, it is empty), and a folder has the names of its
+    last sync. Some file systems also keep names that were never synced: `cut` simulates both kinds.
     """
 
     def __init__(self, root: Path):

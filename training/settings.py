@@ -27,17 +27,17 @@ class LoopConfig:
     """
 
     steps: int = option(help="optimizer steps in all", least=1)
-    batch_size: int = option(least=1)
+    batch_size: int = option(help="images per micro-batch (default: of the preset)", least=1)
     accumulate: int = option(1, "micro-batches per optimizer step; processes under torchrun share them", least=1)
-    learning_rate: float = option(2e-4)
+    learning_rate: float = option(2e-4, "peak learning rate (default: of the preset)")
     weight_decay: float = 0.01
     warmup: int = 100
     ema_decay: float = 0.999
     grad_clip: float = 1.0
-    seed: int = option(0)
-    precision: str = option("bf16", choices=("fp32", "bf16"))
-    save_every: int = option(200, least=1)
-    sample_every: int = option(500, least=1)
+    seed: int = option(0, "of all random choices (default: 0)")
+    precision: str = option("bf16", "of forward and backward pass (default: bf16)", choices=("fp32", "bf16"))
+    save_every: int = option(200, "steps between two saves (default: 200)", least=1)
+    sample_every: int = option(500, "steps between two sample sheets (default: 500)", least=1)
     tensorboard: bool = option(False, "write curves to OUTPUT/tensorboard (gbci_fast[train])")
 
     def __post_init__(self):
@@ -125,6 +125,6 @@ class DistillConfig:
                 f"divides 1000"
             )
         if not self.guidance >= 1:
-            raise GBCIError(f"guidance is {self.guidance}; expected at least 1, which is none")
+            raise GBCIError(f"guidance is {self.guidance}; expected at least 1 (1 = no guidance)")
         if not self.huber > 0:
             raise GBCIError(f"huber is {self.huber}; expected a positive number")

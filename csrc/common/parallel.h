@@ -1,4 +1,4 @@
-// Loops over threads.
+// How many elements a thread takes at least.
 
 #pragma once
 

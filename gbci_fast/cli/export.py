@@ -94,7 +94,7 @@ def read_shapes(args: argparse.Namespace, pipe: "GBCIPipeline") -> "Bucket":
 
     from gbci_fast.attributes import Attributes
     from gbci_fast.fast.export import Bucket
-    from gbci_fast.fast.graph import TOKENS
+    from gbci_fast.fast.graph import TOKEN_MULTIPLE
 
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor if args.size is None else args.size
     if size < 1 or size % pipe.stride != 0:
@@ -102,7 +102,7 @@ def read_shapes(args: argparse.Namespace, pipe: "GBCIPipeline") -> "Bucket":
     tokens = args.tokens
     if tokens is None:
         blank = torch.zeros(1, 1, size, size)
-        tokens = pipe.encode_condition(blank, blank, [Attributes()], [None]).pad(TOKENS).tokens.shape[1]
+        tokens = pipe.encode_condition(blank, blank, [Attributes()], [None]).pad(TOKEN_MULTIPLE).tokens.shape[1]
     side = size // pipe.vae_scale_factor
     return Bucket(batch=args.batch, height=side, width=side, tokens=tokens, guided=not args.no_guidance)
 

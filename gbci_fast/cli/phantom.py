@@ -23,7 +23,7 @@ def add_parser(subparsers) -> None:
         "phantom",
         help="write procedural mammograms with exact truth, in the VinDr-Mammo layout",
         description="Writes procedural mammograms (DICOM), lesion masks (PNG), annotations (CSV) and a contact sheet\n"
-        "in the VinDr-Mammo layout. The same seed gives the same bytes.",
+        "in the VinDr-Mammo layout. The same seed gives the same bytes on one type of processor.",
         epilog=EXAMPLE,
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or an empty folder")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Batch sizes that are recorded. A batch is padded to the next size. Larger batches are not launch-bound."""
-TOKENS = 32
+TOKEN_MULTIPLE = 32
 """A context with a report is padded to a multiple of this many tokens."""
 CAPACITY = 64
 """Number of recordings that are kept: windows of nine sizes, in the seven batch sizes up to 64."""

@@ -18,7 +18,7 @@ from gbci_fast.fast import windows
 from gbci_fast.fast.decision import Decision, decide
 from gbci_fast.fast.denoiser import Denoiser
 from gbci_fast.fast.devices import fastest_layout
-from gbci_fast.fast.graph import BATCH_SIZES, TOKENS, CudaRecorder, LoopGraphs, Recorder
+from gbci_fast.fast.graph import BATCH_SIZES, TOKEN_MULTIPLE, CudaRecorder, LoopGraphs, Recorder
 from gbci_fast.fast.modules.adapters import merged
 from gbci_fast.fast.modules.autoencoder import with_fused_norms
 from gbci_fast.fast.modules.blocks import fused_refusals
@@ -183,7 +183,7 @@ class FastPipeline(GBCIPipeline):
         """As in the eager pipeline. Where loops are recorded, reports are padded, to need fewer recordings."""
         conditioning = super().encode_condition(masked_pixels, mask, attributes, report, report_embeds, report_mask)
         has_report = report_embeds is not None or any(report)
-        return conditioning.pad(TOKENS) if has_report and self._denoiser_here()[1] is not None else conditioning
+        return conditioning.pad(TOKEN_MULTIPLE) if has_report and self._denoiser_here()[1] is not None else conditioning
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """As in the eager pipeline; equal images next to each other in the batch are encoded once."""

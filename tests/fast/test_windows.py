@@ -219,7 +219,7 @@ def test_no_other_tier_windows(pipe, image, mask, tier, monkeypatch):
     assert "windowed" not in fast.describe()
 
 
-def test_the_plan_says_so(fast, pipe):
+def test_the_decision_says_so(fast, pipe):
     assert fast.describe().splitlines() == ["runtime fused, tier approximate, float32", windows.NOTE]
     assert "no mask to put a window around" in accelerate(pipe.unet, tier="approximate").describe()
 

@@ -35,11 +35,11 @@ def test_a_worker_ends_where_its_parent_terminates_it(pool):
 
 
 def test_closing_waits_for_a_call_and_has_a_limit(pool):
-    slow = pool.submit(time.sleep, 0.5)
+    slow = pool.submit(sum, range(20_000_000))
     slow.cancel() or close_pool(pool)
     assert slow.done()
     endless = worker_pool(1, __name__)
-    never = endless.submit(time.sleep, 1000)
+    never = endless.submit(signal.pause)
     while not never.running():
         pass
     start = time.monotonic()

@@ -149,7 +149,7 @@ def _check_capabilities(flavor: Flavor, capabilities: Sequence[str]) -> None:
     for capability in capabilities:
         if known and capability not in known:
             raise GBCIError(
-                f"compute capability {capability} is none that {flavor.name} {flavor.version} can be asked for; "
+                f"{flavor.name} {flavor.version} does not build for compute capability {capability}; "
                 f"expected some of {', '.join(known)}, or none for an engine that names none"
             )
 

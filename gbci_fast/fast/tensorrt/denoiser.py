@@ -1,7 +1,7 @@
 """The core of the fused UNet, and the VAE's decoder, as TensorRT engines.
 
 Everything that `gbci_fast.fast.runtimes.fused` computes once per call stays in PyTorch. An engine has static shapes: a
-batch is padded to the next of `BATCH_SIZES`, a context to a multiple of `TOKENS`. Each pair of sizes has an engine of
+batch is padded to the next of `BATCH_SIZES`, a context to a multiple of `TOKEN_MULTIPLE`. Each pair of sizes has an engine of
 its own, which is built at its first use and then kept (`gbci_fast.fast.tensorrt.cache`).
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.fast import export
-from gbci_fast.fast.graph import BATCH_SIZES, TOKENS, padded_size
+from gbci_fast.fast.graph import BATCH_SIZES, TOKEN_MULTIPLE, padded_size
 from gbci_fast.fast.modules.blocks import foreign
 from gbci_fast.fast.modules.convolution import shared_copy
 from gbci_fast.fast.runtimes.fused import FusedDenoiser, _rows
@@ -71,7 +71,7 @@ class TensorRTDenoiser:
 
     def prepare(self, conditioning: Conditioning, null: Conditioning, constant: Tensor, timesteps: Tensor) -> _State:
         batch, size = len(constant), _engine_batch(len(constant))
-        conditioning = conditioning.pad(TOKENS)
+        conditioning = conditioning.pad(TOKEN_MULTIPLE)
         conditioning = Conditioning(**{name: _filled(part, size) for name, part in conditioning.tensors().items()})
         # Engines always take lengths, so the context counts as padded; reading the mask would wait for the device.
         vars(conditioning)["padded"] = True

@@ -54,7 +54,7 @@ def test_capabilities_make_other_engines(rtx, small):
 
 def test_an_unknown_capability_is_refused(rtx, small):
     with pytest.raises(
-        GBCIError, match=r"compute capability 9.9 is none that tensorrt-rtx .*; expected some of 7.5, 8.0"
+        GBCIError, match=r"tensorrt-rtx .* does not build for compute capability 9.9; expected some of 7.5, 8.0"
     ):
         build(small, rtx, capabilities=("9.9",))
 
