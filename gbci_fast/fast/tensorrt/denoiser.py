@@ -1,8 +1,8 @@
 """The core of the fused UNet, and the VAE's decoder, as TensorRT engines.
 
 Everything that `gbci_fast.fast.runtimes.fused` computes once per call stays in PyTorch. An engine has static shapes: a
-batch is padded to the next of `BATCH_SIZES`, a context to a multiple of `TOKEN_MULTIPLE`. Each pair of sizes has an engine of
-its own, which is built at its first use and then kept (`gbci_fast.fast.tensorrt.cache`).
+batch is padded to the next of `BATCH_SIZES`, a context to a multiple of `TOKEN_MULTIPLE`. Each pair of sizes has an
+engine of its own, which is built at its first use and then kept (`gbci_fast.fast.tensorrt.cache`).
 """
 
 import logging
