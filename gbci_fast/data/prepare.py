@@ -37,8 +37,9 @@ from gbci_fast.data.cache import (
     Cache,
     packed_length,
 )
-from gbci_fast.data.prepare_image import PreparedImage, PrepareSettings, prepare_image, start_reader
+from gbci_fast.data.prepare_image import PreparedImage, prepare_image, start_reader
 from gbci_fast.data.qc import QC_FOLDER, write_qc
+from gbci_fast.data.settings import PrepareSettings
 from gbci_fast.data.vindr import ImageRecord, VinDr, find_inputs, is_data_set
 from gbci_fast.errors import GBCIError, one_line
 from gbci_fast.jobs.files import atomically, locked, naming_file, real_path, sha256_of, sync, sync_tree

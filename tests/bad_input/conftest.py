@@ -10,7 +10,7 @@ from PIL import Image
 
 from gbci_fast.cli import main
 from gbci_fast.data.prepare import prepare
-from gbci_fast.data.prepare_image import PrepareSettings
+from gbci_fast.data.settings import PrepareSettings
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.phantom import generate_phantom

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gbci_fast.data.cache import CACHE_FILE, INDEX, MASKS, PIXELS, Cache, is_cache, pack_masks, unpack_masks
 from gbci_fast.data.prepare import prepare
-from gbci_fast.data.prepare_image import PrepareSettings
+from gbci_fast.data.settings import PrepareSettings
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import sha256_of
 from gbci_fast.phantom import generate_phantom

@@ -22,8 +22,9 @@ from gbci_fast.data.cache import CACHE_FILE, INDEX, MASKS, PIXELS, Cache
 from gbci_fast.data.fields import read_fields
 from gbci_fast.data.folds import patient_fold
 from gbci_fast.data.prepare import SKIPPED, open_sources, prepare
-from gbci_fast.data.prepare_image import PrepareSettings
+from gbci_fast.data.prepare_image import prepare_image
 from gbci_fast.data.segmentation import pectoral_mask
+from gbci_fast.data.settings import PrepareSettings
 from gbci_fast.data.vindr import BREAST_TABLE, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import locked
@@ -105,6 +106,20 @@ def test_the_cache_holds_what_reading_gives(root, straight):
     assert position == len(cache)
     assert {row["kind"] for row in cache.index.to_pylist()} == {"whole", "lesion"}
     assert any(cache.pectoral(i).any() for i in range(len(cache)))
+
+
+def test_the_index_has_what_an_image_gives(root, straight):
+    rows = iter(Cache(straight).index.to_pylist())
+    for record in VinDr(root).images:
+        made = prepare_image(record, root, root.name, SMALL)
+        assert made.pixels.shape == (len(made.rows), 64, 64)
+        assert len(made.masks) == len(made.rows)
+        for ours in made.rows:
+            row = next(rows)
+            assert {name: row[name] for name in ("image_id", "kind", "sha256", "fold", "brightness")} == {
+                name: ours[name] for name in ("image_id", "kind", "sha256", "fold", "brightness")
+            }
+    assert next(rows, None) is None
 
 
 def test_the_index_says_where_everything_came_from(root, straight):

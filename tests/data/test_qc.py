@@ -10,8 +10,8 @@ from PIL import Image
 
 from gbci_fast.data.cache import Cache
 from gbci_fast.data.prepare import prepare
-from gbci_fast.data.prepare_image import PrepareSettings
 from gbci_fast.data.qc import find_issues, image_table, robust_z, write_qc
+from gbci_fast.data.settings import PrepareSettings
 from gbci_fast.data.vindr import BOX_COLUMNS, BREAST_TABLE, FINDING_TABLE, IMAGE_COLUMNS
 
 SIZE = 128

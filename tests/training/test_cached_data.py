@@ -8,7 +8,7 @@ import torch
 
 from gbci_fast.cli import main
 from gbci_fast.data.prepare import prepare
-from gbci_fast.data.prepare_image import PrepareSettings
+from gbci_fast.data.settings import PrepareSettings
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.folder import PROGRESS_FOLDER
 from gbci_fast.training.bank import build_bank
