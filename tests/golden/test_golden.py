@@ -35,7 +35,7 @@ MASK = slice(40, 58), slice(36, 60)  # rows and columns
 AROUND = slice(32, 68), slice(28, 68)  # the mask and 8 pixels around it, and the same in latents
 AROUND_LATENTS = slice(8, 17), slice(7, 17)
 # Largest RMS distance to the stored array around the mask, in latents (standard deviation 1) or image levels (0 to 1).
-# AVX2 in place of AVX-512 moves float32 by 1e-6 and bfloat16 by 6e-4.
+# AVX2 in place of AVX-512 moves float32 by 1e-6 and bfloat16 by 4e-4.
 BOUNDS = {"trajectory": 1e-5, "exact": 1e-5, "tolerance": 2e-3, "approximate": 1e-5, "student": 1e-5, "job": 2e-5}
 # Files of a job whose bytes depend on painted pixels.
 PAINTED = ("images/", "preview.png", "manifest.parquet", ".finished/")
