@@ -25,6 +25,10 @@ FINDING_CATEGORIES = (
     "Global Asymmetry",
     "Skin Retraction",
 )
+SHAPES = ("round", "oval", "lobulated", "irregular")
+MARGINS = ("circumscribed", "obscured", "microlobulated", "indistinct", "spiculated")
+PATHOLOGIES = ("benign", "malignant")
+SUBTLETIES = (1, 2, 3, 4, 5)
 UNKNOWN_TEXT = ("", "nan", "none", "unknown")
 
 
@@ -33,6 +37,8 @@ class Attributes:
     """Description of one lesion (or of its absence) and of its breast; ``None`` means unknown.
 
     ``finding_categories`` is a tuple of `FINDING_CATEGORIES`; the empty tuple means "No Finding".
+    ``shape`` and ``margin`` are a mass's, in the words of the BI-RADS lexicon ("lobulated" is the fourth edition's).
+    ``pathology`` is what a biopsy would find. ``subtlety`` runs from 1, hardly visible, to 5, obvious, as in CBIS-DDSM.
     ``age`` is in years, ``pixel_spacing`` in mm per pixel of the *model* image.
 
     Raises:
@@ -45,6 +51,10 @@ class Attributes:
     breast_birads: int | None = None
     finding_categories: tuple[str, ...] | None = None
     finding_birads: int | None = None
+    shape: str | None = None
+    margin: str | None = None
+    pathology: str | None = None
+    subtlety: int | None = None
     age: float | None = None
     pixel_spacing: float | None = None
 
@@ -54,6 +64,10 @@ class Attributes:
         _check_choice("breast_density", self.breast_density, BREAST_DENSITIES)
         _check_choice("breast_birads", self.breast_birads, BIRADS)
         _check_choice("finding_birads", self.finding_birads, BIRADS)
+        _check_choice("shape", self.shape, SHAPES)
+        _check_choice("margin", self.margin, MARGINS)
+        _check_choice("pathology", self.pathology, PATHOLOGIES)
+        _check_choice("subtlety", self.subtlety, SUBTLETIES)
         for category in self.finding_categories or ():
             _check_choice("finding_categories", category, FINDING_CATEGORIES)
         if self.age is not None and not 0 <= self.age <= 120:
@@ -113,6 +127,22 @@ def parse_categories(key: str, value: Any) -> tuple[str, ...] | None:
     return tuple(name for name in FINDING_CATEGORIES if name in names)
 
 
+def parse_pathology(key: str, value: Any) -> str | None:
+    """ "benign" or "malignant"; None if unknown or undecided.
+
+    In the tables of CBIS-DDSM "benign_without_callback" is benign, and "benign|malignant" stands for two lesions.
+
+    Raises:
+        GBCIError: another word; the message begins with ``key``.
+    """
+    if is_unknown(value):
+        return None
+    words = {part.strip().removesuffix("_without_callback") for part in str(value).lower().split("|")}
+    for word in sorted(words):
+        _check_choice(key, word, PATHOLOGIES)
+    return words.pop() if len(words) == 1 else None
+
+
 def is_unknown(value: Any) -> bool:
     """Whether a value means "unknown": None, NaN, blank, or one of `UNKNOWN_TEXT`."""
     if value is None or (isinstance(value, float) and value != value):
@@ -131,6 +161,17 @@ def _parse_birads(key: str, value: Any) -> int | None:
     if not re.fullmatch(r"\d(\.0)?", text):
         raise GBCIError(f"{key} is {value!r}; expected a BI-RADS category such as 'BI-RADS 4'")
     return int(float(text))
+
+
+def _parse_word(key: str, value: Any) -> str | None:
+    return None if is_unknown(value) else str(value).strip().lower()
+
+
+def _parse_subtlety(key: str, value: Any) -> int | None:
+    number = _parse_number(key, value)
+    if number is not None and number not in SUBTLETIES:
+        raise GBCIError(f"{key} is {value!r}; expected a whole number from 1 to 5")
+    return None if number is None else int(number)
 
 
 def _parse_number(key: str, value: Any) -> float | None:
@@ -154,6 +195,10 @@ _PARSERS = {
     "breast_birads": _parse_birads,
     "finding_categories": parse_categories,
     "finding_birads": _parse_birads,
+    "shape": _parse_word,
+    "margin": _parse_word,
+    "pathology": parse_pathology,
+    "subtlety": _parse_subtlety,
     "age": _parse_number,
     "pixel_spacing": _parse_number,
 }

@@ -76,7 +76,7 @@ def square():
         lesion[top : top + side, left : left + side] = True
         given = {"root": "set", "image_id": "image", "number": 0, "patient": "set/p", "split": "test", "seed": 1}
         given |= {"image": np.where(lesion, 50000, 20000).astype(np.uint16), "breast": np.ones_like(lesion)}
-        given |= {"lesion": lesion, "mask": lesion, "attributes": Attributes(), "report": None, "pathology": None}
+        given |= {"lesion": lesion, "mask": lesion, "attributes": Attributes(), "report": None}
         return LesionCase(**(given | changes))
 
     return make

@@ -66,7 +66,7 @@ def read_training_lesions(roots: Sequence[Path]) -> tuple[list[LesionCase], list
     phantoms = [root for root in roots if _is_phantom(root)]
     real = [root for root in roots if root not in phantoms]
     return (
-        read_lesions(real, split="training", fold="A") if real else [],
+        read_lesions(real, split="training", folds="A") if real else [],
         read_lesions(phantoms, split="training") if phantoms else [],
     )
 

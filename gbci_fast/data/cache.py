@@ -28,7 +28,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import sha256_of
 from gbci_fast.jobs.folder import PROGRESS_FOLDER
 
-FORMAT = 1
+FORMAT = 2  # 2: shape, margin, pathology, subtlety, and fold C
 CACHE_FILE = "cache.json"
 INDEX, PIXELS, MASKS = "index.parquet", "pixels.npy", "masks.npy"
 
@@ -39,6 +39,10 @@ _ATTRIBUTES = [
     ("breast_birads", pa.int8()),
     ("finding_categories", pa.list_(pa.string())),  # null = unknown, [] = "No Finding"
     ("finding_birads", pa.int8()),
+    ("shape", pa.string()),
+    ("margin", pa.string()),
+    ("pathology", pa.string()),
+    ("subtlety", pa.int8()),
     ("age", pa.float64()),
     ("pixel_spacing", pa.float64()),  # mm per model pixel
 ]
@@ -66,7 +70,7 @@ INDEX_SCHEMA = pa.schema(
         ("bytes", pa.int64()),  # size of the image file
         ("split", pa.string()),
         ("patient", pa.string()),  # see `ImageRecord.patient`
-        ("fold", pa.string()),  # "A" or "B", see `patient_fold`
+        ("fold", pa.string()),  # "A", "B" or "C", see `patient_fold`
         ("kind", pa.string()),  # "whole" or "lesion"
         *_ATTRIBUTES,
         ("height", pa.int32()),  # native pixels

@@ -19,6 +19,7 @@ from pathlib import Path
 from gbci_fast.attributes import NO_FINDING, Attributes, is_unknown
 from gbci_fast.choices import SPLITS
 from gbci_fast.data.boxes import Box
+from gbci_fast.data.lexicon import shape_and_margin
 from gbci_fast.data.walk import Found, fault_of, walk_files
 from gbci_fast.dicom.bounds import bounded_lines, check_regular
 from gbci_fast.dicom.reading import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
@@ -47,6 +48,7 @@ FINDING_COLUMNS = ("image_id", "finding_categories", "finding_birads", *BOX_COLU
 LONGEST_ID = 200  # bytes; a file name holds 255, including its suffix
 TEMPLATE = "template"  # source of a synthetic image's finding that comes from the real image
 AGE_COLUMN = "age"  # an optional column that VinDr-Mammo does not have
+LESION_COLUMNS = ("shape", "margin", "pathology", "subtlety")  # others, of findings
 _NO_TEXT = "has a name that is not plain text (UTF-8); rename it"
 
 
@@ -250,7 +252,7 @@ class VinDr:
             if box is not None:
                 boxes[image.image_id] += 1
                 finding = self._finding(where, row, image, box, known, boxes[image.image_id])
-                lesion = (image.image_id, finding.box, finding.attributes)  # the row's other columns may differ
+                lesion = (image.image_id, finding.box, known)  # the row's other columns may differ
                 if lesion in stated:
                     self.repeated += 1
                     first_repeated = first_repeated or where
@@ -271,12 +273,21 @@ class VinDr:
     def _finding(
         self, where: str, row: dict[str, str], image: ImageRecord, box: Box, known: Attributes, number: int
     ) -> Finding:
+        extra = _extra(row, (*IMAGE_COLUMNS, *FINDING_COLUMNS, AGE_COLUMN))
+        shape, margin = shape_and_margin(extra.get("report"))
+        told = _attributes(where, {name: extra.get(name, "") for name in LESION_COLUMNS})
         return Finding(
             box=_clamp(where, box, image),
             attributes=replace(
-                image.attributes, finding_categories=known.finding_categories, finding_birads=known.finding_birads
+                image.attributes,
+                finding_categories=known.finding_categories,
+                finding_birads=known.finding_birads,
+                shape=told.shape or shape,
+                margin=told.margin or margin,
+                pathology=told.pathology,
+                subtlety=told.subtlety,
             ),
-            extra=_extra(row, (*IMAGE_COLUMNS, *FINDING_COLUMNS, AGE_COLUMN)),
+            extra=extra,
             number=number,
         )
 

@@ -11,7 +11,7 @@ from skimage.transform import resize
 from gbci_fast.choices import MODEL_SIZE
 from gbci_fast.data.boxes import bounding_box
 from gbci_fast.data.fields import read_fields
-from gbci_fast.data.folds import patient_fold
+from gbci_fast.data.folds import check_folds, patient_fold
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
@@ -33,13 +33,11 @@ class LesionCase(Case):
         number: the finding's position among the image's findings.
         split: "training", "test", or None where the table says nothing.
         lesion: bool [S, S], its own pixels.
-        pathology: "benign", "malignant", or None where the table is silent or undecided.
     """
 
     number: int
     split: str | None
     lesion: np.ndarray
-    pathology: str | None
 
     @property
     def name(self) -> str:
@@ -107,7 +105,7 @@ def read_lesions(
     roots: Sequence[Path],
     *,
     split: str | None = None,
-    fold: str | None = None,
+    folds: str | None = None,
     size: int = MODEL_SIZE,
     limit: int | None = None,
     seed: int = 0,
@@ -118,7 +116,7 @@ def read_lesions(
     Args:
         roots: folders in the VinDr layout.
         split: "training" or "test"; None = every image.
-        fold: "A" or "B" of the patients (see `patient_fold`); None = both.
+        folds: of the patients, such as "AB" (see `patient_fold`); None = all.
         size: side of the model image in pixels.
         limit: number of images to take, spread evenly; None = all.
         seed: the cases' own seeds follow from it.
@@ -128,14 +126,16 @@ def read_lesions(
         GBCIError: no such image with a finding, an image that cannot be read, or no usable lesion. Lesions whose mask
             covers the whole image are left out.
     """
+    if folds is not None:
+        check_folds(folds)
     names = root_names(roots)
     records = [
         (root, record)
         for root in names
         for record in (VinDr(root).images if split is None else VinDr(root).of_split(split))
-        if record.findings and fold in (None, patient_fold(record.patient))
+        if record.findings and (folds is None or patient_fold(record.patient) in folds)
     ]
-    wanted = f"{split or 'any'} split" + (f", fold {fold}" if fold else "")
+    wanted = f"{split or 'any'} split" + (f", folds {folds}" if folds else "")
     listed = ", ".join(map(str, roots))
     if not records:
         raise GBCIError(f"no image with a finding in {listed} ({wanted}); check the columns split and xmin")
@@ -150,7 +150,6 @@ def read_lesions(
             mask = mask_around(lesion.pixels, view.breast) & ~(view.any_lesion & ~lesion.pixels)
             if mask.all():
                 continue
-            finding = record.findings[lesion.finding]
             cases.append(
                 LesionCase(
                     root=names[root],
@@ -165,7 +164,6 @@ def read_lesions(
                     mask=mask,
                     attributes=lesion.attributes,
                     report=lesion.report,
-                    pathology=_pathology(finding.extra.get("pathology")),
                 )
             )
         on_progress("reading", done, len(records))
@@ -205,12 +203,6 @@ def read_painted(
     if not painted:
         raise GBCIError(f"no image of {root} has a painted lesion; expected the output of gbci-fast generate")
     return painted, tuple(templates[case.image_id] for case in painted)
-
-
-def _pathology(text: str | None) -> str | None:
-    """The pathology of a table's text: "benign_without_callback" = benign; "benign|malignant", two lesions, = None."""
-    kinds = {part.split("_")[0] for part in (text or "").lower().split("|")}
-    return kinds.pop() if len(kinds) == 1 and kinds <= {"benign", "malignant"} else None
 
 
 def _cut(image: np.ndarray, window: tuple[int, int, int]) -> np.ndarray:

@@ -202,14 +202,12 @@ def cut_windows(cases: Sequence[LesionCase], images: Sequence[np.ndarray] | None
     return windows
 
 
-def label(
-    task: str, attributes: Attributes, pathology: str | None, diameter: float, median_diameter: float
-) -> bool | None:
+def label(task: str, attributes: Attributes, diameter: float, median_diameter: float) -> bool | None:
     """The truth of one binary task; None = unknown.
 
     Args:
         task: out of `ScorerConfig.tasks`.
-        attributes, pathology: of the lesion.
+        attributes: of the lesion.
         diameter: of the lesion in model pixels.
         median_diameter: the task `size` is positive above it.
     """
@@ -220,16 +218,13 @@ def label(
         birads = attributes.finding_birads
         return None if birads in (None, 1) else birads >= HIGH_BIRADS
     if task == "malignancy":
-        return None if pathology is None else pathology == "malignant"
+        return None if attributes.pathology is None else attributes.pathology == "malignant"
     return diameter > median_diameter
 
 
 def labels(cases: Sequence[LesionCase], tasks: Sequence[str], median_diameter: float) -> np.ndarray:
     """The truths of all tasks, float64 [N, len(tasks)]: 1, 0, or NaN = unknown."""
-    rows = [
-        [label(task, case.attributes, case.pathology, case.diameter, median_diameter) for task in tasks]
-        for case in cases
-    ]
+    rows = [[label(task, case.attributes, case.diameter, median_diameter) for task in tasks] for case in cases]
     return np.array(rows, dtype=object).astype(np.float64).reshape(len(cases), len(tasks))
 
 

@@ -84,5 +84,4 @@ def _case(item: PlanItem, template: "Template", mask: np.ndarray) -> LesionCase:
         mask=mask,
         attributes=item.attributes,
         report=item.report,
-        pathology=None,
     )

@@ -86,7 +86,7 @@ def test_foreign_and_damaged_caches_are_refused(copy, tmp_path):
     assert is_cache(copy)
     assert not is_cache(tmp_path)
     for change, sentence in (
-        ({"format": 2}, "is a cache of format 2; expected 1: prepare it again"),
+        ({"format": 1}, "is a cache of format 1; expected 2: prepare it again"),
         ({"files": {}}, f"does not describe {INDEX}, {PIXELS} and {MASKS}; prepare the cache again"),
         ({"size": "large"}, "cannot be read as the description of a cache (TypeError)"),
     ):

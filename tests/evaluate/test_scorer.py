@@ -110,16 +110,16 @@ class TestFolder:
 class TestTruths:
     def test_every_task_has_its_rule(self):
         told = Attributes(finding_categories=("Mass",), finding_birads=4)
-        assert label("category/Mass", told, None, 1, 1) is True
-        assert label("category/Asymmetry", told, None, 1, 1) is False
-        assert label("birads_high", told, None, 1, 1) is True
-        assert label("birads_high", Attributes(finding_birads=3), None, 1, 1) is False
-        assert label("birads_high", Attributes(finding_birads=1), None, 1, 1) is None
-        assert label("malignancy", told, "benign", 1, 1) is False
-        assert label("size", told, None, 2, 1) is True
+        assert label("category/Mass", told, 1, 1) is True
+        assert label("category/Asymmetry", told, 1, 1) is False
+        assert label("birads_high", told, 1, 1) is True
+        assert label("birads_high", Attributes(finding_birads=3), 1, 1) is False
+        assert label("birads_high", Attributes(finding_birads=1), 1, 1) is None
+        assert label("malignancy", Attributes(pathology="benign"), 1, 1) is False
+        assert label("size", told, 2, 1) is True
 
     def test_unknown_is_nan(self, square):
-        cases = [square(), square(pathology="malignant", attributes=Attributes(finding_categories=()))]
+        cases = [square(), square(attributes=Attributes(finding_categories=(), pathology="malignant"))]
         found = labels(cases, CONFIG.tasks, CONFIG.median_diameter)
         np.testing.assert_array_equal(found, [[np.nan, 1, np.nan], [0, 1, 1]])
 

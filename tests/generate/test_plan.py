@@ -141,8 +141,8 @@ def test_no_finding_has_no_birads():
 
 
 def test_unknown_attribute():
-    with pytest.raises(GBCIError, match="attribute 'shape' is not known"):
-        make_plan([record()], variants=1, seed=0, overrides={"shape": "round"})
+    with pytest.raises(GBCIError, match="attribute 'colour' is not known"):
+        make_plan([record()], variants=1, seed=0, overrides={"colour": "gray"})
 
 
 def test_a_mask_file_holds_for_every_record(tmp_path):

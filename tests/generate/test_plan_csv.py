@@ -223,7 +223,7 @@ def test_masks(read, tmp_path):
 BAD = {
     "no column": ("picture\na\n", "has no column image; expected at least image"),
     "no rows": ("image\n", "has no rows; expected one per synthetic image"),
-    "unknown column": ("image,shape\na,round\n", "column 'shape' is not known; expected out of image, variant, seed"),
+    "unknown column": ("image,colour\na,gray\n", "column 'colour' is not known; expected out of image, variant, seed"),
     "twice": ("image,seed,seed\na,1,2\n", "has more than one column seed"),
     "short row": ("image,seed\na\n", "line 2 has 1 fields; expected 2"),
     "unknown image": ("image\na\n\nc\n", "line 4: image is 'c'; expected an image_id of INPUT or a path below it"),

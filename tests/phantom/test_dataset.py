@@ -2,7 +2,6 @@
 
 import ast
 import multiprocessing
-import os
 import shutil
 import signal
 import subprocess

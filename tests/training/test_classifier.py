@@ -27,13 +27,19 @@ def lesions(square):
         rng, cases = np.random.default_rng(seed), []
         for i in range(count):
             malignant, side = bool(i % 2), (12, 30)[i // 2 % 2]
-            case = square(side=side, patient=f"set/{i}", pathology="malignant" if malignant else "benign")
+            case = square(side=side, patient=f"set/{i}")
             size = case.mask.shape
             stripes = 15000 * (np.arange(size[1]) // 2 % 2) if malignant else 0
             inside = np.broadcast_to(30000 + stripes, size)
             image = np.where(case.mask, inside, rng.integers(10000, 40000)) + rng.integers(-800, 800, size)
             birads = 5 if malignant else 2
-            cases.append(replace(case, image=image.astype(np.uint16), attributes=Attributes(finding_birads=birads)))
+            cases.append(
+                replace(
+                    case,
+                    image=image.astype(np.uint16),
+                    attributes=Attributes(finding_birads=birads, pathology="malignant" if malignant else "benign"),
+                )
+            )
         return cases
 
     return make
@@ -68,7 +74,10 @@ class TestLearning:
 
 class TestTasks:
     def test_too_few_lesions_of_a_class_make_no_task_unless_phantoms_help(self, lesions):
-        cases = [replace(case, pathology="benign") if i > 2 else case for i, case in enumerate(lesions(20))]
+        cases = [
+            replace(case, attributes=replace(case.attributes, pathology="benign")) if i > 2 else case
+            for i, case in enumerate(lesions(20))
+        ]
         options = {"fewest": 5, "data": "", "channels": (8, 16)}
         assert "malignancy" not in choose_tasks(cases, [], **options).tasks
         helped = choose_tasks(cases, lesions(20), **options)

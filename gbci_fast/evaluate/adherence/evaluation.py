@@ -157,7 +157,7 @@ class _Judge:
         self.patients = np.unique([case.patient for case in cases], return_inverse=True)[1]
         if donors is not None:
             told = [
-                [label(t, cases[j].attributes, cases[j].pathology, case.diameter, median) for t in self.tasks]
+                [label(t, cases[j].attributes, case.diameter, median) for t in self.tasks]
                 for case, j in zip(cases, donors, strict=True)
             ]
             self.told = np.array(told, dtype=object).astype(np.float64)

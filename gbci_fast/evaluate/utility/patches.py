@@ -178,9 +178,12 @@ def _host_lesion(
                     breast_birads=donor.attributes.breast_birads,
                     finding_categories=donor.attributes.finding_categories,
                     finding_birads=donor.attributes.finding_birads,
+                    shape=donor.attributes.shape,
+                    margin=donor.attributes.margin,
+                    pathology=donor.attributes.pathology,
+                    subtlety=donor.attributes.subtlety,
                 ),
                 report=donor.report,
-                pathology=donor.pathology,
             )
     return None
 

@@ -53,7 +53,6 @@ def bright(top, left, height=12, width=12, *, image_id="image", patient="set/p",
         "mask": lesion,
         "attributes": Attributes(),
         "report": None,
-        "pathology": None,
     }
     return LesionCase(**(values | changes))
 
