@@ -10,23 +10,24 @@ from gbci_fast.generate.mask_sources import BoxMask, EllipseMask, FileMask
 from gbci_fast.generate.plan import PlanItem
 
 
-def check_inputs(items: Sequence[PlanItem], formats: Sequence[str]) -> dict[int, GBCIError]:
-    """Checks every input once, in about a millisecond each.
+class InputChecks:
+    """Checks items against the headers of their templates, which are read once, in about a millisecond each.
 
-    Returns:
-        {plan index: error} of the items that cannot be made; each message names the file.
+    Args:
+        formats: of the job's output.
     """
-    headers: dict[Path, ImageHeader | GBCIError] = {}
-    faults = {}
-    for item in items:
+
+    def __init__(self, formats: Sequence[str]):
+        self._formats = formats
+        self._headers: dict[Path, ImageHeader | GBCIError] = {}
+
+    def fault(self, item: PlanItem) -> GBCIError | None:
+        """Why the item cannot be made, in a message that names the file; None if its header tells nothing."""
         path = item.template.path
-        if path not in headers:
-            headers[path] = _header(item.template)
-        header = headers[path]
-        fault = header if isinstance(header, GBCIError) else _fault(item, header, formats)
-        if fault is not None:
-            faults[item.index] = fault
-    return faults
+        if path not in self._headers:
+            self._headers[path] = _header(item.template)
+        header = self._headers[path]
+        return header if isinstance(header, GBCIError) else _fault(item, header, self._formats)
 
 
 def check_view(path: Path, view_position: str | None, laterality: str | None, other_view: str | None) -> None:
