@@ -70,15 +70,20 @@ def _header(record: ImageRecord) -> ImageHeader | GBCIError:
 def _fault(item: PlanItem, header: ImageHeader, formats: Sequence[str]) -> GBCIError | None:
     record, attributes = item.template, item.attributes
     try:
+        told = {
+            "view_position": header.view_position or (None if header.other_view else record.view_position),
+            "laterality": header.laterality or record.laterality,
+        }
+        view, side = (
+            getattr(attributes, name) or (None if name in item.withheld else value) for name, value in told.items()
+        )
         if "dicom" in formats:
-            told = {
-                "view_position": header.view_position or (None if header.other_view else record.view_position),
-                "laterality": header.laterality or record.laterality,
-            }
-            view, side = (
-                getattr(attributes, name) or (None if name in item.withheld else value) for name, value in told.items()
-            )
             check_view(record.path, view, side, header.other_view)
+        if item.view not in (None, view):
+            raise GBCIError(f"view is {item.view} in the plan and {view or 'unknown'} in the image; expected the same")
+        if item.lesion.laterality not in (None, side):
+            lies = item.lesion.laterality
+            raise GBCIError(f"side is {lies} in the lesion and {side or 'unknown'} in the image; expected the same")
         if isinstance(item.mask, FileMask):
             item.mask.on(header.shape, None)
         if isinstance(item.mask, BoxMask):

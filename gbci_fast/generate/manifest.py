@@ -27,11 +27,13 @@ def _columns(kind: pa.DataType, *names: str) -> list[pa.Field]:
 
 
 # Every job has this schema, so that the tables of many jobs can be read as one. No cell is null: a missing text is "".
-# "attributes", "template_findings" and "finding_masks" are JSON, since their keys differ between images (docs/data.md).
+# "lesion", "attributes", "template_findings" and "finding_masks" are JSON, since their keys differ between images
+# (docs/data.md).
 MANIFEST_SCHEMA = pa.schema(
     [
         *_columns(pa.string(), "image_id", "study_id"),
         *_columns(pa.int64(), "index", "variant", "seed", "height", "width", *BOX_COLUMNS),
+        *_columns(pa.string(), "lesion_id", "lesion", "date"),
         *_columns(pa.string(), "mask_source", "attributes", "report", "split"),
         *_columns(pa.float64(), "spacing_mm"),
         *_columns(pa.bool_(), "spacing_assumed"),
@@ -63,6 +65,7 @@ _FINDING_COLUMNS = (
     "split",
     *_EXTRA,
     "pathology",
+    "lesion_id",
     "mask_file",
 )
 
@@ -135,7 +138,7 @@ def manifest_row(row: Mapping[str, Any]) -> dict[str, Any]:
         for kind in [finding_kind(entry["finding"])]
     ]
     flat = {key: value for key, value in row.items() if key not in ("files", "sha256")}
-    flat |= {key: json.dumps(row[key]) for key in ("attributes", "template_findings")}
+    flat |= {key: json.dumps(row[key]) for key in ("lesion", "attributes", "template_findings")}
     flat |= {"finding_masks": json.dumps(masks)}
     for kind in ("dicom", "png", "mask", "webdataset"):
         flat |= {f"{kind}_file": files.get(kind, ""), f"{kind}_sha256": digests.get(kind, "")}
@@ -183,6 +186,7 @@ def _finding_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
         "report": row["report"],
         "pathology": "",
         "source": shared["source"],
+        "lesion_id": row["lesion_id"],
     }
     findings = [
         finding
@@ -198,6 +202,7 @@ def _finding_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
             "finding_birads": _birads(finding["attributes"].get("finding_birads")),
             **dict(zip(BOX_COLUMNS, finding["box"], strict=True)),
             **{name: finding[name] for name in ("report", "pathology", "source")},
+            "lesion_id": finding.get("lesion_id", ""),
             "mask_file": row["files"].get(finding_kind(number), ""),
         }
         for number, finding in enumerate(findings, 1)

@@ -5,7 +5,8 @@ A `Plan` makes its items on access, so a plan of any length takes no memory.
 
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,16 +17,18 @@ from gbci_fast.generate.balance import Balance
 from gbci_fast.generate.mask_sources import AutomaticMask, BoxMask, FileMask, Mask
 from gbci_fast.generate.priors import Priors, load_priors
 from gbci_fast.jobs.files import digest_of
+from gbci_fast.lesion.lesion import Lesion, lesion_id
 
 LARGEST_INDEX = 2**31 - 1  # DICOM's InstanceNumber, one more than the index, has 32 bits
 FROM_FILE = ("laterality", "view_position", "age", "pixel_spacing")  # read from the opened file
 REPORTED = ("finding_categories", "shape", "margin")  # what the text of a report tells
 DEFAULT_FINDING = {"finding_categories": ("Mass",), "finding_birads": 4}
+_ATTRIBUTES = {each.name for each in fields(Attributes)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PlanItem:
-    """One synthetic image to make.
+    """One synthetic image to make: one picture of one lesion.
 
     Attributes:
         index: position in the whole plan, also where the item is run in a piece of the plan; unique in a job. `seed`
@@ -35,8 +38,12 @@ class PlanItem:
         variant: 0, 1, ... within the template.
         seed: of the sampler's noise and of an automatic mask, in [0, 2^63).
         mask: where to paint.
-        attributes, report: the description of the lesion. View and side are set only where they were overridden:
+        attributes, report: the description of the picture. View and side are set only where they were overridden:
             the opened file is a better source of them than its name or its table.
+        lesion: what is painted. Its attributes are those of `attributes`, except the side, which it may state too.
+        lesion_id: the same for all pictures of one lesion, see `make_item`.
+        view: the view that the picture must show; None = whatever view the template is.
+        date: of the synthetic study, or its distance from the template's date; None = the template's date.
         withheld: names out of `FROM_FILE` that were set to unknown and are not filled in from the opened file.
     """
 
@@ -49,6 +56,10 @@ class PlanItem:
     mask: Mask
     attributes: Attributes
     report: str | None
+    lesion: Lesion
+    lesion_id: str
+    view: str | None = None
+    date: date | timedelta | None = None
     withheld: frozenset[str] = frozenset()
 
     @property
@@ -178,8 +189,9 @@ class _Variants:
 
     def item(self, index: int) -> PlanItem:
         record, finding = self.records[index // self.variants], self._finding(index)
-        lesion = self.balance.of(self.seed, index) if self.balance else {}
-        attributes = describe(record, finding, {**self.given, **lesion})
+        drawn = self.balance.of(self.seed, index) if self.balance else {}
+        chosen = {name: value for name, value in drawn.items() if name in _ATTRIBUTES}
+        attributes = describe(record, finding, {**self.given, **chosen})
         box = BoxMask(box=finding.box) if finding else None
         return make_item(
             self.seed,
@@ -189,6 +201,7 @@ class _Variants:
             mask=self.drawn or box or automatic(self.priors, attributes.finding_categories),
             attributes=attributes,
             report=self.report or _report(record, finding, attributes),
+            lesion=lesion_of(attributes, Lesion(growth=drawn.get("growth"))),
             withheld=withheld(self.given),
         )
 
@@ -227,30 +240,69 @@ def make_item(
     mask: Mask,
     attributes: Attributes,
     report: str | None,
+    lesion: Lesion,
     withheld: frozenset[str],
     seed: int | None = None,
+    named: str | None = None,
+    view: str | None = None,
+    when: date | timedelta | None = None,
 ) -> PlanItem:
     """An item with its ids and, where `seed` is None, its seed.
 
     Ids and seed follow from the job's seed and the item alone, so that pieces of a plan make the same images as the
     whole. Items that differ in template, description, mask or seed have different image_ids, so that jobs can be
-    merged. The images of one study with the same variant number share a synthetic study.
+    merged. The images of one study with the same variant number and date share a synthetic study.
 
+    A lesion is identified by its name, if it has one, or else by its description, its mask and its seed.
+
+    Args:
+        named: the lesion's name in the job.
+        when: the item's date.
     """
     seed = int(digest_of("noise", job_seed, index)[:32], 16) >> 65 if seed is None else seed
-    painted = json.dumps([attributes.to_mapping(), report or "", mask.identity()[1:], seed])
+    more = [unshared(lesion, attributes), date_text(when)]
+    # Ids of items that state neither are those of before there were lesions and dates.
+    painted = [attributes.to_mapping(), report or "", mask.identity()[1:], seed, *(more if any(more) else [])]
+    dated = [] if when is None else [date_text(when)]
     return PlanItem(
         index=index,
-        image_id=digest_of("image", job_seed, index, template.study_id, template.image_id, painted)[:32],
-        study_id=digest_of("study", job_seed, variant, template.study_id)[:32],
+        image_id=digest_of("image", job_seed, index, template.study_id, template.image_id, json.dumps(painted))[:32],
+        study_id=digest_of("study", job_seed, variant, template.study_id, *dated)[:32],
         template=template,
         variant=variant,
         seed=seed,
         mask=mask,
         attributes=attributes,
         report=report,
+        lesion=lesion,
+        lesion_id=named or lesion_id(lesion, job_seed, mask.identity()[1:], seed),
+        view=view,
+        date=when,
         withheld=withheld,
     )
+
+
+def lesion_of(attributes: Attributes, more: Lesion) -> Lesion:
+    """The lesion of a description, with what only `more` tells of it.
+
+    Raises:
+        GBCIError: `more` tells what the description's categories cannot have.
+    """
+    shared = {each.name for each in fields(Lesion)} & _ATTRIBUTES
+    told = {name: getattr(attributes, name) for name in shared}
+    return replace(more, **told | {"laterality": more.laterality or attributes.laterality})
+
+
+def unshared(lesion: Lesion, attributes: Attributes) -> dict[str, Any]:
+    """What is known of a lesion beyond its picture's description, as JSON values."""
+    return {name: value for name, value in lesion.to_json().items() if getattr(attributes, name, None) is None}
+
+
+def date_text(when: date | timedelta | None) -> str:
+    """An item's date as in a plan file: 2031-05-02, a number of days such as +180, or nothing."""
+    if isinstance(when, timedelta):
+        return f"{when.days:+d}"
+    return "" if when is None else when.isoformat()
 
 
 def check_text(report: str | None) -> None:
