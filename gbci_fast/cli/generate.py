@@ -55,14 +55,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=[],
         metavar="NAME=VALUE",
         dest="overrides",
-        help="attribute of every lesion, such as finding_birads=4 or finding_categories=Mass; repeatable",
+        help="attribute of every lesion, such as finding_birads=4, finding_categories=Mass, margin=spiculated, "
+        "shape=irregular, pathology=malignant or subtlety=3; repeatable",
     )
     parser.add_argument("--report", help="report text of every lesion")
     parser.add_argument(
         "--balance",
         metavar="NAMES",
-        help="finding_categories, finding_birads or both, comma-separated: every value equally often; or natural: as "
-        "frequent as in the priors' data",
+        help="one or more of finding_categories, finding_birads, shape, margin, pathology and subtlety, "
+        "comma-separated: every value equally often; or natural: as frequent as in the priors' data",
     )
     parser.add_argument("--plan", type=Path, metavar="CSV", help="one row per synthetic image, instead of --variants")
     parser.add_argument(

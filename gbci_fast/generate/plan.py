@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gbci_fast.attributes import NO_FINDING, Attributes
+from gbci_fast.attributes import Attributes, check_consistent, consistent
 from gbci_fast.data.vindr import Finding, ImageRecord, is_text
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.balance import Balance
@@ -15,6 +15,7 @@ from gbci_fast.generate.priors import Priors, load_priors
 from gbci_fast.jobs.files import digest_of
 
 FROM_FILE = ("laterality", "view_position", "age", "pixel_spacing")  # read from the opened file
+REPORTED = ("finding_categories", "shape", "margin")  # what the text of a report tells
 DEFAULT_FINDING = {"finding_categories": ("Mass",), "finding_birads": 4}
 
 
@@ -97,7 +98,7 @@ def make_plan(
             finding = record.findings[variant % len(record.findings)] if mask == "annotations" else None
             lesion = balanced.of(seed, index) if balanced else {}
             attributes = describe(record, finding, {**given, **lesion})
-            told = report or (finding.report(record) if finding else None)
+            told = report or _report(record, finding, attributes)
             items.append(
                 make_item(
                     seed,
@@ -167,25 +168,32 @@ def parse_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The overridden attributes, parsed and checked; a value may be None ("unknown").
 
     Raises:
-        GBCIError: an unknown attribute or value, or a BI-RADS category of "No Finding".
+        GBCIError: an unknown attribute or value, or one that the categories cannot have (`check_consistent`).
     """
     parsed = Attributes.from_mapping(overrides)
-    if parsed.finding_categories == () and parsed.finding_birads is not None:
-        raise GBCIError(f"finding_birads is {parsed.finding_birads} beside {NO_FINDING!r}; expected none")
+    check_consistent(parsed)
     return {name: getattr(parsed, name) for name in overrides}
 
 
 def describe(record: ImageRecord, finding: Finding | None, given: Mapping[str, Any]) -> Attributes:
-    """The description of a lesion: the annotation's, or `DEFAULT_FINDING`, with the `given` attributes replaced."""
+    """The description of a lesion: the annotation's, or `DEFAULT_FINDING`, with the `given` attributes replaced.
+
+    What the categories cannot have is left out, even where it was given for all lesions of the job.
+    """
     described = finding.attributes if finding else replace(record.attributes, **DEFAULT_FINDING)
-    described = replace(described, **{"laterality": None, "view_position": None, **given})
-    if described.finding_categories == ():
-        described = replace(described, finding_birads=None)  # even where a BI-RADS was given for all lesions of the job
+    described = consistent(replace(described, **{"laterality": None, "view_position": None, **given}))
     if "breast_birads" not in given:
         # A breast has the highest grade of its findings; the annotated finding is painted over.
         grades = [described.finding_birads, _grade_without(record, finding)]
         described = replace(described, breast_birads=max((x for x in grades if x is not None), default=None))
     return described
+
+
+def _report(record: ImageRecord, finding: Finding | None, described: Attributes) -> str | None:
+    """The annotation's report; None where the lesion to paint has another category, shape or margin than it tells."""
+    if finding is None or any(getattr(described, name) != getattr(finding.attributes, name) for name in REPORTED):
+        return None
+    return finding.report(record)
 
 
 def _grade_without(record: ImageRecord, finding: Finding | None) -> int | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gbci_fast.attributes import FINDING_CATEGORIES, Attributes
-from gbci_fast.data.fields import Lesion, read_fields
+from gbci_fast.data.fields import VisibleLesion, read_fields
 from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.case import MASK_GROWTH, Case, image_seed, mask_around, root_names, spread
@@ -197,7 +197,7 @@ def read_case(record: ImageRecord, root: Path, name: str, seed: int, size: int) 
     )
 
 
-def describe(lesions: Sequence[Lesion]) -> tuple[Attributes, str | None]:
+def describe(lesions: Sequence[VisibleLesion]) -> tuple[Attributes, str | None]:
     """One description of several lesions: that of the largest, with all categories and reports, the highest BI-RADS."""
     largest = max(lesions, key=lambda lesion: lesion.pixels.sum())
     present = {name for lesion in lesions for name in lesion.attributes.finding_categories or ()}
