@@ -1,6 +1,5 @@
 """Settings of the evaluations. Torch is not imported, so that the command line can take its options from here."""
 
-import math
 from dataclasses import dataclass, field
 
 from gbci_fast.choices import GUIDANCE_SCALE, JUDGED, RUNTIME, RUNTIMES, STEPS, TIER, TIERS
@@ -74,45 +73,6 @@ class DistributionSettings:
 
     def __post_init__(self):
         check_least(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdherenceSettings:
-    """Settings of an adherence evaluation.
-
-    Raises:
-        GBCIError: a number below its minimum, a guidance that is not finite, or a sweep value given twice.
-    """
-
-    split: str = like(PairedSettings, "split")
-    guidance: float = PaintSettings.guidance
-    sweep: tuple[float, ...] = option(
-        (),
-        "paint at these guidance scales, too, such as 1,2,3,5",
-        flag="--guidance-sweep",
-        metavar="G,G,...",
-        such="numbers such as 1,2,3,5",
-    )
-    shuffled: bool = option(
-        True, "paint every lesion by another's description as well, which takes as long again (default: yes)"
-    )
-    variants: int = option(
-        1,
-        "paint every lesion N times, with other noise each time, so that the luck of a single painting averages out "
-        "(default: %(default)s)",
-        least=1,
-        metavar="N",
-    )
-    seed: int = option(0, "of noise, shuffling and bootstrap (default: %(default)s)", least=0)
-    limit: int | None = like(PairedSettings, "limit")
-
-    def __post_init__(self):
-        check_least(self)
-        for guidance in (self.guidance, *self.sweep):
-            if not math.isfinite(guidance):
-                raise GBCIError(f"guidance is {guidance}; expected a finite number")
-        if len(set(self.sweep)) < len(self.sweep):
-            raise GBCIError(f"guidance sweep is {', '.join(f'{g:g}' for g in self.sweep)}; expected each value once")
 
 
 @dataclass(frozen=True, kw_only=True)
