@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,6 +176,7 @@ def run(args: argparse.Namespace) -> None:
     if args.tier == "exact":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     pipe = accelerate(load_pipeline(folder), args.runtime, args.tier, names[args.dtype], device)
+    _note_ignored(plan, args, pipe.conditioner.ignores)
     settings = settings_of(
         args,
         JobSettings,
@@ -204,7 +206,7 @@ def run(args: argparse.Namespace) -> None:
             on_batch=lambda done: on_image(done, len(plan)),
         )
     print(f"{result.images} synthetic images in {args.output}; look at {result.preview}")
-    how, *notes = pipe.describe().splitlines()
+    how, *notes = str(pipe.decision).splitlines()
     print(f"sampled with {how}")
     for note in notes:
         print(f"note: {note}")
@@ -274,6 +276,23 @@ def _note_categories(plan: "list[PlanItem]", args: argparse.Namespace) -> None:
             f"note: {counts.total()} of {len(plan)} lesions are of other categories than "
             f"{', '.join(LEARNED_CATEGORIES)} ({listed}); the packaged weights have seen few real ones or none, and "
             "may paint masses there. The tables state what was asked for",
+            file=sys.stderr,
+        )
+
+
+def _note_ignored(plan: "list[PlanItem]", args: argparse.Namespace, ignores: Sequence[str]) -> None:
+    """Prints a note if the user has set attributes that the checkpoint does not know; those of tables are no news."""
+    from gbci_fast.generate.balance import DRAWN, NATURAL
+
+    chosen = {*_pairs(args.overrides), *(DRAWN if args.balance == NATURAL else (args.balance or "").split(","))}
+    if args.plan is not None:
+        chosen.update(ignores)
+    set_here = [name for name in ignores if name in {each.strip() for each in chosen}]
+    told = [name for name in set_here if any(getattr(item.attributes, name) is not None for item in plan)]
+    if told:
+        print(
+            f"note: this checkpoint does not know {', '.join(told)}, and ignores what was set. The tables state it "
+            "nevertheless; the manifest's ignored_attributes says that it was not painted",
             file=sys.stderr,
         )
 
