@@ -29,7 +29,7 @@ from gbci_fast.evaluate.distribution.distances import KernelPairs, frechet_dista
 from gbci_fast.evaluate.distribution.evaluation import REAL, DistributionSettings, Halvings, extract
 from gbci_fast.evaluate.extractors import open_extractors
 from gbci_fast.evaluate.features import Extractor
-from gbci_fast.evaluate.lesions import Crops, LesionCase, crop_lesions, read_lesions
+from gbci_fast.evaluate.lesions import Crops, LesionCase, crop_lesions, read_split
 from gbci_fast.evaluate.metrics import LEVEL, ROI_GROWTH, fidelity, grow
 from gbci_fast.evaluate.painting import PaintSettings, paint, ring_mean_fill
 from gbci_fast.evaluate.report import versions
@@ -92,7 +92,7 @@ def main() -> int:
     guidance = GUIDANCE_SCALE if pipe.few_step is None else pipe.few_step.config.guidance_scale
     extractors, folder = open_extractors(args.features), args.painted or args.output.parent / "painted"
     with stage_progress(("reading",)) as on_progress:
-        cases = read_lesions(args.roots, split="test", limit=args.limit, seed=0, on_progress=on_progress)
+        cases = read_split(args.roots, "C", limit=args.limit, on_progress=on_progress)
         images = {FILLING: ring_mean_fill(cases)}
         for row in rows:
             students = row.scheduler is None

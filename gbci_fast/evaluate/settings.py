@@ -3,9 +3,14 @@
 import math
 from dataclasses import dataclass, field
 
-from gbci_fast.choices import GUIDANCE_SCALE, RUNTIME, RUNTIMES, SPLITS, STEPS, TIER, TIERS
+from gbci_fast.choices import GUIDANCE_SCALE, JUDGED, RUNTIME, RUNTIMES, STEPS, TIER, TIERS
 from gbci_fast.errors import GBCIError
 from gbci_fast.options import check_least, like, option
+
+SPLIT_HELP = (
+    "the lesions to judge: those of fold C of the training split, where all choices are made, or of the test split, "
+    "which is read once per release (default: %(default)s)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,7 @@ class PairedSettings:
         GBCIError: a number below its minimum.
     """
 
-    split: str = option("test", "(default: %(default)s)", choices=SPLITS)
+    split: str = option(JUDGED[0], SPLIT_HELP, choices=JUDGED)
     steps: int = like(PaintSettings, "steps")
     guidance: float = like(PaintSettings, "guidance")
     seed: int = option(0, "of noise and bootstrap (default: %(default)s)", least=0)
@@ -59,7 +64,7 @@ class DistributionSettings:
         GBCIError: a number below its minimum.
     """
 
-    split: str = option("test", "of the real lesions (%(default)s)", choices=SPLITS)
+    split: str = like(PairedSettings, "split")
     seed: int = option(0, "of noise, halves and resamples (default: %(default)s)", least=0)
     limit: int | None = option(None, "use N images of each, real and synthetic", least=1, metavar="N")
     splits: int = field(default=100, metadata={"least": 1})
@@ -122,9 +127,10 @@ class MemorisationSettings:
         GBCIError: a quantile or a seed out of range.
     """
 
+    split: str = like(PairedSettings, "split")
     quantile: float = option(0.01, "share of new lesions below the threshold (default: %(default)s)")
     seed: int = option(0, "of noise and bootstrap (default: %(default)s)", least=0)
-    limit: int | None = option(None, "use N test and N synthetic images, spread evenly", least=1, metavar="N")
+    limit: int | None = option(None, "use N real and N synthetic images, spread evenly", least=1, metavar="N")
 
     def __post_init__(self):
         if not 0 < self.quantile <= 0.5:
@@ -147,6 +153,7 @@ class UtilitySettings:
         GBCIError: a number below its minimum, an odd batch, or fractions that do not ascend within (0, 100].
     """
 
+    split: str = like(PairedSettings, "split")
     seed: int = option(0, "the first seed (default: %(default)s)", least=0)
     seeds: int = option(5, "trainings per arm and fraction (default: %(default)s)", least=1)
     fractions: tuple[float, ...] = option(
@@ -158,7 +165,7 @@ class UtilitySettings:
     train_steps: int = option(300, "optimizer steps per training (default: %(default)s)", least=2)
     train_batch: int = 32
     synthetic_count: int = option(256, "lesions painted (default: %(default)s)", least=1, metavar="N")
-    limit: int | None = option(None, "use N images of each split, spread evenly over all", least=1, metavar="N")
+    limit: int | None = option(None, "use N images for training and N to judge, spread evenly", least=1, metavar="N")
     painting: PaintSettings = field(default_factory=PaintSettings)
 
     def __post_init__(self):

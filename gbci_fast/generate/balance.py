@@ -36,7 +36,7 @@ BALANCED_VALUES = {
     "pathology": PATHOLOGIES,
     "subtlety": SUBTLETIES,
 }
-DRAWN = ("finding_categories", *OF_FINDINGS)
+DRAWN = ("finding_categories", *OF_FINDINGS, "growth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Balance:
         return cls(lesions=tuple(lesions), given=given, priors=priors)
 
     def of(self, job_seed: int, index: int) -> dict[str, Any]:
-        """The chosen attributes of item `index`.
+        """The chosen properties of item `index`'s lesion (fields of `Lesion`).
 
         Every block of ``len(lesions)`` items holds each lesion once, in a random order. A fixed order would tie lesions
         to views, because templates come in a fixed order too.

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import msgspec
@@ -147,8 +147,7 @@ class Lesion:
 
     def to_json(self) -> dict[str, Any]:
         """The known values only, with lists instead of tuples."""
-        known = {name: value for name, value in asdict(self).items() if value is not None}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+        return {name: value for name, value in msgspec.to_builtins(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, content: Any) -> "Lesion":

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
 
     from gbci_fast.evaluate.adherence.evaluation import derange, evaluate_adherence
     from gbci_fast.evaluate.adherence.figure import draw_figure
-    from gbci_fast.evaluate.lesions import read_lesions
+    from gbci_fast.evaluate.lesions import read_split
     from gbci_fast.evaluate.painting import paint, reconstruct
     from gbci_fast.evaluate.report import figure_path, versions, write_report
     from gbci_fast.evaluate.scorer import load_scorer
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     scorer, folder = load_scorer(args.scorer), painted_folder(args)
     pipe, weights = open_pipeline(args)
     with stage_progress(("reading", "painting")) as on_progress:
-        cases = read_lesions(args.roots, split=args.split, limit=args.limit, seed=args.seed, on_progress=on_progress)
+        cases = read_split(args.roots, args.split, limit=args.limit, seed=args.seed, on_progress=on_progress)
         if settings.shuffled:
             derange(cases, scorer, args.seed)  # fail before the hour of painting
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, crop_lesions
-from gbci_fast.evaluate.metrics import interval, resample, weighted_auc
+from gbci_fast.evaluate.metrics import first_with_interval, patient_draws, within_sets, within_sets_auc
 from gbci_fast.evaluate.painting import Description, ring_mean_fill
 from gbci_fast.evaluate.report import target
 from gbci_fast.evaluate.scorer import SIZE, Scorer, cut_windows, label, labels
@@ -188,8 +188,8 @@ class _Judge:
             "positive": int(truths.sum()) // times,
             "negative": int((~truths).sum()) // times,
             "patients": len(set(np.tile(self.patients, times)[known])),
-            "balanced_accuracy": _with_interval(balanced_accuracy(scores, truths, roots, draws)),
-            "auc": _with_interval(auc(scores, truths, roots, draws)),
+            "balanced_accuracy": first_with_interval(balanced_accuracy(scores, truths, roots, draws)),
+            "auc": first_with_interval(within_sets_auc(scores, truths, roots, draws)),
         }
 
     def _score(self, images: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -213,12 +213,6 @@ def variant_seed(seed: int, variant: int) -> int:
     return seed if variant == 0 else int(np.random.SeedSequence((seed, variant)).generate_state(1, np.uint64)[0])
 
 
-def patient_draws(patients: np.ndarray, seed: int) -> np.ndarray:
-    """How often every lesion counts, int [1 + RESAMPLES, N]: once in row 0, then as bootstrap resamples of patients."""
-    drawn = resample(int(patients.max()) + 1, np.random.default_rng(seed))
-    return np.concatenate([np.ones((1, len(patients)), int), drawn[:, patients]])
-
-
 def balanced_accuracy(scores: np.ndarray, truths: np.ndarray, roots: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """The mean of sensitivity and specificity at threshold 0.5, within data sets: float64 [R].
 
@@ -237,45 +231,7 @@ def balanced_accuracy(scores: np.ndarray, truths: np.ndarray, roots: np.ndarray,
         rates = [weights @ (hits & kind) / (weights @ kind) for kind in (positive, ~positive)]
         return (rates[0] + rates[1]) / 2
 
-    return _within(value, truths, roots, draws)
-
-
-def auc(scores: np.ndarray, truths: np.ndarray, roots: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """The probability that a positive outscores a negative of its data set: float64 [R]; ties count half.
-
-    Arguments and weights are those of `balanced_accuracy`.
-    """
-
-    def value(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        positive, values = truths[rows], scores[rows]
-        return weighted_auc(values[positive], values[~positive], weights[:, positive], weights[:, ~positive])
-
-    return _within(value, truths, roots, draws)
-
-
-def _within(
-    value: Callable[[np.ndarray, np.ndarray], np.ndarray], truths: np.ndarray, roots: np.ndarray, draws: np.ndarray
-) -> np.ndarray:
-    """The mean of ``value(rows, weights)`` over the data sets with both classes, weighted by lesions: float64 [R]."""
-    total, weight = np.zeros(len(draws)), np.zeros(len(draws))
-    for root in np.unique(roots):
-        rows = np.flatnonzero(roots == root)
-        weights = draws[:, rows].astype(np.float64)
-        both = (weights @ truths[rows] > 0) & (weights @ ~truths[rows] > 0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found = value(rows, weights)
-        count = np.where(both, weights.sum(1), 0)
-        total, weight = total + np.where(both, found, 0) * count, weight + count
-    with np.errstate(invalid="ignore"):
-        return total / weight
-
-
-def _with_interval(values: np.ndarray) -> dict[str, float | None]:
-    """The first value, with the interval of the others (resamples); no interval if most of them are NaN."""
-    first, others = values[0], values[1:][~np.isnan(values[1:])]
-    if np.isnan(first):
-        return {"value": None, "low": None, "high": None}
-    return {"value": float(first), **interval(others if len(others) >= len(values) / 2 else others[:0])}
+    return within_sets(value, truths, roots, draws)
 
 
 def build_targets(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
