@@ -30,6 +30,16 @@ class PaintSettings:
         check_least(self)
 
 
+STUDENT = {"steps": 4, "tier": "approximate"}
+"""The few-step student's settings, for evaluations that paint more than a thousand lesions."""
+
+
+def check_even(train_batch: int) -> None:
+    """Raises GBCIError unless a batch has two equal halves."""
+    if train_batch < 2 or train_batch % 2:
+        raise GBCIError(f"train_batch is {train_batch}; expected an even number, half of it lesions")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairedSettings:
     """Settings of a paired evaluation; the eager pipeline samples.
@@ -130,9 +140,36 @@ class UtilitySettings:
 
     def __post_init__(self):
         check_least(self)
-        if self.train_batch < 2 or self.train_batch % 2:
-            raise GBCIError(f"train_batch is {self.train_batch}; expected an even number, half of it lesions")
+        check_even(self.train_batch)
         ascending = tuple(sorted(set(self.fractions)))
         if not ascending or ascending != self.fractions or not all(0 < value <= 100 for value in ascending):
             told = ",".join(f"{value:g}" for value in self.fractions)
             raise GBCIError(f"fractions is {told!r}; expected ascending percentages up to 100 such as 10,25,50,100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealismSettings:
+    """Settings of a realism evaluation. The judges are trained on the folds A and B of the training split.
+
+    Attributes:
+        split: what is judged: "training", and of it fold C alone, or "test".
+        seed: of noise, bootstrap and the first training; each further training adds 1.
+        seeds: trainings per comparison, over which the AUC is averaged.
+        train_steps: optimizer steps of every network.
+        train_batch: windows per step, half of them of each set; even.
+
+    Raises:
+        GBCIError: a number below its minimum, or an odd batch.
+    """
+
+    split: str = option("training", "judge fold C of it, or the test split (default: %(default)s)", choices=SPLITS)
+    seed: int = option(0, "the first seed (default: %(default)s)", least=0)
+    seeds: int = option(2, "trainings per comparison (default: %(default)s)", least=1)
+    train_steps: int = option(300, "optimizer steps per network (default: %(default)s)", least=2)
+    train_batch: int = 64
+    limit: int | None = option(None, "use N images to train and N to judge, spread evenly", least=1, metavar="N")
+    painting: PaintSettings = field(default_factory=lambda: PaintSettings(**STUDENT))
+
+    def __post_init__(self):
+        check_least(self)
+        check_even(self.train_batch)
