@@ -30,6 +30,21 @@ MARGINS = ("circumscribed", "obscured", "microlobulated", "indistinct", "spicula
 PATHOLOGIES = ("benign", "malignant")
 SUBTLETIES = (1, 2, 3, 4, 5)
 UNKNOWN_TEXT = ("", "nan", "none", "unknown")
+# What a condition encoder can be told, in the order of its tokens. A checkpoint's config names those that it knows.
+CONDITIONED = (
+    "laterality",
+    "view_position",
+    "breast_density",
+    "breast_birads",
+    "finding_birads",
+    "finding_categories",
+    "age",
+    "pixel_spacing",
+    "shape",
+    "margin",
+    "pathology",
+    "subtlety",
+)
 OF_MASSES = ("shape", "margin")  # attributes that the BI-RADS lexicon gives masses alone
 OF_FINDINGS = ("finding_birads", *OF_MASSES, "pathology", "subtlety")  # attributes that "No Finding" has not
 

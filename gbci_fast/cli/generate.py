@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,6 +179,7 @@ def run(args: argparse.Namespace) -> None:
     if args.tier == "exact":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     pipe = accelerate(load_pipeline(folder), args.runtime, args.tier, names[args.dtype], device)
+    _note_ignored(plan, args, pipe.conditioner.ignores)
     settings = settings_of(
         args,
         JobSettings,
@@ -207,7 +209,7 @@ def run(args: argparse.Namespace) -> None:
             on_batch=lambda done: on_image(done, len(plan)),
         )
     print(f"{result.images} synthetic images in {args.output}; look at {result.preview}")
-    how, *notes = pipe.describe().splitlines()
+    how, *notes = str(pipe.decision).splitlines()
     print(f"sampled with {how}")
     for note in notes:
         print(f"note: {note}")
@@ -277,11 +279,29 @@ def _note_categories(plan: "Plan", args: argparse.Namespace) -> None:
     first = plan[:NOTED]
     if args.weights is None and (counts := hardly_learned(item.attributes.finding_categories for item in first)):
         listed = "; ".join(f"{count} {name}" for name, count in counts.most_common())
-        among = f"{'the first ' * (len(first) < len(plan))}{len(first)}"
+        part = "the first " if len(first) < len(plan) else ""
         print(
-            f"note: {counts.total()} of {among} lesions are of other categories than "
+            f"note: {counts.total()} of {part}{len(first)} lesions are of other categories than "
             f"{', '.join(LEARNED_CATEGORIES)} ({listed}); the packaged weights have seen few real ones or none, and "
             "may paint masses there. The tables state what was asked for",
+            file=sys.stderr,
+        )
+
+
+def _note_ignored(plan: "Plan", args: argparse.Namespace, ignores: Sequence[str]) -> None:
+    """Prints a note if the user has set attributes that the checkpoint does not know; those of tables are no news."""
+    from gbci_fast.generate.balance import DRAWN, NATURAL
+
+    chosen = {*_pairs(args.overrides), *(DRAWN if args.balance == NATURAL else (args.balance or "").split(","))}
+    if args.plan is not None:
+        chosen.update(ignores)
+    set_here = [name for name in ignores if name in {each.strip() for each in chosen}]
+    first = [item.attributes for item in plan[:NOTED]]
+    told = [name for name in set_here if any(getattr(described, name) is not None for described in first)]
+    if told:
+        print(
+            f"note: this checkpoint does not know {', '.join(told)}, and ignores what was set. The tables state it "
+            "nevertheless; the manifest's ignored_attributes says that it was not painted",
             file=sys.stderr,
         )
 

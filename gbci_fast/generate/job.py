@@ -116,6 +116,7 @@ def run_job(
     sampled_by = {
         "scheduler": type(pipe.scheduler_for(**call) if fast else pipe.scheduler).__name__,
         "few_step": fast and pipe.uses_few_step(**call),
+        "ignored_attributes": ",".join(pipe.conditioner.ignores),
     }
     identities = identities or job_identities(output, settings.seed, {record.path for record in plan.templates})
     job = _Job(plan, output, settings, identities, sampled_by=sampled_by, skip_bad=skip_bad)

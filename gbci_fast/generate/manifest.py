@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gbci_fast.attributes import NO_FINDING
-from gbci_fast.data.vindr import AGE_COLUMN, BOX_COLUMNS, BREAST_TABLE, FINDING_TABLE, IMAGE_COLUMNS
+from gbci_fast.data.vindr import AGE_COLUMN, BOX_COLUMNS, BREAST_TABLE, FINDING_TABLE, IMAGE_COLUMNS, LESION_COLUMNS
 from gbci_fast.errors import one_line
 from gbci_fast.jobs.files import atomically
 from gbci_fast.jobs.folder import SKIPPED
@@ -26,15 +26,17 @@ def _columns(kind: pa.DataType, *names: str) -> list[pa.Field]:
     return [pa.field(name, kind, nullable=False) for name in names]
 
 
-# Every job has this schema, so that the tables of many jobs can be read as one. No cell is null: a missing text is "".
-# "lesion", "attributes", "template_findings" and "finding_masks" are JSON, since their keys differ between images
-# (docs/data.md).
+# Every job has this schema, so that the tables of many jobs can be read as one. No cell is null: a missing text is "",
+# and an unknown subtlety 0. "lesion", "attributes", "template_findings" and "finding_masks" are JSON, since their keys
+# differ between images (docs/data.md).
 MANIFEST_SCHEMA = pa.schema(
     [
         *_columns(pa.string(), "image_id", "study_id"),
         *_columns(pa.int64(), "index", "variant", "seed", "height", "width", *BOX_COLUMNS),
         *_columns(pa.string(), "lesion_id", "lesion", "date"),
-        *_columns(pa.string(), "mask_source", "attributes", "report", "split"),
+        *_columns(pa.string(), "mask_source", "attributes", "shape", "margin", "pathology"),
+        *_columns(pa.int64(), "subtlety"),
+        *_columns(pa.string(), "report", "split"),
         *_columns(pa.float64(), "spacing_mm"),
         *_columns(pa.bool_(), "spacing_assumed"),
         *_columns(pa.string(), "template_patient_id", "template_study_id", "template_image_id", "template_file"),
@@ -42,6 +44,7 @@ MANIFEST_SCHEMA = pa.schema(
         *_columns(pa.int64(), "batch"),
         *_columns(pa.string(), "gbci_fast", "scheduler"),
         *_columns(pa.bool_(), "few_step"),
+        *_columns(pa.string(), "ignored_attributes"),
         *_columns(pa.int64(), "job_seed"),
         *_columns(pa.string(), "formats"),
         *_columns(pa.int64(), "num_inference_steps"),
@@ -64,7 +67,7 @@ _FINDING_COLUMNS = (
     *BOX_COLUMNS,
     "split",
     *_EXTRA,
-    "pathology",
+    *LESION_COLUMNS,
     "lesion_id",
     "mask_file",
 )
@@ -76,9 +79,10 @@ ROWS_AT_ONCE = 2**14  # of the manifest in memory; a row group of the file
 def write_tables(rows: Iterable[dict[str, Any]], output: Path) -> None:
     """Writes the manifest (one row per image, with all settings) and the two annotation tables, in the order of `rows`.
 
-    A template's own findings that were not painted over are listed after the synthetic one, with their own reports and
-    pathology, and `TEMPLATE` as their source. The report of such an image is left blank, because it describes the
-    synthetic finding only. The column mask_file names the mask of a finding where its pixels are known.
+    A template's own findings that were not painted over are listed after the synthetic one, with their own reports,
+    pathology, shape, margin and subtlety, and `TEMPLATE` as their source. The report of such an image is left blank,
+    because it describes the synthetic finding only. The column mask_file names the mask of a finding where its pixels
+    are known.
 
     Args:
         rows: of the images; iterated once per table and never held whole.
@@ -140,6 +144,7 @@ def manifest_row(row: Mapping[str, Any]) -> dict[str, Any]:
     flat = {key: value for key, value in row.items() if key not in ("files", "sha256")}
     flat |= {key: json.dumps(row[key]) for key in ("lesion", "attributes", "template_findings")}
     flat |= {"finding_masks": json.dumps(masks)}
+    flat |= {name: row["attributes"].get(name, 0 if name == "subtlety" else "") for name in LESION_COLUMNS}
     for kind in ("dicom", "png", "mask", "webdataset"):
         flat |= {f"{kind}_file": files.get(kind, ""), f"{kind}_sha256": digests.get(kind, "")}
     if unlike := set(flat) ^ set(MANIFEST_SCHEMA.names):
@@ -184,7 +189,7 @@ def _finding_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
         "box": [row[name] for name in BOX_COLUMNS],
         "attributes": row["attributes"],
         "report": row["report"],
-        "pathology": "",
+        "pathology": row["attributes"].get("pathology", ""),
         "source": shared["source"],
         "lesion_id": row["lesion_id"],
     }
@@ -201,7 +206,8 @@ def _finding_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
             "finding_categories": str(finding["attributes"].get("finding_categories", "")),
             "finding_birads": _birads(finding["attributes"].get("finding_birads")),
             **dict(zip(BOX_COLUMNS, finding["box"], strict=True)),
-            **{name: finding[name] for name in ("report", "pathology", "source")},
+            **{name: finding["attributes"].get(name, "") for name in LESION_COLUMNS},
+            **{name: finding[name] for name in ("report", "pathology", "source")},  # pathology in the template's words
             "lesion_id": finding.get("lesion_id", ""),
             "mask_file": row["files"].get(finding_kind(number), ""),
         }

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
+from gbci_fast.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.copies import CopyGate
 from gbci_fast.generate.plan import PlanItem
@@ -114,11 +115,7 @@ class Synthesizer:
         images = self._pipe(
             torch.from_numpy(np.stack([ask.pixels for _, ask in ready]))[:, None],
             torch.from_numpy(np.stack([ask.mask for _, ask in ready]).astype(np.float32))[:, None],
-            # A file's age and spacing go into the tables, not into the model: no real training image stated either.
-            attributes=[
-                replace(ask.attributes, age=item.attributes.age, pixel_spacing=item.attributes.pixel_spacing)
-                for item, ask in ready
-            ],
+            attributes=[self._told(item, ask) for item, ask in ready],
             report=[item.report for item, _ in ready],
             num_inference_steps=self._settings.num_inference_steps,
             guidance_scale=self._settings.guidance_scale,
@@ -127,6 +124,14 @@ class Synthesizer:
             output_type="pt",
         ).images
         return {item.index: image for (item, _), image in zip(ready, images[:, 0].cpu().numpy(), strict=True)}
+
+    def _told(self, item: PlanItem, request: Request) -> Attributes:
+        """The description for the model, which warns of attributes that it does not know: they are left out.
+
+        A file's age and spacing go into the tables, not into the model: no real training image stated either.
+        """
+        told = replace(request.attributes, age=item.attributes.age, pixel_spacing=item.attributes.pixel_spacing)
+        return self._pipe.conditioner.without_ignored(told)
 
 
 class _Batch:

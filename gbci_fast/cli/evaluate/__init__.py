@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-KINDS = ("paired", "distribution", "adherence", "memorisation", "utility", "all")
+KINDS = ("paired", "distribution", "realism", "memorisation", "utility", "all")
 EXAMPLE = """\
 example:
   gbci-fast evaluate distribution VINDR_ROOT --output out/distribution.json
@@ -11,7 +11,7 @@ example:
   gbci-fast evaluate paired VINDR_ROOT OTHER_ROOT --weights runs/ldm/pipeline --output out/paired.json --limit 16
   gbci-fast evaluate memorisation VINDR_ROOT --output out/memorisation.json
   gbci-fast evaluate utility VINDR_ROOT --output out/utility.json
-  gbci-fast evaluate adherence VINDR_ROOT --output out/adherence.json
+  gbci-fast evaluate realism VINDR_ROOT --output out/realism.json
   gbci-fast evaluate all VINDR_ROOT --output out/evaluation
 """
 

@@ -29,7 +29,7 @@ from gbci_fast.evaluate.paired.evaluation import (
 from gbci_fast.phantom import generate_phantom
 
 SIZE = 64
-QUICK = PairedSettings(steps=2, batch_size=2)
+QUICK = PairedSettings(split="test", steps=2, batch_size=2)
 
 
 @pytest.fixture(scope="module")
