@@ -96,7 +96,9 @@ def patient_draws(patients: Sequence[Hashable] | np.ndarray, seed: int = 0) -> n
     return np.concatenate([np.ones((1, len(owner)), int), drawn[:, owner]])
 
 
-def within_sets_auc(scores: np.ndarray, truths: np.ndarray, sets: Sequence[Hashable] | np.ndarray, draws: np.ndarray) -> np.ndarray:
+def within_sets_auc(
+    scores: np.ndarray, truths: np.ndarray, sets: Sequence[Hashable] | np.ndarray, draws: np.ndarray
+) -> np.ndarray:
     """The probability that a positive outscores a negative of its data set: float64 [R]; ties count half.
 
     Data sets differ in their labels, and to tell one set from another says nothing about a lesion. See `within_sets`.

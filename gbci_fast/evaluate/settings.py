@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from gbci_fast.choices import GUIDANCE_SCALE, RUNTIME, RUNTIMES, SPLITS, STEPS, TIER, TIERS
+from gbci_fast.data.folds import check_folds
 from gbci_fast.errors import GBCIError
 from gbci_fast.options import check_least, like, option
 
@@ -24,6 +26,10 @@ class PaintSettings:
 
     def __post_init__(self):
         check_least(self)
+
+
+STUDENT: dict[str, Any] = {"steps": 4, "tier": "approximate"}
+"""`PaintSettings` of the packaged checkpoint's few-step student."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +114,37 @@ class AdherenceSettings:
                 raise GBCIError(f"guidance is {guidance}; expected a finite number")
         if len(set(self.sweep)) < len(self.sweep):
             raise GBCIError(f"guidance sweep is {', '.join(f'{g:g}' for g in self.sweep)}; expected each value once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObedienceSettings:
+    """Settings of an obedience evaluation. The few-step student paints unless `painting` says otherwise.
+
+    Attributes:
+        seeds: paintings of every lesion by every telling, each with other noise.
+
+    Raises:
+        GBCIError: a number below its minimum, or unknown folds.
+    """
+
+    split: str = option("training", "of the lesions (default: %(default)s)", choices=SPLITS)
+    folds: str = option("C", "folds of the training patients to take lesions from (default: %(default)s)")
+    yardstick: str = option(
+        "ABC",
+        "folds of the training patients whose real lesions show how much classes differ in what is measured "
+        "(default: %(default)s)",
+        metavar="FOLDS",
+    )
+    lesions: int = option(48, "masses painted, of as many patients as there are (default: %(default)s)", least=2)
+    seeds: int = option(4, "paintings of every lesion by every telling (default: %(default)s)", least=2, metavar="N")
+    seed: int = option(0, "of noise, choice and bootstrap (default: %(default)s)", least=0)
+    limit: int | None = option(None, "read only N images, spread evenly over all", least=1, metavar="N")
+    painting: PaintSettings = field(default_factory=lambda: PaintSettings(**STUDENT))
+
+    def __post_init__(self):
+        check_least(self)
+        check_folds(self.folds)
+        check_folds(self.yardstick)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,13 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--figure", type=Path, metavar="FILE", help="the figure, PNG (default: beside the report)")
 
 
-def add_painting(parser: argparse.ArgumentParser) -> None:
-    """Adds --weights, --steps, --guidance, --runtime, --tier, --batch-size, --device and --painted."""
+def add_painting(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Adds --weights, --steps, --guidance, --runtime, --tier, --batch-size, --device and --painted.
+
+    Args:
+        parser: gets the options.
+        defaults: of some of them, where they differ from those of `PaintSettings`.
+    """
     parser.add_argument(
         "--weights", type=Path, metavar="DIR", help="a pipeline folder (default: the packaged checkpoint)"
     )
@@ -35,6 +40,7 @@ def add_painting(parser: argparse.ArgumentParser) -> None:
         help="folder that keeps painted batches, so that a stopped run and other evaluations need not paint them again "
         "(default: painted/ beside the report)",
     )
+    parser.set_defaults(**defaults)
 
 
 def refuse_painting(args: argparse.Namespace) -> None:

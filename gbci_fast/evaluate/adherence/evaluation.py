@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.case import variant_seed
 from gbci_fast.evaluate.lesions import LesionCase, crop_lesions
 from gbci_fast.evaluate.metrics import first_with_interval, patient_draws, within_sets, within_sets_auc
 from gbci_fast.evaluate.painting import Description, ring_mean_fill
@@ -206,11 +207,6 @@ class _Judge:
     def _against(self, scores: Mapping[str, np.ndarray], truths: np.ndarray) -> dict[str, _Judged]:
         truths = np.tile(truths, (len(scores[self.tasks[0]]) // len(truths), 1))
         return {task: _Judged(scores=scores[task], truths=truths[:, i]) for i, task in enumerate(self.tasks)}
-
-
-def variant_seed(seed: int, variant: int) -> int:
-    """The seed of a case's variant: the case's own for variant 0, else derived from both."""
-    return seed if variant == 0 else int(np.random.SeedSequence((seed, variant)).generate_state(1, np.uint64)[0])
 
 
 def balanced_accuracy(scores: np.ndarray, truths: np.ndarray, roots: np.ndarray, draws: np.ndarray) -> np.ndarray:
