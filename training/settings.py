@@ -128,3 +128,28 @@ class DistillConfig:
             raise GBCIError(f"guidance is {self.guidance}; expected at least 1 (1 = no guidance)")
         if not self.huber > 0:
             raise GBCIError(f"huber is {self.huber}; expected a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderSettings:
+    """How the readers of the evaluations are chosen.
+
+    Attributes:
+        components, regularization: the numbers of principal components and the C of logistic regression to choose from.
+        parts: of the cross-validation.
+        seed: of its partition of the patients.
+
+    Raises:
+        GBCIError: a value out of range.
+    """
+
+    fewest: int = option(
+        20, "lesions that a task needs of each answer in fold A (default: %(default)s)", least=1, metavar="N"
+    )
+    components: tuple[int, ...] = (25, 50, 100, 150)
+    regularization: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    parts: int = 5
+    seed: int = option(0, "of the cross-validation (default: %(default)s)", least=0)
+
+    def __post_init__(self):
+        check_least(self)

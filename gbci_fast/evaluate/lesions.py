@@ -95,8 +95,8 @@ def crop_lesions(cases: Sequence[LesionCase], images: Sequence[np.ndarray] | Non
     size = (len(cases), CROP_SIZE, CROP_SIZE)
     pixels, masks = np.empty(size, np.float32), np.empty(size, bool)
     for i, (case, image) in enumerate(zip(cases, images, strict=True)):
-        pixels[i] = _cut(image, case.window)
-        covered = _cut(case.mask.astype(np.float32), case.window)
+        pixels[i] = cut(image, case.window)
+        covered = cut(case.mask.astype(np.float32), case.window)
         masks[i] = covered > min(0.5, covered.max() / 2)
     return Crops(pixels=pixels, masks=masks, patients=tuple(case.patient for case in cases))
 
@@ -205,13 +205,19 @@ def read_painted(
     return painted, tuple(templates[case.image_id] for case in painted)
 
 
-def _cut(image: np.ndarray, window: tuple[int, int, int]) -> np.ndarray:
-    """A window of an image [H, W], zero beyond the edge, resampled to `CROP_SIZE` with anti-aliasing if it shrinks."""
+def cut(image: np.ndarray, window: tuple[int, int, int], size: int = CROP_SIZE) -> np.ndarray:
+    """A window of an image [H, W], zero beyond the edge, resampled to float32 [size, size].
+
+    Args:
+        image: float32 [H, W].
+        window: (top, left, side) in pixels.
+        size: side of the result; the window is smoothed first if it shrinks.
+    """
     top, left, side = window
     out = np.zeros((side, side), np.float32)
     height, width = image.shape
     y0, y1, x0, x1 = max(top, 0), min(top + side, height), max(left, 0), min(left + side, width)
     out[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
-    if side == CROP_SIZE:
+    if side == size:
         return out
-    return resize(out, (CROP_SIZE, CROP_SIZE), order=1, anti_aliasing=side > CROP_SIZE).astype(np.float32)
+    return resize(out, (size, size), order=1, anti_aliasing=side > size).astype(np.float32)
