@@ -107,10 +107,10 @@ def build_tables(report: dict[str, Any]) -> "list[Table]":
 
     title = (
         f"{report['lesions']} lesions of {report['patients']} patients, {report['settings']['seeds']} seeds; "
-        f"{report['minutes']['all']:.0f} minutes. AUC: read told 1 against told 0; share: shift over the difference "
-        "between real classes; change, moved, resized: over those of another seed"
+        f"{report['minutes']['all']:.0f} minutes. AUC: readings told 1 against told 0 (real: between real classes); share: shift over the difference "
+        "between real classes; change, place, size: over those of another seed"
     )
-    columns = ("real AUC", "AUC", "95 %", "share", "change", "95 %", "moved", "resized")
+    columns = ("real", "AUC", "95 %", "share", "change", "95 %", "place", "size")
     first = _table(title, "switch", columns)
     for name, found in report["switches"].items():
         reading, place = found["reading"], found["place"]
@@ -132,7 +132,7 @@ def _table(title: str, first: str, others: Any) -> "Table":
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column(first)
+    table.add_column(first, no_wrap=True)
     for heading in others:
         table.add_column(heading, justify="right", no_wrap=True)
     return table

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from gbci_fast.attributes import Attributes
 from gbci_fast.evaluate.lesions import LesionCase
 from gbci_fast.evaluate.painting import Description
+from gbci_fast.evaluate.readers import truth
 
 MASS = ("Mass",)
 NONSENSE = "zorblax"
@@ -81,40 +82,25 @@ def _among(name: str, ones: tuple, zeros: tuple) -> Callable[[Attributes], bool 
     return real
 
 
+def _reader(name: str, zero: str, one: str, task: str) -> Switch:
+    """A switch between two answers of a reader's task."""
+    return Switch(name=name, tellings=(zero, one), real=lambda told: truth(task, told, 0, 0), task=task)
+
+
 SWITCHES = (
-    Switch(
-        name="margin",
-        tellings=("circumscribed", "spiculated"),
-        real=_among("margin", ("spiculated",), ("circumscribed",)),
-        task="margin",
-    ),
-    Switch(
-        name="shape",
-        tellings=("oval", "irregular"),
-        real=_among("shape", ("irregular",), ("round", "oval")),
-        task="shape",
-    ),
-    Switch(
-        name="BI-RADS",
-        tellings=("BI-RADS 2", "BI-RADS 5"),
-        real=_among("finding_birads", (5,), (2, 3)),
-        task="birads",
-    ),
-    Switch(
-        name="pathology",
-        tellings=("benign", "malignant"),
-        real=_among("pathology", ("malignant",), ("benign",)),
-        task="pathology",
-    ),
+    _reader("margin", "circumscribed", "spiculated", "margin"),
+    _reader("shape", "oval", "irregular", "shape"),
+    _reader("BI-RADS", "BI-RADS 2", "BI-RADS 5", "birads"),
+    _reader("pathology", "benign", "malignant", "pathology"),
     Switch(name="density", tellings=("density A", "density D"), real=_among("breast_density", ("D",), ("A",))),
     Switch(
-        name="mass to calcification",
+        name="calcification",
         tellings=(OWN, "calcification"),
         real=_among("finding_categories", (("Suspicious Calcification",),), (MASS,)),
         keeps=False,
     ),
     Switch(
-        name="mass to no finding",
+        name="no finding",
         tellings=(OWN, "no finding"),
         real=_among("finding_categories", ((),), (MASS,)),
         keeps=False,
