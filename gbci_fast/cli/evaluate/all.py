@@ -24,8 +24,8 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "all",
         help="every kind of evidence, as reports, figures and one HTML page",
-        description="Run every kind of evaluation on the test images of the roots (obedience: on fold C of the training\n"
-        "images), each with its own defaults, and put targets, figures and reports on one page,\n"
+        description="Run every kind of evaluation on the test images of the roots (obedience: on fold C of the\n"
+        "training images), each with its own defaults, and put targets, figures and reports on one page,\n"
         f"{PAGE}. A sampler option that is given goes to every kind.",
         epilog=EXAMPLE,
     )

@@ -107,8 +107,9 @@ def build_tables(report: dict[str, Any]) -> "list[Table]":
 
     title = (
         f"{report['lesions']} lesions of {report['patients']} patients, {report['settings']['seeds']} seeds; "
-        f"{report['minutes']['all']:.0f} minutes. AUC: readings told 1 against told 0 (real: between real classes); share: shift over the difference "
-        "between real classes; change, place, size: over those of another seed"
+        f"{report['minutes']['all']:.0f} minutes.\n"
+        "AUC: readings told 1 against told 0 (real: of real classes). share: their shift\n"
+        "over the difference between real classes. change, place, size: over a seed's."
     )
     columns = ("real", "AUC", "95 %", "share", "change", "95 %", "place", "size")
     first = _table(title, "switch", columns)
@@ -119,7 +120,7 @@ def build_tables(report: dict[str, Any]) -> "list[Table]":
             read = (_value(reading["real_auc"]), *_cells(reading["auc"]), _value(reading["share"]))
         kept = [_value(place[key]) for key in ("moved_share", "resized_share")]
         first.add_row(name, *read, *_cells(found["change"]), *kept)
-    title = "shift of measures over the difference between real classes (95 %); -: real classes do not differ"
+    title = "Shift of measures over the difference between real classes (95 %); -: no difference"
     second = _table(title, "switch", [name.replace("_", " ") for name in MEASURES])
     for name, found in report["switches"].items():
         shares = [found["measures"][measure]["share"] for measure in MEASURES]

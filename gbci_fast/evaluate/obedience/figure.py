@@ -49,7 +49,7 @@ def _draw_readings(axes: Axes, switches: Mapping[str, Any]) -> None:
     axes.axvline(CHANCE, color="gray", linestyle=":")
     axes.set_xlim(0.3, 1)
     axes.set_title("reader's AUC, told 1 against told 0", fontsize=8)
-    axes.legend(fontsize=6, loc="lower right")
+    _add_legend(axes)
 
 
 def _draw_shares(axes: Axes, switches: Mapping[str, Any]) -> None:
@@ -66,7 +66,7 @@ def _draw_shares(axes: Axes, switches: Mapping[str, Any]) -> None:
     axes.axvline(1, color="gray")
     axes.set_xlim(-0.7, 1.5)
     axes.set_title("shift as a share of the difference between real classes", fontsize=8)
-    axes.legend(fontsize=6, loc="lower right")
+    _add_legend(axes)
 
 
 def _draw_changes(axes: Axes, switches: Mapping[str, Any]) -> None:
@@ -93,3 +93,8 @@ def _draw(axes: Axes, points: list[tuple[float, Mapping[str, float | None]]], co
             label=label,
         )
     axes.grid(axis="x", alpha=0.3)
+
+
+def _add_legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=6, loc="lower right")
