@@ -1,13 +1,17 @@
 """Settings of the evaluations. Torch is not imported, so that the command line can take its options from here."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from gbci_fast.choices import GUIDANCE_SCALE, RUNTIME, RUNTIMES, SPLITS, STEPS, TIER, TIERS
+from gbci_fast.choices import GUIDANCE_SCALE, JUDGED, RUNTIME, RUNTIMES, SPLITS, STEPS, TIER, TIERS
 from gbci_fast.data.folds import check_folds
 from gbci_fast.errors import GBCIError
 from gbci_fast.options import check_least, like, option
+
+SPLIT_HELP = (
+    "the lesions to judge: those of fold C of the training split, where all choices are made, or of the test split, "
+    "which is read once per release (default: %(default)s)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,13 @@ class PaintSettings:
 
 
 STUDENT: dict[str, Any] = {"steps": 4, "tier": "approximate"}
-"""`PaintSettings` of the packaged checkpoint's few-step student."""
+"""The few-step student's settings, for evaluations that paint more than a thousand lesions."""
+
+
+def check_even(train_batch: int) -> None:
+    """Raises GBCIError unless a batch has two equal halves."""
+    if train_batch < 2 or train_batch % 2:
+        raise GBCIError(f"train_batch is {train_batch}; expected an even number, half of it lesions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +50,7 @@ class PairedSettings:
         GBCIError: a number below its minimum.
     """
 
-    split: str = option("test", "(default: %(default)s)", choices=SPLITS)
+    split: str = option(JUDGED[0], SPLIT_HELP, choices=JUDGED)
     steps: int = like(PaintSettings, "steps")
     guidance: float = like(PaintSettings, "guidance")
     seed: int = option(0, "of noise and bootstrap (default: %(default)s)", least=0)
@@ -65,7 +75,7 @@ class DistributionSettings:
         GBCIError: a number below its minimum.
     """
 
-    split: str = option("test", "of the real lesions (%(default)s)", choices=SPLITS)
+    split: str = like(PairedSettings, "split")
     seed: int = option(0, "of noise, halves and resamples (default: %(default)s)", least=0)
     limit: int | None = option(None, "use N images of each, real and synthetic", least=1, metavar="N")
     splits: int = field(default=100, metadata={"least": 1})
@@ -78,57 +88,18 @@ class DistributionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdherenceSettings:
-    """Settings of an adherence evaluation.
-
-    Raises:
-        GBCIError: a number below its minimum, a guidance that is not finite, or a sweep value given twice.
-    """
-
-    split: str = like(PairedSettings, "split")
-    guidance: float = PaintSettings.guidance
-    sweep: tuple[float, ...] = option(
-        (),
-        "paint at these guidance scales, too, such as 1,2,3,5",
-        flag="--guidance-sweep",
-        metavar="G,G,...",
-        such="numbers such as 1,2,3,5",
-    )
-    shuffled: bool = option(
-        True, "paint every lesion by another's description as well, which takes as long again (default: yes)"
-    )
-    variants: int = option(
-        1,
-        "paint every lesion N times, with other noise each time, so that the luck of a single painting averages out "
-        "(default: %(default)s)",
-        least=1,
-        metavar="N",
-    )
-    seed: int = option(0, "of noise, shuffling and bootstrap (default: %(default)s)", least=0)
-    limit: int | None = like(PairedSettings, "limit")
-
-    def __post_init__(self):
-        check_least(self)
-        for guidance in (self.guidance, *self.sweep):
-            if not math.isfinite(guidance):
-                raise GBCIError(f"guidance is {guidance}; expected a finite number")
-        if len(set(self.sweep)) < len(self.sweep):
-            raise GBCIError(f"guidance sweep is {', '.join(f'{g:g}' for g in self.sweep)}; expected each value once")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ObedienceSettings:
     """Settings of an obedience evaluation. The few-step student paints unless `painting` says otherwise.
 
     Attributes:
+        yardstick: folds of the training patients; measured, nothing is trained on them.
         seeds: paintings of every lesion by every telling, each with other noise.
 
     Raises:
         GBCIError: a number below its minimum, or unknown folds.
     """
 
-    split: str = option("training", "of the lesions (default: %(default)s)", choices=SPLITS)
-    folds: str = option("C", "folds of the training patients to take lesions from (default: %(default)s)")
+    split: str = like(PairedSettings, "split")
     yardstick: str = option(
         "ABC",
         "folds of the training patients whose real lesions show how much classes differ in what is measured "
@@ -143,7 +114,6 @@ class ObedienceSettings:
 
     def __post_init__(self):
         check_least(self)
-        check_folds(self.folds)
         check_folds(self.yardstick)
 
 
@@ -159,9 +129,10 @@ class MemorisationSettings:
         GBCIError: a quantile or a seed out of range.
     """
 
+    split: str = like(PairedSettings, "split")
     quantile: float = option(0.01, "share of new lesions below the threshold (default: %(default)s)")
     seed: int = option(0, "of noise and bootstrap (default: %(default)s)", least=0)
-    limit: int | None = option(None, "use N test and N synthetic images, spread evenly", least=1, metavar="N")
+    limit: int | None = option(None, "use N real and N synthetic images, spread evenly", least=1, metavar="N")
 
     def __post_init__(self):
         if not 0 < self.quantile <= 0.5:
@@ -184,6 +155,7 @@ class UtilitySettings:
         GBCIError: a number below its minimum, an odd batch, or fractions that do not ascend within (0, 100].
     """
 
+    split: str = like(PairedSettings, "split")
     seed: int = option(0, "the first seed (default: %(default)s)", least=0)
     seeds: int = option(5, "trainings per arm and fraction (default: %(default)s)", least=1)
     fractions: tuple[float, ...] = option(
@@ -195,14 +167,41 @@ class UtilitySettings:
     train_steps: int = option(300, "optimizer steps per training (default: %(default)s)", least=2)
     train_batch: int = 32
     synthetic_count: int = option(256, "lesions painted (default: %(default)s)", least=1, metavar="N")
-    limit: int | None = option(None, "use N images of each split, spread evenly over all", least=1, metavar="N")
+    limit: int | None = option(None, "use N images for training and N to judge, spread evenly", least=1, metavar="N")
     painting: PaintSettings = field(default_factory=PaintSettings)
 
     def __post_init__(self):
         check_least(self)
-        if self.train_batch < 2 or self.train_batch % 2:
-            raise GBCIError(f"train_batch is {self.train_batch}; expected an even number, half of it lesions")
+        check_even(self.train_batch)
         ascending = tuple(sorted(set(self.fractions)))
         if not ascending or ascending != self.fractions or not all(0 < value <= 100 for value in ascending):
             told = ",".join(f"{value:g}" for value in self.fractions)
             raise GBCIError(f"fractions is {told!r}; expected ascending percentages up to 100 such as 10,25,50,100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealismSettings:
+    """Settings of a realism evaluation. The judges are trained on the folds A and B of the training split.
+
+    Attributes:
+        split: what is judged: "training", and of it fold C alone, or "test".
+        seed: of noise, bootstrap and the first training; each further training adds 1.
+        seeds: trainings per comparison, over which the AUC is averaged.
+        train_steps: optimizer steps of every network.
+        train_batch: windows per step, half of them of each set; even.
+
+    Raises:
+        GBCIError: a number below its minimum, or an odd batch.
+    """
+
+    split: str = option("training", "judge fold C of it, or the test split (default: %(default)s)", choices=SPLITS)
+    seed: int = option(0, "the first seed (default: %(default)s)", least=0)
+    seeds: int = option(2, "trainings per comparison (default: %(default)s)", least=1)
+    train_steps: int = option(300, "optimizer steps per network (default: %(default)s)", least=2)
+    train_batch: int = 64
+    limit: int | None = option(None, "use N images to train and N to judge, spread evenly", least=1, metavar="N")
+    painting: PaintSettings = field(default_factory=lambda: PaintSettings(**STUDENT))
+
+    def __post_init__(self):
+        check_least(self)
+        check_even(self.train_batch)

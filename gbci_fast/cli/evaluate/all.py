@@ -24,26 +24,20 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "all",
         help="every kind of evidence, as reports, figures and one HTML page",
-        description="Run every kind of evaluation on the test images of the roots (obedience: on fold C of the\n"
-        "training images), each with its own defaults, and put targets, figures and reports on one page,\n"
-        f"{PAGE}. A sampler option that is given goes to every kind.",
+        description="Run every kind of evaluation, each with its own defaults (lesions of fold C of the training\n"
+        f"images), and put targets, figures and reports on one page, {PAGE}.",
         epilog=EXAMPLE,
     )
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder, or with --resume")
-    _add_options(parser)
+    add_painting(parser, default=None, help="of the sampler (default: each kind's own)")
+    add_fields(parser, UtilitySettings, "seed", help="of noise, splits and bootstrap (default: %(default)s)")
+    add_fields(parser, UtilitySettings, "limit")
     parser.add_argument(
         "--skip", default="", metavar="KINDS", help="kinds to leave out, comma-separated, such as utility"
     )
     parser.add_argument("--resume", action="store_true", help="keep the reports that --output already holds")
     parser.set_defaults(run=run)
-
-
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that the kinds have, too."""
-    add_painting(parser)
-    add_fields(parser, UtilitySettings, "seed", help="of noise, splits and bootstrap (default: %(default)s)")
-    add_fields(parser, UtilitySettings, "limit")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -87,17 +81,11 @@ def _run_kind(kind: str, args: argparse.Namespace, report: Path) -> None:
 
 
 def arguments_of(kind: str, args: argparse.Namespace, report: Path) -> list[str]:
-    """The command line of one kind: the options of `evaluate all` that the kind has, unless they are at their defaults.
-
-    So every kind paints by its own defaults, and a value that is given goes to all kinds.
-    """
-    parser = argparse.ArgumentParser()
-    _add_options(parser)
-    defaults = parser.parse_args([])
+    """The command line of one kind, with the options of `evaluate all` that the kind has."""
     argv = ["evaluate", kind, *map(str, args.roots), "--output", str(report)]
     for name in SHARED if kind == "paired" else (*SHARED, *FAST):
         value = getattr(args, name)
-        if value != getattr(defaults, name):
+        if value is not None:
             argv += [f"--{name.replace('_', '-')}", str(value)]
     return argv
 

@@ -33,15 +33,16 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         description="Tells one attribute of a lesion differently, at one seed: what readers trained on real lesions\n"
         "then read, how measures shift against the difference between real classes, how much changes against\n"
         "another seed, whether place and size stay, and whether a meaningless word changes anything. The few-step\n"
-        "student paints; other weights may need --steps 20 --tier tolerance. Lesions are those of fold C of the\n"
-        "training split, unless --split test. Writes JSON and a PNG figure, prints two tables.",
+        "student paints; other weights may need --steps 20 --tier tolerance. Writes JSON and a PNG figure, prints two\n"
+        "tables.",
         epilog=EXAMPLE,
     )
     add_files(parser)
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="a contact sheet, PNG: one lesion, ten descriptions")
     add_fields(parser, ObedienceSettings)
     parser.add_argument("--readers", type=Path, metavar="DIR", help="written by `train classifier` (default: packaged)")
-    add_painting(parser, **STUDENT)
+    add_painting(parser)
+    parser.set_defaults(**STUDENT)
     parser.set_defaults(run=run)
 
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from gbci_fast.evaluate.lesions import read_lesions
+    from gbci_fast.evaluate.lesions import read_lesions, read_split
     from gbci_fast.evaluate.obedience.evaluation import choose, evaluate_obedience
     from gbci_fast.evaluate.obedience.figure import draw_figure
     from gbci_fast.evaluate.obedience.sheet import draw_sheet, typical
@@ -71,8 +72,7 @@ def run(args: argparse.Namespace) -> None:
     minutes = {"painting": 0.0}
     with stage_progress(("reading", "reading attributes")) as on_progress:
         given: dict[str, Any] = {"limit": settings.limit, "seed": settings.seed, "on_progress": on_progress}
-        folds = settings.folds if settings.split == "training" else None
-        cases = read_lesions(args.roots, split=settings.split, folds=folds, **given)
+        cases = read_split(args.roots, settings.split, **given)
         yardstick = read_lesions(args.roots, split="training", folds=settings.yardstick, **given)
 
         def painter(cases, descriptions):

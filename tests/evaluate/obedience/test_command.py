@@ -18,8 +18,14 @@ class Blind:
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("obedience") / "root"
     generate_phantom(folder, studies=6, seed=3, size=128)
-    table = folder / "finding_annotations.csv"  # every finding is told as a mass
-    table.write_text(re.sub("Suspicious Calcification|Focal Asymmetry", "Mass", table.read_text()))
+    first, *_ = (
+        line for line in (folder / "finding_annotations.csv").read_text().splitlines() if "Calcification" in line
+    )
+    patient = next(cell for cell in first.split(",") if re.fullmatch("[0-9a-f]{12}", cell))
+    for table in folder.glob("*.csv"):  # calcifications and asymmetries are told as masses; one patient trains
+        text = re.sub("Suspicious Calcification|Focal Asymmetry", "Mass", table.read_text())
+        lines = [line if patient in line else line.replace(",training", ",test") for line in text.splitlines()]
+        table.write_text("\n".join(lines) + "\n")
     return folder
 
 
@@ -27,7 +33,7 @@ def test_report_figure_sheet_and_kept_paintings(root, tiny_checkpoint, tmp_path,
     monkeypatch.setattr("gbci_fast.evaluate.readers.load_readers", lambda folder: Blind())
 
     def run():
-        options = f"--folds ABC --lesions 2 --seeds 2 --steps 1 --tier exact --weights {tiny_checkpoint()}"
+        options = f"--split test --lesions 2 --seeds 2 --steps 1 --tier exact --weights {tiny_checkpoint()}"
         files = f"--output {tmp_path}/out.json --sheet {tmp_path}/sheet.png"
         args = build_parser().parse_args(f"evaluate obedience {root} {files} {options}".split())
         args.run(args)
