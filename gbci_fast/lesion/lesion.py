@@ -32,10 +32,10 @@ SHORTEST, LONGEST = 1.0, 1e5  # days, of a doubling time
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """Exponential growth of a lesion's volume; its shape stays.
+    """Exponential growth of a lesion's volume: after d days every axis is longer by 2^(d / (3 T)), and the shape stays.
 
     Attributes:
-        doubling_days: days in which the volume doubles; None = the lesion does not grow.
+        doubling_days: T, in which the volume doubles; None = the lesion does not grow.
 
     Raises:
         GBCIError: a doubling time outside of 1 to 100,000 days.
@@ -45,10 +45,6 @@ class Growth:
 
     def __post_init__(self):
         _as_number(self, "doubling_days", SHORTEST, LONGEST, f"days from {SHORTEST:g} to {LONGEST:g}")
-
-    def scale(self, days: float) -> float:
-        """The factor by which every axis is longer ``days`` later; below 1 for negative days."""
-        return 1.0 if self.doubling_days is None else 2 ** min(days / self.doubling_days / 3, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,17 +133,10 @@ class Lesion:
             subtlety=self.subtlety,
         )
 
-    def after(self, days: float) -> "Lesion":
-        """The same lesion ``days`` later; its axes stay where axes or growth are unknown."""
-        if self.axes is None or self.growth is None:
-            return self
-        scale = self.growth.scale(days)
-        longest, middle, shortest = self.axes
-        return replace(self, axes=(longest * scale, middle * scale, shortest * scale))
-
     def to_json(self) -> dict[str, Any]:
         """The known values only, with lists instead of tuples."""
-        return {name: value for name, value in msgspec.to_builtins(self).items() if value is not None}
+        known = {name: value for name, value in msgspec.to_builtins(self).items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
 
     @classmethod
     def from_json(cls, content: Any) -> "Lesion":

@@ -1,4 +1,4 @@
-"""`Lesion`: exact JSON, stable ids, what it refuses, how it grows, and the description of its pictures."""
+"""`Lesion`: exact JSON, stable ids, what it refuses, and the description of its pictures."""
 
 import dataclasses
 import json
@@ -53,18 +53,6 @@ def test_an_id_is_that_of_the_lesion():
         if field.name not in ("finding_categories",):
             assert lesion_id(dataclasses.replace(FULL, **{field.name: None})) != lesion_id(FULL), field.name
     assert len({lesion_id(FULL), lesion_id(FULL, 0, 1), lesion_id(FULL, 0, 2)}) == 3
-
-
-def test_growth_scales_the_axes():
-    later = FULL.after(258)
-    assert later.axes == pytest.approx([2 ** (1 / 3) * axis for axis in FULL.axes])
-    assert dataclasses.replace(later, axes=FULL.axes) == FULL
-    assert later.after(-258).axes == pytest.approx(FULL.axes)
-    assert Lesion(axes=(3, 2, 1), growth=Growth(doubling_days=None)).after(1000).axes == (3, 2, 1)
-    assert Lesion(axes=(3, 2, 1)).after(1000).axes == (3, 2, 1)
-    assert Lesion(growth=Growth(doubling_days=100)).after(50) == Lesion(growth=Growth(doubling_days=100))
-    with pytest.raises(GBCIError, match="expected three lengths in mm up to 300, the longest first"):
-        FULL.after(1e9)
 
 
 def test_a_picture_has_the_lesion_s_description():
