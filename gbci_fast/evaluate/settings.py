@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from gbci_fast.choices import GUIDANCE_SCALE, JUDGED, RUNTIME, RUNTIMES, SPLITS, STEPS, TIER, TIERS
+from gbci_fast.choices import GUIDANCE_SCALE, JUDGED, RUNTIME, RUNTIMES, STEPS, TIER, TIERS
 from gbci_fast.data.folds import check_folds
 from gbci_fast.errors import GBCIError
 from gbci_fast.options import check_least, like, option
@@ -184,7 +184,6 @@ class RealismSettings:
     """Settings of a realism evaluation. The judges are trained on the folds A and B of the training split.
 
     Attributes:
-        split: what is judged: "training", and of it fold C alone, or "test".
         seed: of noise, bootstrap and the first training; each further training adds 1.
         seeds: trainings per comparison, over which the AUC is averaged.
         train_steps: optimizer steps of every network.
@@ -194,7 +193,7 @@ class RealismSettings:
         GBCIError: a number below its minimum, or an odd batch.
     """
 
-    split: str = option("training", "judge fold C of it, or the test split (default: %(default)s)", choices=SPLITS)
+    split: str = like(PairedSettings, "split")
     seed: int = option(0, "the first seed (default: %(default)s)", least=0)
     seeds: int = option(2, "trainings per comparison (default: %(default)s)", least=1)
     train_steps: int = option(300, "optimizer steps per network (default: %(default)s)", least=2)
