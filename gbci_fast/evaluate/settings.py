@@ -1,8 +1,10 @@
 """Settings of the evaluations. Torch is not imported, so that the command line can take its options from here."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from gbci_fast.choices import GUIDANCE_SCALE, JUDGED, RUNTIME, RUNTIMES, STEPS, TIER, TIERS
+from gbci_fast.data.folds import check_folds
 from gbci_fast.errors import GBCIError
 from gbci_fast.options import check_least, like, option
 
@@ -30,7 +32,7 @@ class PaintSettings:
         check_least(self)
 
 
-STUDENT = {"steps": 4, "tier": "approximate"}
+STUDENT: dict[str, Any] = {"steps": 4, "tier": "approximate"}
 """The few-step student's settings, for evaluations that paint more than a thousand lesions."""
 
 
@@ -83,6 +85,36 @@ class DistributionSettings:
 
     def __post_init__(self):
         check_least(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObedienceSettings:
+    """Settings of an obedience evaluation. The few-step student paints unless `painting` says otherwise.
+
+    Attributes:
+        yardstick: folds of the training patients; measured, nothing is trained on them.
+        seeds: paintings of every lesion by every telling, each with other noise.
+
+    Raises:
+        GBCIError: a number below its minimum, or unknown folds.
+    """
+
+    split: str = like(PairedSettings, "split")
+    yardstick: str = option(
+        "ABC",
+        "folds of the training patients whose real lesions show how much classes differ in what is measured "
+        "(default: %(default)s)",
+        metavar="FOLDS",
+    )
+    lesions: int = option(48, "masses painted, of as many patients as there are (default: %(default)s)", least=2)
+    seeds: int = option(4, "paintings of every lesion by every telling (default: %(default)s)", least=2, metavar="N")
+    seed: int = option(0, "of noise, choice and bootstrap (default: %(default)s)", least=0)
+    limit: int | None = option(None, "read only N images, spread evenly over all", least=1, metavar="N")
+    painting: PaintSettings = field(default_factory=lambda: PaintSettings(**STUDENT))
+
+    def __post_init__(self):
+        check_least(self)
+        check_folds(self.yardstick)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +184,6 @@ class RealismSettings:
     """Settings of a realism evaluation. The judges are trained on the folds A and B of the training split.
 
     Attributes:
-        split: what is judged: "training", and of it fold C alone, or "test".
         seed: of noise, bootstrap and the first training; each further training adds 1.
         seeds: trainings per comparison, over which the AUC is averaged.
         train_steps: optimizer steps of every network.
@@ -162,7 +193,7 @@ class RealismSettings:
         GBCIError: a number below its minimum, or an odd batch.
     """
 
-    split: str = option("training", "judge fold C of it, or the test split (default: %(default)s)", choices=SPLITS)
+    split: str = like(PairedSettings, "split")
     seed: int = option(0, "the first seed (default: %(default)s)", least=0)
     seeds: int = option(2, "trainings per comparison (default: %(default)s)", least=1)
     train_steps: int = option(300, "optimizer steps per network (default: %(default)s)", least=2)
