@@ -13,7 +13,7 @@ from gbci_fast.evaluate.backbone import open_lite0
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress, read_lesions
 from gbci_fast.evaluate.metrics import first_with_interval, patient_draws, within_sets_auc
 from gbci_fast.evaluate.readers import (
-    FEWEST,
+    LEAST_AUC,
     TASKS,
     Interval,
     LinearMap,
@@ -134,7 +134,7 @@ def train_readers(train: Seen, judge: Seen, settings: ReaderSettings, data: str)
     if not tasks:
         told = ", ".join(f"{task} {describe(record.auc)}" for task, record in refused.items())
         raise GBCIError(
-            f"no reader is admitted; expected an AUC on fold {JUDGED} whose lower 95 % bound is at least {FEWEST:.2f}, "
+            f"no reader is admitted; expected an AUC on fold {JUDGED} whose lower 95 % bound is at least {LEAST_AUC}, "
             f"got {told or f'no task with {settings.fewest} lesions of both answers in fold {TRAINED}'}"
         )
     config = ReadersConfig(
@@ -192,7 +192,7 @@ def fit(features: np.ndarray, answers: np.ndarray, sets: np.ndarray, *choices: C
 
     mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64) + 1e-6
     standardized = (features - mean) / scale
-    pca = PCA(min(len(features), max(choice.components for choice in choices))).fit(standardized)
+    pca = PCA(min(*features.shape, max(choice.components for choice in choices))).fit(standardized)
     known = ~np.isnan(answers)
     scores, weights = pca.transform(standardized[known]), balanced(answers[known], sets[known])
     maps = []

@@ -87,7 +87,7 @@ def _add_classifier(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Train the readers: logistic regressions on features of EfficientNet-Lite0 that read margin, shape, BI-RADS,\n"
         "pathology and size from a lesion. Fold A of the training patients trains, fold C judges; a reader is left\n"
-        "out unless the lower 95 % bound of its AUC on C is at least 0.60. Minutes on a laptop. Needs gbci_fast[evaluate]."
+        "out unless the lower 95 % bound of its AUC on C is at least 0.60. This takes minutes on a laptop."
     )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="VinDr-layout roots (training split used)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder; gets readers/")
@@ -141,16 +141,18 @@ def build_table(config: "ReadersConfig") -> "Table":
 
     from gbci_fast.evaluate.readers import TASKS, describe
 
-    title = f"AUC on fold C within data sets, with 95 % over patients; trained on fold {config.folds}"
+    title = (
+        f"lesions of the answer / of the opposite one, in folds {config.folds} and C; AUC on fold C\n"
+        "within data sets, with 95 % over patients, beside the AUC of the diameter alone"
+    )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("task", "of fold A", "of fold C"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("AUC", "by diameter alone"):
+    table.add_column("task: answer", no_wrap=True)
+    for heading in (f"fold {config.folds}", "fold C", "AUC", "by diameter"):
         table.add_column(heading, justify="right", no_wrap=True)
     for task, record in (config.tasks | config.refused).items():
-        told = f"{task}: {TASKS[task].positive} / {TASKS[task].negative}"
         counts = (_total(record.trained), _total(record.judged))
-        table.add_row(told, *counts, describe(record.auc), describe(record.size_auc))
+        aucs = (describe(record.auc), describe(record.size_auc))
+        table.add_row(f"{task}: {TASKS[task].positive}", *counts, *aucs)
     return table
 
 

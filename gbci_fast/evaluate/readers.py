@@ -21,10 +21,10 @@ PACKAGED_READERS = PACKAGED_WEIGHTS.with_name("readers")
 CONFIG_FILE, MODEL_FILE = "config.json", "model.safetensors"
 SIDE = 160  # of the network's input, in pixels
 CROPS = (1.6, 3.0)  # sides of the two crops, as multiples of the longer side of the lesion's box
-WINDOW = 64  # side in model pixels of the window of fixed scale
+WINDOW = 32  # side in model pixels of the window of fixed scale
 STRETCH = (1, 99)  # percentiles that become 0 and 1
 LEAST_CONTRAST = 1 / 255  # of a crop; noise below it is not stretched further
-FEWEST = 0.60  # the lower bound of the AUC that admits a reader
+LEAST_AUC = 0.60  # the lower bound of the AUC that admits a reader
 BATCH = 8  # lesions
 
 SIZE = "size"
@@ -129,8 +129,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def admitted(self) -> bool:
-        """Whether the lower bound of the AUC on fold C is at least `FEWEST`."""
-        return self.auc.low is not None and self.auc.low >= FEWEST
+        """Whether the lower bound of the AUC on fold C is at least `LEAST_AUC`."""
+        return self.auc.low is not None and self.auc.low >= LEAST_AUC
 
 
 class ReadersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -165,7 +165,9 @@ class ReadersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             if task not in TASKS:
                 raise GBCIError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
             if not record.admitted:
-                raise GBCIError(f"the AUC of {task} is {record.auc.low} or more; expected at least {FEWEST}")
+                raise GBCIError(
+                    f"the lower bound of the AUC of {task} is {record.auc.low}; expected at least {LEAST_AUC}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

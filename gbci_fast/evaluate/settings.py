@@ -1,9 +1,10 @@
 """Settings of the evaluations. Torch is not imported, so that the command line can take its options from here."""
 
-import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from gbci_fast.choices import GUIDANCE_SCALE, JUDGED, RUNTIME, RUNTIMES, STEPS, TIER, TIERS
+from gbci_fast.data.folds import check_folds
 from gbci_fast.errors import GBCIError
 from gbci_fast.options import check_least, like, option
 
@@ -29,6 +30,16 @@ class PaintSettings:
 
     def __post_init__(self):
         check_least(self)
+
+
+STUDENT: dict[str, Any] = {"steps": 4, "tier": "approximate"}
+"""The few-step student's settings, for evaluations that paint more than a thousand lesions."""
+
+
+def check_even(train_batch: int) -> None:
+    """Raises GBCIError unless a batch has two equal halves."""
+    if train_batch < 2 or train_batch % 2:
+        raise GBCIError(f"train_batch is {train_batch}; expected an even number, half of it lesions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,42 +88,33 @@ class DistributionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdherenceSettings:
-    """Settings of an adherence evaluation.
+class ObedienceSettings:
+    """Settings of an obedience evaluation. The few-step student paints unless `painting` says otherwise.
+
+    Attributes:
+        yardstick: folds of the training patients; measured, nothing is trained on them.
+        seeds: paintings of every lesion by every telling, each with other noise.
 
     Raises:
-        GBCIError: a number below its minimum, a guidance that is not finite, or a sweep value given twice.
+        GBCIError: a number below its minimum, or unknown folds.
     """
 
     split: str = like(PairedSettings, "split")
-    guidance: float = PaintSettings.guidance
-    sweep: tuple[float, ...] = option(
-        (),
-        "paint at these guidance scales, too, such as 1,2,3,5",
-        flag="--guidance-sweep",
-        metavar="G,G,...",
-        such="numbers such as 1,2,3,5",
-    )
-    shuffled: bool = option(
-        True, "paint every lesion by another's description as well, which takes as long again (default: yes)"
-    )
-    variants: int = option(
-        1,
-        "paint every lesion N times, with other noise each time, so that the luck of a single painting averages out "
+    yardstick: str = option(
+        "ABC",
+        "folds of the training patients whose real lesions show how much classes differ in what is measured "
         "(default: %(default)s)",
-        least=1,
-        metavar="N",
+        metavar="FOLDS",
     )
-    seed: int = option(0, "of noise, shuffling and bootstrap (default: %(default)s)", least=0)
-    limit: int | None = like(PairedSettings, "limit")
+    lesions: int = option(48, "masses painted, of as many patients as there are (default: %(default)s)", least=2)
+    seeds: int = option(4, "paintings of every lesion by every telling (default: %(default)s)", least=2, metavar="N")
+    seed: int = option(0, "of noise, choice and bootstrap (default: %(default)s)", least=0)
+    limit: int | None = option(None, "read only N images, spread evenly over all", least=1, metavar="N")
+    painting: PaintSettings = field(default_factory=lambda: PaintSettings(**STUDENT))
 
     def __post_init__(self):
         check_least(self)
-        for guidance in (self.guidance, *self.sweep):
-            if not math.isfinite(guidance):
-                raise GBCIError(f"guidance is {guidance}; expected a finite number")
-        if len(set(self.sweep)) < len(self.sweep):
-            raise GBCIError(f"guidance sweep is {', '.join(f'{g:g}' for g in self.sweep)}; expected each value once")
+        check_folds(self.yardstick)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +172,35 @@ class UtilitySettings:
 
     def __post_init__(self):
         check_least(self)
-        if self.train_batch < 2 or self.train_batch % 2:
-            raise GBCIError(f"train_batch is {self.train_batch}; expected an even number, half of it lesions")
+        check_even(self.train_batch)
         ascending = tuple(sorted(set(self.fractions)))
         if not ascending or ascending != self.fractions or not all(0 < value <= 100 for value in ascending):
             told = ",".join(f"{value:g}" for value in self.fractions)
             raise GBCIError(f"fractions is {told!r}; expected ascending percentages up to 100 such as 10,25,50,100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealismSettings:
+    """Settings of a realism evaluation. The judges are trained on the folds A and B of the training split.
+
+    Attributes:
+        seed: of noise, bootstrap and the first training; each further training adds 1.
+        seeds: trainings per comparison, over which the AUC is averaged.
+        train_steps: optimizer steps of every network.
+        train_batch: windows per step, half of them of each set; even.
+
+    Raises:
+        GBCIError: a number below its minimum, or an odd batch.
+    """
+
+    split: str = like(PairedSettings, "split")
+    seed: int = option(0, "the first seed (default: %(default)s)", least=0)
+    seeds: int = option(2, "trainings per comparison (default: %(default)s)", least=1)
+    train_steps: int = option(300, "optimizer steps per network (default: %(default)s)", least=2)
+    train_batch: int = 64
+    limit: int | None = option(None, "use N images to train and N to judge, spread evenly", least=1, metavar="N")
+    painting: PaintSettings = field(default_factory=lambda: PaintSettings(**STUDENT))
+
+    def __post_init__(self):
+        check_least(self)
+        check_even(self.train_batch)

@@ -135,10 +135,8 @@ def test_the_mask_is_that_of_what_was_painted_alone(make_job, phantom, tmp_path,
     (finding,) = source.findings
     xmin, ymin, xmax, ymax = finding.box
     corner = BoxMask(box=(xmin, ymin, xmin + (xmax - xmin) / 3, ymin + (ymax - ymin) / 3))
-    (item,) = make_plan([source], variants=1, seed=0, overrides=overrides)
-    run_job(
-        make_job.pipe, [replace(item, mask=corner)], tmp_path / "data", JobSettings(seed=0, sampler=make_job.sampler)
-    )
+    plan = make_plan([source], variants=1, seed=0, overrides=overrides).mapped(lambda item: replace(item, mask=corner))
+    run_job(make_job.pipe, plan, tmp_path / "data", JobSettings(seed=0, sampler=make_job.sampler))
     image = only_image(tmp_path / "data")
     *painted, kept = lesion_truth(image, tmp_path / "data", image.read().shape)
     assert [each.sum() < kept.sum() for each in painted] == [True] * (not overrides)

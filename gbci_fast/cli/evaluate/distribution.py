@@ -51,7 +51,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "--features",
         default="radiomics",
         metavar="LIST",
-        help="radiomics, scorer or folders of DINOv2 models, with commas between (default: radiomics)",
+        help="radiomics or folders of DINOv2 models, with commas between (default: radiomics)",
     )
     parser.add_argument(
         "--synthetic",

@@ -25,7 +25,7 @@ class Patches:
     """Windows of images.
 
     Attributes:
-        pixels: float32 [N, P, P] in [0, 1].
+        pixels: float32 [N, P, P] in [0, 1], or [N, C, P, P] of several channels.
         patients: the patient of every window, N.
     """
 
