@@ -1,5 +1,6 @@
 """`gbci-fast evaluate realism`: its options, what it refuses, and its table."""
 
+import json
 from io import StringIO
 
 import pytest
@@ -9,7 +10,9 @@ from gbci_fast.cli import build_parser
 from gbci_fast.cli.evaluate.realism import build_table
 from gbci_fast.cli.parser import settings_of
 from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.realism.boosting import SETTINGS
 from gbci_fast.evaluate.settings import PaintSettings
+from gbci_fast.phantom import generate_phantom
 
 
 def parse(*options):
@@ -69,3 +72,36 @@ def test_a_line_per_comparison_and_a_column_per_data_set():
     assert lines[0].rstrip().endswith("0.750")
     assert lines[1].split()[:3] == ["boosting", "without", "finest"]
     assert lines[2].split()[0] == "real/real"
+
+
+class TestCommand:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def evaluate(cls, tiny_checkpoint, tmp_path_factory):
+        """`evaluate(output, *more)`: the command, with an untrained model and judges that learn little."""
+        root = tmp_path_factory.mktemp("realism") / "phantom"
+        generate_phantom(root, studies=12, seed=10, size=128)
+
+        def run(output, *more):
+            given = [root, "--output", output, "--weights", tiny_checkpoint(), "--seeds", 1, "--train-steps", 2, *more]
+            args = build_parser().parse_args(["evaluate", "realism", *map(str, given), "--limit", "6"])
+            args.run(args)
+            return json.loads(output.read_text())
+
+        return run
+
+    def test_paintings_that_were_saved_give_the_same_figures(self, evaluate, tmp_path, monkeypatch, capsys):
+        monkeypatch.setitem(SETTINGS, "max_iter", 5)
+        saved, folder = tmp_path / "paintings.npz", tmp_path / "other"
+        report = evaluate(tmp_path / "report.json", "--save-paintings", saved, "--steps", 1)
+        assert (tmp_path / "report.png").stat().st_size > 10_000
+        assert f"report: {tmp_path / 'report.json'}" in capsys.readouterr().out
+        folder.mkdir()
+        again = evaluate(folder / "report.json", "--paintings", saved)
+        assert again["results"] == report["results"]
+        assert again["settings"]["painting"]["steps"] == 1
+        assert again["paintings"] == "paintings.npz"
+        assert not (folder / "painted").exists()
+        checks = [check["passed"] for found in again["self_checks"].values() for check in found["checks"]]
+        assert len(checks) == 6
+        assert None not in checks
