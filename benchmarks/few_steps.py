@@ -23,17 +23,16 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.cli.evaluate.options import stage_progress
-from gbci_fast.evaluate.adherence.evaluation import TOLD, AdherenceSettings, evaluate_adherence
 from gbci_fast.evaluate.distribution.appearance import spectrum_slopes
 from gbci_fast.evaluate.distribution.distances import KernelPairs, frechet_distance
 from gbci_fast.evaluate.distribution.evaluation import REAL, DistributionSettings, Halvings, extract
 from gbci_fast.evaluate.extractors import open_extractors
 from gbci_fast.evaluate.features import Extractor
-from gbci_fast.evaluate.lesions import Crops, LesionCase, crop_lesions, read_lesions
-from gbci_fast.evaluate.metrics import LEVEL, ROI_GROWTH, fidelity, grow
+from gbci_fast.evaluate.lesions import Crops, LesionCase, crop_lesions, read_split
+from gbci_fast.evaluate.metrics import LEVEL, ROI_GROWTH, fidelity, grow, within_sets_auc
 from gbci_fast.evaluate.painting import PaintSettings, paint, ring_mean_fill
+from gbci_fast.evaluate.readers import load_readers, truths
 from gbci_fast.evaluate.report import versions
-from gbci_fast.evaluate.scorer import load_scorer
 from gbci_fast.fast.accelerate import accelerate
 from gbci_fast.jobs.files import atomically, hash_weights
 from gbci_fast.model.checkpoint import checkpoint_folder, load_pipeline
@@ -79,7 +78,7 @@ def main() -> int:
         metavar="ROW",
         help=f"beside {REFERENCE!r}: {', '.join(names)}",
     )
-    parser.add_argument("--features", default="radiomics,scorer", help="(default: radiomics,scorer)")
+    parser.add_argument("--features", default="radiomics", help="extractors, comma-separated (default: radiomics)")
     parser.add_argument("--limit", type=int, metavar="N", help="images (default: all)")
     parser.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
@@ -92,7 +91,7 @@ def main() -> int:
     guidance = GUIDANCE_SCALE if pipe.few_step is None else pipe.few_step.config.guidance_scale
     extractors, folder = open_extractors(args.features), args.painted or args.output.parent / "painted"
     with stage_progress(("reading",)) as on_progress:
-        cases = read_lesions(args.roots, split="test", limit=args.limit, seed=0, on_progress=on_progress)
+        cases = read_split(args.roots, "C", limit=args.limit, on_progress=on_progress)
         images = {FILLING: ring_mean_fill(cases)}
         for row in rows:
             students = row.scheduler is None
@@ -143,13 +142,10 @@ def compare(
         found = distances(extract(extractor, sets), sets, halvings)
         for name, row in found.items():
             rows[name]["distances"][extractor.name] = row
-    scorer = load_scorer()
     for name, painted in images.items():
-        judged = evaluate_adherence(cases, scorer, lambda *_, p=painted: p, AdherenceSettings(shuffled=False))["tasks"]
-        accuracy = {task: values[TOLD]["balanced_accuracy"] for task, values in judged.items()}
         rows[name] |= {
             "slope_difference": float(slopes[name].mean() - slopes[REAL].mean()),
-            "balanced_accuracy": accuracy,
+            "size_auc": size_auc(cases, painted),
             "roi": roi_fidelity(cases, painted),
         }
     patients = len({case.patient for case in cases})
@@ -181,6 +177,16 @@ def distances(
     return rows
 
 
+def size_auc(cases: Sequence[LesionCase], images: Sequence[np.ndarray]) -> float | None:
+    """The AUC with which the packaged reader tells large lesions from small ones, within data sets, if defined."""
+    readers = load_readers()
+    answers = truths(cases, "size", readers.median_diameter)
+    known, logits = ~np.isnan(answers), readers.read(cases, images)["size"]
+    sets = np.array([case.root for case in cases])[known]
+    auc = within_sets_auc(logits[known], answers[known] == 1, sets, np.ones((1, known.sum()), int))[0]
+    return None if np.isnan(auc) else float(auc)
+
+
 def roi_fidelity(cases: Sequence[LesionCase], images: Sequence[np.ndarray]) -> dict[str, float]:
     """Mean SSIM and PSNR (dB) to the erased lesions, in the RoI."""
     found = [
@@ -201,8 +207,8 @@ def table(found: Mapping[str, Any], extractors: Sequence[str]) -> str:
             above, verdict = x["above_reference"], "holds" if x["holds_up"] else "misses"
             interval = f"{above['value']:.3g} ({above['low']:.3g} to {above['high']:.3g})"
             cells.append(f"{x['kernel']:.3g} | {interval} | {x['bound']:.3g}, {verdict} | {x['frechet']:.3g}")
-        size = row["balanced_accuracy"]["size"]["value"]
-        last = f"{row['slope_difference']:+.2f} | {size:.2f} | {row['roi']['psnr']:.1f} dB"
+        size = "-" if row["size_auc"] is None else f"{row['size_auc']:.2f}"
+        last = f"{row['slope_difference']:+.2f} | {size} | {row['roi']['psnr']:.1f} dB"
         lines.append(f"| {name} | {' | '.join(cells)} | {last} |")
     return "\n".join(lines)
 

@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=4, help="images, spread evenly over all (default: 4)")
     parser.add_argument("--steps", type=int, default=20, help="(default: 20)")
     args = parser.parse_args()
-    settings = PairedSettings(steps=args.steps, limit=args.limit, batch_size=args.limit, split="test")
+    settings = PairedSettings(steps=args.steps, limit=args.limit, batch_size=args.limit)
     weights = checkpoint_folder(None)
     pipe = load_pipeline(weights)
     cases, _ = load_cases(args.roots, settings, pipe.unet.config.sample_size * pipe.vae_scale_factor, lambda *_: None)

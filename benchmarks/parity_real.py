@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
     args = parser.parse_args()
     settings = PairedSettings(
-        steps=args.steps, guidance=args.guidance, batch_size=args.batch_size, limit=args.limit, split="test"
+        steps=args.steps, guidance=args.guidance, batch_size=args.batch_size, limit=args.limit
     )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # eager float32 is the reference
     weights = checkpoint_folder(args.weights)

@@ -1,211 +1,268 @@
-"""Training of the scorer: masked lesion crops, several binary tasks, labels that may be missing."""
+"""Training of the readers: features of lesion crops, principal components, logistic regression, and a judgment on C."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
-from gbci_fast.attributes import FINDING_CATEGORIES
 from gbci_fast.data.cache import is_cache
-from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.lesions import CROP_SIZE, LesionCase, crop_lesions, read_lesions
-from gbci_fast.evaluate.painting import ring_mean_fill
-from gbci_fast.evaluate.scorer import CATEGORY, SIZE, LesionNet, Scorer, ScorerConfig, cut_windows, labels
+from gbci_fast.evaluate.backbone import open_lite0
+from gbci_fast.evaluate.lesions import LesionCase, OnProgress, read_lesions
+from gbci_fast.evaluate.metrics import first_with_interval, patient_draws, within_sets_auc
+from gbci_fast.evaluate.readers import (
+    LEAST_AUC,
+    TASKS,
+    Interval,
+    LinearMap,
+    Readers,
+    ReadersConfig,
+    Record,
+    describe,
+    features_of,
+    truths,
+)
 from gbci_fast.jobs.files import replace_folder
-from gbci_fast.training.sheets import save_sheet
+from gbci_fast.training.settings import ReaderSettings
+from gbci_fast.training.stages import digest_roots
 
-PHANTOM = "phantom"  # value of the column source
+TRAINED, JUDGED, SPLIT = "A", "C", "training"  # folds, and the split that they are folds of
+ITERATIONS = 5000  # of a logistic regression, at most
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierConfig:
-    """Network, augmentation, and the number of lesions that a task needs."""
+class Choice:
+    """What the cross-validation chooses: see `Record`."""
 
-    channels: tuple[int, ...] = (16, 32, 64, 64)
-    fewest: int = 30  # lesions that a task needs in each class
-    rotation: float = 20.0  # largest, in degrees
-    shift: float = 3.0  # largest, in crop pixels
-    zoom: float = 0.1  # largest change of scale of the masked crops; windows are not scaled, since `size` depends on it
-    jitter: int = 2  # largest growth or shrinkage of a mask, in pixels
-    foreign: float = 0.5  # share of the masks that are intersected with another lesion's mask
-    erased: float = 0.25  # share of the windows with an erased lesion, whose target for `size` is 0.5
-    smoothing: float = 0.05  # of labels
+    components: int
+    regularization: float
+
+
+CONTROL = Choice(components=50, regularization=1e-3)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Examples:
-    """N training lesions.
+class Seen:
+    """Lesions of some folds and their features.
 
     Attributes:
-        crops, masks: float32 [N, C, C].
-        windows, erased: float32 [N, C, C], windows of fixed scale with the lesion, and with the lesion erased.
-        truths: float32 [N, tasks], 1, 0, or NaN = unknown.
+        cases: N lesions.
+        features: of `features_of`.
     """
 
-    crops: Tensor
-    masks: Tensor
-    windows: Tensor
-    erased: Tensor
-    truths: Tensor
+    cases: Sequence[LesionCase]
+    features: dict[bool, np.ndarray]
+
+    @property
+    def sets(self) -> np.ndarray:
+        """The data set of every lesion, [N]."""
+        return np.array([case.root for case in self.cases])
+
+    @property
+    def patients(self) -> np.ndarray:
+        """The patient of every lesion, [N]."""
+        return np.array([case.patient for case in self.cases])
+
+    @property
+    def diameters(self) -> np.ndarray:
+        """float64 [N], in model pixels."""
+        return np.array([case.diameter for case in self.cases])
 
 
-def read_training_lesions(roots: Sequence[Path]) -> tuple[list[LesionCase], list[LesionCase]]:
-    """The lesions of the training split: those of real `roots` in fold A, and all of phantom roots.
+def train_classifier(roots: Sequence[Path], output: Path, settings: ReaderSettings, on_progress: OnProgress) -> Readers:
+    """Trains readers on fold A of the training split of `roots`, judges them on fold C, and writes ``output/readers``.
+
+    Args:
+        roots: VinDr-layout folders.
+        output: a new folder, or an empty one.
+        settings: of the cross-validation.
+        on_progress: called as ``f(stage, done, total)``.
 
     Raises:
-        GBCIError: a root is a cache, or a group of roots has no lesion in the split.
+        GBCIError: `output` holds something, a root is a cache, a fold has no lesion, or no reader is admitted.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise GBCIError(f"{output} is not empty; expected a new folder")
+    train, judge = (see_lesions(roots, fold, on_progress) for fold in (TRAINED, JUDGED))
+    readers = train_readers(train, judge, settings, digest_roots(roots))
+    replace_folder(output / "readers", readers.save)
+    return readers
+
+
+def see_lesions(roots: Sequence[Path], folds: str, on_progress: OnProgress) -> Seen:
+    """The lesions of some folds of the training split, with their features.
+
+    Raises:
+        GBCIError: a root is a cache, or there is no lesion in the folds.
     """
     for root in roots:
         if is_cache(root):
             raise GBCIError(f"{root} is a cache, which keeps no pathology; expected the VinDr-layout folder it is from")
-    phantoms = [root for root in roots if _is_phantom(root)]
-    real = [root for root in roots if root not in phantoms]
-    return (
-        read_lesions(real, split="training", folds="A") if real else [],
-        read_lesions(phantoms, split="training") if phantoms else [],
-    )
+
+    def report(stage: str, done: float, total: int) -> None:
+        on_progress(f"{stage}, fold {folds}", done, total)
+
+    cases = read_lesions(roots, split=SPLIT, folds=folds, on_progress=report)
+    return Seen(cases=cases, features=features_of(cases, on_progress=report))
 
 
-def choose_tasks(
-    real: Sequence[LesionCase], phantom: Sequence[LesionCase], *, fewest: int, data: str, channels: tuple[int, ...]
-) -> ScorerConfig:
-    """The scorer's config with the tasks that have at least `fewest` lesions of each class, real and phantom together.
+def train_readers(train: Seen, judge: Seen, settings: ReaderSettings, data: str) -> Readers:
+    """One reader per task of `TASKS` with enough lesions; those that are not admitted are in `ReadersConfig.refused`.
 
     Args:
-        real, phantom: the training lesions.
-        fewest: lesions per class.
+        train: lesions of fold A.
+        judge: lesions of fold C, which decide only on the admission.
+        settings: of the cross-validation.
         data: digest of the training tables.
-        channels: widths of the network's stages.
 
     Raises:
-        GBCIError: there is no such task.
+        GBCIError: no reader is admitted.
     """
-    cases = [*real, *phantom]
-    median = float(np.median([case.diameter for case in real or phantom]))
-    tasks = (*(CATEGORY + name for name in FINDING_CATEGORIES), "birads_high", "malignancy", SIZE)
-    kinds = {"real": labels(real, tasks, median), "phantom": labels(phantom, tasks, median)}
-    counts = {
-        task: {kind: [int((truths[:, i] == value).sum()) for value in (0, 1)] for kind, truths in kinds.items()}
-        for i, task in enumerate(tasks)
-    }
-    counts = {
-        task: found for task, found in counts.items() if min(map(sum, zip(*found.values(), strict=True))) >= fewest
-    }
-    if not counts:
-        raise GBCIError(f"no task has {fewest} lesions of both classes among {len(cases)}; expected more data")
-    return ScorerConfig(
-        tasks=tuple(counts),
+    median = float(np.median(train.diameters))
+    maps, tasks, refused = {}, {}, {}
+    for task in TASKS:
+        labels = truths(train.cases, task, median)
+        if min((labels == 0).sum(), (labels == 1).sum()) < settings.fewest:
+            continue
+        reader, record = _train_reader(task, train, judge, median, settings)
+        if record.admitted:
+            maps[task], tasks[task] = reader, record
+        else:
+            refused[task] = record
+    if not tasks:
+        told = ", ".join(f"{task} {describe(record.auc)}" for task, record in refused.items())
+        raise GBCIError(
+            f"no reader is admitted; expected an AUC on fold {JUDGED} whose lower 95 % bound is at least {LEAST_AUC}, "
+            f"got {told or f'no task with {settings.fewest} lesions of both answers in fold {TRAINED}'}"
+        )
+    config = ReadersConfig(
         median_diameter=median,
-        channels=channels,
+        backbone=open_lite0().digest,
         data=data,
-        counts=counts,
-        fold="A" if real else "-",
+        folds=TRAINED,
+        split=SPLIT,
+        tasks=tasks,
+        refused=refused,
+        control=tell_sets_apart(train, judge, CONTROL),
+    )
+    return Readers(config, maps)
+
+
+def _train_reader(
+    task: str, train: Seen, judge: Seen, median: float, settings: ReaderSettings
+) -> tuple[LinearMap, Record]:
+    """The reader of one task, and its record."""
+    answers, judged = truths(train.cases, task, median), truths(judge.cases, task, median)
+    scaled = TASKS[task].scaled
+    choice, validated = choose(train, train.features[scaled], answers, settings)
+    (reader,) = fit(train.features[scaled], answers, train.sets, choice)
+    logits = reader(judge.features[scaled])
+    record = Record(
+        trained=_count(train.sets, answers),
+        judged=_count(judge.sets, judged),
+        components=choice.components,
+        regularization=choice.regularization,
+        cross_validated=validated,
+        auc=auc_of(logits, judged, judge),
+        size_auc=auc_of(judge.diameters, judged, judge),
+        by_set={
+            name: auc_of(logits, np.where(judge.sets == name, judged, np.nan), judge)
+            for name in dict.fromkeys(judge.sets[~np.isnan(judged)].tolist())
+        },
+    )
+    return reader, record
+
+
+def fit(features: np.ndarray, answers: np.ndarray, sets: np.ndarray, *choices: Choice) -> list[LinearMap]:
+    """Logistic regressions on the principal components of standardized features, each folded into one linear map.
+
+    The components are of all lesions, the regressions of those with a known answer. In every data set both answers
+    weigh the same, so that it is of no use to tell the data sets apart.
+
+    Args:
+        features: [N, D].
+        answers: float64 [N]: 1, 0, or NaN = unknown.
+        sets: the data set of every lesion, [N].
+        choices: one map each.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+
+    mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64) + 1e-6
+    standardized = (features - mean) / scale
+    pca = PCA(min(*features.shape, max(choice.components for choice in choices))).fit(standardized)
+    known = ~np.isnan(answers)
+    scores, weights = pca.transform(standardized[known]), balanced(answers[known], sets[known])
+    maps = []
+    for choice in choices:
+        regression = LogisticRegression(C=choice.regularization, max_iter=ITERATIONS)
+        regression.fit(scores[:, : choice.components], answers[known], sample_weight=weights)
+        weight = regression.coef_[0] @ pca.components_[: choice.components] / scale
+        maps.append(LinearMap(weight=weight.astype(np.float32), bias=float(regression.intercept_[0] - weight @ mean)))
+    return maps
+
+
+def balanced(answers: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    """Weights, float64 [N], that make both answers weigh the same in every data set; answers are 1 or 0."""
+    weights = np.empty(len(answers))
+    for name in np.unique(sets):
+        for answer in (0, 1):
+            rows = (sets == name) & (answers == answer)
+            weights[rows] = (sets == name).sum() / (2 * max(rows.sum(), 1))
+    return weights
+
+
+def choose(train: Seen, features: np.ndarray, answers: np.ndarray, settings: ReaderSettings) -> tuple[Choice, float]:
+    """The best of `ReaderSettings`' choices by cross-validation over patients, and its AUC within data sets."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    choices = [Choice(components=k, regularization=c) for k, c in product(settings.components, settings.regularization)]
+    logits = np.full((len(choices), len(answers)), np.nan)
+    folds = StratifiedGroupKFold(settings.parts, shuffle=True, random_state=settings.seed)
+    for rows, left in folds.split(features, np.nan_to_num(answers, nan=2), train.patients):
+        for found, reader in zip(logits, fit(features[rows], answers[rows], train.sets[rows], *choices), strict=True):
+            found[left] = reader(features[left])
+    known = ~np.isnan(answers)
+    once = np.ones((1, known.sum()), int)
+    aucs = [within_sets_auc(found[known], answers[known] == 1, train.sets[known], once)[0] for found in logits]
+    best = int(np.argmax(aucs))
+    return choices[best], float(aucs[best])
+
+
+def auc_of(scores: np.ndarray, answers: np.ndarray, judge: Seen, seed: int = 0) -> Interval:
+    """The AUC of scores, [N], on the lesions with a known answer, within data sets, with its interval over patients."""
+    known = ~np.isnan(answers)
+    if not known.any():
+        return Interval(value=None, low=None, high=None)
+    draws = patient_draws(judge.patients[known], seed)
+    return Interval(
+        **first_with_interval(within_sets_auc(scores[known], answers[known] == 1, judge.sets[known], draws))
     )
 
 
-def prepare_examples(cases: Sequence[LesionCase], config: ScorerConfig) -> Examples:
-    """Crops, windows and labels of the training lesions."""
-    crops = crop_lesions(cases)
-    return Examples(
-        crops=torch.from_numpy(crops.pixels),
-        masks=torch.from_numpy(crops.masks).float(),
-        windows=torch.from_numpy(cut_windows(cases)),
-        erased=torch.from_numpy(cut_windows(cases, ring_mean_fill(cases))),
-        truths=torch.from_numpy(labels(cases, config.tasks, config.median_diameter)).float(),
-    )
+def tell_sets_apart(train: Seen, judge: Seen, choice: Choice) -> dict[str, Interval]:
+    """How well the crops' features tell each data set from the others: {data set: AUC on fold C}; {} for one set.
+
+    A control: film and digital images are told apart without fail, so a task must not be confused with its data set.
+    """
+    names = sorted(set(train.sets) & set(judge.sets))
+    together, draws, found = np.full(len(train.cases), "all"), patient_draws(judge.patients), {}
+    for name in names if len(names) > 1 else ():
+        answers = (train.sets == name).astype(np.float64)
+        (reader,) = fit(train.features[True], answers, together, choice)
+        scores = reader(judge.features[True])
+        found[name] = Interval(
+            **first_with_interval(within_sets_auc(scores, judge.sets == name, ["all"] * len(scores), draws))
+        )
+    return found
 
 
-class ClassifierTask:
-    """Loss: cross-entropy of every task over the lesions of known truth, with equal weights of both classes."""
-
-    def __init__(self, examples: Examples, scored: ScorerConfig, config: ClassifierConfig, device: torch.device):
-        self.examples, self.scored, self.config, self.device = examples, scored, config, device
-        self.module: nn.Module = LesionNet(scored.tasks, scored.channels)
-        truths = examples.truths
-        self.shares = ((truths == 1).sum(0) / (~truths.isnan()).sum(0)).clamp(0.01, 0.99)
-
-    def loss(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """The loss of one augmented batch."""
-        rows = torch.randint(len(self.examples.truths), (batch_size,), generator=generator)
-        roi, window, erased = self._augment(rows, generator)
-        truths = self.examples.truths[rows]
-        known = ~truths.isnan()
-        truths = truths.nan_to_num()
-        weights = known * torch.where(truths == 1, 0.5 / self.shares, 0.5 / (1 - self.shares))
-        targets = truths * (1 - 2 * self.config.smoothing) + self.config.smoothing
-        if SIZE in self.scored.tasks:
-            column = self.scored.tasks.index(SIZE)
-            targets[:, column] = torch.where(erased, 0.5, targets[:, column])
-        logits = self.module(roi.to(self.device), window.to(self.device)).float()
-        losses = functional.binary_cross_entropy_with_logits(logits, targets.to(self.device), reduction="none")
-        return (losses * weights.to(self.device)).sum(1).mean() / len(self.scored.tasks)
-
-    def sample_sheet(self, path: Path) -> None:
-        """Writes a PNG of eight augmented examples: masked crops above windows."""
-        rows = torch.linspace(0, len(self.examples.truths) - 1, 8).long()
-        roi, window, _ = self._augment(rows, torch.Generator().manual_seed(0))
-        save_sheet(path, [roi, window])
-
-    def export(self, folder: Path) -> None:
-        """Writes ``scorer/``."""
-        net = LesionNet(self.scored.tasks, self.scored.channels)
-        net.load_state_dict(self.module.state_dict())
-        replace_folder(folder / "scorer", Scorer(net, self.scored).save)
-
-    def _augment(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Augmented masked crops and windows, float32 [B, C, C], and which windows are erased, bool [B]."""
-        config, data, count = self.config, self.examples, len(rows)
-        masks = data.masks[rows]
-        foreign = data.masks[torch.randint(len(data.masks), (count,), generator=generator)] * masks
-        use = (_uniform(count, generator) < config.foreign) & (foreign.sum((1, 2)) > 0.5 * masks.sum((1, 2)))
-        masks = torch.where(use[:, None, None], foreign, masks)
-        grid = self._grid(count, config.zoom, generator)
-        crops = functional.grid_sample(data.crops[rows][:, None], grid, align_corners=False)
-        masks = functional.grid_sample(masks[:, None], grid, align_corners=False)
-        masks = self._jitter(masks > 0.5, generator)[:, 0]
-        mean = (crops[:, 0] * masks).sum((1, 2)) / masks.sum((1, 2)).clamp(min=1)
-        tone = (0.9 + 0.2 * _uniform(count, generator), torch.exp(0.4 * _uniform(count, generator) - 0.2))
-        roi = torch.where(masks, crops[:, 0], mean[:, None, None])
-        erased = _uniform(count, generator) < config.erased
-        window = torch.where(erased[:, None, None], data.erased[rows], data.windows[rows])[:, None]
-        window = functional.grid_sample(window, self._grid(count, 0.0, generator), align_corners=False)[:, 0]
-        gain, gamma = (value[:, None, None] for value in tone)
-        return (gain * roi**gamma).clamp(0, 1), (gain * window**gamma).clamp(0, 1), erased
-
-    def _grid(self, count: int, zoom: float, generator: torch.Generator) -> Tensor:
-        """Sampling grids [count, C, C, 2], each with a random rotation, shift, zoom and flip."""
-        angle = torch.deg2rad((2 * _uniform(count, generator) - 1) * self.config.rotation)
-        scale = 1 + (2 * _uniform(count, generator) - 1) * zoom
-        flips = 2.0 * torch.randint(2, (2, count), generator=generator) - 1
-        shift = (2 * torch.rand(2, count, generator=generator) - 1) * 2 * self.config.shift / CROP_SIZE
-        cos, sin = scale * angle.cos(), scale * angle.sin()
-        rows = [
-            torch.stack([flips[0] * cos, -flips[1] * sin, shift[0]], 1),
-            torch.stack([flips[0] * sin, flips[1] * cos, shift[1]], 1),
-        ]
-        return functional.affine_grid(torch.stack(rows, 1), [count, 1, CROP_SIZE, CROP_SIZE], align_corners=False)
-
-    def _jitter(self, masks: Tensor, generator: torch.Generator) -> Tensor:
-        """Grows or shrinks every mask, bool [B, 1, C, C], at random; a mask that would vanish is kept."""
-        steps = torch.randint(-self.config.jitter, self.config.jitter + 1, (len(masks),), generator=generator)
-        out = masks.clone()
-        for step in steps.unique().tolist():
-            chosen, side = steps == step, 2 * abs(step) + 1
-            part = (masks if step >= 0 else ~masks)[chosen].float()
-            grown = functional.max_pool2d(part, side, stride=1, padding=abs(step)) > 0.5
-            out[chosen] = grown if step >= 0 else ~grown
-        return torch.where(out.any(3, keepdim=True).any(2, keepdim=True), out, masks)
-
-
-def _uniform(count: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, generator=generator)
-
-
-def _is_phantom(root: Path) -> bool:
-    findings = [finding for image in VinDr(root).images for finding in image.findings]
-    return bool(findings) and all(finding.extra.get("source") == PHANTOM for finding in findings)
+def _count(sets: np.ndarray, answers: np.ndarray) -> dict[str, tuple[int, int]]:
+    """{data set: (negative, positive)} of the known answers."""
+    known = ~np.isnan(answers)
+    return {
+        name: (int((answers[sets == name] == 0).sum()), int((answers[sets == name] == 1).sum()))
+        for name in dict.fromkeys(sets[known].tolist())
+    }

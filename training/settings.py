@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from gbci_fast.attributes import CONDITIONED
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.errors import GBCIError
 from gbci_fast.options import check_least, check_seed, option
@@ -61,6 +62,7 @@ class LDMConfig:
         roi_weight: extra weight of the loss inside the mask.
         least_snr, most_snr: bounds of the signal-to-noise ratio as the weight of the clean latents' error.
         beta_end: of the noise schedule (see `build_scheduler`).
+        attributes: those that the conditioner is built for (see `ConditionEncoder`).
 
     Raises:
         GBCIError: `variants` or a crop below 1, or no crop.
@@ -87,6 +89,7 @@ class LDMConfig:
     least_snr: float = 1.0
     most_snr: float = 5.0
     beta_end: float = 0.025
+    attributes: tuple[str, ...] = CONDITIONED
 
     def __post_init__(self):
         check_least(self)
@@ -128,3 +131,28 @@ class DistillConfig:
             raise GBCIError(f"guidance is {self.guidance}; expected at least 1 (1 = no guidance)")
         if not self.huber > 0:
             raise GBCIError(f"huber is {self.huber}; expected a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderSettings:
+    """How the readers of the evaluations are chosen.
+
+    Attributes:
+        components, regularization: the numbers of principal components and the C of logistic regression to choose from.
+        parts: of the cross-validation.
+        seed: of its partition of the patients.
+
+    Raises:
+        GBCIError: a value out of range.
+    """
+
+    fewest: int = option(
+        20, "lesions that a task needs of each answer in fold A (default: %(default)s)", least=1, metavar="N"
+    )
+    components: tuple[int, ...] = (25, 50, 100, 150)
+    regularization: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    parts: int = 5
+    seed: int = option(0, "of the cross-validation (default: %(default)s)", least=0)
+
+    def __post_init__(self):
+        check_least(self)

@@ -1,7 +1,8 @@
-"""Presets, and the entry points of the command line; the student's is in `gbci_fast.training.distill`."""
+"""Presets, and entry points of the command line; the others are in `distill` and `classifier`."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,6 @@ from gbci_fast.jobs.files import hash_weights, sha256_of
 from gbci_fast.model.checkpoint import load_pipeline
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.bank import LatentBank, build_bank, kept_bank
-from gbci_fast.training.classifier import (
-    ClassifierConfig,
-    ClassifierTask,
-    choose_tasks,
-    prepare_examples,
-    read_training_lesions,
-)
 from gbci_fast.training.data import load_images
 from gbci_fast.training.ldm import LDMTask, build_pipeline
 from gbci_fast.training.loop import check_output, train
@@ -165,54 +159,6 @@ def train_ldm(
     train(LDMTask(pipe, bank, config, place), loop, output, resume=resume, device=place, inputs=inputs)
 
 
-def classifier_preset(name: str) -> tuple[ClassifierConfig, LoopConfig]:
-    """`tiny` trains in seconds on a CPU (for tests); `base` is the shipped shape."""
-    if name == "tiny":
-        config = ClassifierConfig(channels=(8, 16, 16), fewest=1)
-        loop = LoopConfig(steps=40, batch_size=16, learning_rate=3e-3, warmup=5, ema_decay=0.9, precision="fp32")
-        return config, loop
-    loop = LoopConfig(
-        steps=1500, batch_size=32, learning_rate=1e-3, weight_decay=0.05, ema_decay=0.995, precision="fp32"
-    )
-    return ClassifierConfig(), loop
-
-
-def train_classifier(
-    roots: Sequence[Path],
-    output: Path,
-    *,
-    preset: str,
-    overrides: Mapping[str, Any],
-    resume: bool,
-    device: str = "auto",
-) -> None:
-    """Trains the scorer on fold A of the training split of `roots`; ``output/scorer`` holds the averaged weights.
-
-    Of phantom roots (see the column source), all training images are used.
-
-    Args:
-        roots: VinDr-layout folders.
-        output: folder of the run.
-        preset: see `classifier_preset`.
-        overrides: fields of `LoopConfig` to replace.
-        resume: continue the run in `output`.
-        device: see `rank_device`.
-
-    Raises:
-        GBCIError: a root is a cache, there are too few lesions for any task, or an error of `train`.
-    """
-    config, loop = classifier_preset(preset)
-    loop = replace(loop, **overrides)
-    place = rank_device(device)
-    digest = digest_roots(roots)
-    check_output(output, resume, loop, inputs := {"preset": preset, **_model_settings(config), "data": digest})
-    real, phantom = read_training_lesions(roots)
-    scored = choose_tasks(real, phantom, fewest=config.fewest, data=digest, channels=config.channels)
-    examples = prepare_examples([*real, *phantom], scored)
-    torch.manual_seed(loop.seed)
-    train(ClassifierTask(examples, scored, config, place), loop, output, resume=resume, device=place, inputs=inputs)
-
-
 def digest_roots(roots: Sequence[Path]) -> str:
     """16 hexadecimal digits of SHA-256 over the tables of VinDr-layout roots and the index files of caches, in order.
 
@@ -226,7 +172,7 @@ def digest_roots(roots: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _model_settings(config: VAEConfig | LDMConfig | ClassifierConfig) -> dict[str, Any]:
+def _model_settings(config: VAEConfig | LDMConfig) -> dict[str, Any]:
     return {f"model.{name}": value for name, value in asdict(config).items()}
 
 
@@ -243,14 +189,24 @@ def _started_from(init: Path | None) -> dict[str, str | None]:
 
 
 def _start_from(pipe: GBCIPipeline, folder: Path) -> None:
-    """Copies the UNet and the conditioner of a pipeline folder into `pipe`."""
+    """Copies the UNet and the conditioner of a pipeline folder into `pipe`.
+
+    Attributes that the folder's conditioner does not know start untrained.
+    """
     trained = load_pipeline(folder)
     _copy_weights(pipe.unet, trained.unet, folder)
-    _copy_weights(pipe.conditioner, trained.conditioner, folder)
+    with _of_another_shape(folder):
+        pipe.conditioner.load_known(trained.conditioner)
 
 
 def _copy_weights(module: nn.Module, trained: nn.Module, folder: Path) -> None:
-    try:
+    with _of_another_shape(folder):
         module.load_state_dict(trained.state_dict())
+
+
+@contextmanager
+def _of_another_shape(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         raise GBCIError(f"{folder} holds a model of another shape; expected that of the chosen --preset") from error

@@ -1,4 +1,4 @@
-"""Feature extractors by name: radiomics, the packaged scorer, or the folder of a vision transformer."""
+"""Feature extractors by name: radiomics, or the folder of a vision transformer."""
 
 import json
 from pathlib import Path
@@ -34,19 +34,15 @@ def open_extractors(text: str) -> list[Extractor]:
 
 
 def open_extractor(text: str) -> Extractor:
-    """The extractor named "radiomics" or "scorer", or that of a local folder with a DINOv2 or RAD-DINO model.
+    """The extractor named "radiomics", or that of a local folder with a DINOv2 or RAD-DINO model.
 
     Raises:
         GBCIError: `text` is neither a name nor a folder, or the folder cannot be used.
     """
     if text == "radiomics":
         return Radiomics()
-    if text == "scorer":
-        from gbci_fast.evaluate.scorer import ScorerFeatures
-
-        return ScorerFeatures()
     if not text or not Path(text).is_dir():
-        raise GBCIError(f"features {text!r} are not known; expected radiomics, scorer or the folder of a DINOv2 model")
+        raise GBCIError(f"features {text!r} are not known; expected radiomics or the folder of a DINOv2 model")
     return ClassToken(Path(text))
 
 

@@ -13,7 +13,7 @@ from gbci_fast.data.boxes import bounding_box
 from gbci_fast.data.fields import read_fields
 from gbci_fast.data.folds import check_folds, patient_fold
 from gbci_fast.data.mask_files import read_mask
-from gbci_fast.data.vindr import VinDr
+from gbci_fast.data.vindr import ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.case import Case, image_seed, mask_around, root_names, spread
 
@@ -95,8 +95,8 @@ def crop_lesions(cases: Sequence[LesionCase], images: Sequence[np.ndarray] | Non
     size = (len(cases), CROP_SIZE, CROP_SIZE)
     pixels, masks = np.empty(size, np.float32), np.empty(size, bool)
     for i, (case, image) in enumerate(zip(cases, images, strict=True)):
-        pixels[i] = _cut(image, case.window)
-        covered = _cut(case.mask.astype(np.float32), case.window)
+        pixels[i] = cut(image, case.window)
+        covered = cut(case.mask.astype(np.float32), case.window)
         masks[i] = covered > min(0.5, covered.max() / 2)
     return Crops(pixels=pixels, masks=masks, patients=tuple(case.patient for case in cases))
 
@@ -126,22 +126,10 @@ def read_lesions(
         GBCIError: no such image with a finding, an image that cannot be read, or no usable lesion. Lesions whose mask
             covers the whole image are left out.
     """
-    if folds is not None:
-        check_folds(folds)
-    names = root_names(roots)
-    records = [
-        (root, record)
-        for root in names
-        for record in (VinDr(root).images if split is None else VinDr(root).of_split(split))
-        if record.findings and (folds is None or patient_fold(record.patient) in folds)
-    ]
-    wanted = f"{split or 'any'} split" + (f", folds {folds}" if folds else "")
-    listed = ", ".join(map(str, roots))
-    if not records:
-        raise GBCIError(f"no image with a finding in {listed} ({wanted}); check the columns split and xmin")
     if limit is not None and limit < 1:
         raise GBCIError(f"limit is {limit}; expected at least 1")
-    records = spread(records, limit)
+    names = root_names(roots)
+    records = spread(find_records(roots, split=split, folds=folds), limit)
     cases: list[LesionCase] = []
     for done, (root, record) in enumerate(records, start=1):
         view = read_fields(record, root, size, ("whole",)).fields[0].field
@@ -168,8 +156,65 @@ def read_lesions(
             )
         on_progress("reading", done, len(records))
     if not cases:
-        raise GBCIError(f"no lesion lies inside the breast in any image of {listed} ({wanted})")
+        raise GBCIError(f"no lesion lies inside the breast in any image of {_wanted(roots, split, folds)}")
     return cases
+
+
+def read_split(
+    roots: Sequence[Path],
+    split: str,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> list[LesionCase]:
+    """The lesions that an evaluation judges.
+
+    Args:
+        roots, limit, seed, on_progress: as for `read_lesions`.
+        split: "C" = fold C of the training split, "test" = the test split.
+    """
+    return read_lesions(roots, **part_of(split), limit=limit, seed=seed, on_progress=on_progress)
+
+
+def read_training(
+    roots: Sequence[Path],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> list[LesionCase]:
+    """The lesions of folds A and B of the training split, whichever split is judged; arguments of `read_lesions`."""
+    return read_lesions(roots, split="training", folds="AB", limit=limit, seed=seed, on_progress=on_progress)
+
+
+def part_of(split: str) -> dict[str, str | None]:
+    """``split`` and ``folds`` of `read_lesions` and `find_records` for "C" (of the training split) or a whole split."""
+    return {"split": "training", "folds": "C"} if split == "C" else {"split": split, "folds": None}
+
+
+def find_records(roots: Sequence[Path], *, split: str | None, folds: str | None) -> list[tuple[Path, ImageRecord]]:
+    """The root and the record of every image with a finding; `split` and `folds` as for `read_lesions`.
+
+    Raises:
+        GBCIError: no such image, or no such folds.
+    """
+    if folds is not None:
+        check_folds(folds)
+    records = [
+        (root, record)
+        for root in roots
+        for record in (VinDr(root).images if split is None else VinDr(root).of_split(split))
+        if record.findings and (folds is None or patient_fold(record.patient) in folds)
+    ]
+    if not records:
+        wanted = _wanted(roots, split, folds)
+        raise GBCIError(f"no image with a finding in {wanted}; check the columns split and xmin")
+    return records
+
+
+def _wanted(roots: Sequence[Path], split: str | None, folds: str | None) -> str:
+    return f"{', '.join(map(str, roots))} ({split or 'any'} split{f', fold {folds}' if folds else ''})"
 
 
 def read_painted(
@@ -205,13 +250,19 @@ def read_painted(
     return painted, tuple(templates[case.image_id] for case in painted)
 
 
-def _cut(image: np.ndarray, window: tuple[int, int, int]) -> np.ndarray:
-    """A window of an image [H, W], zero beyond the edge, resampled to `CROP_SIZE` with anti-aliasing if it shrinks."""
+def cut(image: np.ndarray, window: tuple[int, int, int], size: int = CROP_SIZE) -> np.ndarray:
+    """A window of an image [H, W], zero beyond the edge, resampled to float32 [size, size].
+
+    Args:
+        image: float32 [H, W].
+        window: (top, left, side) in pixels.
+        size: side of the result; the window is smoothed first if it shrinks.
+    """
     top, left, side = window
     out = np.zeros((side, side), np.float32)
     height, width = image.shape
     y0, y1, x0, x1 = max(top, 0), min(top + side, height), max(left, 0), min(left + side, width)
     out[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
-    if side == CROP_SIZE:
+    if side == size:
         return out
-    return resize(out, (CROP_SIZE, CROP_SIZE), order=1, anti_aliasing=side > CROP_SIZE).astype(np.float32)
+    return resize(out, (size, size), order=1, anti_aliasing=side > size).astype(np.float32)

@@ -1,7 +1,7 @@
 """Fidelity inside regions, and means with confidence intervals over patients."""
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -82,6 +82,75 @@ def interval(values: np.ndarray) -> dict[str, float | None]:
         return {"low": None, "high": None}
     low, high = np.quantile(values, QUANTILES)
     return {"low": float(low), "high": float(high)}
+
+
+def patient_draws(patients: Sequence[Hashable] | np.ndarray, seed: int = 0) -> np.ndarray:
+    """How often every lesion counts, int [1 + RESAMPLES, N]: once in row 0, then as bootstrap resamples of patients.
+
+    Args:
+        patients: the patient of every lesion, N.
+        seed: of the resamples.
+    """
+    owner = numbered(patients)
+    drawn = resample(int(owner.max()) + 1, np.random.default_rng(seed))
+    return np.concatenate([np.ones((1, len(owner)), int), drawn[:, owner]])
+
+
+def within_sets_auc(
+    scores: np.ndarray, truths: np.ndarray, sets: Sequence[Hashable] | np.ndarray, draws: np.ndarray
+) -> np.ndarray:
+    """The probability that a positive outscores a negative of its data set: float64 [R]; ties count half.
+
+    Data sets differ in their labels, and to tell one set from another says nothing about a lesion. See `within_sets`.
+
+    Args:
+        scores, truths, sets: [N]: numbers, bool labels, and the data set of every lesion.
+        draws: weights of the lesions, [R, N], such as of `patient_draws`.
+    """
+
+    def value(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        positive, values = truths[rows], scores[rows]
+        return weighted_auc(values[positive], values[~positive], weights[:, positive], weights[:, ~positive])
+
+    return within_sets(value, truths, sets, draws)
+
+
+def within_sets(
+    value: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    truths: np.ndarray,
+    sets: Sequence[Hashable] | np.ndarray,
+    draws: np.ndarray,
+) -> np.ndarray:
+    """The mean of ``value(rows, weights)`` over the data sets with both classes, weighted by lesions: float64 [R].
+
+    NaN where no data set has both.
+
+    Args:
+        value: of the lesions `rows`, int [M], under their `weights`, float64 [R, M]: float64 [R].
+        truths, sets, draws: as for `within_sets_auc`.
+    """
+    total, weight, owner = np.zeros(len(draws)), np.zeros(len(draws)), numbered(sets)
+    for number in np.unique(owner):
+        rows = np.flatnonzero(owner == number)
+        weights = draws[:, rows].astype(np.float64)
+        both = (weights @ truths[rows] > 0) & (weights @ ~truths[rows] > 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = value(rows, weights)
+        count = np.where(both, weights.sum(1), 0)
+        total, weight = total + np.where(both, found, 0) * count, weight + count
+    with np.errstate(invalid="ignore"):
+        return total / weight
+
+
+def first_with_interval(values: np.ndarray) -> dict[str, float | None]:
+    """``value`` = the first, with the interval ``low`` to ``high`` of the others, which are resamples.
+
+    All are None where the first is NaN; there is no interval if most resamples are NaN.
+    """
+    first, others = values[0], values[1:][~np.isnan(values[1:])]
+    if np.isnan(first):
+        return {"value": None, "low": None, "high": None}
+    return {"value": float(first), **interval(others if len(others) >= len(values) / 2 else others[:0])}
 
 
 def weighted_auc(

@@ -1,11 +1,17 @@
 """Settings of the evaluations. Torch is not imported, so that the command line can take its options from here."""
 
-import math
 from dataclasses import dataclass, field
+from typing import Any
 
-from gbci_fast.choices import GUIDANCE_SCALE, RUNTIME, RUNTIMES, SPLITS, STEPS, TIER, TIERS
+from gbci_fast.choices import GUIDANCE_SCALE, JUDGED, RUNTIME, RUNTIMES, STEPS, TIER, TIERS
+from gbci_fast.data.folds import check_folds
 from gbci_fast.errors import GBCIError
 from gbci_fast.options import check_least, like, option
+
+SPLIT_HELP = (
+    "the lesions to judge: those of fold C of the training split, where all choices are made, or of the test split, "
+    "which is read once per release (default: %(default)s)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,7 @@ class PaintSettings:
         check_least(self)
 
 
-STUDENT = {"steps": 4, "tier": "approximate"}
+STUDENT: dict[str, Any] = {"steps": 4, "tier": "approximate"}
 """The few-step student's settings, for evaluations that paint more than a thousand lesions."""
 
 
@@ -44,7 +50,7 @@ class PairedSettings:
         GBCIError: a number below its minimum.
     """
 
-    split: str = option("test", "(default: %(default)s)", choices=SPLITS)
+    split: str = option(JUDGED[0], SPLIT_HELP, choices=JUDGED)
     steps: int = like(PaintSettings, "steps")
     guidance: float = like(PaintSettings, "guidance")
     seed: int = option(0, "of noise and bootstrap (default: %(default)s)", least=0)
@@ -69,7 +75,7 @@ class DistributionSettings:
         GBCIError: a number below its minimum.
     """
 
-    split: str = option("test", "of the real lesions (%(default)s)", choices=SPLITS)
+    split: str = like(PairedSettings, "split")
     seed: int = option(0, "of noise, halves and resamples (default: %(default)s)", least=0)
     limit: int | None = option(None, "use N images of each, real and synthetic", least=1, metavar="N")
     splits: int = field(default=100, metadata={"least": 1})
@@ -82,42 +88,33 @@ class DistributionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdherenceSettings:
-    """Settings of an adherence evaluation.
+class ObedienceSettings:
+    """Settings of an obedience evaluation. The few-step student paints unless `painting` says otherwise.
+
+    Attributes:
+        yardstick: folds of the training patients; measured, nothing is trained on them.
+        seeds: paintings of every lesion by every telling, each with other noise.
 
     Raises:
-        GBCIError: a number below its minimum, a guidance that is not finite, or a sweep value given twice.
+        GBCIError: a number below its minimum, or unknown folds.
     """
 
     split: str = like(PairedSettings, "split")
-    guidance: float = PaintSettings.guidance
-    sweep: tuple[float, ...] = option(
-        (),
-        "paint at these guidance scales, too, such as 1,2,3,5",
-        flag="--guidance-sweep",
-        metavar="G,G,...",
-        such="numbers such as 1,2,3,5",
-    )
-    shuffled: bool = option(
-        True, "paint every lesion by another's description as well, which takes as long again (default: yes)"
-    )
-    variants: int = option(
-        1,
-        "paint every lesion N times, with other noise each time, so that the luck of a single painting averages out "
+    yardstick: str = option(
+        "ABC",
+        "folds of the training patients whose real lesions show how much classes differ in what is measured "
         "(default: %(default)s)",
-        least=1,
-        metavar="N",
+        metavar="FOLDS",
     )
-    seed: int = option(0, "of noise, shuffling and bootstrap (default: %(default)s)", least=0)
-    limit: int | None = like(PairedSettings, "limit")
+    lesions: int = option(48, "masses painted, of as many patients as there are (default: %(default)s)", least=2)
+    seeds: int = option(4, "paintings of every lesion by every telling (default: %(default)s)", least=2, metavar="N")
+    seed: int = option(0, "of noise, choice and bootstrap (default: %(default)s)", least=0)
+    limit: int | None = option(None, "read only N images, spread evenly over all", least=1, metavar="N")
+    painting: PaintSettings = field(default_factory=lambda: PaintSettings(**STUDENT))
 
     def __post_init__(self):
         check_least(self)
-        for guidance in (self.guidance, *self.sweep):
-            if not math.isfinite(guidance):
-                raise GBCIError(f"guidance is {guidance}; expected a finite number")
-        if len(set(self.sweep)) < len(self.sweep):
-            raise GBCIError(f"guidance sweep is {', '.join(f'{g:g}' for g in self.sweep)}; expected each value once")
+        check_folds(self.yardstick)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +129,10 @@ class MemorisationSettings:
         GBCIError: a quantile or a seed out of range.
     """
 
+    split: str = like(PairedSettings, "split")
     quantile: float = option(0.01, "share of new lesions below the threshold (default: %(default)s)")
     seed: int = option(0, "of noise and bootstrap (default: %(default)s)", least=0)
-    limit: int | None = option(None, "use N test and N synthetic images, spread evenly", least=1, metavar="N")
+    limit: int | None = option(None, "use N real and N synthetic images, spread evenly", least=1, metavar="N")
 
     def __post_init__(self):
         if not 0 < self.quantile <= 0.5:
@@ -157,6 +155,7 @@ class UtilitySettings:
         GBCIError: a number below its minimum, an odd batch, or fractions that do not ascend within (0, 100].
     """
 
+    split: str = like(PairedSettings, "split")
     seed: int = option(0, "the first seed (default: %(default)s)", least=0)
     seeds: int = option(5, "trainings per arm and fraction (default: %(default)s)", least=1)
     fractions: tuple[float, ...] = option(
@@ -168,7 +167,7 @@ class UtilitySettings:
     train_steps: int = option(300, "optimizer steps per training (default: %(default)s)", least=2)
     train_batch: int = 32
     synthetic_count: int = option(256, "lesions painted (default: %(default)s)", least=1, metavar="N")
-    limit: int | None = option(None, "use N images of each split, spread evenly over all", least=1, metavar="N")
+    limit: int | None = option(None, "use N images for training and N to judge, spread evenly", least=1, metavar="N")
     painting: PaintSettings = field(default_factory=PaintSettings)
 
     def __post_init__(self):
@@ -185,7 +184,6 @@ class RealismSettings:
     """Settings of a realism evaluation. The judges are trained on the folds A and B of the training split.
 
     Attributes:
-        split: what is judged: "training", and of it fold C alone, or "test".
         seed: of noise, bootstrap and the first training; each further training adds 1.
         seeds: trainings per comparison, over which the AUC is averaged.
         train_steps: optimizer steps of every network.
@@ -195,7 +193,7 @@ class RealismSettings:
         GBCIError: a number below its minimum, or an odd batch.
     """
 
-    split: str = option("training", "judge fold C of it, or the test split (default: %(default)s)", choices=SPLITS)
+    split: str = like(PairedSettings, "split")
     seed: int = option(0, "the first seed (default: %(default)s)", least=0)
     seeds: int = option(2, "trainings per comparison (default: %(default)s)", least=1)
     train_steps: int = option(400, "optimizer steps per network (default: %(default)s)", least=2)

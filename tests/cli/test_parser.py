@@ -106,7 +106,7 @@ def test_version(capsys):
         ("generate in --output out --varients=3", "unknown option --varients; did you mean --variants?"),
         ("phantom --ouput out", "unknown option --ouput; did you mean --output?"),
         ("train ldm --data in --output out --vae vae --latent-crop 3 --stps 4", "--stps; did you mean --steps?"),
-        ("evaluate adherence in --output out --no-shufled", "--no-shufled; did you mean --no-shuffled?"),
+        ("evaluate paired in --output out --gidance 2", "--gidance; did you mean --guidance?"),
         ("--verison", "gbci-fast: error: unknown option --verison; did you mean --version?"),
     ],
 )

@@ -136,7 +136,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("inception", "features 'inception' are not known; expected radiomics, scorer or the folder"),
+            ("inception", "features 'inception' are not known; expected radiomics or the folder"),
             ("", "features '' are not known"),
             ("radiomics,", "features '' are not known"),
             ("radiomics,radiomics", "features are 'radiomics,radiomics'; expected each once"),

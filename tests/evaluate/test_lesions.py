@@ -9,7 +9,7 @@ import pytest
 from gbci_fast.data.folds import patient_fold
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Radiomics
-from gbci_fast.evaluate.lesions import CROP_SIZE, crop_lesions, read_lesions
+from gbci_fast.evaluate.lesions import CROP_SIZE, crop_lesions, read_lesions, read_split, read_training
 from gbci_fast.evaluate.painting import PaintSettings, paint, ring_mean_fill
 from gbci_fast.phantom import generate_phantom
 
@@ -65,6 +65,19 @@ class TestCases:
         assert set.union(*names.values()) == {case.name for case in cases}
         assert sum(map(len, names.values())) == len(cases)
         assert all(patient_fold(case.patient.split("/")[1]) == "A" for case in cases if case.name in names["A"])
+
+    def test_judged_lesions_and_training_lesions_share_no_patient(self, tmp_path_factory):
+        root = tmp_path_factory.mktemp("split") / "phantom"
+        generate_phantom(root, studies=12, seed=0, size=128)
+        judged, training = read_split([root], "C"), read_training([root])
+        folds = [{patient_fold(case.patient.split("/")[1]) for case in cases} for cases in (judged, training)]
+        assert folds == [{"C"}, {"A", "B"}]
+        assert len(judged) + len(training) == len(read_lesions([root], split="training"))
+        assert {case.split for case in read_split([root], "test")} == {"test"}
+        for table in root.glob("*.csv"):
+            table.write_text(table.read_text().replace(",training,", ",test,"))
+        with pytest.raises(GBCIError, match=r"\(training split, fold C\)"):
+            read_split([root], "C")
 
     def test_nothing_to_read_is_one_sentence(self, root):
         with pytest.raises(GBCIError, match=r"no image with a finding in .* \(test split\)"):

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from gbci_fast.evaluate.metrics import PSNR_LIMIT, SSIM_WINDOW, fidelity, patient_summary, weighted_auc
+from gbci_fast.evaluate.metrics import (
+    PSNR_LIMIT,
+    SSIM_WINDOW,
+    fidelity,
+    first_with_interval,
+    patient_draws,
+    patient_summary,
+    weighted_auc,
+    within_sets_auc,
+)
 
 SIZE = 32
 EVERYWHERE = {"image": np.ones((SIZE, SIZE), bool)}
@@ -94,3 +103,39 @@ def test_weighted_auc_by_hand():
     assert weighted_auc(positive, negative, weights, np.ones((2, 2))).tolist() == [(0.5 + 0 + 1 + 1) / 4, 0.25]
     assert weighted_auc(positive + 2, negative, weights, weights).tolist() == [1, 1]
     assert weighted_auc(negative - 2, positive, weights, weights).tolist() == [0, 0]
+
+
+def test_auc_within_sets_is_that_of_repeated_lesions():
+    rng = np.random.default_rng(0)
+    scores, truths, weights = rng.random(30).round(1), rng.random(30) < 0.4, rng.integers(0, 3, 30)
+    again = np.repeat(np.arange(30), weights)
+    positive, negative = scores[again][truths[again]], scores[again][~truths[again]]
+    pairs = [(a > b) + (a == b) / 2 for a in positive for b in negative]
+    assert within_sets_auc(scores, truths, ["set"] * 30, weights[None])[0] == pytest.approx(np.mean(pairs))
+
+
+def test_to_tell_the_sets_apart_is_worth_nothing():
+    sets = np.repeat(["film", "digital"], 50)
+    truths = np.concatenate([np.arange(50) < 45, np.arange(50) < 5])
+    assert within_sets_auc((sets == "film").astype(float), truths, sets, np.ones((1, 100), int))[0] == 0.5
+
+
+def test_a_set_of_one_class_counts_for_nothing():
+    scores, truths, draws = np.array([1.0, 0.0, 9.0, 9.0]), np.array([True, False, True, True]), np.ones((1, 4), int)
+    assert within_sets_auc(scores, truths, [0, 0, 1, 1], draws)[0] == 1
+    assert np.isnan(within_sets_auc(scores, truths | True, [0, 0, 1, 1], draws)[0])
+
+
+def test_lesions_of_one_patient_are_drawn_together():
+    draws = patient_draws(["a", "a", "b", "c"])
+    assert (draws[0] == 1).all()
+    assert (draws[:, 0] == draws[:, 1]).all()
+    assert (draws[1:, 0] != draws[1:, 2]).any()
+
+
+def test_an_interval_is_of_the_resamples_and_needs_half_of_them():
+    values = np.concatenate([[0.7], np.linspace(0, 1, 101)])
+    assert first_with_interval(values) == pytest.approx({"value": 0.7, "low": 0.025, "high": 0.975})
+    values[2:80] = np.nan
+    assert first_with_interval(values) == {"value": 0.7, "low": None, "high": None}
+    assert first_with_interval(values[2:]) == {"value": None, "low": None, "high": None}

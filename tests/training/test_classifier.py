@@ -1,131 +1,157 @@
-"""The scorer's training: it learns from masked pixels only, and refuses data that it cannot use."""
+"""The readers' training: it finds what is to be seen, refuses what is not, and cannot gain by telling sets apart."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.cli import main
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.lesions import crop_lesions
-from gbci_fast.evaluate.scorer import cut_windows, load_scorer
-from gbci_fast.training.classifier import ClassifierConfig, ClassifierTask, choose_tasks, prepare_examples
-from gbci_fast.training.loop import LoopConfig, train
-from gbci_fast.training.stages import classifier_preset
+from gbci_fast.evaluate.readers import features_of
+from gbci_fast.training.classifier import Choice, Seen, balanced, choose, fit, tell_sets_apart, train_readers
+from gbci_fast.training.settings import ReaderSettings
 
-CPU = torch.device("cpu")
+SETTINGS = ReaderSettings(fewest=8, components=(4, 8), regularization=(1e-2,), parts=3)
 
 
 @pytest.fixture(scope="module")
-def lesions(square):
-    """`lesions(count, seed=0)`: malignant ones are striped, benign ones flat; the background says nothing, and every
-    second lesion is large."""
+def striped(square):
+    """`striped(count, seed=0)`: lesions of `count` patients; spiculated ones are striped, circumscribed ones are flat.
+
+    Their pathology is drawn by lot, and every second pair is large.
+    """
 
     def make(count, seed=0):
         rng, cases = np.random.default_rng(seed), []
         for i in range(count):
-            malignant, side = bool(i % 2), (12, 30)[i // 2 % 2]
-            case = square(side=side, patient=f"set/{i}")
-            size = case.mask.shape
-            stripes = 15000 * (np.arange(size[1]) // 2 % 2) if malignant else 0
-            inside = np.broadcast_to(30000 + stripes, size)
-            image = np.where(case.mask, inside, rng.integers(10000, 40000)) + rng.integers(-800, 800, size)
-            birads = 5 if malignant else 2
-            cases.append(
-                replace(
-                    case,
-                    image=image.astype(np.uint16),
-                    attributes=Attributes(finding_birads=birads, pathology="malignant" if malignant else "benign"),
-                )
+            spiculated, side = bool(i % 2), (12, 30)[i // 2 % 2]
+            case = square(side=side, patient=f"set/{seed}-{i}")
+            stripes = 15000 * (np.arange(96) // 2 % 2) * spiculated
+            image = np.where(case.mask, 30000 + stripes, rng.integers(10000, 40000)) + rng.integers(-800, 800, (96, 96))
+            told = Attributes(
+                margin="spiculated" if spiculated else "circumscribed", pathology=("benign", "malignant")[i // 4 % 2]
             )
-        return cases
+            cases.append(replace(case, image=image.astype(np.uint16), attributes=told))
+        return Seen(cases=cases, features=features_of(cases))
 
     return make
 
 
 @pytest.fixture(scope="module")
-def scorer(lesions, tmp_path_factory):
-    config = replace(classifier_preset("tiny")[0], fewest=10)
-    cases = lesions(40)
-    scored = choose_tasks(cases, [], fewest=10, data="d", channels=config.channels)
-    torch.manual_seed(0)
-    task = ClassifierTask(prepare_examples(cases, scored), scored, config, CPU)
-    loop = LoopConfig(steps=120, batch_size=16, learning_rate=5e-3, warmup=5, ema_decay=0.9, precision="fp32")
-    folder = tmp_path_factory.mktemp("classifier")
-    train(task, loop, folder, resume=False, device=CPU)
-    return load_scorer(folder / "scorer")
+def seen(striped):
+    return striped(24), striped(16, seed=1)
 
 
-class TestLearning:
-    def test_a_planted_difference_is_found_in_other_lesions(self, lesions, scorer):
-        assert scorer.config.tasks == ("birads_high", "malignancy", "size")
-        cases = lesions(24, seed=1)
-        found = scorer.predict(crop_lesions(cases), cut_windows(cases))
-        for task, expected in {"malignancy": [0, 1], "size": [0, 0, 1, 1]}.items():
-            truth = np.resize(expected, len(cases))
-            assert ((found[task] > 0.5) == truth).mean() > 0.85, task
+@pytest.fixture
+def alike(square):
+    """`alike(features, answers, sets=None)`: lesions of two views per patient with the given features."""
 
-    def test_counts_are_in_the_config(self, scorer):
-        assert scorer.config.counts["malignancy"] == {"real": [20, 20], "phantom": [0, 0]}
-        assert scorer.config.median_diameter == pytest.approx((12 + 30) / np.sqrt(np.pi))
+    def make(features, sets=None):
+        sets = sets or ["set"] * len(features)
+        cases = [square(patient=f"{name}/{i // 2}", root=name) for i, name in enumerate(sets)]
+        return Seen(cases=cases, features={True: features, False: features})
+
+    return make
 
 
-class TestTasks:
-    def test_too_few_lesions_of_a_class_make_no_task_unless_phantoms_help(self, lesions):
-        cases = [
-            replace(case, attributes=replace(case.attributes, pathology="benign")) if i > 2 else case
-            for i, case in enumerate(lesions(20))
-        ]
-        options = {"fewest": 5, "data": "", "channels": (8, 16)}
-        assert "malignancy" not in choose_tasks(cases, [], **options).tasks
-        helped = choose_tasks(cases, lesions(20), **options)
-        assert helped.counts["malignancy"] == {"real": [19, 1], "phantom": [10, 10]}
+class TestTraining:
+    def test_a_planted_difference_is_found_in_other_lesions(self, seen):
+        readers = train_readers(*seen, SETTINGS, data="d")
+        assert {"margin", "size"} <= set(readers.tasks)
+        logits = readers.read(seen[1].cases)
+        assert ((logits["margin"] > 0) == np.resize([False, True], 16)).mean() > 0.9
+        assert ((logits["size"] > 0) == np.resize([False, False, True, True], 16)).mean() > 0.9
+        record = readers.config.tasks["margin"]
+        assert record.trained == {"set": (12, 12)}
+        assert record.judged == {"set": (8, 8)}
+        assert record.auc.value > 0.95
+        assert record.size_auc.value == 0.5
+        assert readers.config.control == {}  # one data set
 
-    def test_none_at_all_is_one_sentence(self, lesions):
-        with pytest.raises(GBCIError, match="no task has 30 lesions of both classes among 4; expected more data"):
-            choose_tasks(lesions(4), [], fewest=30, data="", channels=(8, 16))
+    def test_what_is_not_to_be_seen_is_refused(self, seen):
+        readers = train_readers(*seen, SETTINGS, data="d")
+        assert "pathology" not in readers.tasks
+        assert readers.config.refused["pathology"].auc.low < 0.6
 
+    def test_too_few_lesions_make_no_task(self, seen):
+        readers = train_readers(*seen, replace(SETTINGS, fewest=12), data="d")
+        assert "shape" not in readers.config.tasks | readers.config.refused  # never told
 
-class TestLoss:
-    @pytest.fixture
-    def task(self, lesions):
-        cases = lesions(8)
-        scored = choose_tasks(cases, [], fewest=2, data="", channels=(8, 16))
-        return ClassifierTask(prepare_examples(cases, scored), scored, ClassifierConfig(channels=(8, 16)), CPU)
-
-    def test_unknown_truths_pull_at_nothing(self, task):
-        task.examples.truths[:, :2] = torch.nan
-        torch.manual_seed(0)
-        task.loss(8, torch.Generator().manual_seed(0)).backward()
-        assert task.module.roi_head.weight.grad.abs().max() == 0
-        assert task.module.window_head.weight.grad.abs().max() > 0
-
-    def test_a_batch_follows_from_its_generator(self, task):
-        task.module.eval()
-        one, two, three = (task.loss(8, torch.Generator().manual_seed(seed)).item() for seed in (0, 0, 1))
-        assert one == two != three
-
-    def test_augmented_masks_change_and_none_is_empty(self, task):
-        masks = task.examples.masks[:, None] > 0.5
-        found = task._jitter(masks, torch.Generator().manual_seed(0))
-        assert found.any(-1).any(-1).all()
-        assert len({int(a.sum()) - int(b.sum()) for a, b in zip(found, masks, strict=True)}) > 2
-
-    def test_rotations_and_flips_keep_distances(self, task):
-        grid = task._grid(16, 0.0, torch.Generator().manual_seed(0))
-        across, down = grid[:, 0, 1] - grid[:, 0, 0], grid[:, 1, 0] - grid[:, 0, 0]
-        torch.testing.assert_close(across.norm(dim=1), down.norm(dim=1))
-        assert (across * down).sum(1).abs().max() < 1e-5
+    def test_none_at_all_is_one_sentence(self, seen):
+        train, judge = seen
+        blind = Seen(cases=judge.cases, features={key: np.zeros_like(x) for key, x in judge.features.items()})
+        with pytest.raises(GBCIError, match=r"no reader is admitted; expected an AUC on fold C .*margin 0.50 \("):
+            train_readers(train, blind, SETTINGS, data="d")
+        with pytest.raises(GBCIError, match="got no task with 99 lesions of both answers in fold A"):
+            train_readers(train, judge, replace(SETTINGS, fewest=99), data="d")
 
 
-class TestCommand:
-    def test_a_phantom_root_trains_and_resumes(self, phantom_root, tmp_path, capsys):
-        command = ["train", "classifier", "--data", str(phantom_root), "--output", str(tmp_path / "run")]
-        command += ["--preset", "tiny", "--batch-size", "4"]
-        assert main([*command, "--steps", "2"]) == 0
-        assert load_scorer(tmp_path / "run" / "scorer").config.fold == "-"
-        assert main([*command, "--steps", "2"]) == 1
-        assert "is not empty; pass --resume" in capsys.readouterr().err
-        assert main([*command, "--steps", "2", "--resume"]) == 0
+class TestFit:
+    def test_the_map_is_that_of_scikit_learn(self):
+        from sklearn.decomposition import PCA
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        rng = np.random.default_rng(0)
+        x, sets = rng.normal(3, 2, (60, 20)), np.full(60, "set")
+        y = (x[:, 0] + rng.normal(size=60) > 3).astype(float)
+        found = fit(x, y, sets, Choice(components=6, regularization=0.1), Choice(components=3, regularization=0.1))
+        for reader, components in zip(found, (6, 3), strict=True):
+            stages = make_pipeline(
+                StandardScaler(), PCA(components), LogisticRegression(C=0.1, class_weight="balanced")
+            )
+            np.testing.assert_allclose(reader(x), stages.fit(x, y).decision_function(x), atol=1e-3)
+
+    def test_unknown_answers_pull_at_nothing(self):
+        rng = np.random.default_rng(0)
+        x, y, sets = rng.normal(size=(40, 5)), np.resize([0.0, 1.0], 40), np.full(40, "set")
+        unknown = np.where(np.arange(40) < 20, y, np.nan)
+        choice = Choice(components=5, regularization=1.0)
+        (one,), (two,) = fit(x, unknown, sets, choice), fit(x, np.where(np.isnan(unknown), np.nan, y), sets, choice)
+        np.testing.assert_array_equal(one.weight, two.weight)
+
+    def test_both_answers_weigh_the_same_in_every_set(self):
+        answers, sets = np.array([1, 1, 1, 0, 0, 1.0]), np.array(["a"] * 4 + ["b"] * 2)
+        weights = balanced(answers, sets)
+        for name, total in (("a", 4), ("b", 2)):
+            for answer in (0, 1):
+                assert weights[(sets == name) & (answers == answer)].sum() == pytest.approx(total / 2)
+
+    def test_telling_sets_apart_is_of_no_use(self):
+        """The only feature is the data set, most of whose lesions are positive."""
+        sets = np.repeat(["a", "b"], 50)
+        answers = np.concatenate([np.arange(50) < 40, np.arange(50) < 10]).astype(float)
+        x = np.stack([sets == "a", np.random.default_rng(0).random(100)], 1).astype(float)
+        (reader,) = fit(x, answers, sets, Choice(components=2, regularization=10.0))
+        logits = reader(x)
+        assert abs(logits[:50].mean() - logits[50:].mean()) < 0.2
+
+
+class TestChoice:
+    def test_patients_are_not_split(self, alike):
+        """Views of one patient share features and a random answer; to know one view would be to know the other."""
+        rng = np.random.default_rng(0)
+        features, answers = np.repeat(rng.normal(size=(60, 30)), 2, 0), np.repeat(rng.random(60) < 0.5, 2).astype(float)
+        _, auc = choose(alike(features), features, answers, replace(SETTINGS, components=(30,)))
+        assert auc < 0.7
+
+    def test_the_better_number_of_components_is_taken(self, alike):
+        rng = np.random.default_rng(0)
+        answers = np.repeat(rng.random(60) < 0.5, 2).astype(float)
+        features = rng.normal(size=(120, 6))
+        features[:, 1:4] = features[:, :1] + 0.1 * rng.normal(size=(120, 3))  # the first component
+        features[:, 5] += 2 * answers
+        settings = replace(SETTINGS, components=(1, 6), regularization=(1.0,))
+        choice, auc = choose(alike(features), features, answers, settings)
+        assert choice.components == 6
+        assert auc > 0.8
+
+
+def test_the_control_sees_the_data_set(alike):
+    rng = np.random.default_rng(0)
+    sets = ["film"] * 40 + ["digital"] * 40
+    train, judge = (alike(rng.normal(size=(80, 60)) + (np.array(sets) == "film")[:, None], sets) for _ in range(2))
+    found = tell_sets_apart(train, judge, Choice(components=5, regularization=0.1))
+    assert set(found) == {"film", "digital"}
+    assert found["film"].low > 0.95

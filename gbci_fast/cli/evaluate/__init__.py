@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-KINDS = ("paired", "distribution", "adherence", "memorisation", "utility", "realism", "all")
+KINDS = ("paired", "distribution", "obedience", "realism", "memorisation", "utility", "all")
 EXAMPLE = """\
 example:
   gbci-fast evaluate distribution VINDR_ROOT --output out/distribution.json
@@ -12,7 +12,7 @@ example:
   gbci-fast evaluate memorisation VINDR_ROOT --output out/memorisation.json
   gbci-fast evaluate utility VINDR_ROOT --output out/utility.json
   gbci-fast evaluate realism VINDR_ROOT --output out/realism.json
-  gbci-fast evaluate adherence VINDR_ROOT --output out/adherence.json
+  gbci-fast evaluate obedience VINDR_ROOT --output out/obedience.json --sheet out/sheet.png
   gbci-fast evaluate all VINDR_ROOT --output out/evaluation
 """
 

@@ -24,8 +24,8 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "all",
         help="every kind of evidence, as reports, figures and one HTML page",
-        description="Run every kind of evaluation on the test images of the roots, each with its own defaults\n"
-        f"(realism: on fold C of the training images), and put targets, figures and reports on one page, {PAGE}.",
+        description="Run every kind of evaluation, each with its own defaults (lesions of fold C of the training\n"
+        f"images), and put targets, figures and reports on one page, {PAGE}.",
         epilog=EXAMPLE,
     )
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")

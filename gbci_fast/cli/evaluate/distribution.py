@@ -51,7 +51,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "--features",
         default="radiomics",
         metavar="LIST",
-        help="radiomics, scorer or folders of DINOv2 models, with commas between (default: radiomics)",
+        help="radiomics or folders of DINOv2 models, with commas between (default: radiomics)",
     )
     parser.add_argument(
         "--synthetic",
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     from gbci_fast.evaluate.distribution.evaluation import REAL, check_patients, evaluate_distribution
     from gbci_fast.evaluate.distribution.figure import draw_figure
     from gbci_fast.evaluate.extractors import open_extractors
-    from gbci_fast.evaluate.lesions import crop_lesions, read_lesions
+    from gbci_fast.evaluate.lesions import crop_lesions, read_split
     from gbci_fast.evaluate.report import figure_path, write_report
 
     figure = figure_path(args.output, args.figure)
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     extractors = open_extractors(args.features)
     make = _painting(args) if args.synthetic is None else _reading(args)
     with stage_progress(("reading",)) as on_progress:
-        cases = read_lesions(args.roots, split=args.split, limit=args.limit, seed=args.seed, on_progress=on_progress)
+        cases = read_split(args.roots, args.split, limit=args.limit, seed=args.seed, on_progress=on_progress)
         real = crop_lesions(cases)
         check_patients(REAL, real.patients, settings.neighbors)
         columns, made = make(cases, on_progress)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.lesions import LesionCase, OnProgress, read_lesions
+from gbci_fast.evaluate.lesions import LesionCase, OnProgress, read_split, read_training
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES, interval, numbered, resample, weighted_auc
 from gbci_fast.evaluate.painting import paint
 from gbci_fast.evaluate.report import versions
@@ -101,8 +101,7 @@ def evaluate_utility(
     Raises:
         GBCIError: a split without lesions, a patient in both splits, or images without normal tissue.
     """
-    training = _read(roots, "training", settings, on_progress)
-    test = _read(roots, "test", settings, on_progress)
+    training, test = _read(roots, settings, on_progress)
     shared = {case.patient for case in training} & {case.patient for case in test}
     if shared:
         raise GBCIError(f"patient {min(shared)} is in the training and the test split; expected each in one")
@@ -268,14 +267,17 @@ def _summary(values: np.ndarray, seed_draws: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _read(roots: Sequence[Path], split: str, settings: UtilitySettings, on_progress: OnProgress) -> list[LesionCase]:
-    return read_lesions(
-        roots,
-        split=split,
-        limit=settings.limit,
-        seed=settings.seed,
-        on_progress=lambda stage, done, total: on_progress(f"{stage} {split}", done, total),
-    )
+def _read(
+    roots: Sequence[Path], settings: UtilitySettings, on_progress: OnProgress
+) -> tuple[list[LesionCase], list[LesionCase]]:
+    """The lesions to train on, and those to judge by."""
+
+    def named(what: str) -> OnProgress:
+        return lambda stage, done, total: on_progress(f"{stage} {what}", done, total)
+
+    training = read_training(roots, limit=settings.limit, seed=settings.seed, on_progress=named("training"))
+    judged = read_split(roots, settings.split, limit=settings.limit, seed=settings.seed, on_progress=named("test"))
+    return training, judged
 
 
 def _real_set(cases: Sequence[LesionCase], seed: int) -> PatchSet:

@@ -1,1 +1,0 @@
-"""Whether a lesion shows what its description asks for."""
