@@ -160,8 +160,6 @@ class _Job:
         identity = self._columns | {"images": len(plan), **plan.identity} | identities.identity()
         self.folder = JobFolder(output, identity, private={"templates": identities.templates(plan.templates)})
         self._count = -(-len(plan) // settings.batch_size)
-        rows = min(PREVIEW_ROWS, len(plan))  # share the plan evenly
-        self._starts = [row * len(plan) // rows for row in range(rows)]
         self._shown: dict[int, Path] = {}
         self._writer = ImageWriter(output, settings, identities)
         self._names = identities.listing(plan.templates)
@@ -426,8 +424,7 @@ class _Job:
         return self.folder.progress / f"panels-{place:06d}.png"
 
     def _slot(self, place: int) -> int:
-        """The preview row of a place in the plan."""
-        return bisect_right(self._starts, place) - 1
+        return _preview_slot(place, len(self._plan))
 
     def _remove_unfinished(self) -> None:
         """Removes the files of unfinished batches, and cuts shards behind their last finished batch.
@@ -446,6 +443,12 @@ class _Job:
                 shard, end = self._shard(number)
                 if (self.output / shard).exists():
                     close_shard(self.output / shard, end)
+
+
+def _preview_slot(place: int, total: int) -> int:
+    """The preview row of a place in the plan; up to `PREVIEW_ROWS` rows share the plan evenly."""
+    rows = min(PREVIEW_ROWS, total)
+    return bisect_right([row * total // rows for row in range(rows)], place) - 1
 
 
 @dataclass(frozen=True)
