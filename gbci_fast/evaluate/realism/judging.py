@@ -11,7 +11,7 @@ import torch
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress
-from gbci_fast.evaluate.metrics import interval, numbered, resample, weighted_auc
+from gbci_fast.evaluate.metrics import first_with_interval, numbered, patient_draws, weighted_auc
 from gbci_fast.evaluate.realism.boosting import BoostedJudge, Table, measure
 from gbci_fast.evaluate.realism.keeping import Arrays, Kept, source_of
 from gbci_fast.evaluate.realism.network import Windows, cut_windows, score_windows, train_network
@@ -167,25 +167,13 @@ def summarize(runs: Sequence[Scores], cases: Sequence[LesionCase], draws: np.nda
     found = {}
     for name, group in groups.items():
         by_run = np.stack([_auc(run, group, draws) for run in runs])
-        values = by_run.mean(0)
-        resampled = values[1:][np.isfinite(values[1:])]
-        lesions = max(int(group[run.first].sum()) for run in runs)
-        known = bool(np.isfinite(values[0]))
         found[name] = {
-            "value": float(values[0]) if known else None,
-            **interval(resampled if known else resampled[:0]),
+            **first_with_interval(by_run.mean(0)),
             "by_run": [float(value) if np.isfinite(value) else None for value in by_run[:, 0]],
-            "lesions": lesions,
+            "lesions": max(int(group[run.first].sum()) for run in runs),
             "patients": len({case.patient for case, chosen in zip(cases, group, strict=True) if chosen}),
         }
     return found if len(found) > 2 else {POOLED: found[POOLED]}
-
-
-def patient_draws(patients: Sequence[str], seed: int) -> np.ndarray:
-    """How often every lesion counts, float64 [1 + RESAMPLES, N]: once in row 0, then in resamples of the patients."""
-    owners = numbered(patients)
-    drawn = resample(int(owners.max()) + 1, np.random.default_rng(seed))[:, owners]
-    return np.concatenate([np.ones((1, len(owners))), drawn])
 
 
 def halve(patients: Sequence[str], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -230,7 +218,7 @@ def _auc(run: Scores, group: np.ndarray, draws: np.ndarray) -> np.ndarray:
     one, other = group[run.first], group[run.second]
     if not one.any() or not other.any():
         return np.full(len(draws), np.nan)
-    weights = draws[:, run.first[one]], draws[:, run.second[other]]
+    weights = (draws[:, rows].astype(np.float64) for rows in (run.first[one], run.second[other]))
     with np.errstate(invalid="ignore"):
         return weighted_auc(run.of_first[one], run.of_second[other], *weights)
 

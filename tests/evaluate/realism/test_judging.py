@@ -8,12 +8,12 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.metrics import patient_draws
 from gbci_fast.evaluate.realism.judging import (
     Comparison,
     Scores,
     compare,
     halve,
-    patient_draws,
     planned_comparisons,
     summarize,
 )
