@@ -279,9 +279,9 @@ def _note_categories(plan: "Plan", args: argparse.Namespace) -> None:
     first = plan[:NOTED]
     if args.weights is None and (counts := hardly_learned(item.attributes.finding_categories for item in first)):
         listed = "; ".join(f"{count} {name}" for name, count in counts.most_common())
-        among = f"{'the first ' * (len(first) < len(plan))}{len(first)}"
+        part = "the first " if len(first) < len(plan) else ""
         print(
-            f"note: {counts.total()} of {among} lesions are of other categories than "
+            f"note: {counts.total()} of {part}{len(first)} lesions are of other categories than "
             f"{', '.join(LEARNED_CATEGORIES)} ({listed}); the packaged weights have seen few real ones or none, and "
             "may paint masses there. The tables state what was asked for",
             file=sys.stderr,

@@ -149,6 +149,8 @@ class UtilitySettings:
         seeds: trainings per arm and fraction, each with its own choice of patients and initial weights.
         fractions: percentages of the real training patients, ascending.
         train_steps: optimizer steps of every training, in every arm.
+        offset: largest distance in model pixels of a window's middle from its lesion's along each axis, so that the
+            place in the window does not tell a lesion.
         train_batch: patches per step, half of them lesions; even.
 
     Raises:
@@ -159,14 +161,15 @@ class UtilitySettings:
     seed: int = option(0, "the first seed (default: %(default)s)", least=0)
     seeds: int = option(5, "trainings per arm and fraction (default: %(default)s)", least=1)
     fractions: tuple[float, ...] = option(
-        (10, 25, 50, 100),
+        (10, 100),
         "percent of the real training patients (default: %(default)s)",
         metavar="P,P",
         such="percentages such as 10,25,50,100",
     )
     train_steps: int = option(300, "optimizer steps per training (default: %(default)s)", least=2)
     train_batch: int = 32
-    synthetic_count: int = option(256, "lesions painted (default: %(default)s)", least=1, metavar="N")
+    synthetic_count: int = option(256, "synthetic lesions (default: %(default)s)", least=1, metavar="N")
+    offset: int = option(16, "pixels by which lesions lie off the middle of their windows (%(default)s)", least=0)
     limit: int | None = option(None, "use N images for training and N to judge, spread evenly", least=1, metavar="N")
     painting: PaintSettings = field(default_factory=PaintSettings)
 
@@ -196,8 +199,8 @@ class RealismSettings:
     split: str = like(PairedSettings, "split")
     seed: int = option(0, "the first seed (default: %(default)s)", least=0)
     seeds: int = option(2, "trainings per comparison (default: %(default)s)", least=1)
-    train_steps: int = option(300, "optimizer steps per network (default: %(default)s)", least=2)
-    train_batch: int = 64
+    train_steps: int = option(400, "optimizer steps per network (default: %(default)s)", least=2)
+    train_batch: int = 32
     limit: int | None = option(None, "use N images to train and N to judge, spread evenly", least=1, metavar="N")
     painting: PaintSettings = field(default_factory=lambda: PaintSettings(**STUDENT))
 

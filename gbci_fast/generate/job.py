@@ -160,8 +160,6 @@ class _Job:
         identity = self._columns | {"images": len(plan), **plan.identity} | identities.identity()
         self.folder = JobFolder(output, identity, private={"templates": identities.templates(plan.templates)})
         self._count = -(-len(plan) // settings.batch_size)
-        rows = min(PREVIEW_ROWS, len(plan))  # share the plan evenly
-        self._starts = [row * len(plan) // rows for row in range(rows)]
         self._shown: dict[int, Path] = {}
         self._writer = ImageWriter(output, settings, identities)
         self._names = identities.listing(plan.templates)
@@ -207,7 +205,8 @@ class _Job:
         sound = (self._sound(i) for i in numbers)
         with closing(synthesizer.stream(sound, self._writer.write, skip_bad=self._skip_bad)) as stream:
             for i, images in zip(numbers, stream, strict=True):
-                self._record(i, {item.index: image for item, image in zip(self._sound(i), images, strict=True)})
+                made = iter(images)
+                self._record(i, {item.index: self._checks.fault(item) or next(made) for item in self._batch(i)})
                 count += len(self._places(i))
                 on_batch(count)
         if self._done("rows").is_empty():
@@ -263,7 +262,7 @@ class _Job:
 
         Args:
             number: of the batch.
-            outcomes: {plan index: the image, or why it was not made}; items that the header ruled out may be absent.
+            outcomes: {plan index: the image, or why it was not made}.
         """
         rows, skipped, kept = [], [], []
         shard, start = self._shard(number)
@@ -272,7 +271,7 @@ class _Job:
             opened = None
             for place in self._places(number):
                 item = self._plan[place]
-                made = outcomes.get(item.index) or self._checks.fault(item)
+                made = outcomes[item.index]
                 if isinstance(made, GBCIError):
                     skipped.append(self._skip(item, made))
                     continue
@@ -426,8 +425,7 @@ class _Job:
         return self.folder.progress / f"panels-{place:06d}.png"
 
     def _slot(self, place: int) -> int:
-        """The preview row of a place in the plan."""
-        return bisect_right(self._starts, place) - 1
+        return _preview_slot(place, len(self._plan))
 
     def _remove_unfinished(self) -> None:
         """Removes the files of unfinished batches, and cuts shards behind their last finished batch.
@@ -446,6 +444,12 @@ class _Job:
                 shard, end = self._shard(number)
                 if (self.output / shard).exists():
                     close_shard(self.output / shard, end)
+
+
+def _preview_slot(place: int, total: int) -> int:
+    """The preview row of a place in the plan; up to `PREVIEW_ROWS` rows share the plan evenly."""
+    rows = min(PREVIEW_ROWS, total)
+    return bisect_right([row * total // rows for row in range(rows)], place) - 1
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 A `Plan` makes its items on access, so a plan of any length takes no memory.
 """
 
+import datetime
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, overload
 
@@ -59,7 +59,7 @@ class PlanItem:
     lesion: Lesion
     lesion_id: str
     view: str | None = None
-    date: date | timedelta | None = None
+    date: datetime.date | datetime.timedelta | None = None
     withheld: frozenset[str] = frozenset()
 
     @property
@@ -245,7 +245,7 @@ def make_item(
     seed: int | None = None,
     named: str | None = None,
     view: str | None = None,
-    when: date | timedelta | None = None,
+    when: datetime.date | datetime.timedelta | None = None,
 ) -> PlanItem:
     """An item with its ids and, where `seed` is None, its seed.
 
@@ -298,9 +298,9 @@ def unshared(lesion: Lesion, attributes: Attributes) -> dict[str, Any]:
     return {name: value for name, value in lesion.to_json().items() if getattr(attributes, name, None) is None}
 
 
-def date_text(when: date | timedelta | None) -> str:
+def date_text(when: datetime.date | datetime.timedelta | None) -> str:
     """An item's date as in a plan file: 2031-05-02, a number of days such as +180, or nothing."""
-    if isinstance(when, timedelta):
+    if isinstance(when, datetime.timedelta):
         return f"{when.days:+d}"
     return "" if when is None else when.isoformat()
 

@@ -262,6 +262,14 @@ def test_a_plan_is_written_edited_and_run(weights, phantom, tmp_path, capfd):
     }
 
 
+@pytest.mark.parametrize("option", [("--output", "out"), ("--steps", "5"), ("--format", "png"), ("--resume",)])
+def test_an_option_that_decides_nothing_of_a_written_plan_is_refused(image, tmp_path, capfd, option):
+    with pytest.raises(SystemExit, match="2"):
+        generate(image, "--write-plan", tmp_path / "plan.csv", *option)
+    assert f"argument {option[0]}: not allowed with --write-plan" in capfd.readouterr().err
+    assert not (tmp_path / "plan.csv").exists()
+
+
 def test_ctrl_c(weights, phantom, tmp_path):
     """A real SIGINT to another process, after the first of eight batches."""
     output = tmp_path / "data"

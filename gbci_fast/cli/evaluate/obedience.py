@@ -108,8 +108,9 @@ def build_tables(report: dict[str, Any]) -> "list[Table]":
     title = (
         f"{report['lesions']} lesions of {report['patients']} patients, {report['settings']['seeds']} seeds; "
         f"{report['minutes']['all']:.0f} minutes.\n"
-        "AUC: readings told 1 against told 0 (real: of real classes). share: their shift\n"
-        "over the difference between real classes. change, place, size: over a seed's."
+        "AUC: readings told 1 against told 0 (real: of real classes). share: their\n"
+        "shift over the difference between real classes. change, place, size: over\n"
+        "those of another seed."
     )
     columns = ("real", "AUC", "95 %", "share", "change", "95 %", "place", "size")
     first = _table(title, "switch", columns)
@@ -120,11 +121,13 @@ def build_tables(report: dict[str, Any]) -> "list[Table]":
             read = (_value(reading["real_auc"]), *_cells(reading["auc"]), _value(reading["share"]))
         kept = [_value(place[key]) for key in ("moved_share", "resized_share")]
         first.add_row(name, *read, *_cells(found["change"]), *kept)
-    title = "Shift of measures over the difference between real classes (95 %); -: no difference"
+    title = (
+        "Shift of measures over the difference between real classes (95 %).\n-: real classes are not shown to differ."
+    )
     second = _table(title, "switch", [name.replace("_", " ") for name in MEASURES])
     for name, found in report["switches"].items():
         shares = [found["measures"][measure]["share"] for measure in MEASURES]
-        second.add_row(name, *("-" if share is None else "\n".join(_cells(share)) for share in shares))
+        second.add_row(name, *("-" if share is None else "\n".join(_cells(share, digits=1)) for share in shares))
     return [first, second]
 
 
@@ -143,8 +146,8 @@ def _value(summary: dict[str, float | None]) -> str:
     return "" if summary["value"] is None else f"{summary['value']:.2f}"
 
 
-def _cells(summary: dict[str, float | None]) -> tuple[str, str]:
-    """Texts of value and interval; empty where there is none."""
+def _cells(summary: dict[str, float | None], digits: int = 2) -> tuple[str, str]:
+    """Texts of value and interval, whose bounds have so many digits; empty where there is none."""
     low, high = summary["low"], summary["high"]
     between = ".." if low is not None and low < 0 else "-"
-    return _value(summary), "" if low is None else f"{low:.2f}{between}{high:.2f}"
+    return _value(summary), "" if low is None else f"{low:.{digits}f}{between}{high:.{digits}f}"

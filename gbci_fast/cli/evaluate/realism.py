@@ -34,7 +34,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         help="train judges to tell painted lesions from real ones",
         description="Trains a small network and gradient boosting on the folds A and B of the training patients, to\n"
         "tell real, reconstructed and painted lesions apart at the same masks; tests them on fold C.\n"
-        "AUC 0.5: they cannot. Writes JSON and a PNG figure, prints a table.",
+        "AUC 0.5: they cannot. Writes JSON and a PNG figure, prints a table. A stopped run continues.",
         epilog=EXAMPLE,
     )
     add_files(parser)
@@ -83,8 +83,9 @@ def run(args: argparse.Namespace) -> None:
             settings,
             weights=weights,
             painted=painted_folder(args),
+            runs=args.output.parent / "realism_runs",
             stored=stored,
-            keep=args.save_paintings,
+            save=args.save_paintings,
             on_progress=on_progress,
         )
     write_report(args.output, figure, report, lambda path: draw_figure(path, report))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gbci_fast.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.case import variant_seed
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress
@@ -137,7 +138,8 @@ def evaluate_obedience(
     """
     chosen = choose(cases, settings.lesions, settings.seed)
     yardstick = [*(cases if yardstick is None else yardstick)]
-    yardstick += _normal_places(yardstick, settings.seed)
+    normal = _normal_places(yardstick, settings.seed)
+    yardstick += normal
     groups = (chosen, cases, yardstick)
     drawn = patient_draws([case.patient for group in groups for case in group], settings.seed).astype(np.float64)
     weights, own_weights, yard_weights = np.split(drawn, np.cumsum([len(group) for group in groups])[:-1], axis=1)
@@ -160,19 +162,19 @@ def evaluate_obedience(
         "lesions": len(chosen),
         "patients": len({case.patient for case in chosen}),
         "paintings": len(chosen) * settings.seeds * len(TELLINGS),
-        "real": {"lesions": len(cases), "yardstick": len(yardstick)},
+        "real": {"lesions": len(cases), "yardstick": len(yardstick) - len(normal), "normal": len(normal)},
         "switches": switches,
         "targets": build_targets(switches),
     }
 
 
 def _normal_places(cases: Sequence[LesionCase], seed: int) -> list[LesionCase]:
-    """Places without a lesion, as cases of "No Finding": masks of `cases` moved into normal tissue."""
+    """Places without a lesion, as cases of "No Finding" and no other attribute: masks moved into normal tissue."""
     try:
         moved = moved_lesions(cases, len(cases), seed)
     except GBCIError:  # no room: then "no finding" has no real class
         return []
-    return [replace(case, attributes=replace(case.attributes, finding_categories=())) for case in moved]
+    return [replace(case, attributes=Attributes(finding_categories=())) for case in moved]
 
 
 def _paint(

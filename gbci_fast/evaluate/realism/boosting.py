@@ -13,12 +13,13 @@ from gbci_fast.evaluate.realism.regions import Place, Region
 from gbci_fast.evaluate.realism.texture import features
 
 SETTINGS: dict[str, Any] = {
-    "learning_rate": 0.05,
-    "max_iter": 300,
+    "learning_rate": 0.1,
+    "max_iter": 150,
     "max_leaf_nodes": 15,
     "min_samples_leaf": 20,
     "l2_regularization": 1.0,
     "max_features": 0.3,
+    "early_stopping": False,
 }
 
 
@@ -84,7 +85,7 @@ class BoostedJudge:
         several = np.array([len(np.unique(column[np.isfinite(column)])) > 1 for column in known.T])
         self._columns = np.flatnonzero(several)
         labels = np.repeat([1, 0], [len(first.values), len(second.values)])
-        self._model = HistGradientBoostingClassifier(random_state=seed, early_stopping=False, **SETTINGS)
+        self._model = HistGradientBoostingClassifier(random_state=seed, **SETTINGS)
         self._model.fit(known[:, self._columns], labels)
 
     def score(self, table: Table) -> np.ndarray:

@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress, read_lesions
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
@@ -32,8 +34,9 @@ from gbci_fast.evaluate.realism.judging import (
     Side,
     compare,
 )
+from gbci_fast.evaluate.realism.keeping import Kept
 from gbci_fast.evaluate.realism.network import WINDOW
-from gbci_fast.evaluate.realism.paintings import Filling, StoredPaintings, save_paintings, under_masks
+from gbci_fast.evaluate.realism.paintings import Filling, StoredPaintings, key_of, save_paintings, under_masks
 from gbci_fast.evaluate.realism.regions import ERODED, Place
 from gbci_fast.evaluate.report import target, versions
 from gbci_fast.evaluate.settings import RealismSettings
@@ -53,6 +56,7 @@ NOTES = {
     "rest, the interior flat",
     "network": f"windows of {WINDOW} model pixels, never resampled, and the mask; 8 mirrorings and turns",
     "boosting": "features at the model's own pixels; without finest: all of them measured after a blur of one pixel",
+    "minutes": "of this run; results that an earlier run has kept take none",
     "outside of the mask": "painted and reconstructed images equal the original",
 }
 
@@ -64,8 +68,9 @@ def evaluate_realism(
     *,
     weights: str,
     painted: Path,
+    runs: Path,
     stored: StoredPaintings | None = None,
-    keep: Path | None = None,
+    save: Path | None = None,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Reads, paints, trains and tests the judges; returns the report, as JSON values.
@@ -75,8 +80,9 @@ def evaluate_realism(
         pipe, weights: as for `paint`.
         settings: of the evaluation.
         painted: folder of the painted batches, as `folder` of `paint`.
+        runs: folder of reconstructions, features and scores; those that are there are not computed again.
         stored: paintings to judge instead of painting: the self-check of the judges.
-        keep: file that gets the paintings, see `save_paintings`.
+        save: file that gets the paintings, see `save_paintings`.
         on_progress: called as ``f(stage, done, total)``.
 
     Raises:
@@ -84,25 +90,25 @@ def evaluate_realism(
             `stored` lacks a lesion.
     """
     check_boosting()
-    clock = _Clock()
+    clock, kept = _Clock(), Kept(runs)
     with clock.stage("reading"):
         cases = _read(roots, settings, on_progress)
     with clock.stage("painting"):
         fillings = _paint(pipe, cases, settings, weights, painted, stored, on_progress)
-    if keep is not None:
+    if save is not None:
         every = [case for side in cases.values() for case in side]
         pixels = [one for side in fillings.values() for one in side[PAINTED]]
-        save_paintings(keep, every, pixels, weights=weights, painting=settings.painting)
+        save_paintings(save, every, pixels, weights=weights, painting=settings.painting)
     if stored is None or stored.weights == weights:
         with clock.stage("reconstructing"):
             for name, side in cases.items():
-                fillings[name][AUTOENCODER] = _reconstruct(pipe, side, settings, on_progress, name)
+                fillings[name][AUTOENCODER] = _reconstruct(pipe, side, settings, weights, kept, on_progress, name)
     train, test = (
         Side(cases=side, places=[Place.of(case) for case in side], fillings=fillings[name])
         for name, side in cases.items()
     )
     with clock.stage("judging"):
-        results = compare(train, test, settings, on_progress)
+        results = compare(train, test, settings, kept, on_progress)
     checks = self_checks(results, stored, weights)
     return {
         "evaluation": "realism",
@@ -139,7 +145,7 @@ def self_checks(
     """
     found = {}
     for judge in (NETWORK, BOOSTING):
-        null = find_auc(results, judge, REAL, REAL)["value"]
+        null = (find_auc(results, judge, REAL, REAL) or {"value": None})["value"]
         checks = [
             {"pair": f"{REAL}/{REAL}", "value": null, "low": 0.5 - OFF_CHANCE, "high": 0.5 + OFF_CHANCE, "note": ""}
         ]
@@ -197,8 +203,8 @@ class _Clock:
 
 def _read(roots: Sequence[Path], settings: RealismSettings, on_progress: OnProgress) -> dict[str, list[LesionCase]]:
     """The lesions to train on and those to judge."""
-    sides = {"training": {"split": "training", "folds": TRAINED}}
-    sides["judged"] = {"split": "test"} if settings.split == "test" else {"split": "training", "folds": JUDGED}
+    judged = {"split": "test"} if settings.split == "test" else {"split": "training", "folds": JUDGED}
+    sides: dict[str, dict[str, Any]] = {"training": {"split": "training", "folds": TRAINED}, "judged": judged}
     found = {
         name: read_lesions(
             roots,
@@ -240,14 +246,25 @@ def _paint(
 
 
 def _reconstruct(
-    pipe: GBCIPipeline, cases: Sequence[LesionCase], settings: RealismSettings, on_progress: OnProgress, name: str
+    pipe: GBCIPipeline,
+    cases: Sequence[LesionCase],
+    settings: RealismSettings,
+    weights: str,
+    kept: Kept,
+    on_progress: OnProgress,
+    name: str,
 ) -> Filling:
     """The autoencoder's reconstruction under the masks."""
     found: Filling = []
-    size = settings.painting.batch_size
+    painting = settings.painting
+    size = painting.batch_size
     for start in range(0, len(cases), CHUNK * size):
         part = cases[start : start + CHUNK * size]
-        found += under_masks(part, reconstruct(pipe, part, size))
+        key = ["autoencoder", weights, painting.tier, painting.runtime, size, [key_of(case) for case in part]]
+        pixels = kept.get(
+            key, lambda part=part: {"pixels": np.concatenate(under_masks(part, reconstruct(pipe, part, size)))}
+        )
+        found += np.split(pixels["pixels"], np.cumsum([case.mask.sum() for case in part])[:-1])
         on_progress(f"reconstructing {name}", len(found), len(cases))
     return found
 

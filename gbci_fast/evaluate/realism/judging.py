@@ -1,17 +1,21 @@
 """The comparisons: which judge tells which lesions from which, by what it sees; training, scores and AUCs."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress
-from gbci_fast.evaluate.metrics import interval, numbered, resample, weighted_auc
+from gbci_fast.evaluate.metrics import first_with_interval, numbered, patient_draws, weighted_auc
 from gbci_fast.evaluate.realism.boosting import BoostedJudge, Table, measure
+from gbci_fast.evaluate.realism.keeping import Arrays, Kept, source_of
 from gbci_fast.evaluate.realism.network import Windows, cut_windows, score_windows, train_network
-from gbci_fast.evaluate.realism.paintings import Filling
+from gbci_fast.evaluate.realism.paintings import Filling, key_of
 from gbci_fast.evaluate.realism.regions import REGIONS, Place, Region
 from gbci_fast.evaluate.realism.texture import FINEST, GROUPS, PLAIN
 from gbci_fast.evaluate.settings import RealismSettings
@@ -25,6 +29,7 @@ CHOICES = {ALL: GROUPS, WITHOUT_FINEST: tuple(group for group in GROUPS if group
 """{choice of features: its groups}."""
 HALVINGS = {NETWORK: 4, BOOSTING: 10}
 """Random halvings of the patients over which real against real is averaged."""
+SOURCES = source_of("judging", "boosting", "network", "texture", "regions")
 
 Score = Callable[[Any], np.ndarray]
 """Maps a set's items to one number per lesion, higher = more like the first set."""
@@ -47,6 +52,15 @@ class Side:
     @property
     def patients(self) -> tuple[str, ...]:
         return tuple(case.patient for case in self.cases)
+
+    def digest(self, kind: str) -> str:
+        """Of the images of one kind, their masks and their patients."""
+        digest = hashlib.sha256()
+        for case, pixels in zip(self.cases, self.fillings[kind], strict=True):
+            digest.update(f"{key_of(case)} {case.patient}".encode())
+            digest.update(np.packbits(case.breast).tobytes())
+            digest.update(pixels.tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +114,19 @@ def planned_comparisons(kinds: Sequence[str]) -> list[Comparison]:
 
 
 def compare(
-    train: Side, test: Side, settings: RealismSettings, on_progress: OnProgress = lambda stage, done, total: None
+    train: Side,
+    test: Side,
+    settings: RealismSettings,
+    kept: Kept | None = None,
+    on_progress: OnProgress = lambda stage, done, total: None,
 ) -> list[dict[str, Any]]:
     """Every comparison with its AUC, as JSON values: of all test lesions, and of those of each data set.
+
+    Args:
+        train, test: the lesions, of equal kinds.
+        settings: of the evaluation.
+        kept: of features and scores; None = nothing is kept.
+        on_progress: called as ``f(stage, done, total)``.
 
     Raises:
         GBCIError: a side has fewer than two patients, or a training diverged.
@@ -110,15 +134,20 @@ def compare(
     for name, side in (("training", train), ("test", test)):
         if (count := len(set(side.patients))) < 2:
             raise GBCIError(f"the {name} lesions are of {count} patient; expected at least 2")
+    kept, sides = kept or Kept(None), (train, test)
+    digests = [{kind: side.digest(kind) for kind in side.fillings} for side in sides]
     plan = planned_comparisons(list(train.fillings))
-    tables = _measure([train, test], on_progress)
+    tables = _measure(sides, digests, kept, on_progress)
     draws = patient_draws(test.patients, settings.seed)
     done, total, rows = 0, sum(_count_runs(one, settings) for one in plan), []
     for one in plan:
-        items = _tables_of(one, tables) if one.judge == BOOSTING else _windows_of(one, [train, test])
+        items = cache(partial(_tables_of, one, tables) if one.judge == BOOSTING else partial(_windows_of, one, sides))
+        told = [SOURCES, torch.__version__, asdict(one), settings.train_steps, settings.train_batch]
+        told += [side[kind] for side in digests for kind in (one.first, one.second)]
         runs = []
-        for run in range(_count_runs(one, settings)):
-            runs.append(_judge(one, items, [train, test], settings, seed=settings.seed + run))
+        for seed in range(settings.seed, settings.seed + _count_runs(one, settings)):
+            judge = partial(_judge, one, items, sides, settings, seed=seed)
+            runs.append(Scores(**kept.get([*told, seed], judge)))
             done += 1
             on_progress("judging", done, total)
         rows.append(asdict(one) | {"auc": summarize(runs, test.cases, draws)})
@@ -138,25 +167,13 @@ def summarize(runs: Sequence[Scores], cases: Sequence[LesionCase], draws: np.nda
     found = {}
     for name, group in groups.items():
         by_run = np.stack([_auc(run, group, draws) for run in runs])
-        values = by_run.mean(0)
-        resampled = values[1:][np.isfinite(values[1:])]
-        lesions = max(int(group[run.first].sum()) for run in runs)
-        known = bool(np.isfinite(values[0]))
         found[name] = {
-            "value": float(values[0]) if known else None,
-            **interval(resampled if known else resampled[:0]),
+            **first_with_interval(by_run.mean(0)),
             "by_run": [float(value) if np.isfinite(value) else None for value in by_run[:, 0]],
-            "lesions": lesions,
+            "lesions": max(int(group[run.first].sum()) for run in runs),
             "patients": len({case.patient for case, chosen in zip(cases, group, strict=True) if chosen}),
         }
     return found if len(found) > 2 else {POOLED: found[POOLED]}
-
-
-def patient_draws(patients: Sequence[str], seed: int) -> np.ndarray:
-    """How often every lesion counts, float64 [1 + RESAMPLES, N]: once in row 0, then in resamples of the patients."""
-    owners = numbered(patients)
-    drawn = resample(int(owners.max()) + 1, np.random.default_rng(seed))[:, owners]
-    return np.concatenate([np.ones((1, len(owners))), drawn])
 
 
 def halve(patients: Sequence[str], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -169,19 +186,23 @@ def halve(patients: Sequence[str], rng: np.random.Generator) -> tuple[np.ndarray
 
 
 def _judge(
-    one: Comparison, items: Sequence[dict[str, Any]], sides: Sequence[Side], settings: RealismSettings, *, seed: int
-) -> Scores:
-    """Trains a judge on the first side, and scores the second side with it."""
-    rng = np.random.default_rng(seed)
-    rows = [
-        halve(side.patients, rng) if one.is_null else (np.arange(len(side.cases)),) * 2 for side in sides
-    ]  # of the first and the second set, on each side
-    first, second = (items[0][kind].of(chosen) for kind, chosen in zip((one.first, one.second), rows[0], strict=True))
-    score = _train(one.judge, first, second, settings, seed)
-    of_first, of_second = (
-        score(items[1][kind].of(chosen)) for kind, chosen in zip((one.first, one.second), rows[1], strict=True)
+    one: Comparison,
+    items: Callable[[], Sequence[dict[str, Any]]],
+    sides: Sequence[Side],
+    settings: RealismSettings,
+    *,
+    seed: int,
+) -> Arrays:
+    """Trains a judge on the first side, scores the second side with it: the fields of `Scores`."""
+    rng, kinds = np.random.default_rng(seed), (one.first, one.second)
+    # Of the first and the second set, on each side.
+    rows = [halve(side.patients, rng) if one.is_null else (np.arange(len(side.cases)),) * 2 for side in sides]
+    train, test = (
+        [found[kind].of(chosen) for kind, chosen in zip(kinds, pair, strict=True)]
+        for found, pair in zip(items(), rows, strict=True)
     )
-    return Scores(first=rows[1][0], second=rows[1][1], of_first=of_first, of_second=of_second)
+    score = _train(one.judge, train[0], train[1], settings, seed)
+    return {"first": rows[1][0], "second": rows[1][1], "of_first": score(test[0]), "of_second": score(test[1])}
 
 
 def _train(judge: str, first: Any, second: Any, settings: RealismSettings, seed: int) -> Score:
@@ -197,7 +218,7 @@ def _auc(run: Scores, group: np.ndarray, draws: np.ndarray) -> np.ndarray:
     one, other = group[run.first], group[run.second]
     if not one.any() or not other.any():
         return np.full(len(draws), np.nan)
-    weights = draws[:, run.first[one]], draws[:, run.second[other]]
+    weights = (draws[:, rows].astype(np.float64) for rows in (run.first[one], run.second[other]))
     with np.errstate(invalid="ignore"):
         return weighted_auc(run.of_first[one], run.of_second[other], *weights)
 
@@ -206,17 +227,29 @@ def _count_runs(one: Comparison, settings: RealismSettings) -> int:
     return HALVINGS[one.judge] if one.is_null else settings.seeds
 
 
-def _measure(sides: Sequence[Side], on_progress: OnProgress) -> list[dict[str, dict[Region, Table]]]:
+def _measure(
+    sides: Sequence[Side], digests: Sequence[dict[str, str]], kept: Kept, on_progress: OnProgress
+) -> list[dict[str, dict[Region, Table]]]:
     """The features of each side, {kind: {region: table}}."""
-    done, total, found = 0, sum(len(side.fillings) for side in sides), []
-    for side in sides:
+    done, total, found = 0, sum(map(len, digests)), []
+    for side, known in zip(sides, digests, strict=True):
         tables = {}
-        for kind, filling in side.fillings.items():
-            tables[kind] = measure(side.cases, side.places, filling, REGIONS)
+        for kind, digest in known.items():
+            arrays = kept.get(["features", source_of("texture", "regions"), digest], partial(_features, side, kind))
+            tables[kind] = {
+                region: Table(names=tuple(arrays[f"{region}_names"].tolist()), values=arrays[region])
+                for region in REGIONS
+            }
             done += 1
             on_progress("measuring", done, total)
         found.append(tables)
     return found
+
+
+def _features(side: Side, kind: str) -> Arrays:
+    tables = measure(side.cases, side.places, side.fillings[kind], REGIONS)
+    names = {f"{region}_names": np.array(table.names) for region, table in tables.items()}
+    return {region: table.values for region, table in tables.items()} | names
 
 
 def _tables_of(one: Comparison, tables: Sequence[dict[str, dict[Region, Table]]]) -> list[dict[str, Table]]:

@@ -61,7 +61,7 @@ def parser():
 
 
 def run(parser, *arguments: object) -> None:
-    args = parser.parse_args(["evaluate", "paired", *map(str, arguments)])
+    args = parser.parse_args(["evaluate", "paired", *map(str, arguments), "--split", "test"])
     args.run(args)
 
 
@@ -248,8 +248,8 @@ def test_interrupted_run_leaves_nothing(parser, root, weights, tmp_path, monkeyp
 
 
 def test_no_finding_in_the_split(root, weights):
-    with pytest.raises(GBCIError, match=r"no 'training' image with a finding in .*phantom; check the columns"):
-        evaluate_paired([root], weights, replace(QUICK, split="training"))
+    with pytest.raises(GBCIError, match=r"no image with a finding in .*phantom \(training split, fold C\)"):
+        evaluate_paired([root], weights, replace(QUICK, split="C"))
 
 
 def test_missing_weights(parser, root, tmp_path):

@@ -47,7 +47,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluate(root):
     def run(folder, settings=TINY, pipe=None, **more):
-        given = {"weights": "w" * 64, "painted": folder / "painted"} | more
+        given = {"weights": "w" * 64, "painted": folder / "painted", "runs": folder / "runs"} | more
         return evaluate_realism([root], pipe or Pipe(), settings, **given)
 
     return run
@@ -57,7 +57,7 @@ def evaluate(root):
 def first(evaluate, tmp_path_factory):
     """The report of a run that paints, its folder, and the paintings that it wrote."""
     folder = tmp_path_factory.mktemp("first")
-    return evaluate(folder, keep=folder / "paintings.npz"), folder, folder / "paintings.npz"
+    return evaluate(folder, save=folder / "paintings.npz"), folder, folder / "paintings.npz"
 
 
 def results(**aucs):

@@ -8,12 +8,12 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.metrics import patient_draws
 from gbci_fast.evaluate.realism.judging import (
     Comparison,
     Scores,
     compare,
     halve,
-    patient_draws,
     planned_comparisons,
     summarize,
 )
@@ -60,7 +60,7 @@ class TestCompare:
             blurred = [ndimage.gaussian_filter(case.pixels, 1.0) for case in cases]
             sides.append(side(cases, painted=blurred, autoencoder=[case.pixels for case in cases]))
         progress = []
-        found = compare(*sides, TINY, lambda *step: progress.append(step))
+        found = compare(*sides, TINY, None, lambda *step: progress.append(step))
         assert [step[1:] for step in progress if step[0] == "judging"][-1] == (len(progress) - 6,) * 2
         return found
 

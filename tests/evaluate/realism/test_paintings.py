@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.realism.paintings import fill, read_paintings, save_paintings, under_masks
 from gbci_fast.evaluate.settings import PaintSettings
 
+FIXTURE = Path(__file__).parents[3] / "benchmarks" / "fixtures" / "painted_2026_11.npz"
 SETTINGS = PaintSettings(steps=4, tier="approximate")
 
 
@@ -77,3 +79,11 @@ def test_a_damaged_or_foreign_file_is_one_sentence(stored, tmp_path):
             read_paintings(path)
     with pytest.raises(GBCIError, match=r"gone\.npz cannot be read as paintings"):
         read_paintings(tmp_path / "gone.npz")
+
+
+def test_the_stored_paintings_of_november_2026_are_whole():
+    stored = read_paintings(FIXTURE)
+    assert stored.weights.startswith("c7e2e79a9629")
+    assert (stored.painting["steps"], stored.painting["tier"]) == (4, "approximate")
+    roots = [key.split("/")[0] for key in stored.pixels]
+    assert {root: roots.count(root) for root in set(roots)} == {"cbis_ddsm": 1180, "cdd_cesm": 283}
