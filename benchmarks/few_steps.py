@@ -2,10 +2,11 @@
 
     python benchmarks/few_steps.py VINDR_ROOT... --painted out/painted --output benchmarks/results/few_steps.json
 
-Every test lesion is erased and painted again in tier "approximate", with the same noise in every row. Kernel distances
-to the real lesions are those of `gbci-fast evaluate distribution` (all crops, without pairs of one patient). For each
-row, the 95 % interval (over resamples of patients) of its distance minus that of 50 steps is computed. The row holds up
-if the upper end is at most a tenth of the ring mean's distance. The output has figures only, no pixels or identifiers.
+Every lesion of --split is erased and painted again in tier "approximate", with the same noise in every row. Kernel
+distances to the real lesions are those of `gbci-fast evaluate distribution` (all crops, without pairs of one patient).
+For each row, the 95 % interval (over resamples of patients) of its distance minus that of 50 steps is computed. The row
+holds up if the upper end is at most a tenth of the ring mean's distance. The output has figures only, no pixels or
+identifiers.
 """
 
 import argparse
@@ -21,14 +22,14 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 
-from gbci_fast.choices import GUIDANCE_SCALE
+from gbci_fast.choices import GUIDANCE_SCALE, JUDGED
 from gbci_fast.cli.evaluate.options import stage_progress
 from gbci_fast.evaluate.distribution.appearance import spectrum_slopes
 from gbci_fast.evaluate.distribution.distances import KernelPairs, frechet_distance
 from gbci_fast.evaluate.distribution.evaluation import REAL, DistributionSettings, Halvings, extract
 from gbci_fast.evaluate.extractors import open_extractors
 from gbci_fast.evaluate.features import Extractor
-from gbci_fast.evaluate.lesions import Crops, LesionCase, crop_lesions, read_lesions
+from gbci_fast.evaluate.lesions import Crops, LesionCase, crop_lesions, read_split
 from gbci_fast.evaluate.metrics import LEVEL, ROI_GROWTH, fidelity, grow, within_sets_auc
 from gbci_fast.evaluate.painting import PaintSettings, paint, ring_mean_fill
 from gbci_fast.evaluate.readers import load_readers, truths
@@ -66,6 +67,7 @@ ROWS = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")
+    parser.add_argument("--split", default=JUDGED[0], choices=JUDGED, help="fold C or the test split (%(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the figures, JSON")
     parser.add_argument("--painted", type=Path, metavar="DIR", help="painted batches (default: painted/ beside FILE)")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="(default: the packaged checkpoint)")
@@ -78,7 +80,7 @@ def main() -> int:
         metavar="ROW",
         help=f"beside {REFERENCE!r}: {', '.join(names)}",
     )
-    parser.add_argument("--features", default="radiomics", help="extractors, comma-separated (default: radiomics)")
+    parser.add_argument("--features", default="radiomics,bands", help="(default: %(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="images (default: all)")
     parser.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
@@ -91,7 +93,7 @@ def main() -> int:
     guidance = GUIDANCE_SCALE if pipe.few_step is None else pipe.few_step.config.guidance_scale
     extractors, folder = open_extractors(args.features), args.painted or args.output.parent / "painted"
     with stage_progress(("reading",)) as on_progress:
-        cases = read_lesions(args.roots, split="test", limit=args.limit, seed=0, on_progress=on_progress)
+        cases = read_split(args.roots, args.split, limit=args.limit, on_progress=on_progress)
         images = {FILLING: ring_mean_fill(cases)}
         for row in rows:
             students = row.scheduler is None
@@ -135,7 +137,7 @@ def compare(
     sets = {REAL: crop_lesions(cases)} | {name: crop_lesions(cases, painted) for name, painted in images.items()}
     halvings, slopes = (
         Halvings.of(sets, settings),
-        {name: spectrum_slopes(crops.pixels) for name, crops in sets.items()},
+        {name: spectrum_slopes(crops) for name, crops in sets.items()},
     )
     rows: dict[str, dict[str, Any]] = {name: {"distances": {}} for name in images}
     for extractor in extractors:

@@ -3,7 +3,7 @@
     python benchmarks/parity_onnx.py VINDR_ROOT... --output benchmarks/results/parity_onnx.json
 
 UNet and decoder of the packaged checkpoint are exported as for TensorRT, in float32 and float16. They are compared on
-random inputs, and then sample test lesions as `gbci-fast evaluate paired` does. The output has figures only, no pixels.
+random inputs, and then sample lesions as `gbci-fast evaluate paired` does. The output has figures only, no pixels.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gbci_fast.choices import JUDGED
 from gbci_fast.evaluate.case import Case
 from gbci_fast.evaluate.painting import sampler_arguments
 from gbci_fast.evaluate.paired.evaluation import PairedSettings, load_cases
@@ -35,11 +36,12 @@ CELLS, TOKENS = 56, 224
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")
+    parser.add_argument("--split", default=JUDGED[0], choices=JUDGED, help="fold C or the test split (%(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the figures, JSON")
     parser.add_argument("--limit", type=int, default=4, help="images, spread evenly over all (default: 4)")
     parser.add_argument("--steps", type=int, default=20, help="(default: 20)")
     args = parser.parse_args()
-    settings = PairedSettings(steps=args.steps, limit=args.limit, batch_size=args.limit, split="test")
+    settings = PairedSettings(split=args.split, steps=args.steps, limit=args.limit, batch_size=args.limit)
     weights = checkpoint_folder(None)
     pipe = load_pipeline(weights)
     cases, _ = load_cases(args.roots, settings, pipe.unet.config.sample_size * pipe.vae_scale_factor, lambda *_: None)

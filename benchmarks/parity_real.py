@@ -1,4 +1,4 @@
-"""Compares each tier of `accelerate` with the eager pipeline on real test lesions: figures of its gates, and a verdict.
+"""Compares each tier of `accelerate` with the eager pipeline on real lesions: figures of its gates, and a verdict.
 
     python benchmarks/parity_real.py VINDR_ROOT... --output benchmarks/results/parity_real.json
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gbci_fast.choices import GUIDANCE_SCALE, TIERS
+from gbci_fast.choices import GUIDANCE_SCALE, JUDGED, TIERS
 from gbci_fast.evaluate.case import Case
 from gbci_fast.evaluate.metrics import patient_summary
 from gbci_fast.evaluate.painting import images_and_masks, sampler_arguments
@@ -48,6 +48,7 @@ FEW_STEP = "few_step"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")
+    parser.add_argument("--split", default=JUDGED[0], choices=JUDGED, help="fold C or the test split (%(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the summary, JSON")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="(default: the packaged checkpoint)")
     parser.add_argument(
@@ -60,7 +61,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
     args = parser.parse_args()
     settings = PairedSettings(
-        steps=args.steps, guidance=args.guidance, batch_size=args.batch_size, limit=args.limit, split="test"
+        split=args.split, steps=args.steps, guidance=args.guidance, batch_size=args.batch_size, limit=args.limit
     )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # eager float32 is the reference
     weights = checkpoint_folder(args.weights)

@@ -3,7 +3,7 @@
 import ast
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from gbci_fast.errors import GBCIError
@@ -30,6 +30,23 @@ MARGINS = ("circumscribed", "obscured", "microlobulated", "indistinct", "spicula
 PATHOLOGIES = ("benign", "malignant")
 SUBTLETIES = (1, 2, 3, 4, 5)
 UNKNOWN_TEXT = ("", "nan", "none", "unknown")
+# What a condition encoder can be told, in the order of its tokens. A checkpoint's config names those that it knows.
+CONDITIONED = (
+    "laterality",
+    "view_position",
+    "breast_density",
+    "breast_birads",
+    "finding_birads",
+    "finding_categories",
+    "age",
+    "pixel_spacing",
+    "shape",
+    "margin",
+    "pathology",
+    "subtlety",
+)
+OF_MASSES = ("shape", "margin")  # attributes that the BI-RADS lexicon gives masses alone
+OF_FINDINGS = ("finding_birads", *OF_MASSES, "pathology", "subtlety")  # attributes that "No Finding" has not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +112,35 @@ class Attributes:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         known = {name: value for name, value in values.items() if value is not None}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+
+
+def check_consistent(attributes: Attributes) -> None:
+    """Checks that a description states nothing that its categories cannot have.
+
+    "No Finding" has none of `OF_FINDINGS`, and a finding that is no mass none of `OF_MASSES`. Unknown categories may
+    have any.
+
+    Raises:
+        GBCIError: it does.
+    """
+    categories = attributes.finding_categories
+    for name in _impossible(categories):
+        value = getattr(attributes, name)
+        if value is not None and categories:
+            raise GBCIError(f"{name} is {value!r} beside {', '.join(categories)}; expected it of a Mass alone")
+        if value is not None:
+            raise GBCIError(f"{name} is {value!r} beside {NO_FINDING!r}; expected none")
+
+
+def consistent(attributes: Attributes) -> Attributes:
+    """The description, with what its categories cannot have as unknown (see `check_consistent`)."""
+    return replace(attributes, **dict.fromkeys(_impossible(attributes.finding_categories)))
+
+
+def _impossible(categories: tuple[str, ...] | None) -> tuple[str, ...]:
+    if categories is None or "Mass" in categories:
+        return ()
+    return OF_MASSES if categories else OF_FINDINGS
 
 
 def parse_categories(key: str, value: Any) -> tuple[str, ...] | None:

@@ -9,4 +9,6 @@ GUIDANCE_SCALE = 2.0  # classifier-free guidance; how it was chosen: docs/traini
 SHARD_SIZE = 1000  # images per WebDataset shard
 MODEL_SIZE = 224  # pixels along a side of the model image
 SPLITS = ("training", "test")
+JUDGED = ("C", "test")
+"""The lesions that an evaluation judges: fold C of the training split, or the test split."""
 FIELDS = ("whole", "lesion")  # kinds of field of view in a cache

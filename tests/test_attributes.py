@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from gbci_fast.attributes import FINDING_CATEGORIES, Attributes, is_unknown, parse_categories
+from gbci_fast.attributes import CONDITIONED, FINDING_CATEGORIES, Attributes, is_unknown, parse_categories
 from gbci_fast.errors import GBCIError
-from gbci_fast.model.conditioning import CATEGORICAL
+from gbci_fast.model.conditioning import CATEGORICAL, FIRST_ATTRIBUTES
 
 FULL = Attributes(
     laterality="L",
@@ -144,4 +144,13 @@ def test_order_and_spelling_are_the_checkpoints():
         "breast_density": ("A", "B", "C", "D"),
         "breast_birads": (1, 2, 3, 4, 5),
         "finding_birads": (1, 2, 3, 4, 5),
+        "shape": ("round", "oval", "lobulated", "irregular"),
+        "margin": ("circumscribed", "obscured", "microlobulated", "indistinct", "spiculated"),
+        "pathology": ("benign", "malignant"),
+        "subtlety": (1, 2, 3, 4, 5),
     }
+    assert FIRST_ATTRIBUTES == (
+        "laterality", "view_position", "breast_density", "breast_birads", "finding_birads", "finding_categories", "age",
+        "pixel_spacing",
+    )  # fmt: skip
+    assert set(CONDITIONED) == set(vars(Attributes()))

@@ -14,6 +14,7 @@ ROOMS = [
     "dicom",
     "data",
     "phantom",
+    "lesion",
     "model",
     "ops",
     "fast",

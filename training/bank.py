@@ -21,7 +21,7 @@ from gbci_fast.training.ranks import is_first
 
 BANK_FILE = "bank.pt"
 ENCODED = 16  # pairs encoded together
-BANK_FORMAT = 2  # to be raised when a change of the code changes the bank of an equal origin
+BANK_FORMAT = 3  # to be raised when a change of the code changes the bank of an equal origin
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,7 @@ def build_pipeline(config: LDMConfig, vae: AutoencoderKL, image_size: int) -> GB
         report_depth=config.report_depth,
         head_dim=config.head_dim,
         pooled_dim=config.pooled_dim,
+        attributes=config.attributes,
     )
     return GBCIPipeline(
         vae=vae,

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from gbci_fast.attributes import CONDITIONED
 from gbci_fast.choices import GUIDANCE_SCALE
 from gbci_fast.errors import GBCIError
 from gbci_fast.options import check_least, check_seed, option
@@ -61,6 +62,7 @@ class LDMConfig:
         roi_weight: extra weight of the loss inside the mask.
         least_snr, most_snr: bounds of the signal-to-noise ratio as the weight of the clean latents' error.
         beta_end: of the noise schedule (see `build_scheduler`).
+        attributes: those that the conditioner is built for (see `ConditionEncoder`).
 
     Raises:
         GBCIError: `variants` or a crop below 1, or no crop.
@@ -87,6 +89,7 @@ class LDMConfig:
     least_snr: float = 1.0
     most_snr: float = 5.0
     beta_end: float = 0.025
+    attributes: tuple[str, ...] = CONDITIONED
 
     def __post_init__(self):
         check_least(self)

@@ -1,7 +1,8 @@
 """Presets, and entry points of the command line; the others are in `distill` and `classifier`."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -188,14 +189,24 @@ def _started_from(init: Path | None) -> dict[str, str | None]:
 
 
 def _start_from(pipe: GBCIPipeline, folder: Path) -> None:
-    """Copies the UNet and the conditioner of a pipeline folder into `pipe`."""
+    """Copies the UNet and the conditioner of a pipeline folder into `pipe`.
+
+    Attributes that the folder's conditioner does not know start untrained.
+    """
     trained = load_pipeline(folder)
     _copy_weights(pipe.unet, trained.unet, folder)
-    _copy_weights(pipe.conditioner, trained.conditioner, folder)
+    with _of_another_shape(folder):
+        pipe.conditioner.load_known(trained.conditioner)
 
 
 def _copy_weights(module: nn.Module, trained: nn.Module, folder: Path) -> None:
-    try:
+    with _of_another_shape(folder):
         module.load_state_dict(trained.state_dict())
+
+
+@contextmanager
+def _of_another_shape(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         raise GBCIError(f"{folder} holds a model of another shape; expected that of the chosen --preset") from error

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,11 @@ from gbci_fast.jobs.folder import CHECKS
 
 if TYPE_CHECKING:
     from gbci_fast.data.vindr import ImageRecord
-    from gbci_fast.generate.plan import PlanItem
+    from gbci_fast.generate.plan import Plan
     from gbci_fast.generate.priors import Priors
 
+PLANNING = ("variants", "seed", "mask", "priors", "overrides", "report", "balance", "plan", "skip_bad", "weights")
+NOTED = 10_000  # lesions whose categories are looked at
 EXAMPLE = """\
 example:
   gbci-fast generate mammograms/ --output out/synthetic --variants 4 --seed 0 --set finding_birads=4
@@ -55,14 +58,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=[],
         metavar="NAME=VALUE",
         dest="overrides",
-        help="attribute of every lesion, such as finding_birads=4 or finding_categories=Mass; repeatable",
+        help="attribute of every lesion, such as finding_birads=4, finding_categories=Mass, margin=spiculated, "
+        "shape=irregular, pathology=malignant or subtlety=3; repeatable",
     )
     parser.add_argument("--report", help="report text of every lesion")
     parser.add_argument(
         "--balance",
         metavar="NAMES",
-        help="finding_categories, finding_birads or both, comma-separated: every value equally often; or natural: as "
-        "frequent as in the priors' data",
+        help="one or more of finding_categories, finding_birads, shape, margin, pathology and subtlety, "
+        "comma-separated: every value equally often; or natural: as frequent as in the priors' data",
     )
     parser.add_argument("--plan", type=Path, metavar="CSV", help="one row per synthetic image, instead of --variants")
     parser.add_argument(
@@ -126,7 +130,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="secret file of at least 16 bytes: jobs with the same key give a patient the same pseudonym (default: a "
         "key derived from --seed and the content of INPUT)",
     )
-    parser.set_defaults(run=run, refuse=parser.error)
+    defaults = vars(parser.parse_args([""]))
+    parser.set_defaults(run=run, refuse=parser.error, defaults=defaults)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -174,6 +179,7 @@ def run(args: argparse.Namespace) -> None:
     if args.tier == "exact":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     pipe = accelerate(load_pipeline(folder), args.runtime, args.tier, names[args.dtype], device)
+    _note_ignored(plan, args, pipe.conditioner.ignores)
     settings = settings_of(
         args,
         JobSettings,
@@ -203,7 +209,7 @@ def run(args: argparse.Namespace) -> None:
             on_batch=lambda done: on_image(done, len(plan)),
         )
     print(f"{result.images} synthetic images in {args.output}; look at {result.preview}")
-    how, *notes = pipe.describe().splitlines()
+    how, *notes = str(pipe.decision).splitlines()
     print(f"sampled with {how}")
     for note in notes:
         print(f"note: {note}")
@@ -228,12 +234,16 @@ def _write_plan(args: argparse.Namespace, priors: "Priors") -> None:
     from gbci_fast.data.vindr import find_inputs
     from gbci_fast.generate.plan_csv import write_plan
 
+    for name, default in args.defaults.items():
+        if name not in (*PLANNING, "input", "write_plan") and getattr(args, name) != default:
+            option = name.replace("_", "-")
+            args.refuse(f"argument --{option}: not allowed with --write-plan, as it decides nothing of a plan")
     plan = _plan(args, find_inputs(args.input, skip_bad=args.skip_bad), priors)
     write_plan(plan, args.write_plan)
     print(f"{len(plan)} synthetic images planned in {args.write_plan}; edit it and run it with --plan")
 
 
-def _plan(args: argparse.Namespace, records: "list[ImageRecord]", priors: "Priors") -> "list[PlanItem]":
+def _plan(args: argparse.Namespace, records: "list[ImageRecord]", priors: "Priors") -> "Plan":
     """The plan: the rows of --plan, or --variants of each input."""
     from gbci_fast.generate.plan import make_plan
     from gbci_fast.generate.plan_csv import read_plan
@@ -262,17 +272,36 @@ def _plan(args: argparse.Namespace, records: "list[ImageRecord]", priors: "Prior
     return plan
 
 
-def _note_categories(plan: "list[PlanItem]", args: argparse.Namespace) -> None:
+def _note_categories(plan: "Plan", args: argparse.Namespace) -> None:
     """Prints a note if the plan has lesions of categories that the packaged weights have hardly learned."""
     from gbci_fast.generate.balance import LEARNED_CATEGORIES, hardly_learned
 
-    counts = hardly_learned(item.attributes.finding_categories for item in plan)
-    if counts and args.weights is None:
+    first = plan[:NOTED]
+    if args.weights is None and (counts := hardly_learned(item.attributes.finding_categories for item in first)):
         listed = "; ".join(f"{count} {name}" for name, count in counts.most_common())
+        part = "the first " if len(first) < len(plan) else ""
         print(
-            f"note: {counts.total()} of {len(plan)} lesions are of other categories than "
+            f"note: {counts.total()} of {part}{len(first)} lesions are of other categories than "
             f"{', '.join(LEARNED_CATEGORIES)} ({listed}); the packaged weights have seen few real ones or none, and "
             "may paint masses there. The tables state what was asked for",
+            file=sys.stderr,
+        )
+
+
+def _note_ignored(plan: "Plan", args: argparse.Namespace, ignores: Sequence[str]) -> None:
+    """Prints a note if the user has set attributes that the checkpoint does not know; those of tables are no news."""
+    from gbci_fast.generate.balance import DRAWN, NATURAL
+
+    chosen = {*_pairs(args.overrides), *(DRAWN if args.balance == NATURAL else (args.balance or "").split(","))}
+    if args.plan is not None:
+        chosen.update(ignores)
+    set_here = [name for name in ignores if name in {each.strip() for each in chosen}]
+    first = [item.attributes for item in plan[:NOTED]]
+    told = [name for name in set_here if any(getattr(described, name) is not None for described in first)]
+    if told:
+        print(
+            f"note: this checkpoint does not know {', '.join(told)}, and ignores what was set. The tables state it "
+            "nevertheless; the manifest's ignored_attributes says that it was not painted",
             file=sys.stderr,
         )
 

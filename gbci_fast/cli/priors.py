@@ -1,4 +1,4 @@
-"""`gbci-fast priors`: size, shape and position of lesions per category, fitted from annotations."""
+"""`gbci-fast priors`: size, aspect and position of lesions per category, and forms of masses, from annotations."""
 
 import argparse
 from pathlib import Path
@@ -18,7 +18,8 @@ def add_parser(subparsers) -> None:
         "priors",
         help="fit lesion sizes, shapes and positions per category",
         description="Fits size, aspect, position and BI-RADS per finding category from the boxes of data sets in the\n"
-        "VinDr-Mammo layout. generate --priors draws automatic masks from them.",
+        "VinDr-Mammo layout, and pathology, shape and margin of masses where the tables state them. generate --priors\n"
+        "draws automatic masks and --balance natural from them.",
         epilog=EXAMPLE,
     )
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="a folder in the VinDr-Mammo layout")
@@ -75,4 +76,7 @@ def table(priors) -> list[str]:
             f"{millimeters:>13}"
             f"{f'{shape.median:.2f} ({shape.low:.2f}-{shape.high:.2f})':>18}"
         )
-    return lines
+    if priors.masses is None:
+        return [*lines, "too few masses of known pathology, shape and margin, so none of the three is drawn"]
+    shares = ", ".join(f"{share:.0%} of BI-RADS {grade}" for grade, share in priors.masses.malignant.items())
+    return [*lines, f"{sum(priors.masses.boxes.values())} masses of known pathology; malignant are {shares}"]

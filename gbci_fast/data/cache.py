@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.data.fields import FieldOfView, Lesion
+from gbci_fast.data.fields import FieldOfView, VisibleLesion
 from gbci_fast.data.frame import Frame
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import sha256_of
@@ -196,7 +196,7 @@ class Cache(Sequence[FieldOfView]):
             image=np.asarray(self._pixels[position]),
             breast=breast,
             lesions=tuple(
-                Lesion(
+                VisibleLesion(
                     pixels=mask,
                     attributes=_attributes_of(lesion["attributes"]),
                     report=lesion["report"],

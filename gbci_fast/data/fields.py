@@ -26,8 +26,8 @@ ZOOM_FROM = 1.6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesion:
-    """One finding in model space: its pixels (bool [S, S]), its attributes, and its report sentence.
+class VisibleLesion:
+    """What a field of view shows of one finding: its pixels (bool [S, S]), its attributes, and its report sentence.
 
     ``finding`` is its position among the image's findings, from 0.
     """
@@ -44,7 +44,7 @@ class FieldOfView:
 
     image: np.ndarray
     breast: np.ndarray
-    lesions: tuple[Lesion, ...]
+    lesions: tuple[VisibleLesion, ...]
     attributes: Attributes
     patient: str
 
@@ -152,8 +152,13 @@ def field_of_view(
         in_model = share > min(0.25, share.max() / 2)  # even the smallest finding keeps a pixel
         if in_model.any():
             inside |= in_model  # a finding lies in tissue, even outside the segmented breast
-            attributes = replace(finding.attributes, **known)
-            lesions.append(Lesion(pixels=in_model, attributes=attributes, report=finding.report(record), finding=index))
+            shown = VisibleLesion(
+                pixels=in_model,
+                attributes=replace(finding.attributes, **known),
+                report=finding.report(record),
+                finding=index,
+            )
+            lesions.append(shown)
     return FieldOfView(
         image=np.round(frame.to_model(unit) * 65535).astype(np.uint16),
         breast=inside,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gbci_fast.data.cache import attribute_columns, frame_columns, pack_masks
-from gbci_fast.data.fields import Lesion, PlacedField, Reading, read_fields
+from gbci_fast.data.fields import PlacedField, Reading, VisibleLesion, read_fields
 from gbci_fast.data.folds import patient_fold
 from gbci_fast.data.segmentation import chest_wall_side
 from gbci_fast.data.settings import PrepareSettings
@@ -105,7 +105,9 @@ def _field_columns(record: ImageRecord, reading: Reading, placed: PlacedField) -
     }
 
 
-def _lesion_columns(record: ImageRecord, reading: Reading, placed: PlacedField, lesion: Lesion) -> dict[str, Any]:
+def _lesion_columns(
+    record: ImageRecord, reading: Reading, placed: PlacedField, lesion: VisibleLesion
+) -> dict[str, Any]:
     finding, truth = record.findings[lesion.finding], reading.truth[lesion.finding]
     xmin, ymin, xmax, ymax = (int(value) for value in finding.box)
     part = slice(ymin, ymax + 1), slice(xmin, xmax + 1)

@@ -4,7 +4,6 @@ A root holds ``breast-level_annotations.csv``, ``finding_annotations.csv`` and `
 (Nguyen et al., "VinDr-Mammo", Scientific Data 2023). The tables are read at once, pixels by `ImageRecord.read`.
 """
 
-import csv
 import math
 import os
 import re
@@ -20,8 +19,8 @@ from gbci_fast.attributes import NO_FINDING, Attributes, is_unknown
 from gbci_fast.choices import SPLITS
 from gbci_fast.data.boxes import Box
 from gbci_fast.data.lexicon import shape_and_margin
+from gbci_fast.data.tables import read_table
 from gbci_fast.data.walk import Found, fault_of, walk_files
-from gbci_fast.dicom.bounds import bounded_lines, check_regular
 from gbci_fast.dicom.reading import IMAGE_SUFFIXES, Mammogram, looks_like_image, read_mammogram
 from gbci_fast.dicom.view_positions import laterality_in_text, view_in_text, without_view
 from gbci_fast.errors import GBCIError, InputWarning, one_line
@@ -392,37 +391,6 @@ def _file_records(found: Sequence[Found], root: Path) -> Iterator[ImageRecord]:
 def _numbered(stem: str) -> Iterator[str]:
     yield stem
     yield from (f"{stem}-{number}" for number in count(2))
-
-
-def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields ("file, line n", {column: text}) for every row that is not blank, with stripped texts.
-
-    Uses the standard library's reader, because pandas silently accepts rows that are too short or too long.
-
-    Raises:
-        GBCIError: the file is absent or no table, a column is absent or repeated, or a row has too few or too many
-            fields.
-    """
-    try:
-        check_regular(path)
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(bounded_lines(file), strict=True)
-            lines = [(reader.line_num, [text.strip() for text in fields]) for fields in reader]
-    except FileNotFoundError:
-        raise GBCIError(f"{path} does not exist; a VinDr-Mammo folder has it") from None
-    except (OSError, UnicodeDecodeError, csv.Error, GBCIError) as error:
-        raise GBCIError(f"{path} cannot be read as a table: {error}") from None
-    header = lines[0][1] if lines else []
-    absent = [column for column in required if column not in header]
-    if absent:
-        raise GBCIError(f"{path} has no column {', '.join(absent)}; expected at least {', '.join(required)}")
-    if repeated := [column for column in dict.fromkeys(header) if column and header.count(column) > 1]:
-        raise GBCIError(f"{path} has more than one column {', '.join(repeated)}; expected one of each")
-    for number, fields in lines[1:]:
-        if any(fields):
-            if len(fields) != len(header):
-                raise GBCIError(f"{path}, line {number} has {len(fields)} fields; expected {len(header)}")
-            yield f"{path}, line {number}", dict(zip(header, fields, strict=True))
 
 
 def _check_id(where: str, key: str, value: str) -> str:

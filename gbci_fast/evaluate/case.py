@@ -59,6 +59,11 @@ def image_seed(seed: int, study_id: str, image_id: str) -> int:
     return int(digest_of(seed, study_id, image_id)[:16], 16) >> 1
 
 
+def variant_seed(seed: int, variant: int) -> int:
+    """The seed of a case's variant: the case's own for variant 0, else derived from both."""
+    return seed if variant == 0 else int(np.random.SeedSequence((seed, variant)).generate_state(1, np.uint64)[0])
+
+
 def mask_around(lesion: np.ndarray, breast: np.ndarray) -> np.ndarray:
     """The lesion grown by `MASK_GROWTH`, within the breast and `AIR_MARGIN` of air, as in training; all bool [S, S]."""
     return lesion | (grow(lesion, MASK_GROWTH) & grow(breast, AIR_MARGIN))

@@ -1,4 +1,4 @@
-"""Feature extractors by name: radiomics, or the folder of a vision transformer."""
+"""Feature extractors by name: radiomics, fine bands, EfficientNet-Lite0, or the folder of a vision transformer."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.features import Extractor, Radiomics
+from gbci_fast.evaluate.backbone import open_lite0
+from gbci_fast.evaluate.features import Bands, Extractor, Radiomics
 from gbci_fast.evaluate.lesions import Crops
 from gbci_fast.jobs.files import hash_weights, real_path
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 TRANSFORMERS = ("dinov2", "dinov2_with_registers")  # model types whose first token is the class token
 PREPROCESSOR = "preprocessor_config.json"
+LITE0_SIDE = 160  # pixels
 
 
 def open_extractors(text: str) -> list[Extractor]:
@@ -34,16 +36,40 @@ def open_extractors(text: str) -> list[Extractor]:
 
 
 def open_extractor(text: str) -> Extractor:
-    """The extractor named "radiomics", or that of a local folder with a DINOv2 or RAD-DINO model.
+    """The extractor of a name of `NAMED`, or that of a local folder with a DINOv2 or RAD-DINO model.
 
     Raises:
-        GBCIError: `text` is neither a name nor a folder, or the folder cannot be used.
+        GBCIError: `text` is neither a name nor a folder, or the extractor cannot be opened.
     """
-    if text == "radiomics":
-        return Radiomics()
+    if text in NAMED:
+        return NAMED[text]()
     if not text or not Path(text).is_dir():
-        raise GBCIError(f"features {text!r} are not known; expected radiomics or the folder of a DINOv2 model")
+        names = ", ".join(NAMED)
+        raise GBCIError(f"features {text!r} are not known; expected {names} or the folder of a DINOv2 model")
     return ClassToken(Path(text))
+
+
+class Lite0Features:
+    """The ImageNet features of EfficientNet-Lite0 (see `open_lite0`) of crops resized to `LITE0_SIDE`.
+
+    Raises:
+        GBCIError: its wheels are not installed.
+    """
+
+    name = "lite0"
+    standardized = gaussian = False
+
+    def __init__(self) -> None:
+        self._net = open_lite0()
+        self.digest = self._net.digest
+
+    def __call__(self, crops: Crops) -> np.ndarray:
+        """float64 [N, D]."""
+        side = (LITE0_SIDE, LITE0_SIDE)
+        resized = F.interpolate(
+            torch.from_numpy(crops.pixels)[:, None], side, mode="bicubic", antialias=True, align_corners=False
+        )
+        return self._net(resized[:, 0].clamp(0, 1).numpy()).astype(np.float64)
 
 
 class ClassToken:
@@ -59,6 +85,8 @@ class ClassToken:
     Raises:
         GBCIError: transformers is not installed, or the folder holds no such model.
     """
+
+    standardized = gaussian = False
 
     def __init__(self, folder: Path, batch_size: int = 32):
         self.name, self.batch_size = real_path(folder).name, batch_size
@@ -154,3 +182,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise GBCIError(f"{path} holds a {type(config).__name__}; expected a JSON object")
     return config
+
+
+NAMED = {"radiomics": Radiomics, "bands": Bands, "lite0": Lite0Features}
+"""{name: class}, the extractors without a folder."""

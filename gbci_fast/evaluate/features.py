@@ -1,4 +1,4 @@
-"""The interface of feature extractors for lesion crops, and radiomic features."""
+"""The interface of feature extractors for lesion crops, radiomic features, and the energies of fine bands."""
 
 import hashlib
 import importlib.metadata
@@ -11,7 +11,8 @@ from skimage.filters import threshold_otsu
 from skimage.measure import label, regionprops
 
 from gbci_fast.data.boxes import bounding_box
-from gbci_fast.evaluate.lesions import Crops
+from gbci_fast.evaluate.detail import SCALES, SEAM, band_energies
+from gbci_fast.evaluate.lesions import NATIVE_SIZE, Crops
 
 GRAY_LEVELS = 32
 DISTANCES = (1, 3)
@@ -27,10 +28,15 @@ class Extractor(Protocol):
     Attributes:
         name: of the extractor, in reports.
         digest: SHA-256 (hexadecimal) of all that decides the output: weights and settings, or the code's settings.
+        standardized: whether the features have different units, so that each is standardized before sets are compared.
+        gaussian: whether a Gaussian can be fitted to a few dozen crops: there are fewer features than crops. Without,
+            sets are compared by the kernel distance alone.
     """
 
     name: str
     digest: str
+    standardized: bool
+    gaussian: bool
 
     def __call__(self, crops: Crops) -> np.ndarray:
         """The features, float64 [N, D]."""
@@ -46,6 +52,7 @@ class Radiomics:
     """
 
     name = "radiomics"
+    standardized = gaussian = True
 
     def __init__(self) -> None:
         version = importlib.metadata.version("scikit-image")
@@ -65,6 +72,23 @@ class Radiomics:
             for pixels, mask in zip(crops.pixels.astype(np.float64), crops.masks, strict=True)
         ]
         return np.stack(rows)
+
+
+class Bands:
+    """The energies of fine bands inside the lesions, at model pixels (see `band_energies`).
+
+    Radiomics see no fine detail, because crops are resampled: real lesions blurred by a pixel look real to them.
+    """
+
+    name = "bands"
+    standardized = gaussian = True
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256(repr((NATIVE_SIZE, SEAM, SCALES)).encode()).hexdigest()
+
+    def __call__(self, crops: Crops) -> np.ndarray:
+        """float64 [N, D]."""
+        return band_energies(crops)
 
 
 def _first_order(values: np.ndarray) -> np.ndarray:

@@ -13,13 +13,14 @@ from gbci_fast.data.boxes import bounding_box
 from gbci_fast.data.fields import read_fields
 from gbci_fast.data.folds import check_folds, patient_fold
 from gbci_fast.data.mask_files import read_mask
-from gbci_fast.data.vindr import VinDr
+from gbci_fast.data.vindr import ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.case import Case, image_seed, mask_around, root_names, spread
 
 CROP_SIZE = 64
 CONTEXT = 1.5  # side of a crop, as a multiple of the mask's longer side
 SMALLEST_WINDOW = 32  # model pixels
+NATIVE_SIZE = 32  # side in model pixels of a lesion's middle, which is not resampled
 
 OnProgress = Callable[[str, float, int], None]
 """Called as ``f(stage, done, total)``."""
@@ -59,17 +60,20 @@ class LesionCase(Case):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Crops:
-    """Squares around lesions, resampled to `CROP_SIZE`.
+    """Squares around lesions, resampled to `CROP_SIZE`, and the lesions' middles at model pixels.
 
     Attributes:
         pixels: float32 [N, C, C] in [0, 1].
         masks: bool [N, C, C], the pixels that are or would be painted.
         patients: the patient of every crop, N; crops of one patient are not independent.
+        middles: float32 [N, W, W] and bool [N, W, W] (W = `NATIVE_SIZE`), pixels and masks that are not resampled; None
+            = the middles of the crops.
     """
 
     pixels: np.ndarray
     masks: np.ndarray
     patients: tuple[str, ...]
+    middles: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -78,8 +82,20 @@ class Crops:
         """The crops at `rows`: indices, a mask or a slice."""
         picked = np.arange(len(self))[rows]
         return Crops(
-            pixels=self.pixels[picked], masks=self.masks[picked], patients=tuple(self.patients[i] for i in picked)
+            pixels=self.pixels[picked],
+            masks=self.masks[picked],
+            patients=tuple(self.patients[i] for i in picked),
+            middles=None if self.middles is None else (self.middles[0][picked], self.middles[1][picked]),
         )
+
+    @property
+    def native(self) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels and the masks of the middles, [N, W, W] each."""
+        if self.middles is not None:
+            return self.middles
+        start = (CROP_SIZE - NATIVE_SIZE) // 2
+        middle = np.s_[:, start : start + NATIVE_SIZE, start : start + NATIVE_SIZE]
+        return self.pixels[middle], self.masks[middle]
 
     @property
     def roi(self) -> np.ndarray:
@@ -94,11 +110,15 @@ def crop_lesions(cases: Sequence[LesionCase], images: Sequence[np.ndarray] | Non
     images = [case.pixels for case in cases] if images is None else images
     size = (len(cases), CROP_SIZE, CROP_SIZE)
     pixels, masks = np.empty(size, np.float32), np.empty(size, bool)
+    native = (len(cases), NATIVE_SIZE, NATIVE_SIZE)
+    middles = np.empty(native, np.float32), np.empty(native, bool)
     for i, (case, image) in enumerate(zip(cases, images, strict=True)):
         pixels[i] = cut(image, case.window)
         covered = cut(case.mask.astype(np.float32), case.window)
         masks[i] = covered > min(0.5, covered.max() / 2)
-    return Crops(pixels=pixels, masks=masks, patients=tuple(case.patient for case in cases))
+        for found, whole in zip(middles, (image, case.mask), strict=True):
+            found[i] = whole[_middle(case.mask)]
+    return Crops(pixels=pixels, masks=masks, patients=tuple(case.patient for case in cases), middles=middles)
 
 
 def read_lesions(
@@ -126,22 +146,10 @@ def read_lesions(
         GBCIError: no such image with a finding, an image that cannot be read, or no usable lesion. Lesions whose mask
             covers the whole image are left out.
     """
-    if folds is not None:
-        check_folds(folds)
-    names = root_names(roots)
-    records = [
-        (root, record)
-        for root in names
-        for record in (VinDr(root).images if split is None else VinDr(root).of_split(split))
-        if record.findings and (folds is None or patient_fold(record.patient) in folds)
-    ]
-    wanted = f"{split or 'any'} split" + (f", folds {folds}" if folds else "")
-    listed = ", ".join(map(str, roots))
-    if not records:
-        raise GBCIError(f"no image with a finding in {listed} ({wanted}); check the columns split and xmin")
     if limit is not None and limit < 1:
         raise GBCIError(f"limit is {limit}; expected at least 1")
-    records = spread(records, limit)
+    names = root_names(roots)
+    records = spread(find_records(roots, split=split, folds=folds), limit)
     cases: list[LesionCase] = []
     for done, (root, record) in enumerate(records, start=1):
         view = read_fields(record, root, size, ("whole",)).fields[0].field
@@ -168,8 +176,65 @@ def read_lesions(
             )
         on_progress("reading", done, len(records))
     if not cases:
-        raise GBCIError(f"no lesion lies inside the breast in any image of {listed} ({wanted})")
+        raise GBCIError(f"no lesion lies inside the breast in any image of {_wanted(roots, split, folds)}")
     return cases
+
+
+def read_split(
+    roots: Sequence[Path],
+    split: str,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> list[LesionCase]:
+    """The lesions that an evaluation judges.
+
+    Args:
+        roots, limit, seed, on_progress: as for `read_lesions`.
+        split: "C" = fold C of the training split, "test" = the test split.
+    """
+    return read_lesions(roots, **part_of(split), limit=limit, seed=seed, on_progress=on_progress)
+
+
+def read_training(
+    roots: Sequence[Path],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> list[LesionCase]:
+    """The lesions of folds A and B of the training split, whichever split is judged; arguments of `read_lesions`."""
+    return read_lesions(roots, split="training", folds="AB", limit=limit, seed=seed, on_progress=on_progress)
+
+
+def part_of(split: str) -> dict[str, str | None]:
+    """``split`` and ``folds`` of `read_lesions` and `find_records` for "C" (of the training split) or a whole split."""
+    return {"split": "training", "folds": "C"} if split == "C" else {"split": split, "folds": None}
+
+
+def find_records(roots: Sequence[Path], *, split: str | None, folds: str | None) -> list[tuple[Path, ImageRecord]]:
+    """The root and the record of every image with a finding; `split` and `folds` as for `read_lesions`.
+
+    Raises:
+        GBCIError: no such image, or no such folds.
+    """
+    if folds is not None:
+        check_folds(folds)
+    records = [
+        (root, record)
+        for root in roots
+        for record in (VinDr(root).images if split is None else VinDr(root).of_split(split))
+        if record.findings and (folds is None or patient_fold(record.patient) in folds)
+    ]
+    if not records:
+        wanted = _wanted(roots, split, folds)
+        raise GBCIError(f"no image with a finding in {wanted}; check the columns split and xmin")
+    return records
+
+
+def _wanted(roots: Sequence[Path], split: str | None, folds: str | None) -> str:
+    return f"{', '.join(map(str, roots))} ({split or 'any'} split{f', fold {folds}' if folds else ''})"
 
 
 def read_painted(
@@ -186,14 +251,15 @@ def read_painted(
     Raises:
         GBCIError: `root` is another kind of data set, or has no painted lesion.
     """
-    records = {record.image_id: record for record in VinDr(root).images}
-    stated = {name: record.extra.get("template_image_id") for name, record in records.items()}
-    templates = {name: template for name, template in stated.items() if template is not None}
-    if len(templates) < len(records):
-        raise GBCIError(f"{root} has images without template_image_id; expected the output of gbci-fast generate")
-    painted = []
-    for case in read_lesions([root], limit=limit, seed=seed, on_progress=on_progress):
-        record = records[case.image_id]
+    _templates(root)  # fail before the reading
+    return pick_painted(root, read_lesions([root], limit=limit, seed=seed, on_progress=on_progress))
+
+
+def pick_painted(root: Path, cases: Sequence[LesionCase]) -> tuple[list[LesionCase], tuple[str, ...]]:
+    """The painted ones of the lesions of `root`; see `read_painted`."""
+    templates, painted = _templates(root), []
+    for case in cases:
+        record = templates[case.image_id]
         # The painted finding comes first. If "No Finding" was painted, the first finding's box holds no painted pixel.
         if case.number == 0:
             mask = read_mask(root / "masks" / record.study_id / f"{record.image_id}.png")
@@ -202,7 +268,23 @@ def read_painted(
                 painted.append(case)
     if not painted:
         raise GBCIError(f"no image of {root} has a painted lesion; expected the output of gbci-fast generate")
-    return painted, tuple(templates[case.image_id] for case in painted)
+    return painted, tuple(templates[case.image_id].extra["template_image_id"] for case in painted)
+
+
+def _templates(root: Path) -> dict[str, ImageRecord]:
+    """{image id: record} of an output of `gbci-fast generate`, whose records name templates."""
+    records = {record.image_id: record for record in VinDr(root).images}
+    if any(record.extra.get("template_image_id") is None for record in records.values()):
+        raise GBCIError(f"{root} has images without template_image_id; expected the output of gbci-fast generate")
+    return records
+
+
+def _middle(mask: np.ndarray) -> tuple[slice, slice]:
+    """The square of `NATIVE_SIZE` around the middle of a mask's box, shifted into the image."""
+    xmin, ymin, xmax, ymax = bounding_box(mask)
+    middles = zip(((ymin + ymax) // 2, (xmin + xmax) // 2), mask.shape, strict=True)
+    starts = [min(max(middle - NATIVE_SIZE // 2, 0), side - NATIVE_SIZE) for middle, side in middles]
+    return slice(starts[0], starts[0] + NATIVE_SIZE), slice(starts[1], starts[1] + NATIVE_SIZE)
 
 
 def cut(image: np.ndarray, window: tuple[int, int, int], size: int = CROP_SIZE) -> np.ndarray:

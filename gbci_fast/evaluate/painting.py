@@ -1,4 +1,9 @@
-"""Lesions painted again by the model for an evaluation, and two other fillings to compare with."""
+"""Lesions painted again by the model for an evaluation, and the trivial fillings that stand beside it in every table.
+
+The trivial fillings are `reconstruct` (the autoencoder alone), `blurred_fill` (the real lesion without its fine
+detail), `blob_fill` (a smooth blob instead of a lesion) and `ring_mean_fill` (no lesion). A figure that one of them
+reaches, too, says nothing about what that filling lacks.
+"""
 
 import hashlib
 import json
@@ -10,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
+from scipy.sparse import coo_array, diags_array
+from scipy.sparse.linalg import spsolve
 from torch import Tensor
 
 from gbci_fast.attributes import Attributes
@@ -21,6 +29,12 @@ from gbci_fast.evaluate.settings import PaintSettings
 from gbci_fast.jobs.files import atomically_open
 from gbci_fast.jobs.folder import JobFolder, Kept
 from gbci_fast.model.pipeline import GBCIPipeline
+
+BLUR = 1.0  # standard deviation in model pixels of the blur that takes a lesion's fine detail
+BLOB_HEIGHT = 0.10  # of the gray scale: real lesions on film are about 0.1 brighter than their surroundings
+BLOB_BLUR = 3.0  # standard deviation in model pixels of a blob's edge
+GRAIN_SCALE = 4.0  # standard deviation in model pixels of what is left out of copied texture
+GRAIN_DIRECTIONS, GRAIN_REACH = 16, 5  # where texture is looked for: directions, and distances in mask radii
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +117,95 @@ def paint(
     return images
 
 
+def trivial_fills(pipe: GBCIPipeline, cases: Sequence[LesionCase], batch_size: int) -> dict[str, list[np.ndarray]]:
+    """{name: every case with a trivial filling under its mask}, for masks over real lesions."""
+    return {
+        "autoencoder": reconstruct(pipe, cases, batch_size),
+        "blurred": blurred_fill(cases),
+        "blob": blob_fill(cases),
+        "ring_mean": ring_mean_fill(cases),
+    }
+
+
 def ring_mean_fill(cases: Sequence[LesionCase]) -> list[np.ndarray]:
     """Every case with the mean of its surroundings under the mask: a filling without information on the lesion."""
     return [np.where(case.mask, np.float32(case.ring_mean), case.pixels) for case in cases]
+
+
+def blurred_fill(cases: Sequence[LesionCase]) -> list[np.ndarray]:
+    """Every case with its own pixels under the mask, blurred by `BLUR`: the real lesion without its fine detail."""
+    return [np.where(case.mask, ndimage.gaussian_filter(case.pixels, BLUR), case.pixels) for case in cases]
+
+
+def blob_on_tissue(cases: Sequence[LesionCase]) -> list[np.ndarray]:
+    """Every case with its mask, blurred and `BLOB_HEIGHT` bright, added to the tissue, also beyond the edge.
+
+    For masks that lie in normal tissue. `blob_fill` is for masks over a real lesion.
+    """
+    return [np.clip(case.pixels + _blob(case), 0, 1) for case in cases]
+
+
+def blob_fill(cases: Sequence[LesionCase]) -> list[np.ndarray]:
+    """Every case with invented background and a blob (see `blob_on_tissue`) under the mask, instead of the lesion.
+
+    The background continues the mask's surroundings smoothly, with the fine texture of a place nearby.
+    """
+    images = []
+    for case in cases:
+        tissue = np.where(case.mask, _background(case) + _grain(case), case.pixels)
+        images.append(np.clip(tissue + _blob(case), 0, 1).astype(np.float32))
+    return images
+
+
+def _blob(case: LesionCase) -> np.ndarray:
+    """float32 [S, S]."""
+    return BLOB_HEIGHT * ndimage.gaussian_filter(case.mask.astype(np.float32), BLOB_BLUR)
+
+
+def _background(case: LesionCase) -> np.ndarray:
+    """The image, continued into the mask as a harmonic function: float64 [S, S]."""
+    filled = case.pixels.astype(np.float64)
+    rows, columns = np.nonzero(case.mask)
+    number = np.full(case.mask.shape, -1)
+    number[rows, columns] = np.arange(len(rows))
+    # Laplace's equation on the masked pixels: each is the mean of its neighbors in the image.
+    degree, right = np.zeros(len(rows)), np.zeros(len(rows))
+    pairs = []
+    for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        y, x = rows + dy, columns + dx
+        here = np.flatnonzero((y >= 0) & (y < len(number)) & (x >= 0) & (x < number.shape[1]))
+        y, x = y[here], x[here]
+        inner = number[y, x] >= 0
+        degree[here] += 1
+        right[here[~inner]] += filled[y, x][~inner]
+        pairs.append((here[inner], number[y, x][inner]))
+    here, there = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    links = coo_array((np.ones(len(here)), (here, there)), shape=(len(rows), len(rows)))
+    matrix = diags_array(degree) - links
+    filled[rows, columns] = spsolve(matrix.tocsc(), right)
+    return filled
+
+
+def _grain(case: LesionCase) -> np.ndarray:
+    """Fine texture for the masked pixels, float32 [S, S], from the nearest place in the breast that the mask leaves.
+
+    It fades out toward the mask's edge. It is zero if the breast has no such place.
+    """
+    pixels = case.pixels
+    fine = pixels - ndimage.gaussian_filter(pixels, GRAIN_SCALE)
+    rows, columns = np.nonzero(case.mask)
+    radius = float(np.sqrt(len(rows) / np.pi)) + GRAIN_SCALE
+    normal = case.breast & ~case.mask
+    out = np.zeros_like(pixels)
+    for distance in radius * np.arange(2, GRAIN_REACH + 1, 0.5):
+        for angle in 2 * np.pi * np.arange(GRAIN_DIRECTIONS) / GRAIN_DIRECTIONS:
+            there = rows + round(distance * np.sin(angle)), columns + round(distance * np.cos(angle))
+            inside = all(axis.min() >= 0 and axis.max() < len(pixels) for axis in there)
+            if inside and normal[there].all():
+                depth = ndimage.distance_transform_edt(case.mask)[rows, columns]
+                out[rows, columns] = fine[there] * np.minimum(depth / GRAIN_SCALE, 1)
+                return out
+    return out
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import atomically, real_path
 
 ABOUT_TARGETS = (
-    "Each bound is a target of the packaged model on the test images of CBIS-DDSM and CDD-CESM. For another model, "
-    "other images or other settings it is a figure to compare with, and no verdict."
+    "Each bound is a target of the packaged model on fold C or the test images of CBIS-DDSM and CDD-CESM. For another "
+    "model, other images or other settings it is a figure to compare with, and no verdict."
 )
 PACKAGES = ("gbci_fast", "torch", "diffusers", "numpy", "scipy", "scikit-image")
 

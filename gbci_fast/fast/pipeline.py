@@ -144,8 +144,9 @@ class FastPipeline(GBCIPipeline):
         raise GBCIError("a FastPipeline is made by accelerate(pipe)")
 
     def describe(self) -> str:
-        """What runs here, and why a faster option does not; one line each."""
-        return str(self.decision)
+        """What runs here, why a faster option does not, and what the checkpoint does not know; one line each."""
+        ignores = self.conditioner.ignores
+        return f"{self.decision}\nthe checkpoint ignores {', '.join(ignores)}" if ignores else str(self.decision)
 
     def uses_few_step(self, num_inference_steps: int, guidance_scale: float, eta: float = 0.0) -> bool:
         """Whether a call with these arguments goes to the few-step student."""

@@ -80,10 +80,10 @@ class Identities:
         """The part of a job's identity that these names decide: the key, hexadecimal; None where names are kept."""
         return {KEY: self.names.key.hex() if isinstance(self.names, Deidentifier) else None}
 
-    def templates(self, plan: Sequence[PlanItem]) -> dict[str, str]:
+    def templates(self, records: Sequence[ImageRecord]) -> dict[str, str]:
         """{published template_image_id: path below the inputs' common folder}."""
-        paths = names_below({item.template.path for item in plan})
-        return {self._image(item.template): paths[item.template.path] for item in plan}
+        paths = names_below({record.path for record in records})
+        return {self._image(record): paths[record.path] for record in records}
 
     def _image(self, record: ImageRecord) -> str:
         if record.listed or not self.names.removes:

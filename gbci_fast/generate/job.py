@@ -4,31 +4,32 @@ The folder is a `JobFolder`. Its notes hold the manifest rows of the finished ba
 the notes. Tables and preview are compiled from both after the last batch, or when the job is stopped.
 """
 
-import hashlib
 import json
 import os
 import warnings
+from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow.parquet as pq
 from PIL import Image
 
 from gbci_fast import __version__
-from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError, InputWarning, one_line, without_values
 from gbci_fast.fast.pipeline import FastPipeline
-from gbci_fast.generate.checks import check_inputs
+from gbci_fast.generate.checks import InputChecks
 from gbci_fast.generate.copies import REJECTED, CopyError, CopyGate
 from gbci_fast.generate.identities import Identities, job_identities
 from gbci_fast.generate.manifest import SKIPPED, TABLES, manifest_row, read_reasons, write_skipped, write_tables
 from gbci_fast.generate.mask_sources import FileMask
-from gbci_fast.generate.plan import PlanItem
+from gbci_fast.generate.plan import Plan, PlanItem
 from gbci_fast.generate.preview import PREVIEW, preview_panels, write_preview
 from gbci_fast.generate.settings import JobSettings
 from gbci_fast.generate.sinks import png
@@ -67,7 +68,7 @@ class JobResult:
 
 def run_job(
     pipe: GBCIPipeline,
-    plan: Sequence[PlanItem],
+    plan: Plan,
     output: Path,
     settings: JobSettings,
     *,
@@ -95,7 +96,7 @@ def run_job(
 
     Args:
         identities: how inputs are named, see `job_identities`. None = pseudonyms under a key from the seed and the
-            plan's inputs; the pieces of a plan need the identities of the whole to use the same pseudonyms.
+            plan's templates; pieces of a plan file need the identities of the whole to use the same pseudonyms.
         resume: keep the finished batches of an interrupted run of the same job, except those whose files or templates
             have changed since. A finished job whose files are whole is left as it is.
         skip_bad: list items that cannot be made in `SKIPPED` (file, reason) instead of stopping.
@@ -115,8 +116,9 @@ def run_job(
     sampled_by = {
         "scheduler": type(pipe.scheduler_for(**call) if fast else pipe.scheduler).__name__,
         "few_step": fast and pipe.uses_few_step(**call),
+        "ignored_attributes": ",".join(pipe.conditioner.ignores),
     }
-    identities = identities or job_identities(output, settings.seed, {item.template.path for item in plan})
+    identities = identities or job_identities(output, settings.seed, {record.path for record in plan.templates})
     job = _Job(plan, output, settings, identities, sampled_by=sampled_by, skip_bad=skip_bad)
     if job.is_complete(resume=resume, check=check):
         on_batch(len(plan))
@@ -138,7 +140,7 @@ class _Job:
 
     def __init__(
         self,
-        plan: Sequence[PlanItem],
+        plan: Plan,
         output: Path,
         settings: JobSettings,
         identities: Identities,
@@ -147,21 +149,20 @@ class _Job:
         skip_bad: bool,
     ):
         self.output = output
-        self._plan = plan = [identities.item(item) for item in plan]
+        self._plan = plan.mapped(identities.item)
         self._settings = settings
         self._skip_bad = skip_bad
-        self._faults: dict[int, GBCIError] = {}
+        self._checks = InputChecks(settings.formats)
         self._damaged: set[Key] = set()
         self._forgotten: set[int] = set()
         self._mended = 0
         self._columns = {"gbci_fast": __version__, **sampled_by, **settings.columns()}
-        identity = self._columns | _identify(plan) | identities.identity()
-        self.folder = JobFolder(output, identity, private={"templates": identities.templates(plan)})
-        self._batches = [plan[i : i + settings.batch_size] for i in range(0, len(plan), settings.batch_size)]
-        self._slots = dict(zip((item.index for item in plan), _preview_slots(len(plan)), strict=True))
+        identity = self._columns | {"images": len(plan), **plan.identity} | identities.identity()
+        self.folder = JobFolder(output, identity, private={"templates": identities.templates(plan.templates)})
+        self._count = -(-len(plan) // settings.batch_size)
         self._shown: dict[int, Path] = {}
         self._writer = ImageWriter(output, settings, identities)
-        self._names = identities.listing(item.template for item in plan)
+        self._names = identities.listing(plan.templates)
         self._removes = identities.names.removes
 
     def is_complete(self, *, resume: bool, check: str) -> bool:
@@ -181,44 +182,48 @@ class _Job:
         Raises:
             GBCIError: an item cannot be made and `skip_bad` is not set, or no item can be made.
         """
-        pending = [item for i in self._pending() for item in self._batches[i]]
-        self._faults = check_inputs(pending, self._settings.formats)
-        files = {item.template.path for item in pending if item.index in self._faults}
-        if self._faults and not self._skip_bad:
+        first, files, sound = None, set(), any(True for _ in self._finished())
+        for item in self._different(self._pending()):
+            if (fault := self._checks.fault(item)) is None:
+                sound = True
+                continue
+            first = first or fault
+            files.add(item.template.path)
+        if first and not self._skip_bad:
             more = f" ({len(files) - 1} more inputs cannot be used either)" if len(files) > 1 else ""
-            raise GBCIError(f"{next(iter(self._faults.values()))}{more}")
-        if len(self._faults) == len(self._plan):
-            raise _all_skipped(len(self._plan), next(iter(self._faults.values())))
+            raise GBCIError(f"{first}{more}")
+        if first and not sound:
+            raise _all_skipped(len(self._plan), first)
 
     def run(self, synthesizer: Synthesizer, on_batch: Callable[[int], None]) -> None:
         """Makes every pending batch, in order."""
         self._remove_unfinished()  # an earlier run may have been killed
-        self._shown = self._panels(self._done("rows"))
+        self._shown = self._panels()
         numbers = self._pending()
-        count = len(self._plan) - sum(len(self._batches[i]) for i in numbers)
+        count = len(self._plan) - sum(len(self._places(i)) for i in numbers)
         on_batch(count)
-        sound = [[item for item in self._batches[i] if item.index not in self._faults] for i in numbers]
+        sound = (self._sound(i) for i in numbers)
         with closing(synthesizer.stream(sound, self._writer.write, skip_bad=self._skip_bad)) as stream:
-            for i, items, images in zip(numbers, sound, stream, strict=True):
-                outcomes = {item.index: image for item, image in zip(items, images, strict=True)}
-                self._record(i, self._faults | outcomes)
-                count += len(self._batches[i])
+            for i, images in zip(numbers, stream, strict=True):
+                made = iter(images)
+                self._record(i, {item.index: self._checks.fault(item) or next(made) for item in self._batch(i)})
+                count += len(self._places(i))
                 on_batch(count)
-        if not self._done("rows"):
-            first = self._done("skipped")[0]
-            (path,) = (item.template.path for item in self._plan if item.index == first["index"])
+        if self._done("rows").is_empty():
+            first, number = next(iter(self._done("skipped"))), next(self._finished())
+            (path,) = (item.template.path for item in self._batch(number) if item.index == first["index"])
             raise _all_skipped(len(self._plan), f"{path}: {first['reason']}")
 
     def compile(self) -> None:
         """Writes the tables and the preview of the finished batches."""
         rows, skipped = self._done("rows"), self._done("skipped")
         write_tables(rows, self.output)
-        if skipped:
-            write_skipped([(item["file"], item["reason"]) for item in skipped], self.output)
-        else:
+        if skipped.is_empty():
             (self.output / SKIPPED).unlink(missing_ok=True)
-        if shown := sorted(self._panels(rows).values()):
-            write_preview([np.asarray(Image.open(file)) for file in shown], self.output / PREVIEW)
+        else:
+            write_skipped(((item["file"], item["reason"]) for item in skipped), self.output)
+        if shown := sorted(self._panels().items()):
+            write_preview([np.asarray(Image.open(file)) for _, file in shown], self.output / PREVIEW)
         compiled = [file for name in COMPILED if (file := self.output / name).exists()]
         self.folder.note(TABLES_NOTE, None, [Kept.of(self.output, file) for file in compiled])
 
@@ -228,7 +233,7 @@ class _Job:
         Damaged batches that have not been made again yet stay as they are.
         """
         self._remove_unfinished()
-        if self._done("rows"):
+        if not self._done("rows").is_empty():
             self.compile()
             return
         self.folder.forget(list(self.folder))
@@ -237,16 +242,19 @@ class _Job:
 
     def result(self) -> JobResult:
         """The result of a finished job."""
-        table = pd.read_parquet(self.output / TABLES[0], columns=["template_sha256", "template_notes"])
-        notes = table.drop_duplicates("template_sha256")["template_notes"].str.split("; ").explode()
-        noted = {note: int(count) for note, count in notes[notes != ""].value_counts().items()}
+        manifest, notes = pq.ParquetFile(self.output / TABLES[0]), {}
+        for part in manifest.iter_batches(columns=["template_sha256", "template_notes"]):
+            for template, text in zip(*(column.to_pylist() for column in part.columns), strict=True):
+                notes.setdefault(template, text)
+        noted = Counter(note for text in notes.values() for note in text.split("; ") if note)
+        images = manifest.metadata.num_rows
         return JobResult(
             preview=self.output / PREVIEW,
-            images=len(table),
-            skipped=len(self._plan) - len(table),
+            images=images,
+            skipped=len(self._plan) - images,
             mended=self._mended,
             rejected=sum(reason.startswith(REJECTED) for reason in read_reasons(self.output)),
-            noted=noted,
+            noted=dict(noted.most_common()),
         )
 
     def _record(self, number: int, outcomes: Mapping[int, Made[Written] | GBCIError]) -> None:
@@ -261,7 +269,8 @@ class _Job:
         self._forget_behind(number)
         with ExitStack() as stack:
             opened = None
-            for item in self._batches[number]:
+            for place in self._places(number):
+                item = self._plan[place]
                 made = outcomes[item.index]
                 if isinstance(made, GBCIError):
                     skipped.append(self._skip(item, made))
@@ -277,7 +286,7 @@ class _Job:
                     row["sha256"]["webdataset"] = made.value.digest
                     opened.add(item.image_id, sample | {"json": json.dumps(manifest_row(row)).encode()})
                 rows.append(row)
-                if self._shown.setdefault(self._slots[item.index], file := self._panel_file(item.index)) == file:
+                if self._shown.setdefault(self._slot(place), file := self._panel_file(place)) == file:
                     write_bytes(png.encode_png(preview_panels(made.again())), file)
                     kept.append(Kept.of(self.output, file))
             end = opened.end if opened else start
@@ -328,17 +337,40 @@ class _Job:
     def _batches_of_a_shard(self) -> int:
         return -(-self._settings.shard_size // self._settings.batch_size)
 
-    def _finished(self) -> list[int]:
+    def _places(self, number: int) -> range:
+        """The places of a batch's items in the plan."""
+        size = self._settings.batch_size
+        return range(len(self._plan))[number * size : (number + 1) * size]
+
+    def _batch(self, number: int) -> list[PlanItem]:
+        return [self._plan[place] for place in self._places(number)]
+
+    def _sound(self, number: int) -> list[PlanItem]:
+        """The items of a batch that can be made, as far as headers tell."""
+        return [item for item in self._batch(number) if self._checks.fault(item) is None]
+
+    def _different(self, numbers: Iterable[int]) -> Iterator[PlanItem]:
+        """The items of these batches, one of those that are `Plan.alike`."""
+        seen = set()
+        for place in (place for number in numbers for place in self._places(number)):
+            kind = self._plan.alike(self._plan.places[place])
+            if kind in seen:
+                continue
+            if kind is not None:
+                seen.add(kind)
+            yield self._plan[place]
+
+    def _finished(self) -> Iterator[int]:
         """Numbers of the finished batches, in order."""
-        return [key for key in self.folder if isinstance(key, int)]
+        return (key for key in self.folder if isinstance(key, int))
 
-    def _pending(self) -> list[int]:
+    def _pending(self) -> Sequence[int]:
         """Numbers of the batches that are missing or damaged, in order."""
-        return [i for i in range(len(self._batches)) if i not in self.folder or i in self._damaged]
+        return array("q", (i for i in range(self._count) if i not in self.folder or i in self._damaged))
 
-    def _done(self, kind: str) -> list[dict[str, Any]]:
+    def _done(self, kind: str) -> "_Noted":
         """The "rows" or the "skipped" items of the finished batches."""
-        return [entry for number in self._finished() for entry in self.folder.entry(number)[kind]]
+        return _Noted(self.folder, kind)
 
     def _find_damaged(self, check: str) -> set[Key]:
         """Keys of the notes whose files are missing or changed, or would be written differently now."""
@@ -353,10 +385,10 @@ class _Job:
 
     def _of_changed_templates(self) -> set[int]:
         """Finished batches with a template whose content has changed."""
-        paths = {item.index: item.template.path for item in self._plan}
         digests: dict[Path, str | None] = {}
         changed = set()
         for number in self._finished():
+            paths = {item.index: item.template.path for item in self._batch(number)}
             for row in self.folder.entry(number)["rows"]:
                 path = paths[row["index"]]
                 if path not in digests:
@@ -379,14 +411,21 @@ class _Job:
             lost |= {number for number in numbers if first is not None and number > first}
         return lost
 
-    def _panels(self, rows: Sequence[dict[str, Any]]) -> dict[int, Path]:
-        """{slot: panel file} of the preview, as finished batches have drawn it: the first image made in each slot."""
-        sound = [row for row in rows if row["batch"] not in self._damaged]
-        files = {self._slots[row["index"]]: self._panel_file(row["index"]) for row in reversed(sound)}
-        return {slot: file for slot, file in files.items() if file.exists()}
+    def _panels(self) -> dict[int, Path]:
+        """{row of the preview: panel file}, as finished batches have drawn it: the first image made in each row."""
+        shown = {}
+        for place in sorted(int(file.stem.partition("-")[2]) for file in self.folder.progress.glob("panels-*.png")):
+            number, file = place // self._settings.batch_size, self._panel_file(place)
+            sound = number in self.folder and number not in self._damaged
+            if sound and any(self.output / each.path == file for each in self.folder.kept(number)):
+                shown.setdefault(self._slot(place), file)
+        return shown
 
-    def _panel_file(self, index: int) -> Path:
-        return self.folder.progress / f"panels-{index:06d}.png"
+    def _panel_file(self, place: int) -> Path:
+        return self.folder.progress / f"panels-{place:06d}.png"
+
+    def _slot(self, place: int) -> int:
+        return _preview_slot(place, len(self._plan))
 
     def _remove_unfinished(self) -> None:
         """Removes the files of unfinished batches, and cuts shards behind their last finished batch.
@@ -394,10 +433,11 @@ class _Job:
         Only batches up to the one after the last finished batch can have begun.
         """
         last = max(self._finished(), default=-1)
-        for number in sorted({*range(min(last + 2, len(self._batches))), *self._forgotten}):
+        first = range(min(last + 2, self._count))
+        for number in chain(first, sorted(each for each in self._forgotten if each not in first)):
             if number in self.folder:
                 continue
-            for item in self._batches[number]:
+            for item in self._batch(number):
                 self._writer.remove(item)
             begun = number - 1 in self.folder and number - 1 not in self._damaged
             if begun or number % self._batches_of_a_shard == 0:
@@ -406,44 +446,26 @@ class _Job:
                     close_shard(self.output / shard, end)
 
 
-def _identify(plan: Sequence[PlanItem]) -> dict[str, Any]:
-    """The identity of a plan. Inputs count by name, so that a damaged one can be repaired before a resume."""
-    return {
-        "images": len(plan),
-        "masks": _sha256([item.mask.identity() for item in plan]),
-        "descriptions": _sha256(
-            [
-                [
-                    *_of_tables(item.template),
-                    item.index,
-                    item.variant,
-                    item.seed,
-                    item.attributes.to_mapping(),
-                    sorted(item.withheld),
-                    item.report,
-                ]
-                for item in plan
-            ]
-        ),
-    }
-
-
-def _of_tables(record: ImageRecord) -> list[Any]:
-    """What the input's tables say of an image and a job copies into its own tables."""
-    findings = [[*finding.box, finding.attributes.to_mapping(), finding.extra] for finding in record.findings]
-    return [record.study_id, record.image_id, record.split, record.extra, findings]
-
-
-def _preview_slots(total: int) -> list[int]:
-    """The preview row of each plan position; up to `PREVIEW_ROWS` rows share the plan evenly."""
+def _preview_slot(place: int, total: int) -> int:
+    """The preview row of a place in the plan; up to `PREVIEW_ROWS` rows share the plan evenly."""
     rows = min(PREVIEW_ROWS, total)
-    starts = [row * total // rows for row in range(rows)]
-    return [bisect_right(starts, index) - 1 for index in range(total)]
+    return bisect_right([row * total // rows for row in range(rows)], place) - 1
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """The "rows" or the "skipped" items of a job's finished batches, read anew by every iteration."""
+
+    folder: JobFolder
+    kind: str
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        numbers = (key for key in self.folder if isinstance(key, int))
+        return (entry for number in numbers for entry in self.folder.entry(number)[self.kind])
+
+    def is_empty(self) -> bool:
+        return next(iter(self), None) is None
 
 
 def _all_skipped(total: int, first: object) -> GBCIError:
     return GBCIError(f"all {total} images were skipped, so nothing was made; the first reason: {first}")
-
-
-def _sha256(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

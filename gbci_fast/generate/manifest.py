@@ -1,7 +1,9 @@
 """The tables of a synthetic data set: the manifest, and VinDr-Mammo's two CSVs, which any VinDr reader can read."""
 
+import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gbci_fast.attributes import NO_FINDING
-from gbci_fast.data.vindr import AGE_COLUMN, BOX_COLUMNS, BREAST_TABLE, FINDING_TABLE, IMAGE_COLUMNS
+from gbci_fast.data.vindr import AGE_COLUMN, BOX_COLUMNS, BREAST_TABLE, FINDING_TABLE, IMAGE_COLUMNS, LESION_COLUMNS
 from gbci_fast.errors import one_line
 from gbci_fast.jobs.files import atomically
 from gbci_fast.jobs.folder import SKIPPED
@@ -24,13 +26,17 @@ def _columns(kind: pa.DataType, *names: str) -> list[pa.Field]:
     return [pa.field(name, kind, nullable=False) for name in names]
 
 
-# Every job has this schema, so that the tables of many jobs can be read as one. No cell is null: a missing text is "".
-# "attributes", "template_findings" and "finding_masks" are JSON, since their keys differ between images (docs/data.md).
+# Every job has this schema, so that the tables of many jobs can be read as one. No cell is null: a missing text is "",
+# and an unknown subtlety 0. "lesion", "attributes", "template_findings" and "finding_masks" are JSON, since their keys
+# differ between images (docs/data.md).
 MANIFEST_SCHEMA = pa.schema(
     [
         *_columns(pa.string(), "image_id", "study_id"),
         *_columns(pa.int64(), "index", "variant", "seed", "height", "width", *BOX_COLUMNS),
-        *_columns(pa.string(), "mask_source", "attributes", "report", "split"),
+        *_columns(pa.string(), "lesion_id", "lesion", "date"),
+        *_columns(pa.string(), "mask_source", "attributes", "shape", "margin", "pathology"),
+        *_columns(pa.int64(), "subtlety"),
+        *_columns(pa.string(), "report", "split"),
         *_columns(pa.float64(), "spacing_mm"),
         *_columns(pa.bool_(), "spacing_assumed"),
         *_columns(pa.string(), "template_patient_id", "template_study_id", "template_image_id", "template_file"),
@@ -38,6 +44,7 @@ MANIFEST_SCHEMA = pa.schema(
         *_columns(pa.int64(), "batch"),
         *_columns(pa.string(), "gbci_fast", "scheduler"),
         *_columns(pa.bool_(), "few_step"),
+        *_columns(pa.string(), "ignored_attributes"),
         *_columns(pa.int64(), "job_seed"),
         *_columns(pa.string(), "formats"),
         *_columns(pa.int64(), "num_inference_steps"),
@@ -60,27 +67,52 @@ _FINDING_COLUMNS = (
     *BOX_COLUMNS,
     "split",
     *_EXTRA,
-    "pathology",
+    *LESION_COLUMNS,
+    "lesion_id",
     "mask_file",
 )
 
 
-def write_tables(rows: Sequence[dict[str, Any]], output: Path) -> None:
+ROWS_AT_ONCE = 2**14  # of the manifest in memory; a row group of the file
+
+
+def write_tables(rows: Iterable[dict[str, Any]], output: Path) -> None:
     """Writes the manifest (one row per image, with all settings) and the two annotation tables, in the order of `rows`.
 
-    A template's own findings that were not painted over are listed after the synthetic one, with their own reports and
-    pathology, and `TEMPLATE` as their source. The report of such an image is left blank, because it describes the
-    synthetic finding only. The column mask_file names the mask of a finding where its pixels are known.
+    A template's own findings that were not painted over are listed after the synthetic one, with their own reports,
+    pathology, shape, margin and subtlety, and `TEMPLATE` as their source. The report of such an image is left blank,
+    because it describes the synthetic finding only. The column mask_file names the mask of a finding where its pixels
+    are known.
+
+    Args:
+        rows: of the images; iterated once per table and never held whole.
+        output: the data set's folder.
     """
-    manifest = pa.Table.from_pylist([manifest_row(row) for row in rows], MANIFEST_SCHEMA)
-    breasts = pd.DataFrame([_image_columns(row) for row in rows], columns=[*IMAGE_COLUMNS, *_EXTRA])
-    findings = pd.DataFrame([finding for row in rows for finding in _finding_rows(row)], columns=_FINDING_COLUMNS)
-    atomically(output / MANIFEST, lambda temporary: pq.write_table(manifest, temporary))
-    atomically(output / BREAST_TABLE, lambda temporary: breasts.to_csv(temporary, index=False))
-    atomically(output / FINDING_TABLE, lambda temporary: findings.to_csv(temporary, index=False))
+    atomically(output / MANIFEST, lambda temporary: _write_manifest(rows, temporary))
+    breasts = (_image_columns(row) for row in rows)
+    _write_csv(output / BREAST_TABLE, (*IMAGE_COLUMNS, *_EXTRA), breasts)
+    findings = (finding for row in rows for finding in _finding_rows(row))
+    _write_csv(output / FINDING_TABLE, _FINDING_COLUMNS, findings)
 
 
-def write_skipped(skipped: Sequence[tuple[str, str]], output: Path) -> None:
+def _write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    flat = map(manifest_row, rows)
+    with pq.ParquetWriter(path, MANIFEST_SCHEMA) as writer:
+        while part := list(islice(flat, ROWS_AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist(part, MANIFEST_SCHEMA))
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    atomically(path, write)
+
+
+def write_skipped(skipped: Iterable[tuple[str, str]], output: Path) -> None:
     """Writes `SKIPPED`: each distinct (file, reason) once, in order of appearance."""
     lines = [(one_line(file), one_line(reason)) for file, reason in skipped]
     table = pd.DataFrame(list(dict.fromkeys(lines)), columns=["file", "reason"])
@@ -110,8 +142,9 @@ def manifest_row(row: Mapping[str, Any]) -> dict[str, Any]:
         for kind in [finding_kind(entry["finding"])]
     ]
     flat = {key: value for key, value in row.items() if key not in ("files", "sha256")}
-    flat |= {key: json.dumps(row[key]) for key in ("attributes", "template_findings")}
+    flat |= {key: json.dumps(row[key]) for key in ("lesion", "attributes", "template_findings")}
     flat |= {"finding_masks": json.dumps(masks)}
+    flat |= {name: row["attributes"].get(name, 0 if name == "subtlety" else "") for name in LESION_COLUMNS}
     for kind in ("dicom", "png", "mask", "webdataset"):
         flat |= {f"{kind}_file": files.get(kind, ""), f"{kind}_sha256": digests.get(kind, "")}
     if unlike := set(flat) ^ set(MANIFEST_SCHEMA.names):
@@ -156,8 +189,9 @@ def _finding_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
         "box": [row[name] for name in BOX_COLUMNS],
         "attributes": row["attributes"],
         "report": row["report"],
-        "pathology": "",
+        "pathology": row["attributes"].get("pathology", ""),
         "source": shared["source"],
+        "lesion_id": row["lesion_id"],
     }
     findings = [
         finding
@@ -172,7 +206,9 @@ def _finding_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
             "finding_categories": str(finding["attributes"].get("finding_categories", "")),
             "finding_birads": _birads(finding["attributes"].get("finding_birads")),
             **dict(zip(BOX_COLUMNS, finding["box"], strict=True)),
-            **{name: finding[name] for name in ("report", "pathology", "source")},
+            **{name: finding["attributes"].get(name, "") for name in LESION_COLUMNS},
+            **{name: finding[name] for name in ("report", "pathology", "source")},  # pathology in the template's words
+            "lesion_id": finding.get("lesion_id", ""),
             "mask_file": row["files"].get(finding_kind(number), ""),
         }
         for number, finding in enumerate(findings, 1)

@@ -5,34 +5,59 @@ value is not known.
 """
 
 import csv
-import math
+import hashlib
+import json
 import os
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from datetime import date, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gbci_fast.attributes import NO_FINDING, Attributes
-from gbci_fast.data.vindr import BOX_COLUMNS, ImageRecord, is_text, read_table
+from gbci_fast.attributes import NO_FINDING, VIEW_POSITIONS, Attributes
+from gbci_fast.data.tables import Table
+from gbci_fast.data.vindr import BOX_COLUMNS, ImageRecord
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate.mask_sources import AutomaticMask, BoxMask, EllipseMask, FileMask, Mask
+from gbci_fast.generate.mask_sources import FileMask, Mask
 from gbci_fast.generate.plan import (
+    LARGEST_INDEX,
+    Plan,
     PlanItem,
     automatic,
+    check_text,
+    date_text,
     describe,
+    lesion_of,
     make_item,
+    of_tables,
     parse_overrides,
+    unshared,
     withheld,
+)
+from gbci_fast.generate.plan_cells import (
+    ELLIPSE_COLUMNS,
+    mask_cells,
+    parse_date,
+    parse_lesion,
+    parse_mask,
+    parse_name,
+    parse_whole,
 )
 from gbci_fast.generate.priors import Priors, load_priors
 from gbci_fast.jobs.files import atomically
+from gbci_fast.lesion.lesion import Lesion
 
 ATTRIBUTES = tuple(each.name for each in fields(Attributes))
-LARGEST_INDEX = 2**31 - 1  # DICOM's InstanceNumber, one more than the index, has 32 bits
-DIAMETERS = {"diameter_px": "px", "diameter_mm": "mm"}
-ELLIPSE_COLUMNS = ("center_x", "center_y", *DIAMETERS, "aspect", "tilt")
-PLAN_COLUMNS = ("image", "variant", "seed", "index", *ATTRIBUTES, "report", "mask", *BOX_COLUMNS, *ELLIPSE_COLUMNS)
+OF_LESION = tuple(each.name for each in fields(Lesion) if each.name in ATTRIBUTES and each.name != "laterality")
+PLAN_COLUMNS = (
+    *("image", "variant", "seed", "index", "lesion_id", "view", "date"),
+    *ATTRIBUTES,
+    *("lesion", "report", "mask", *BOX_COLUMNS, *ELLIPSE_COLUMNS),
+)
+_PAGE = 2**15  # indices
 
 
 def read_plan(
@@ -44,8 +69,10 @@ def read_plan(
     overrides: Mapping[str, Any] | None = None,
     report: str | None = None,
     priors: Priors | None = None,
-) -> list[PlanItem]:
+) -> Plan:
     """The plan of a plan file, in the order of its rows.
+
+    All rows are checked first. The plan then reads a row when its item is asked for, and holds none.
 
     Columns (`PLAN_COLUMNS`; all but ``image`` may be absent or blank):
         image: image_id of a record, or its path below `root`; an image_id takes precedence.
@@ -53,7 +80,12 @@ def read_plan(
         seed: of noise and automatic mask, in [0, 2^63); blank = from the job's seed and the index.
         index: position in the whole plan, 0, 1, ...; blank = the row's number in this file, from 0. Ids follow from
             the index, so that pieces of a plan make the same images as the whole.
+        lesion_id: a name that all pictures of one lesion have; blank = a lesion of its own, unless another row has
+            the same lesion, mask and seed.
+        view: the view that the picture must show; blank = the image's.
+        date: see `parse_date`; blank = the image's.
         attributes: as in `Attributes`; several categories as ``['Mass', 'Asymmetry']`` or ``Mass|Asymmetry``.
+        lesion: a `Lesion` as JSON; a filled cell of an attribute must agree with it.
         report: free text.
         mask: "auto", or a mask file's path from the plan's folder; blank = the box or ellipse of the next columns, or
             auto without one.
@@ -73,32 +105,26 @@ def read_plan(
     """
     if not path.is_file():
         raise GBCIError(f"{path} does not exist; expected a plan file with the column image")
-    known = _Known(
-        records={_below(root, record): record for record in records} | {record.image_id: record for record in records},
+    check_text(report)
+    table = Table(path, ("image",))
+    if unknown := [column for column in table.columns if column not in PLAN_COLUMNS]:
+        raise GBCIError(f"{path}: column {unknown[0]!r} is not known; expected out of {', '.join(PLAN_COLUMNS)}")
+    rows = _Rows(
+        table,
+        {_below(root, record): record for record in records} | {record.image_id: record for record in records},
+        seed=seed,
         overrides=parse_overrides(overrides or {}),
         report=report,
         priors=priors or load_priors(),
-        folder=path.parent,
     )
-    items: list[PlanItem] = []
-    places: dict[int, str] = {}
-    for where, row in read_table(path, ("image",)):
-        if unknown := [column for column in row if column not in PLAN_COLUMNS]:
-            raise GBCIError(f"{path}: column {unknown[0]!r} is not known; expected out of {', '.join(PLAN_COLUMNS)}")
-        try:
-            item = _item(row, len(items), seed, known)
-            if item.index in places:
-                raise GBCIError(
-                    f"index is {item.index}, as in {places[item.index]}; expected every index once (a blank cell is "
-                    "the row's number, from 0)"
-                )
-        except GBCIError as error:
-            raise GBCIError(f"{where}: {error}") from None
-        places[item.index] = where.rpartition(", ")[2]
-        items.append(item)
-    if not items:
-        raise GBCIError(f"{path} has no rows; expected one per synthetic image")
-    return items
+    templates, identity = rows.check()
+    return Plan(
+        make=rows.item,
+        places=range(len(table)),
+        templates=templates,
+        identity=identity,
+        alike=lambda place: None,
+    )
 
 
 def write_plan(plan: Sequence[PlanItem], path: Path) -> None:
@@ -106,9 +132,9 @@ def write_plan(plan: Sequence[PlanItem], path: Path) -> None:
 
     Rows can be left out, or split over several files with the header each: the remaining rows make the same images.
 
-    Every cell is filled in, except those of other kinds of masks, and ``breast_birads`` where it follows from the
-    finding. An automatic mask has no columns of its own: the seed decides it. Boxes of annotations become boxes of the
-    plan.
+    Every cell is filled in, except those of other kinds of masks, ``view`` and ``date`` where they are the image's, and
+    ``breast_birads`` where it follows from the finding. An automatic mask has no columns of its own: the seed decides
+    it. Boxes of annotations become boxes of the plan.
 
     Raises:
         GBCIError: the file exists, or a mask file's name is not plain text.
@@ -126,111 +152,184 @@ def write_plan(plan: Sequence[PlanItem], path: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Known:
-    """What all rows share."""
+class _Row:
+    """A row's cells, parsed; None = blank, except in `given` and `lesion`.
 
-    records: Mapping[str, ImageRecord]
-    overrides: Mapping[str, Any]
-    report: str | None
-    priors: Priors
-    folder: Path
-    variants: Counter = field(default_factory=Counter)  # the next variant of each image
-    files: dict[Path, FileMask] = field(default_factory=dict)
+    Attributes:
+        given: attributes that the row or the command states.
+        lesion: what the cell of this name tells.
+    """
 
-
-def _item(row: dict[str, str], number: int, job_seed: int, known: _Known) -> PlanItem:
-    index = _whole(row, "index", below=LARGEST_INDEX)
-    record = known.records.get(row["image"])
-    if record is None:
-        raise GBCIError(f"image is {row['image']!r}; expected an image_id of INPUT or a path below it")
-    cells = {name: row[name] for name in ATTRIBUTES if row.get(name)}
-    if "finding_categories" in cells:
-        cells["finding_categories"] = cells["finding_categories"].replace("|", ",")
-    given = {**known.overrides, **parse_overrides(cells)}
-    attributes, report = describe(record, None, given), row.get("report") or known.report
-    variant = _whole(row, "variant", below=10**9)
-    if variant is None:
-        variant = known.variants[record.image_id]
-    known.variants[record.image_id] = variant + 1
-    return make_item(
-        job_seed,
-        index=number if index is None else index,
-        template=record,
-        variant=variant,
-        mask=_mask(row, known) or automatic(known.priors, attributes.finding_categories),
-        attributes=attributes,
-        report=report,
-        withheld=withheld(given),
-        seed=_whole(row, "seed", below=2**63),
-    )
+    record: ImageRecord
+    variant: int | None
+    seed: int | None
+    index: int | None
+    name: str | None
+    view: str | None
+    when: date | timedelta | None
+    given: Mapping[str, Any]
+    lesion: Lesion
+    mask: Mask | None
 
 
-def _mask(row: dict[str, str], known: _Known) -> Mask | None:
-    """The mask that a row states; None = automatic."""
-    box, ellipse = ([name for name in names if row.get(name)] for names in (BOX_COLUMNS, ELLIPSE_COLUMNS))
-    name = row.get("mask", "")
-    kinds = [kind for kind, there in (("a box", box), ("an ellipse", ellipse), (f"mask {name!r}", name)) if there]
-    if len(kinds) > 1:
-        raise GBCIError(f"the row has {' and '.join(kinds)}; expected one of them, or none for an automatic mask")
-    if box:
-        return _box(row)
-    if ellipse:
-        return _ellipse(row)
-    if name in ("", "auto"):
-        return None
-    path = known.folder / name
-    if path not in known.files:
-        known.files[path] = FileMask.of(path)
-    return known.files[path]
+class _Rows:
+    """Makes the items of a plan file.
+
+    Args:
+        table: the file.
+        records: {text of the column image: record}.
+        seed, overrides, report, priors: as for `read_plan`, parsed.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        records: Mapping[str, ImageRecord],
+        *,
+        seed: int,
+        overrides: Mapping[str, Any],
+        report: str | None,
+        priors: Priors,
+    ):
+        self._table = table
+        self._records = records
+        self._seed = seed
+        self._overrides = overrides
+        self._report = report
+        self._priors = priors
+        self._files: dict[Path, FileMask] = {}
+        self._variants = array("I")  # of every row up to the last one with a blank variant
+        self._told = lru_cache(maxsize=4096)(self._tell)
+
+    def item(self, place: int) -> PlanItem:
+        """The item of the row at `place`."""
+        cells = self._table[place]
+        row = self._parse(cells)
+        attributes = describe(row.record, None, row.given)
+        return make_item(
+            self._seed,
+            index=place if row.index is None else row.index,
+            template=row.record,
+            variant=self._variants[place] if row.variant is None else row.variant,
+            mask=row.mask or automatic(self._priors, attributes.finding_categories),
+            attributes=attributes,
+            report=cells.get("report") or self._report,
+            lesion=lesion_of(attributes, row.lesion),
+            withheld=withheld(row.given),
+            seed=row.seed,
+            named=row.name,
+            view=row.view,
+            when=row.when,
+        )
+
+    def check(self) -> tuple[list[ImageRecord], dict[str, str]]:
+        """Checks all rows; returns the templates in order of first use, and `Plan.identity`.
+
+        Raises:
+            GBCIError: a row is bad, or there is none.
+        """
+        upcoming: Counter[str] = Counter()  # the next variant of each image
+        used: dict[str, ImageRecord] = {}
+        indices, masks, descriptions = _Indices(), hashlib.sha256(), hashlib.sha256()
+        for place, (where, cells) in enumerate(self._table.scan()):
+            try:
+                row = self._parse(cells)
+                index = place if row.index is None else row.index
+                if not indices.add(index):
+                    raise GBCIError(
+                        f"index is {index}, as in {self._place_of(index)}; expected every index once (a blank cell is "
+                        "the row's number, from 0)"
+                    )
+            except GBCIError as error:
+                raise GBCIError(f"{where}: {error}") from None
+            image = row.record.image_id
+            variant = upcoming[image] if row.variant is None else row.variant
+            if row.variant is None:
+                self._variants.extend([0] * (place - len(self._variants)))
+                self._variants.append(variant)
+            upcoming[image] = variant + 1
+            used.setdefault(image, row.record)
+            masks.update(_line(row.mask.identity() if row.mask else "auto"))
+            told = [cells.get(name, "") for name in (*ATTRIBUTES, "lesion", "report", "lesion_id", "view", "date")]
+            descriptions.update(_line([image, index, variant, row.seed, *told]))
+        if not used:
+            raise GBCIError(f"{self._table.path} has no rows; expected one per synthetic image")
+        masks.update(self._priors.digest.encode())
+        tables = [of_tables(record) for record in used.values()]
+        descriptions.update(_line([self._seed, dict(self._overrides), self._report, tables]))
+        return list(used.values()), {"masks": masks.hexdigest(), "descriptions": descriptions.hexdigest()}
+
+    def _place_of(self, index: int) -> str:
+        """ "line n", the first row of an index."""
+        rows = enumerate(Table(self._table.path, ()).scan())
+        found = ((parse_whole(cells, "index", below=LARGEST_INDEX), place, where) for place, (where, cells) in rows)
+        first = next(where for stated, place, where in found if index == (place if stated is None else stated))
+        return first.rpartition(", ")[2]
+
+    def _parse(self, cells: Mapping[str, str]) -> _Row:
+        index = parse_whole(cells, "index", below=LARGEST_INDEX)
+        record = self._records.get(cells["image"])
+        if record is None:
+            raise GBCIError(f"image is {cells['image']!r}; expected an image_id of INPUT or a path below it")
+        given, lesion = self._told(tuple(cells.get(name, "") for name in ATTRIBUTES), cells.get("lesion", ""))
+        return _Row(
+            record=record,
+            variant=parse_whole(cells, "variant", below=10**9),
+            seed=parse_whole(cells, "seed", below=2**63),
+            index=index,
+            name=parse_name(cells.get("lesion_id", "")),
+            view=_view(cells.get("view", ""), given.get("view_position")),
+            when=parse_date(cells.get("date", "")),
+            given=given,
+            lesion=lesion,
+            mask=parse_mask(cells, self._table.path.parent, self._files),
+        )
+
+    def _tell(self, texts: tuple[str, ...], lesion: str) -> tuple[dict[str, Any], Lesion]:
+        """The stated attributes and the lesion; rows that say the same share them."""
+        cells: dict[str, Any] = {name: text for name, text in zip(ATTRIBUTES, texts, strict=True) if text}
+        if "finding_categories" in cells:
+            cells["finding_categories"] = cells["finding_categories"].replace("|", ",")
+        stated, told = parse_overrides(cells), parse_lesion(lesion)
+        known = {name: value for name in OF_LESION if (value := getattr(told, name)) is not None}
+        for name in known.keys() & stated.keys():
+            if stated[name] != known[name]:
+                raise GBCIError(f"{name} is {stated[name]!r}, and {known[name]!r} in lesion; expected the same")
+        given = {**self._overrides, **parse_overrides({**known, **stated})}
+        nowhere = ImageRecord(study_id="", image_id="", path=Path())
+        lesion_of(describe(nowhere, None, given), told)
+        return given, told
 
 
-def _box(row: dict[str, str]) -> BoxMask:
-    xmin, ymin, xmax, ymax = (_number(row, name) for name in BOX_COLUMNS)
-    if xmin is None or ymin is None or xmax is None or ymax is None or not (xmin < xmax and ymin < ymax):
-        texts = ", ".join(row.get(name, "") for name in BOX_COLUMNS)
-        raise GBCIError(f"the box is ({texts}); expected numbers with xmin < xmax and ymin < ymax")
-    return BoxMask(box=(xmin, ymin, xmax, ymax), source="plan")
+class _Indices:
+    """A set of whole numbers; one bit each, in pages."""
+
+    def __init__(self):
+        self._pages: dict[int, bytearray] = {}
+
+    def add(self, index: int) -> bool:
+        """Adds a number; returns whether it was not in the set."""
+        number, place = divmod(index, _PAGE)
+        page = self._pages.get(number)
+        if page is None:
+            page = self._pages[number] = bytearray(_PAGE // 8)
+        bit = 1 << place % 8
+        new = not page[place // 8] & bit
+        page[place // 8] |= bit
+        return new
 
 
-def _ellipse(row: dict[str, str]) -> EllipseMask:
-    numbers = {name: _number(row, name) for name in ELLIPSE_COLUMNS}
-    diameters = [(name, value) for name in DIAMETERS if (value := numbers[name]) is not None]
-    if numbers["center_x"] is None or numbers["center_y"] is None or len(diameters) != 1:
-        given = ", ".join(name for name, value in numbers.items() if value is not None)
-        raise GBCIError(f"an ellipse has {given}; expected center_x, center_y and one of {' and '.join(DIAMETERS)}")
-    (measure, diameter), aspect = diameters[0], 1.0 if numbers["aspect"] is None else numbers["aspect"]
-    for name, value, low, high in ((measure, diameter, 0.01, 1e5), ("aspect", aspect, 0.1, 10)):
-        if not low <= value <= high:
-            raise GBCIError(f"{name} is {value:g}; expected a number from {low:g} to {high:g}")
-    return EllipseMask(
-        center=(numbers["center_x"], numbers["center_y"]),
-        diameter=diameter,
-        unit=DIAMETERS[measure],
-        aspect=aspect,
-        tilt=numbers["tilt"] or 0.0,
-    )
+def _line(content: Any) -> bytes:
+    return json.dumps(content).encode() + b"\n"
 
 
-def _number(row: dict[str, str], name: str) -> float | None:
-    text = row.get(name, "")
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise GBCIError(f"{name} is {text!r}; expected a number")
-    return value
-
-
-def _whole(row: dict[str, str], name: str, *, below: int) -> int | None:
-    text = row.get(name, "")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < below):
-        raise GBCIError(f"{name} is {text!r}; expected a whole number from 0 to {below - 1}")
-    return int(text)
+def _view(text: str, set_to: str | None) -> str | None:
+    view = text.upper() or None
+    if view not in (None, *VIEW_POSITIONS):
+        raise GBCIError(f"view is {text!r}; expected one of {', '.join(VIEW_POSITIONS)}")
+    if None not in (view, set_to) and view != set_to:
+        raise GBCIError(f"view is {view}, and view_position is {set_to}; expected the same")
+    return view
 
 
 def _below(root: Path, record: ImageRecord) -> str:
@@ -239,7 +338,7 @@ def _below(root: Path, record: ImageRecord) -> str:
 
 
 def _row(item: PlanItem, folder: Path) -> dict[str, Any]:
-    """The inverse of `_item`."""
+    """The inverse of `_Rows.item`."""
     given = {name: getattr(item.attributes, name) for name in ATTRIBUTES}
     # breast_birads is left blank where it follows from the finding, so that editing finding_birads changes both.
     graded = describe(item.template, None, {name: given[name] for name in ATTRIBUTES if name != "breast_birads"})
@@ -249,14 +348,19 @@ def _row(item: PlanItem, folder: Path) -> dict[str, Any]:
     known = {
         name for name in given if given[name] is not None or getattr(blank, name) is not None or name in item.withheld
     }
+    more = unshared(item.lesion, item.attributes)
     return {
         "image": item.template.image_id,
         "variant": item.variant,
         "seed": item.seed,
         "index": item.index,
+        "lesion_id": item.lesion_id,
+        "view": item.view or "",
+        "date": date_text(item.date),
         **{name: _text(given[name]) for name in known},
+        "lesion": json.dumps(more, sort_keys=True) if more else "",
         "report": item.report or "",
-        **_mask_cells(item.mask, folder),
+        **mask_cells(item.mask, folder),
     }
 
 
@@ -264,26 +368,3 @@ def _text(value: Any) -> str:
     if value is None:
         return "unknown"
     return str(list(value) or [NO_FINDING]) if isinstance(value, tuple) else str(value)
-
-
-def _mask_cells(mask: Mask, folder: Path) -> dict[str, Any]:
-    match mask:
-        case AutomaticMask():
-            return {"mask": "auto"}
-        case FileMask():
-            if not is_text(path := os.path.relpath(mask.path, folder)):
-                raise GBCIError(
-                    f"{path!r} has a name that is not plain text (UTF-8), so no plan can name it; rename it"
-                )
-            return {"mask": path}
-        case BoxMask():
-            return dict(zip(BOX_COLUMNS, map(_short, mask.box), strict=True))
-        case EllipseMask():
-            numbers = (*mask.center, mask.diameter, mask.aspect, mask.tilt)
-            names = ("center_x", "center_y", f"diameter_{mask.unit}", "aspect", "tilt")
-            return dict(zip(names, map(_short, numbers), strict=True))
-
-
-def _short(value: float) -> float | int:
-    """Whole numbers without a decimal point; other floats as Python writes them, exactly."""
-    return int(value) if value == int(value) else value

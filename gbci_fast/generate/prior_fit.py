@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from gbci_fast.attributes import FINDING_CATEGORIES, VIEW_POSITIONS
+from gbci_fast.attributes import FINDING_CATEGORIES, MARGINS, PATHOLOGIES, SHAPES, VIEW_POSITIONS
 from gbci_fast.choices import MODEL_SIZE
 from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
@@ -20,6 +20,7 @@ from gbci_fast.generate.priors import (
     SURFACE_CATEGORIES,
     CategoryPrior,
     LogNormal,
+    MassPrior,
     Priors,
 )
 from gbci_fast.generate.template import Template, open_template
@@ -36,6 +37,13 @@ FORMULA = (
     "findings do not tell, so their positions are not shrunk. Positions are relative to the tissue (1 = as often as if "
     "spread evenly), chest wall left, left and right breasts together."
 )
+MASS_FORMULA = (
+    "Masses: the share of malignant ones of a BI-RADS category is (malignant + 0.5) / (boxes + 1). Shape (rows) and "
+    "margin (columns: " + ", ".join(MARGINS) + ") are shares of one table per pathology and BI-RADS category, shrunk "
+    "as above toward the table of the pathology, which is shrunk toward that of all masses, whose counts are raised by "
+    "1 / 40 each. A box that states one of the two counts for the other in proportion to all masses. Sources whose "
+    "boxes all have one pathology do not count: they tell how cases were selected."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +57,7 @@ class Observation:
         diameter, aspect: see `CategoryPrior`.
         diameter_mm: None where the spacing is unknown.
         place: (height, depth) of the center in the breast's bounding box, each in [0, 1].
-        birads: None where unknown.
+        birads, pathology, shape, margin: None where unknown.
     """
 
     categories: tuple[str, ...]
@@ -60,6 +68,9 @@ class Observation:
     diameter_mm: float | None
     place: tuple[float, float]
     birads: int | None
+    pathology: str | None = None
+    shape: str | None = None
+    margin: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -91,7 +102,7 @@ def fit_priors(
     notes: Sequence[str] = (),
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> Priors:
-    """Reads every annotated image of `split` and fits size, aspect, position and BI-RADS per category.
+    """Reads every annotated image of `split` and fits the figures of every category, and the forms of masses.
 
     Args:
         roots: folders in the VinDr layout.
@@ -116,14 +127,16 @@ def fit_priors(
         samples = [main, fallback] if name in scarce else [main]
         categories[name] = _category_prior(name, samples, pooled)
     boxes = Counter(observation.source for observation in (*main.observations, *fallback.observations))
+    masses = _mass_prior(main.of("Mass"))
     return Priors(
-        notes=(FORMULA, *notes),
+        notes=(FORMULA, *([] if masses is None else [MASS_FORMULA]), *notes),
         sources={
             name: {"images": count, "boxes": boxes[name]} for name, count in (main.images + fallback.images).items()
         },
         shrinkage=SHRINKAGE,
         pooled=_prior(POOLED, main.observations, 1.0, pooled, _frequency([(main, main.observations)])),
         categories=categories,
+        masses=masses,
     )
 
 
@@ -223,11 +236,54 @@ class _Figures:
 def _category_prior(name: str, samples: Sequence[Sample], pooled: _Figures) -> CategoryPrior:
     found = [(sample, sample.of(name)) for sample in samples]
     observations = [each for _, group in found for each in group]
-    tissue = {view: sum(sample.tissue[view] for sample, group in found if group) for view in VIEW_POSITIONS}
+    tissue = {view: sum((each.tissue[view] for each, group in found if group), _no_cells()) for view in VIEW_POSITIONS}
     figures = (
         _Figures.of(observations, tissue).shrunk(pooled, surface=name in SURFACE_CATEGORIES) if observations else pooled
     )
     return _prior(name, observations, _weight(len(observations)), figures, _frequency(found))
+
+
+def _mass_prior(masses: Sequence[Observation]) -> MassPrior | None:
+    """Pathology and form of masses; None with fewer than `ENOUGH` boxes of known pathology, shape and margin."""
+    found = {source: {each.pathology for each in masses if each.source == source} for source in _sources(masses)}
+    told = [each for each in masses if each.pathology and found[each.source].issuperset(PATHOLOGIES)]
+    if sum(None not in (each.shape, each.margin) for each in told) < ENOUGH:
+        return None
+    pooled = _form_counts(told, np.zeros((len(SHAPES), len(MARGINS)))) + 0.5 / (len(SHAPES) * len(MARGINS))
+    pooled /= pooled.sum()
+
+    def shrunk(group: Sequence[Observation], toward: np.ndarray) -> np.ndarray:
+        counts = _form_counts(group, pooled)
+        return (counts + SHRINKAGE * toward) / (counts.sum() + SHRINKAGE)
+
+    malignant, forms = {}, {pathology: {} for pathology in PATHOLOGIES}
+    for grade in BIRADS_OF_FINDINGS:
+        graded = Counter(each.pathology for each in told if each.birads == grade)
+        malignant[grade] = _short((graded["malignant"] + 0.5) / (graded.total() + 1))
+    for pathology in PATHOLOGIES:
+        group = [each for each in told if each.pathology == pathology]
+        own = shrunk(group, pooled)
+        for grade in BIRADS_OF_FINDINGS:
+            form = shrunk([each for each in group if each.birads == grade], own)
+            forms[pathology][grade] = np.vectorize(_short)(form)
+    return MassPrior(boxes=_sources(told), malignant=malignant, forms=forms)
+
+
+def _sources(observations: Sequence[Observation]) -> dict[str, int]:
+    return dict(sorted(Counter(each.source for each in observations).items()))
+
+
+def _form_counts(observations: Sequence[Observation], shares: np.ndarray) -> np.ndarray:
+    """Number of boxes per shape and margin, float64 [4, 5]; where one of the two is unknown, divided by `shares`."""
+    counts = np.zeros_like(shares)
+    for each in observations:
+        rows = slice(None) if each.shape is None else [SHAPES.index(each.shape)]
+        columns = slice(None) if each.margin is None else [MARGINS.index(each.margin)]
+        if None not in (each.shape, each.margin):
+            counts[rows, columns] += 1
+        elif each.shape or each.margin:
+            counts[rows, columns] += shares[rows, columns] / (shares[rows, columns].sum() or 1)
+    return counts
 
 
 def _prior(
@@ -238,7 +294,7 @@ def _prior(
     quantiles = {"boxes": len(millimeters), "p05": _short(low), "median": _short(middle), "p95": _short(high)}
     return CategoryPrior(
         category=name,
-        boxes=dict(sorted(Counter(each.source for each in observations).items())),
+        boxes=_sources(observations),
         own_weight=_short(weight),
         diameter=_log_normal(figures.diameter),
         diameter_mm=quantiles if millimeters else None,
@@ -263,6 +319,9 @@ def _observation(finding: Finding, template: Template, view: str | None, source:
         diameter_mm=None if spacing is None else diameter * spacing,
         place=tuple(_normalized(np.array([[(ymin + ymax) / 2, (xmin + xmax) / 2]]), template.breast)[0]),
         birads=finding.attributes.finding_birads,
+        pathology=finding.attributes.pathology,
+        shape=finding.attributes.shape,
+        margin=finding.attributes.margin,
     )
 
 

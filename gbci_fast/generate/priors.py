@@ -1,7 +1,7 @@
-"""Priors: size, aspect and position of lesions per finding category, as statistics of annotations in a JSON file.
+"""Priors: size, aspect and position of lesions per finding category, and pathology, shape and margin of masses.
 
-`fit_priors` (`gbci_fast.generate.prior_fit`, ``gbci-fast priors``) makes them. Automatic masks and
-``--balance natural`` draw from them.
+They are statistics of annotations in a JSON file that `fit_priors` (`gbci_fast.generate.prior_fit`,
+``gbci-fast priors``) makes. Automatic masks and ``--balance natural`` draw from them.
 """
 
 import hashlib
@@ -19,12 +19,13 @@ import numpy as np
 from msgspec import Meta
 from scipy.special import ndtr, ndtri
 
-from gbci_fast.attributes import FINDING_CATEGORIES, VIEW_POSITIONS
+from gbci_fast.attributes import FINDING_CATEGORIES, MARGINS, PATHOLOGIES, SHAPES, VIEW_POSITIONS
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import atomically
 
 PACKAGED = Path(__file__).parent / "priors.json"
-FORMAT = "gbci_fast lesion priors 1"
+FORMAT = "gbci_fast lesion priors 2"
+FORMAT_WITHOUT_MASSES = "gbci_fast lesion priors 1"
 POOLED = "all categories"
 # Findings of the skin, the nipple or the axilla. A box that also names another category outlines the other one.
 SURFACE_CATEGORIES = ("Skin Thickening", "Suspicious Lymph Node", "Nipple Retraction", "Skin Retraction")
@@ -128,6 +129,53 @@ class CategoryPrior:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class MassPrior:
+    """Pathology, shape and margin of masses.
+
+    Attributes:
+        boxes: number of boxes of known pathology per source.
+        malignant: share of malignant masses, by BI-RADS.
+        forms: {pathology: {BI-RADS: float [4, 5]}}, shares of `SHAPES` (rows) and `MARGINS` (columns), which add up
+            to 1.
+    """
+
+    boxes: Mapping[str, int]
+    malignant: Mapping[int, float]
+    forms: Mapping[str, Mapping[int, np.ndarray]]
+
+    def joint(self, birads: Mapping[int, float]) -> np.ndarray:
+        """Shares of BI-RADS, pathology, shape and margin, float64 [4, 2, 4, 5], up to a factor.
+
+        Args:
+            birads: shares of the BI-RADS categories (`CategoryPrior.birads`).
+        """
+        benign, malignant = PATHOLOGIES
+        return np.array(
+            [
+                [
+                    birads[grade] * (1 - self.malignant[grade]) * self.forms[benign][grade],
+                    birads[grade] * self.malignant[grade] * self.forms[malignant][grade],
+                ]
+                for grade in BIRADS_OF_FINDINGS
+            ]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the file, see `Masses`."""
+        return {
+            "boxes": dict(self.boxes),
+            "malignant": {str(grade): share for grade, share in self.malignant.items()},
+            "forms": {
+                pathology: {
+                    str(grade): dict(zip(SHAPES, np.asarray(form).tolist(), strict=True))
+                    for grade, form in forms.items()
+                }
+                for pathology, forms in self.forms.items()
+            },
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Priors:
     """The priors of every category of `FINDING_CATEGORIES`, and the sources they were fitted from.
 
@@ -137,6 +185,7 @@ class Priors:
         shrinkage: k of the weight n / (n + k) of a category of n boxes.
         pooled: all boxes, whatever their category.
         categories: {category: its prior}.
+        masses: pathology and form of masses; None = unknown, as in files of `FORMAT_WITHOUT_MASSES`.
     """
 
     notes: tuple[str, ...]
@@ -144,6 +193,7 @@ class Priors:
     shrinkage: float
     pooled: CategoryPrior
     categories: Mapping[str, CategoryPrior]
+    masses: MassPrior | None = None
 
     def of(self, finding_categories: tuple[str, ...] | None) -> CategoryPrior:
         """The prior of the first category that is not in `SURFACE_CATEGORIES`, else of the first category.
@@ -162,10 +212,11 @@ class Priors:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "format": FORMAT,
+            "format": FORMAT_WITHOUT_MASSES if self.masses is None else FORMAT,
             "notes": list(self.notes),
             "sources": {name: dict(counts) for name, counts in self.sources.items()},
             "shrinkage": self.shrinkage,
+            **({} if self.masses is None else {"masses": self.masses.to_json()}),
             "categories": {
                 POOLED: self.pooled.to_json(),
                 **{name: prior.to_json() for name, prior in self.categories.items()},
@@ -193,11 +244,11 @@ def load_priors(path: Path | None = None) -> Priors:
         raise GBCIError(f"{path} does not exist; expected lesion priors as gbci-fast priors writes them") from None
     except (OSError, ValueError, RecursionError) as error:
         raise GBCIError(f"{path} cannot be read as lesion priors: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else content
+    found = content.get("format") if isinstance(content, dict) else content
+    if found not in (FORMAT, FORMAT_WITHOUT_MASSES):
         raise GBCIError(f"{path}: format is {str(found)[:60]!r}; expected {FORMAT!r}")
     try:
-        file = msgspec.convert(content, _File)
+        file: Any = msgspec.convert(content, _FileWithMasses if found == FORMAT else _File)
     except msgspec.ValidationError as error:
         raise GBCIError(f"{path}: {_sentence(str(error), content)}") from None
     entries = dict(zip((POOLED, *FINDING_CATEGORIES), msgspec.structs.astuple(file.categories), strict=True))
@@ -208,6 +259,7 @@ def load_priors(path: Path | None = None) -> Priors:
         shrinkage=file.shrinkage,
         pooled=priors.pop(POOLED),
         categories=priors,
+        masses=_masses(file.masses) if found == FORMAT else None,
     )
 
 
@@ -224,6 +276,16 @@ def _add_up(shares: msgspec.Struct) -> None:
 
 Views = _object(VIEW_POSITIONS, Annotated[list[Cells], Meta(min_length=GRID, max_length=GRID)])
 Grades = _object(map(str, BIRADS_OF_FINDINGS), Share, __post_init__=_add_up)
+
+
+def _form(table: msgspec.Struct) -> None:
+    if not math.isclose(sum(map(sum, msgspec.structs.astuple(table))), 1, abs_tol=0.01):
+        raise ValueError("Expected shares that add up to 1")
+
+
+Form = _object(
+    SHAPES, Annotated[list[Share], Meta(min_length=len(MARGINS), max_length=len(MARGINS))], __post_init__=_form
+)
 
 
 class _Quantiles(msgspec.Struct, forbid_unknown_fields=True):
@@ -260,13 +322,44 @@ class _Entry(msgspec.Struct):
         )
 
 
+def _masses(file: Any) -> MassPrior:
+    """`MassPrior` of its place in the file."""
+    by_pathology = [
+        {
+            grade: np.array(msgspec.structs.astuple(form))
+            for grade, form in zip(BIRADS_OF_FINDINGS, msgspec.structs.astuple(forms), strict=True)
+        }
+        for forms in msgspec.structs.astuple(file.forms)
+    ]
+    return MassPrior(
+        boxes=file.boxes,
+        malignant=dict(zip(BIRADS_OF_FINDINGS, msgspec.structs.astuple(file.malignant), strict=True)),
+        forms=dict(zip(PATHOLOGIES, by_pathology, strict=True)),
+    )
+
+
+Masses = msgspec.defstruct(
+    "Masses",
+    [
+        ("boxes", dict[str, Count]),
+        ("malignant", _object(map(str, BIRADS_OF_FINDINGS), Share)),
+        ("forms", _object(PATHOLOGIES, _object(map(str, BIRADS_OF_FINDINGS), Form))),
+    ],
+    forbid_unknown_fields=True,
+)
+
+
 class _File(msgspec.Struct):
-    """`Priors` in the file."""
+    """`Priors` in the file of `FORMAT_WITHOUT_MASSES`."""
 
     notes: list[str]
     sources: dict[str, dict[str, Count]]
     shrinkage: Amount
     categories: _object((POOLED, *FINDING_CATEGORIES), _Entry)
+
+
+_FileWithMasses = msgspec.defstruct("_FileWithMasses", [("masses", Masses)], bases=(_File,), kw_only=True)
+"""`Priors` in the file of `FORMAT`."""
 
 
 def _sentence(error: str, content: Any) -> str:

@@ -1,7 +1,7 @@
 """Runs the batches of a plan through the sampler, while workers prepare its inputs and finish its outputs."""
 
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
+from gbci_fast.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.copies import CopyGate
 from gbci_fast.generate.plan import PlanItem
@@ -61,7 +62,7 @@ class Synthesizer:
         self._threads = threads or len(os.sched_getaffinity(0))
 
     def stream(
-        self, batches: Sequence[Sequence[PlanItem]], use: Callable[[Synthesis], T], *, skip_bad: bool = True
+        self, batches: Iterable[Sequence[PlanItem]], use: Callable[[Synthesis], T], *, skip_bad: bool = True
     ) -> Generator[list[Made[T] | GBCIError], None, None]:
         """Yields a list per batch, in order, with one entry per item: the image as `use` returned it, or an error.
 
@@ -75,7 +76,7 @@ class Synthesizer:
         of `use` are raised.
 
         Args:
-            batches: the items to make.
+            batches: the items to make; taken one batch ahead of the sampler.
             use: called with every image.
             skip_bad: sample a batch without the items that cannot be prepared, instead of raising the first error.
 
@@ -84,12 +85,12 @@ class Synthesizer:
         """
         lanes = start_workers(self._workers, self._threads, use, self._gate, self._settings.guidance_scale)
         try:
-            upcoming = [_Batch(batch, lanes) for batch in batches[:1]]
-            before = None
-            for i in range(len(batches)):
+            source = iter(batches)
+            upcoming, before = _begin(source, lanes), None
+            while upcoming is not None:
                 failure = None
                 try:
-                    (batch,), upcoming = upcoming, [_Batch(batch, lanes) for batch in batches[i + 1 : i + 2]]
+                    batch, upcoming = upcoming, _begin(source, lanes)
                     images = self._sample(batch.items, batch.requests(skip_bad=skip_bad))
                 except BaseException as error:
                     failure = error
@@ -114,11 +115,7 @@ class Synthesizer:
         images = self._pipe(
             torch.from_numpy(np.stack([ask.pixels for _, ask in ready]))[:, None],
             torch.from_numpy(np.stack([ask.mask for _, ask in ready]).astype(np.float32))[:, None],
-            # A file's age and spacing go into the tables, not into the model: no real training image stated either.
-            attributes=[
-                replace(ask.attributes, age=item.attributes.age, pixel_spacing=item.attributes.pixel_spacing)
-                for item, ask in ready
-            ],
+            attributes=[self._told(item, ask) for item, ask in ready],
             report=[item.report for item, _ in ready],
             num_inference_steps=self._settings.num_inference_steps,
             guidance_scale=self._settings.guidance_scale,
@@ -128,12 +125,20 @@ class Synthesizer:
         ).images
         return {item.index: image for (item, _), image in zip(ready, images[:, 0].cpu().numpy(), strict=True)}
 
+    def _told(self, item: PlanItem, request: Request) -> Attributes:
+        """The description for the model, which warns of attributes that it does not know: they are left out.
+
+        A file's age and spacing go into the tables, not into the model: no real training image stated either.
+        """
+        told = replace(request.attributes, age=item.attributes.age, pixel_spacing=item.attributes.pixel_spacing)
+        return self._pipe.conditioner.without_ignored(told)
+
 
 class _Batch:
     """The items of a batch, divided among the workers in equal runs of consecutive items."""
 
     def __init__(self, items: Sequence[PlanItem], lanes: Sequence[Lane]):
-        self.items = items
+        self.items = items = list(items)
         self._lanes = lanes
         share = -(-len(items) // len(lanes))
         self._shares = [items[first : first + share] for first in range(0, len(items), max(share, 1))]
@@ -172,6 +177,12 @@ class _Batch:
 
     def _submit(self, method: str, parts: Sequence) -> list[Future]:
         return [lane.submit(method, part) for lane, part in zip(self._lanes, parts, strict=False)]
+
+
+def _begin(source: Iterator[Sequence[PlanItem]], lanes: Sequence[Lane]) -> _Batch | None:
+    """The next batch, given to the workers; None after the last."""
+    items = next(source, None)
+    return None if items is None else _Batch(items, lanes)
 
 
 def _made(lane: Lane, index: int, value: T) -> Made[T]:

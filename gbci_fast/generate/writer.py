@@ -13,7 +13,7 @@ from gbci_fast.data.vindr import TEMPLATE
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.identities import Identities
 from gbci_fast.generate.manifest import SYNTHETIC, finding_kind
-from gbci_fast.generate.plan import PlanItem
+from gbci_fast.generate.plan import PlanItem, date_text
 from gbci_fast.generate.settings import JobSettings
 from gbci_fast.generate.sinks import dicom, png
 from gbci_fast.generate.template import Extent, Synthesis
@@ -158,6 +158,9 @@ def _row(image: Synthesis, kept: Sequence[int], identities: Identities, formats:
         "ymin": image.box[1],
         "xmax": image.box[2],
         "ymax": image.box[3],
+        "lesion_id": item.lesion_id,
+        "lesion": item.lesion.to_json(),
+        "date": date_text(item.date),
         "mask_source": item.mask_source,
         "attributes": image.attributes.to_mapping(),
         "report": item.report or "",

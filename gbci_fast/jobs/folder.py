@@ -14,10 +14,12 @@ import json
 import os
 import shutil
 import zlib
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ FINISHED_FOLDER = ".finished"
 JOURNAL = "journal.jsonl"
 CHECKS = ("digests", "sizes")
 
-Key = int | str
+Key = int | str  # numbers count from 0
+AT_ONCE = 4096  # pieces of work that are checked in parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +190,7 @@ class JobFolder:
                 try:
                     yield
                 finally:
-                    if not self._journal.keys() and not self.finished:
+                    if next(iter(self), None) is None and not self.finished:
                         self._take_back()
         finally:
             if self._created:
@@ -196,7 +199,7 @@ class JobFolder:
 
     def __iter__(self) -> Iterator[Key]:
         """The keys of all noted pieces of work, sorted: numbers, then names."""
-        return iter(self._journal.keys())
+        return self._journal.keys()
 
     def __contains__(self, key: Key) -> bool:
         return key in self._journal
@@ -237,10 +240,12 @@ class JobFolder:
 
     def damaged(self, check: str) -> list[Key]:
         """The keys of all finished pieces of work that `is_damaged`, in order; reads files in parallel."""
-        keys = list(self)
+        keys, lost = iter(self), []
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            found = pool.map(lambda key: self.is_damaged(key, check), keys)
-            return [key for key, damaged in zip(keys, found, strict=True) if damaged]
+            while part := list(islice(keys, AT_ONCE)):
+                found = pool.map(lambda key: self.is_damaged(key, check), part)
+                lost += [key for key, damaged in zip(part, found, strict=True) if damaged]
+        return lost
 
     def finish(self) -> None:
         """Marks the job as finished: compacts the journal, sorted by key, and renames `.progress` to `.finished`."""
@@ -269,31 +274,39 @@ class JobFolder:
 
 
 class _Journal:
-    """A file of lines with CRC-32, key and note. The last line of a key counts; a note of None deletes the key."""
+    """A file of lines with CRC-32, key and note. The last line of a key counts; a note of None deletes the key.
+
+    In memory a numbered piece of work takes 8 bytes: where its line starts.
+    """
 
     def __init__(self, path: Path):
         self._path = path
-        self._at: dict[Key, tuple[int, int]] = {}  # start and length of a key's line in bytes
+        self._numbered = array("q")  # by number; -1 = no note
+        self._named: dict[str, int] = {}
         self._end = 0
         with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     break  # cut short
                 if (parsed := _parse(line)) is not None:
-                    self._place(*parsed, len(line))
+                    self._place(*parsed)
                 self._end += len(line)
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._at
+        if isinstance(key, str):
+            return key in self._named
+        return 0 <= key < len(self._numbered) and self._numbered[key] >= 0
 
-    def keys(self) -> list[Key]:
-        return sorted(self._at, key=lambda key: (isinstance(key, str), key))
+    def keys(self) -> Iterator[Key]:
+        yield from (number for number in range(len(self._numbered)) if self._numbered[number] >= 0)
+        yield from sorted(self._named)
 
     def read(self, key: Key) -> dict[str, Any]:
-        start, length = self._at[key]
+        if key not in self:
+            raise KeyError(key)
         with self._path.open("rb") as file:
-            file.seek(start)
-            _, note = _parse(file.read(length))
+            file.seek(self._named[key] if isinstance(key, str) else self._numbered[key])
+            _, note = _parse(file.readline())
         return note
 
     def append(self, key: Key, note: dict[str, Any] | None) -> None:
@@ -307,7 +320,7 @@ class _Journal:
             os.fsync(file.fileno())
         if new:
             sync(self._path.parent)
-        self._place(key, note, len(line))
+        self._place(key, note)
         self._end += len(line)
 
     def rewrite(self) -> None:
@@ -315,11 +328,15 @@ class _Journal:
         lines = (_line(key, self.read(key)) for key in self.keys())
         atomically_open(self._path, lambda file: file.writelines(lines))
 
-    def _place(self, key: Key, note: dict[str, Any] | None, length: int) -> None:
-        if note is None:
-            self._at.pop(key, None)
+    def _place(self, key: Key, note: dict[str, Any] | None) -> None:
+        start = -1 if note is None else self._end
+        if isinstance(key, int):
+            self._numbered.extend([-1] * (key + 1 - len(self._numbered)))
+            self._numbered[key] = start
+        elif start >= 0:
+            self._named[key] = start
         else:
-            self._at[key] = self._end, length
+            self._named.pop(key, None)
 
 
 def _line(key: Key, note: dict[str, Any] | None) -> bytes:

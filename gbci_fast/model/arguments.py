@@ -5,6 +5,7 @@ A wrong argument is one sentence, and no traceback from deep inside torch.
 
 import inspect
 import math
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -16,7 +17,7 @@ from diffusers import LCMScheduler, SchedulerMixin
 from torch import Tensor
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.errors import GBCIError
+from gbci_fast.errors import GBCIError, InputWarning
 from gbci_fast.model.images import ImageInput, to_mask, to_tensor
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -170,6 +171,18 @@ def as_attributes(
             item = Attributes()
         out.append(item if isinstance(item, Attributes) else Attributes.from_mapping(item))
     return out
+
+
+def warn_of_ignored(attributes: Sequence[Attributes], ignores: Sequence[str]) -> None:
+    """Warns (`InputWarning`) if a description states attributes that the checkpoint does not know.
+
+    Args:
+        attributes: the descriptions of a call.
+        ignores: names of the attributes that the checkpoint does not know.
+    """
+    told = [name for name in ignores if any(getattr(each, name) is not None for each in attributes)]
+    if told:
+        warnings.warn(f"this checkpoint does not know {', '.join(told)}, and ignores it", InputWarning, stacklevel=2)
 
 
 def seeds_per_image(

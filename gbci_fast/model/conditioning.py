@@ -5,7 +5,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,13 @@ from torch import Tensor, nn
 from gbci_fast.attributes import (
     BIRADS,
     BREAST_DENSITIES,
+    CONDITIONED,
     FINDING_CATEGORIES,
     LATERALITIES,
+    MARGINS,
+    PATHOLOGIES,
+    SHAPES,
+    SUBTLETIES,
     VIEW_POSITIONS,
     Attributes,
 )
@@ -31,9 +36,13 @@ CATEGORICAL = {
     "breast_density": BREAST_DENSITIES,
     "breast_birads": BIRADS,
     "finding_birads": BIRADS,
+    "shape": SHAPES,
+    "margin": MARGINS,
+    "pathology": PATHOLOGIES,
+    "subtlety": SUBTLETIES,
 }
 NUMERIC = {"age": 100.0, "pixel_spacing": 1.0}  # units (years, mm) that values are divided by before encoding
-NUM_ATTRIBUTE_TOKENS = len(CATEGORICAL) + 1 + len(NUMERIC)
+FIRST_ATTRIBUTES = CONDITIONED[:8]  # of checkpoints whose config names none
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,11 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         vocabulary: hash buckets of the built-in report encoder's words.
         max_report_tokens: longer reports are cut to this length.
         report_width: width of an external text encoder's states, passed as `report_embeds`; None for the built-in one.
+        attributes: names out of `CONDITIONED` of the attributes that it knows, one token each, in this order. Other
+            attributes have no effect.
+
+    Raises:
+        GBCIError: `attributes` is empty, or holds another name or one twice.
     """
 
     __module__ = "gbci_fast.conditioning"  # the name in checkpoints
@@ -118,22 +132,27 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         vocabulary: int = 2048,
         max_report_tokens: int = 32,
         report_width: int | None = None,
+        attributes: Sequence[str] = FIRST_ATTRIBUTES,
     ):
         super().__init__()
+        _check_names(attributes)
+        self.known = tuple(attributes)
         grid = image_size // patch_size
         self.patch = nn.Conv2d(2, width, patch_size, stride=patch_size)
         self.position = nn.Parameter(torch.randn(1, width, grid, grid) * 0.02)
         self.vit = _transformer(width, depth, head_dim)
         self.categorical = nn.ModuleDict(
-            {name: nn.Embedding(1 + len(values), width) for name, values in CATEGORICAL.items()}
+            {name: nn.Embedding(1 + len(CATEGORICAL[name]), width) for name in attributes if name in CATEGORICAL}
         )
-        # Rows: unknown, no finding, then one per category; several categories are summed.
-        self.categories = nn.Embedding(2 + len(FINDING_CATEGORIES), width)
+        if "finding_categories" in attributes:
+            # Rows: unknown, no finding, then one per category; several categories are summed.
+            self.categories = nn.Embedding(2 + len(FINDING_CATEGORIES), width)
+        numeric = [name for name in attributes if name in NUMERIC]
         self.numeric = nn.ModuleDict(
-            {name: nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width)) for name in NUMERIC}
+            {name: nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width)) for name in numeric}
         )
-        self.numeric_unknown = nn.ParameterDict({name: nn.Parameter(torch.zeros(width)) for name in NUMERIC})
-        self.attribute_type = nn.Parameter(torch.randn(NUM_ATTRIBUTE_TOKENS, width) * 0.02)
+        self.numeric_unknown = nn.ParameterDict({name: nn.Parameter(torch.zeros(width)) for name in numeric})
+        self.attribute_type = nn.Parameter(torch.randn(len(attributes), width) * 0.02)
         if report_width is None:
             self.words = nn.Embedding(vocabulary, width)
             self.report_position = nn.Parameter(torch.randn(max_report_tokens, width) * 0.02)
@@ -203,21 +222,48 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             position = nn.functional.interpolate(position, x.shape[-2:], mode="bicubic", align_corners=False)
         return self.vit((x + position).flatten(2).transpose(1, 2))
 
+    @property
+    def ignores(self) -> tuple[str, ...]:
+        """Names of the attributes that have no effect, since this encoder does not know them."""
+        return tuple(name for name in CONDITIONED if name not in self.known)
+
+    def without_ignored(self, attributes: Attributes) -> Attributes:
+        """The description, with the attributes that have no effect as unknown."""
+        return replace(attributes, **dict.fromkeys(self.ignores))
+
     def encode_attributes(self, attributes: Sequence[Attributes]) -> Tensor:
-        """One token per attribute, [B, 8, D]."""
-        device = self.null_token.device
-        columns = []
-        for name, values in CATEGORICAL.items():
-            index = [0 if getattr(a, name) is None else 1 + values.index(getattr(a, name)) for a in attributes]
-            columns.append(self.categorical[name](torch.tensor(index, device=device)))
-        columns.append(self._categories_bag(attributes).to(self.categories.weight) @ self.categories.weight)
-        for name, unit in NUMERIC.items():
-            values = [getattr(a, name) for a in attributes]
-            known = torch.tensor([value is not None for value in values], device=device)[:, None]
-            filled = torch.tensor([0.0 if value is None else float(value) for value in values], device=device)
-            encoded = self.numeric[name](_fourier(filled / unit).to(self.null_token.dtype))
-            columns.append(torch.where(known, encoded, self.numeric_unknown[name]))
+        """One token per attribute of the config, [B, A, D]."""
+        columns = [self._encode_attribute(name, attributes) for name in self.known]
         return torch.stack(columns, 1) + self.attribute_type
+
+    def _encode_attribute(self, name: str, attributes: Sequence[Attributes]) -> Tensor:
+        """[B, D]."""
+        device = self.null_token.device
+        if name == "finding_categories":
+            return self._categories_bag(attributes).to(self.categories.weight) @ self.categories.weight
+        values = [getattr(a, name) for a in attributes]
+        if name in CATEGORICAL:
+            index = [0 if value is None else 1 + CATEGORICAL[name].index(value) for value in values]
+            return self.categorical[name](torch.tensor(index, device=device))
+        known = torch.tensor([value is not None for value in values], device=device)[:, None]
+        filled = torch.tensor([0.0 if value is None else float(value) for value in values], device=device)
+        encoded = self.numeric[name](_fourier(filled / NUMERIC[name]).to(self.null_token.dtype))
+        return torch.where(known, encoded, self.numeric_unknown[name])
+
+    def load_known(self, other: "ConditionEncoder") -> None:
+        """Copies the weights of `other`; attributes that `other` does not know keep their weights.
+
+        Raises:
+            RuntimeError: the encoders differ in more than in their attributes.
+        """
+        mine, theirs = self.state_dict(), other.state_dict()
+        own = {key: value for key, value in mine.items() if key not in theirs and _is_of_attributes(key)}
+        kept = {key: value for key, value in theirs.items() if key in mine or not _is_of_attributes(key)}
+        types = mine["attribute_type"].clone()
+        for row, name in enumerate(self.known):
+            if name in other.known:
+                types[row] = theirs["attribute_type"][other.known.index(name)]
+        self.load_state_dict({**kept, **own, "attribute_type": types})
 
     def _categories_bag(self, attributes: Sequence[Attributes]) -> Tensor:
         bag = torch.zeros(len(attributes), self.categories.num_embeddings)
@@ -285,6 +331,17 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             raise GBCIError(f"report holds {text!r}; expected text or None")
         words = re.findall(r"[a-z]+|\d+", (text or "").lower())[: self.config.max_report_tokens]
         return [zlib.crc32(word.encode()) % self.config.vocabulary for word in words]
+
+
+def _check_names(attributes: object) -> None:
+    names = list(attributes) if isinstance(attributes, list | tuple) else []
+    if not names or any(name not in CONDITIONED for name in names) or len(set(names)) < len(names):
+        expected = f"one or more of {', '.join(CONDITIONED)}, each once"
+        raise GBCIError(f"attributes of the conditioner is {attributes!r}; expected {expected}")
+
+
+def _is_of_attributes(key: str) -> bool:
+    return key.startswith(("categorical.", "categories.", "numeric.", "numeric_unknown."))
 
 
 def _transformer(width: int, depth: int, head_dim: int) -> nn.TransformerEncoder:

@@ -27,6 +27,7 @@ from gbci_fast.model.arguments import (
     check_argument_types,
     read_images,
     seeds_per_image,
+    warn_of_ignored,
 )
 from gbci_fast.model.conditioning import ConditionEncoder, Conditioning
 from gbci_fast.model.few_step import FewStepLoRA, few_step_scheduler
@@ -176,7 +177,8 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
             image: gray PIL (8 or 16 bit), array or tensor in [0, 1], H x W divisible by the model's stride.
             mask_image: the same H x W; 1 = synthesize. A float mask counts above 0.5, an integer mask above half of its
                 largest value: 0 and 1, 0 and 255, and 16 bits mean the same.
-            attributes: `Attributes`, or mappings with their field names; absent fields are unknown.
+            attributes: `Attributes`, or mappings with their field names; absent fields are unknown. Those that the
+                checkpoint does not know (`conditioner.ignores`) have no effect; an `InputWarning` names them.
             report: free text, or None.
             height, width: resize image and mask to this first.
             strength: 1 starts from pure noise; less keeps that much of the original under the mask.
@@ -209,6 +211,7 @@ class GBCIPipeline(UNetLoRALoader, DiffusionPipeline):
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
         given = broadcast_inputs(pixels, mask, attributes, report, report_embeds, report_mask, device)
+        warn_of_ignored(given.attributes, self.conditioner.ignores)
         total = len(given.pixels) * num_images_per_prompt
         seeds = seeds_per_image(seed, generator, total, self.scheduler)
 

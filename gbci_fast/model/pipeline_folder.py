@@ -36,6 +36,7 @@ CLASSES = {
 OPTIONAL = ("few_step",)
 SCHEDULER = "scheduler"
 CODE = ("auto_map", "custom_pipeline", "custom_pipelines", "quantization_config")  # keys that name code to import
+LATER = ("attributes",)  # keys of configs that older checkpoints lack; the default says what those are
 LARGEST = 2**16  # limit of sizes in a config: a component is built before other checks can find the damage
 FLOATS = ("F64", "F32", "F16", "BF16")
 TRIAL_STEPS = 4  # every scheduler supports these, unless its limit is as low: then one step
@@ -233,7 +234,7 @@ def _check_values(folder: Path, name: Path, values: Mapping[str, Any], kind: typ
     for key, parameter in inspect.signature(kind).parameters.items():
         if parameter.kind != parameter.POSITIONAL_OR_KEYWORD:
             continue
-        if key not in values and whole:  # the default may not be this model's value
+        if key not in values and whole and key not in LATER:  # the default may not be this model's value
             raise refusal(folder, f"{name} lacks {key!r}")
         value = values.get(key, parameter.default)
         for one in value if isinstance(value, list | tuple) else [value]:

@@ -32,7 +32,9 @@ from gbci_fast.phantom.study import (
 from gbci_fast.phantom.ultrasound_files import ULTRASOUND_COLUMNS, ultrasound_file, write_ultrasound
 
 PATIENT_COLUMNS = ("source", "spacing_mm", "patient_id", "timepoint", "days", "age", "hazard", "twin")
-LESION_COLUMNS = ("report", "pathology", "volume_mm3", "doubling_days", "mask_file", "ultrasound")
+LESION_COLUMNS = (
+    "report", "shape", "margin", "pathology", "volume_mm3", "doubling_days", "mask_file", "ultrasound",
+)  # fmt: skip
 BREAST_COLUMNS = (
     "study_id", "series_id", "image_id", "laterality", "view_position", "height", "width", "breast_birads",
     "breast_density", "split", *PATIENT_COLUMNS,
@@ -75,8 +77,8 @@ def generate_phantom(
 
     Columns besides VinDr-Mammo's: ``source``, ``spacing_mm``, ``patient_id``, ``timepoint``, ``days`` since the first
     timepoint, ``age``, ``hazard`` (see `population.relative_hazard`), ``twin`` (its file or blank). Findings also have
-    ``report``, ``pathology``, ``volume_mm3``, ``doubling_days``, ``mask_file`` and ``ultrasound`` (the slice's file);
-    blank where it does not apply.
+    ``report``, ``shape``, ``margin``, ``pathology``, ``volume_mm3``, ``doubling_days``, ``mask_file`` and
+    ``ultrasound`` (the slice's file); blank where it does not apply.
 
     Args:
         output: a new or an empty folder.
@@ -265,6 +267,8 @@ def _describe_lesion(image: PhantomImage, lesion: LesionTruth, number: int, job:
         "xmax": xmax,
         "ymax": ymax,
         "report": finding.report,
+        "shape": finding.shape or "",
+        "margin": finding.margin or "",
         "pathology": finding.pathology,
         "volume_mm3": "" if volume is None else f"{volume:.2f}",
         "doubling_days": "" if doubling is None else f"{doubling:.1f}",

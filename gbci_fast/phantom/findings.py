@@ -14,6 +14,9 @@ from gbci_fast.phantom.population import ASSOCIATED
 SINGLE = ("Skin Thickening", "Suspicious Lymph Node", "Nipple Retraction", "Global Asymmetry", "Skin Retraction")
 MALIGNANT_MASSES = {"spiculated": 0.65, "irregular": 0.35}
 BENIGN_MASSES = {"round": 0.3, "oval": 0.4, "lobular": 0.3}
+# In the words of `Attributes`, where they differ from the kind.
+SHAPES = {"spiculated": "irregular", "lobular": "lobulated"}
+MARGINS = {"spiculated": "spiculated", "irregular": "indistinct"}
 MASS_RADII = (5.0, 7.0, 9.0)  # mm, of the ball with the core's volume
 DOUBLING_DAYS = 180.0  # median of cancers; log-normal, 0.5 (Fournier et al., Cancer 45, 1980: 44 to 1869 days)
 
@@ -33,6 +36,7 @@ class PhantomFinding:
         distortion: radius in mm of the distorted tissue, or 0.
         views: the views that show it.
         doubling_days: doubling time of its volume; None if it does not grow.
+        shape, margin: of a mass, as in `Attributes`.
     """
 
     kind: str
@@ -47,6 +51,8 @@ class PhantomFinding:
     distortion: float = 0.0
     views: tuple[str, ...] = VIEW_POSITIONS
     doubling_days: float | None = None
+    shape: str | None = None
+    margin: str | None = None
 
     @property
     def pathology(self) -> str:
@@ -98,8 +104,8 @@ def _mass(rng: np.random.Generator, malignant: bool, room: Room) -> PhantomFindi
     kind = str(rng.choice(list(shares), p=list(shares.values())))
     radius = float(rng.choice(MASS_RADII))
     body = bodies.draw_mass(rng, kind, radius)
-    margin = {"spiculated": "spiculated", "irregular": "indistinct"}.get(kind, "circumscribed")
-    shape = "irregular" if kind == "spiculated" else kind
+    margin = MARGINS.get(kind, "circumscribed")
+    said = "irregular" if kind == "spiculated" else kind
     return PhantomFinding(
         kind=kind,
         categories=("Mass",),
@@ -107,7 +113,9 @@ def _mass(rng: np.random.Generator, malignant: bool, room: Room) -> PhantomFindi
         radius=radius,
         strength=rng.uniform(1.0, 1.1),
         body=body,
-        report=f"{shape} mass with {margin} margins",
+        report=f"{said} mass with {margin} margins",
+        shape=SHAPES.get(kind, kind),
+        margin=margin,
         **_assessment(rng, malignant, sure=0.65 if kind == "spiculated" else 0.4, grows=True),
     )
 

@@ -166,7 +166,7 @@ def test_weights(refused, copy_of, damage, said):
 CACHES = {
     "no description": (lambda f: (f / "cache.json").unlink(), "does not exist; a VinDr-Mammo folder has it"),
     "garbage": (lambda f: (f / "cache.json").write_text("{"), "cannot be read as the description of a cache"),
-    "format": (entry("cache.json", format=99), "is a cache of format 99; expected 1"),
+    "format": (entry("cache.json", format=99), "is a cache of format 99; expected 2"),
     "size": (entry("cache.json", size="big"), "cannot be read as the description of a cache"),
     "files": (entry("cache.json", files={}), "does not describe index.parquet, pixels.npy and masks.npy"),
     "pixels": (shortened("pixels.npy", 1000), "pixels.npy is absent or cut"),

@@ -62,7 +62,7 @@ def test_it_paints_every_row_and_writes_figures(script, tiny_pipeline, tmp_path,
     monkeypatch.setattr(script, "REFERENCE", "DDIM 1")  # fifty steps would take minutes
     monkeypatch.setattr(script, "ROWS", (script.Row(None, 1), script.Row(DDIMScheduler, 1)))
     output = tmp_path / "few_steps.json"
-    arguments = f"{tmp_path / 'phantom'} --weights {tmp_path / 'weights'} --limit 12 --output {output}"
+    arguments = f"{tmp_path / 'phantom'} --weights {tmp_path / 'weights'} --limit 12 --split test --output {output}"
     monkeypatch.setattr(sys, "argv", ["few_steps.py", *arguments.split()])
     assert script.main() == 0
     found = json.loads(output.read_text())

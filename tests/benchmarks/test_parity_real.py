@@ -30,7 +30,17 @@ def arguments(tiny_pipeline, tmp_path_factory):
     for table in (folder / "phantom").glob("*.csv"):
         table.write_text(table.read_text().replace(",training,", ",test,"))
     tiny_pipeline(shared=True).save_pretrained(folder / "weights")
-    return [str(folder / "phantom"), "--weights", str(folder / "weights"), "--steps", "2", "--limit", "3"]
+    return [
+        str(folder / "phantom"),
+        "--weights",
+        str(folder / "weights"),
+        "--steps",
+        "2",
+        "--limit",
+        "3",
+        "--split",
+        "test",
+    ]
 
 
 def run(script, arguments, monkeypatch, tmp_path, *more):

@@ -15,6 +15,8 @@ from PIL import Image
 from gbci_fast.cli import main
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.generate.priors import PACKAGED, load_priors
+from gbci_fast.model.conditioning import ConditionEncoder
+from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.phantom import generate_phantom
 
 QUICK = ("--variants", "1", "--steps", "1", "--guidance", "1", "--batch-size", "2")
@@ -149,6 +151,50 @@ def test_categories_that_the_packaged_model_does_not_paint_are_said(phantom, wei
     assert capfd.readouterr().err == ""  # no note for the user's own weights
 
 
+@pytest.fixture(scope="module")
+def old_weights(tiny_pipeline, tmp_path_factory):
+    """A checkpoint that knows the first attributes alone, as the packaged one."""
+    folder = tmp_path_factory.mktemp("old") / "checkpoint"
+    encoder = ConditionEncoder(image_size=224, width=64, depth=1, report_depth=1, pooled_dim=64)
+    GBCIPipeline(**{**tiny_pipeline(224).components, "conditioner": encoder}).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "ignored"),
+    [
+        (("--set", "margin=spiculated", "--set", "subtlety=3", "--set", "finding_birads=5"), "margin, subtlety"),
+        (("--balance", "pathology"), "pathology"),
+        (("--plan", "plan.csv"), "shape"),
+        (("--mask", "annotations"), None),  # shape and margin of the phantom's table
+        (("--set", "margin=unknown"), None),
+    ],
+)
+def test_what_the_checkpoint_does_not_know_is_said_once(
+    phantom, old_weights, weights, tmp_path, capfd, monkeypatch, options, ignored
+):
+    monkeypatch.chdir(tmp_path)
+    name = VinDr(phantom).images[0].image_id
+    (tmp_path / "plan.csv").write_text(f"image,shape,margin\n{name},oval,\n{name},,unknown\n")
+    common = ("--format", "png", *(QUICK[2:] if "--plan" in options else QUICK))
+    assert generate(phantom, "--output", "old", "--weights", old_weights, *common, *options) == 0
+    printed, said = capfd.readouterr()
+    notes = [line for line in said.splitlines() if "does not know" in line]
+    sentence = "note: this checkpoint does not know {}, and ignores what was set. The tables state it nevertheless; "
+    assert [line[: len(sentence) - 2 + len(ignored or "")] for line in notes] == (
+        [sentence.format(ignored)] if ignored else []
+    )
+    assert "ignores" not in printed
+    assert generate(phantom, "--output", "new", "--weights", weights, *common, *options) == 0
+    assert "does not know" not in capfd.readouterr().err
+
+
+def test_no_finding_has_no_margin(phantom, tmp_path, capfd):
+    options = ("--set", "finding_categories=No Finding", "--set", "margin=spiculated")
+    assert generate(phantom, *options, "--write-plan", tmp_path / "plan.csv") == 1
+    assert capfd.readouterr().err == ("gbci-fast generate: margin is 'spiculated' beside 'No Finding'; expected none\n")
+
+
 def test_rows_that_repeat_a_finding_are_said(phantom, tmp_path, capfd):
     root = shutil.copytree(phantom, tmp_path / "root")
     table = root / "finding_annotations.csv"
@@ -214,6 +260,14 @@ def test_a_plan_is_written_edited_and_run(weights, phantom, tmp_path, capfd):
     assert {image.findings[0].attributes.finding_categories for image in VinDr(output).images} == {
         ("Mass", "Asymmetry")
     }
+
+
+@pytest.mark.parametrize("option", [("--output", "out"), ("--steps", "5"), ("--format", "png"), ("--resume",)])
+def test_an_option_that_decides_nothing_of_a_written_plan_is_refused(image, tmp_path, capfd, option):
+    with pytest.raises(SystemExit, match="2"):
+        generate(image, "--write-plan", tmp_path / "plan.csv", *option)
+    assert f"argument {option[0]}: not allowed with --write-plan" in capfd.readouterr().err
+    assert not (tmp_path / "plan.csv").exists()
 
 
 def test_ctrl_c(weights, phantom, tmp_path):

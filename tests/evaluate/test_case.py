@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gbci_fast.evaluate.case import AIR_MARGIN, MASK_GROWTH, image_seed, mask_around, root_names, spread
+from gbci_fast.evaluate.case import AIR_MARGIN, MASK_GROWTH, image_seed, mask_around, root_names, spread, variant_seed
 
 
 def test_image_seed():
@@ -13,6 +13,12 @@ def test_image_seed():
     assert image_seed(0, "study", "image") == 4389857050242636194
     assert len({image_seed(seed, study, "i") for seed in (0, 1) for study in "ab"}) == 4
     assert all(0 <= image_seed(seed, "s", "i") < 2**63 for seed in range(50))
+
+
+def test_variants_have_other_noise_and_the_first_the_cases_own():
+    assert variant_seed(7, 0) == 7
+    assert variant_seed(7, 1) == variant_seed(7, 1) != variant_seed(7, 2)
+    assert len({variant_seed(seed, variant) for seed in range(9) for variant in range(4)}) == 36
 
 
 def test_a_mask_stays_near_the_lesion_and_the_breast():

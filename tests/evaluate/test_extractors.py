@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,17 @@ class TestClassToken:
             open_extractor(path)
 
 
+class TestLite0:
+    def test_features_of_crops_follow_the_pixels_and_not_the_masks(self):
+        extractor = open_extractor("lite0")
+        one = crops(3)
+        features = extractor(one)
+        assert features.shape == (3, 1280)
+        np.testing.assert_array_equal(extractor(replace(one, masks=~one.masks)), features)
+        assert np.abs(extractor(replace(one, pixels=one.pixels[::-1].copy()))[::-1] - features).max() < 1e-4
+        assert not extractor.gaussian
+
+
 class TestNames:
     def test_radiomics_is_known(self):
         assert isinstance(open_extractor("radiomics"), Radiomics)
@@ -136,7 +148,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("inception", "features 'inception' are not known; expected radiomics or the folder"),
+            ("inception", "features 'inception' are not known; expected radiomics, bands, lite0 or the folder"),
             ("", "features '' are not known"),
             ("radiomics,", "features '' are not known"),
             ("radiomics,radiomics", "features are 'radiomics,radiomics'; expected each once"),

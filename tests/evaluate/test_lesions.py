@@ -5,12 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage
 
 from gbci_fast.data.folds import patient_fold
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.features import Radiomics
-from gbci_fast.evaluate.lesions import CROP_SIZE, crop_lesions, read_lesions
-from gbci_fast.evaluate.painting import PaintSettings, paint, ring_mean_fill
+from gbci_fast.evaluate.lesions import CROP_SIZE, NATIVE_SIZE, crop_lesions, read_lesions, read_split, read_training
+from gbci_fast.evaluate.metrics import grow
+from gbci_fast.evaluate.painting import (
+    PaintSettings,
+    blob_fill,
+    blob_on_tissue,
+    blurred_fill,
+    paint,
+    ring_mean_fill,
+)
 from gbci_fast.phantom import generate_phantom
 
 SIZE = 96
@@ -66,6 +75,19 @@ class TestCases:
         assert sum(map(len, names.values())) == len(cases)
         assert all(patient_fold(case.patient.split("/")[1]) == "A" for case in cases if case.name in names["A"])
 
+    def test_judged_lesions_and_training_lesions_share_no_patient(self, tmp_path_factory):
+        root = tmp_path_factory.mktemp("split") / "phantom"
+        generate_phantom(root, studies=12, seed=0, size=128)
+        judged, training = read_split([root], "C"), read_training([root])
+        folds = [{patient_fold(case.patient.split("/")[1]) for case in cases} for cases in (judged, training)]
+        assert folds == [{"C"}, {"A", "B"}]
+        assert len(judged) + len(training) == len(read_lesions([root], split="training"))
+        assert {case.split for case in read_split([root], "test")} == {"test"}
+        for table in root.glob("*.csv"):
+            table.write_text(table.read_text().replace(",training,", ",test,"))
+        with pytest.raises(GBCIError, match=r"\(training split, fold C\)"):
+            read_split([root], "C")
+
     def test_nothing_to_read_is_one_sentence(self, root):
         with pytest.raises(GBCIError, match=r"no image with a finding in .* \(test split\)"):
             read_lesions([root], split="test", size=SIZE)
@@ -112,6 +134,15 @@ class TestCrops:
         one, two = (crop_lesions([x]).roi[0, 1:-1, 1:-1] for x in (case, other))
         np.testing.assert_allclose(one[inside], two[inside], atol=1e-6)
         assert np.ptp(one[~crop_lesions([case]).masks[0, 1:-1, 1:-1]]) == 0
+
+    @pytest.mark.parametrize(("top", "left"), [(30, 30), (0, 70)])
+    def test_middles_are_the_image_s_own_pixels(self, square, top, left):
+        """Also of a lesion that crops shrink, and at the edge, where the middle is shifted into the image."""
+        case = square(top=top, left=left, side=20, image=np.arange(96 * 96).reshape(96, 96).astype(np.uint16))
+        (pixels,), (mask,) = crop_lesions([case]).native
+        y, x = min(max(top + 10 - NATIVE_SIZE // 2, 0), 64), min(max(left + 10 - NATIVE_SIZE // 2, 0), 64)
+        np.testing.assert_array_equal(pixels, case.pixels[y : y + NATIVE_SIZE, x : x + NATIVE_SIZE])
+        assert mask.sum() == 400
 
     def test_rows_are_picked_with_their_patients(self, square):
         crops = crop_lesions([square(patient="a"), square(patient="b"), square(patient="c")])
@@ -160,6 +191,41 @@ class TestPainting:
             calls.clear()
             np.testing.assert_array_equal(painted(tmp_path / f"cut{count}" / "painted"), whole)
             assert len(calls) <= 2 - sum(count >= moment for moment in noted), count
+
+    @pytest.mark.parametrize("fill", [ring_mean_fill, blurred_fill])
+    def test_trivial_fillings_change_the_mask_alone(self, cases, fill):
+        for case, filled in zip(cases, fill(cases), strict=True):
+            assert filled.dtype == np.float32
+            np.testing.assert_array_equal(filled[~case.mask], case.pixels[~case.mask])
+            assert (filled[case.mask] != case.pixels[case.mask]).any()
+            assert 0 <= filled.min() <= filled.max() <= 1
+
+    def test_a_blob_on_tissue_is_as_bright_as_it_says_and_keeps_the_texture(self, square):
+        case = square(image=np.random.default_rng(0).integers(20000, 22000, (96, 96)).astype(np.uint16))
+        added = blob_on_tissue([case])[0] - case.pixels
+        assert added.max() == pytest.approx(0.1, abs=0.003)
+        assert added[grow(case.mask, 3)].min() > 0.001
+        assert np.abs(added[~grow(case.mask, 13)]).max() < 1e-6
+        assert np.abs(np.diff(added, axis=0)).max() < 0.03  # smooth
+
+    def test_a_blob_instead_of_a_lesion_shows_nothing_of_the_lesion(self, square):
+        """The background continues its surroundings, at their grain, whatever the lesion was."""
+        rng = np.random.default_rng(0)
+        lesion = square().lesion
+        slope = 20000 + 100 * np.arange(96)[:, None] + rng.normal(0, 500, (96, 96))
+        one, two = (
+            square(image=np.where(lesion, value, slope).astype(np.uint16), mask=grow(lesion, 3))
+            for value in (60000, rng.integers(0, 65535, (96, 96)))
+        )
+        first, second = blob_fill([one, two])
+        np.testing.assert_allclose(first, second, atol=1e-3)
+        np.testing.assert_array_equal(first[~grow(lesion, 20)], one.pixels[~grow(lesion, 20)])
+        interior = ndimage.binary_erosion(lesion, iterations=3)
+        away = ~grow(lesion, 20)
+        fine = first - ndimage.gaussian_filter(first, 1)
+        assert fine[interior].std() == pytest.approx(fine[away].std(), rel=0.3)
+        expected = slope[40, 40] / 65535 + 0.1
+        assert first[38:43, 38:43].mean() == pytest.approx(expected, abs=0.01)
 
     def test_ring_mean_changes_the_mask_alone(self, square):
         case = square()

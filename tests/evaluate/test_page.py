@@ -45,7 +45,7 @@ def evaluate_all(root, tiny_checkpoint):
     """`evaluate_all(output, *more)`: the command, with an untrained model."""
 
     def run(output, *more):
-        arguments = [root, "--output", output, "--weights", tiny_checkpoint(), "--steps", 1, *more]
+        arguments = [root, "--split", "test", "--output", output, "--weights", tiny_checkpoint(), "--steps", 1, *more]
         args = build_parser().parse_args(["evaluate", "all", *map(str, arguments)])
         args.run(args)
 
@@ -106,11 +106,12 @@ def test_targets_are_printed_as_what_they_are_about(section, capsys):
 class TestCommand:
     @pytest.mark.parametrize("kind", [name for name in KINDS if name != "all"])
     def test_every_kind_takes_the_shared_options(self, kind, tmp_path):
-        options = "--weights W --steps 3 --guidance 4 --seed 5 --batch-size 4 --limit 6 --device cpu --tier exact"
+        options = "--weights W --steps 3 --guidance 4 --seed 5 --batch-size 4 --limit 6 --device cpu"
+        options += " --tier exact --split test"
         shared = build_parser().parse_args(["evaluate", "all", "ROOT", "--output", str(tmp_path), *options.split()])
         args = build_parser().parse_args(arguments_of(kind, shared, tmp_path / "report.json"))
         assert (args.kind, args.output.name) == (kind, "report.json")
-        for name in ("weights", "steps", "guidance", "seed", "batch_size", "limit", "device"):
+        for name in ("split", "weights", "steps", "guidance", "seed", "batch_size", "limit", "device"):
             assert getattr(args, name) == getattr(shared, name), name
         assert kind == "paired" or args.tier == "exact"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gbci_fast.attributes import FINDING_CATEGORIES
-from gbci_fast.data.vindr import ImageRecord
+from gbci_fast.attributes import FINDING_CATEGORIES, MARGINS, PATHOLOGIES, Attributes
+from gbci_fast.data.vindr import Finding, ImageRecord
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.priors import load_priors
@@ -30,6 +30,41 @@ def test_every_combination_equally_often():
     assert Counter(lesions(balance="finding_birads", overrides={"finding_categories": "Asymmetry"})) == {
         (("Asymmetry",), grade): 20 for grade in (3, 4, 5)
     }
+
+
+def described(**options):
+    return [item.attributes for item in make_plan(RECORDS, **{"variants": 5, "seed": 0, **options})]
+
+
+def test_forms_are_balanced_too():
+    counts = Counter((each.margin, each.pathology) for each in described(balance="margin,pathology"))
+    assert counts == {(margin, pathology): 6 for margin in MARGINS for pathology in PATHOLOGIES}
+    # A margin is a mass's alone: the nine other categories stand once, without one.
+    found = described(balance="finding_categories,margin", variants=7)
+    counts = Counter((each.finding_categories, each.margin) for each in found)
+    masses = {(("Mass",), margin): 6 for margin in MARGINS}
+    assert counts == masses | {((name,), None): 6 for name in FINDING_CATEGORIES if name != "Mass"}
+
+
+def test_natural_draws_forms_that_go_with_what_is_set():
+    lesions = described(balance="natural", overrides={"margin": "spiculated", "breast_density": "A"})
+    assert {(each.finding_categories, each.margin, each.breast_density) for each in lesions} == {
+        (("Mass",), "spiculated", "A")
+    }
+    assert Counter(each.pathology for each in lesions)["malignant"] > 45
+    assert Counter(each.shape for each in lesions)["irregular"] > 30
+    others = described(balance="natural", overrides={"finding_categories": "Asymmetry"})
+    assert {(each.shape, each.margin, each.pathology) for each in others} == {(None, None, None)}
+    # Without --balance, nothing is drawn.
+    assert {(each.shape, each.pathology) for each in described(overrides={"margin": "obscured"})} == {(None, None)}
+
+
+def test_natural_replaces_the_annotation_s_description():
+    mass = Attributes(finding_categories=("Mass",), finding_birads=2, shape="round", pathology="benign", subtlety=5)
+    records = [dataclasses.replace(RECORDS[0], findings=(Finding(box=(1, 2, 3, 4), attributes=mass),))]
+    plan = make_plan(records, variants=40, seed=0, mask="annotations", balance="natural")
+    assert {item.attributes.subtlety for item in plan} == {None}
+    assert len({item.attributes.shape for item in plan}) > 2
 
 
 def test_every_template_gets_every_category_where_it_has_as_many_variants():
@@ -91,6 +126,7 @@ def test_natural_is_as_frequent_as_the_priors_say():
         ("finding_birads,finding_birads", {}, "balance names finding_birads twice; expected each attribute once"),
         ("finding_birads", {"finding_birads": 4}, "finding_birads is both set and balanced; choose one"),
         ("finding_birads", {"finding_categories": "No Finding"}, "'No Finding' is set, which has no finding_birads"),
+        ("margin", {"finding_categories": "No Finding"}, "'No Finding' is set, which has no margin to balance"),
     ],
 )
 def test_bad_balance(balance, overrides, sentence):

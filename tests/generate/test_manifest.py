@@ -20,13 +20,15 @@ from gbci_fast.data.boxes import box_ellipse
 from gbci_fast.data.fields import lesion_truth
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.vindr import VinDr
-from gbci_fast.errors import GBCIError
+from gbci_fast.errors import GBCIError, InputWarning
 from gbci_fast.generate.job import run_job
 from gbci_fast.generate.manifest import MANIFEST_SCHEMA
 from gbci_fast.generate.mask_sources import BoxMask
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.settings import JobSettings
 from gbci_fast.generate.writer import SHARD_FINDINGS
+from gbci_fast.model.conditioning import ConditionEncoder
+from gbci_fast.model.pipeline import GBCIPipeline
 
 
 def only_image(output):
@@ -80,6 +82,52 @@ def test_the_templates_own_lesions_keep_their_reports_and_pathology(make_job, ph
     assert kept == 2
 
 
+def test_shape_margin_pathology_and_subtlety_are_in_every_table(make_job, phantom, tmp_path):
+    """Of the painted lesion and of the template's own; the reader takes them back."""
+    told = {"shape": "irregular", "margin": "spiculated", "pathology": "malignant", "subtlety": 3}
+    formats = {"formats": ("png", "webdataset")}
+    make_job(phantom, tmp_path / "data", overrides=told, report="round mass with obscured margins", settings=formats)
+    originals = {record.image_id: record for record in VinDr(phantom).images}
+    kept = 0
+    for image in VinDr(tmp_path / "data").images:
+        painted, *own = image.findings
+        assert {name: getattr(painted.attributes, name) for name in told} == told
+        for finding, original in zip(own, originals[image.extra["template_image_id"]].findings, strict=True):
+            assert {name: getattr(finding.attributes, name) for name in told} == {
+                name: getattr(original.attributes, name) for name in told
+            }
+            assert None not in (original.attributes.shape, original.attributes.margin)
+            kept += 1
+    assert kept == 2
+    manifest = pq.read_table(tmp_path / "data" / "manifest.parquet").to_pylist()
+    with tarfile.open(tmp_path / "data" / "shards" / "000000.tar") as tar:
+        members = [tar.extractfile(name).read() for name in tar.getnames() if name.endswith(".json")]
+    for row in [*manifest, *map(json.loads, members)]:
+        assert {name: row[name] for name in told} == told
+        assert told.items() <= json.loads(row["attributes"]).items()
+        assert row["ignored_attributes"] == ""
+
+
+def test_unknown_attributes_have_blank_cells(finished):
+    for row in pq.read_table(finished / "manifest.parquet").to_pylist():
+        assert [row[name] for name in ("shape", "margin", "pathology", "subtlety")] == ["", "", "", 0]
+    painted = [row for row in list(tables(finished))[1] if row["source"] == "synthetic"]
+    assert {(row["shape"], row["margin"], row["pathology"], row["subtlety"]) for row in painted} == {("", "", "", "")}
+
+
+def test_the_manifest_says_what_the_checkpoint_does_not_know(make_job, phantom, tmp_path, recwarn):
+    """Attributes of tables are left out without a warning."""
+    encoder = ConditionEncoder(image_size=224, width=64, depth=1, report_depth=1, pooled_dim=64).eval()
+    pipe = GBCIPipeline(**{**make_job.pipe.components, "conditioner": encoder})
+    pipe.set_progress_bar_config(disable=True)
+    make_job(phantom, tmp_path / "told", pipe=pipe, overrides={"margin": "spiculated"})
+    make_job(phantom, tmp_path / "plain", pipe=pipe)
+    told, plain = (pq.read_table(tmp_path / name / "manifest.parquet").to_pylist() for name in ("told", "plain"))
+    assert {row["ignored_attributes"] for row in told} == {"shape,margin,pathology,subtlety"}
+    assert [row["png_sha256"] for row in told] == [row["png_sha256"] for row in plain]
+    assert not [each for each in recwarn if issubclass(each.category, InputWarning)]
+
+
 @pytest.mark.parametrize("overrides", [{}, {"finding_categories": "No Finding"}])
 def test_the_mask_is_that_of_what_was_painted_alone(make_job, phantom, tmp_path, overrides):
     """A lesion of the template that it touches keeps its whole extent."""
@@ -87,10 +135,8 @@ def test_the_mask_is_that_of_what_was_painted_alone(make_job, phantom, tmp_path,
     (finding,) = source.findings
     xmin, ymin, xmax, ymax = finding.box
     corner = BoxMask(box=(xmin, ymin, xmin + (xmax - xmin) / 3, ymin + (ymax - ymin) / 3))
-    (item,) = make_plan([source], variants=1, seed=0, overrides=overrides)
-    run_job(
-        make_job.pipe, [replace(item, mask=corner)], tmp_path / "data", JobSettings(seed=0, sampler=make_job.sampler)
-    )
+    plan = make_plan([source], variants=1, seed=0, overrides=overrides).mapped(lambda item: replace(item, mask=corner))
+    run_job(make_job.pipe, plan, tmp_path / "data", JobSettings(seed=0, sampler=make_job.sampler))
     image = only_image(tmp_path / "data")
     *painted, kept = lesion_truth(image, tmp_path / "data", image.read().shape)
     assert [each.sum() < kept.sum() for each in painted] == [True] * (not overrides)

@@ -7,7 +7,7 @@ import pytest
 
 from gbci_fast.data.vindr import find_inputs
 from gbci_fast.errors import GBCIError
-from gbci_fast.generate.checks import check_inputs
+from gbci_fast.generate.checks import InputChecks
 from gbci_fast.generate.plan import make_plan
 
 
@@ -23,10 +23,10 @@ def lateral(breast, write_template, tmp_path):
 
 
 def test_it_is_refused_before_anything_is_sampled(lateral, make_job, tmp_path):
-    plan = make_plan(find_inputs(lateral), variants=1, seed=0)
-    (fault,) = check_inputs(plan, ("dicom",)).values()
+    (item,) = make_plan(find_inputs(lateral), variants=1, seed=0)
+    fault = InputChecks(("dicom",)).fault(item)
     assert str(fault).startswith(f"{lateral}: its header states the view 'ML', whatever names and tables say")
-    assert check_inputs(plan, ("png",)) == {}
+    assert InputChecks(("png",)).fault(item) is None
     with pytest.raises(GBCIError, match="its header states the view 'ML'"):
         make_job(lateral, tmp_path / "out", settings={"formats": ("dicom",)})
     assert not (tmp_path / "out" / "images").exists()

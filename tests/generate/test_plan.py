@@ -1,5 +1,6 @@
 """Plans: what depends on what, and descriptions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,10 @@ def test_the_default_lesion_grades_its_breast():
         ({"breast_density": "unknown"}, {"breast_density": None}),
         ({"view_position": "MLO", "laterality": "R"}, {"view_position": "MLO", "laterality": "R"}),
         ({"finding_categories": "Asymmetry,Mass"}, {"finding_categories": ("Mass", "Asymmetry")}),
+        (
+            {"margin": "Spiculated", "shape": "irregular", "pathology": "malignant", "subtlety": "3"},
+            {"margin": "spiculated", "shape": "irregular", "pathology": "malignant", "subtlety": 3},
+        ),
     ],
 )
 def test_overrides(overrides, expected):
@@ -133,6 +138,48 @@ def test_no_annotation_at_all():
 def test_no_variant(variants):
     with pytest.raises(GBCIError, match=f"variants is {variants}; expected at least 1"):
         make_plan([record()], variants=variants, seed=0)
+
+
+def test_an_annotation_keeps_its_form_and_its_report_until_another_is_set():
+    known = replace(MASS, shape="oval", margin="obscured", pathology="benign", subtlety=4)
+    finding = Finding(box=(1, 2, 3, 4), attributes=known, extra={"report": "oval mass with obscured margins"})
+
+    def told(**overrides):
+        (item,) = make_plan([record(findings=[finding])], variants=1, seed=0, mask="annotations", overrides=overrides)
+        return item.attributes, item.report
+
+    attributes, report = told(finding_birads="5", pathology="malignant", margin="obscured")
+    assert (attributes.shape, attributes.margin, attributes.pathology, attributes.subtlety) == (
+        "oval", "obscured", "malignant", 4,
+    )  # fmt: skip
+    assert report == "oval mass with obscured margins"
+    # The text would contradict what was set.
+    for overrides in ({"margin": "spiculated"}, {"shape": "round"}, {"finding_categories": "Mass,Asymmetry"}):
+        assert told(**overrides)[1] is None
+    assert told(margin="unknown")[0].margin is None
+    # A calcification has no shape, healthy tissue no pathology either.
+    attributes, report = told(finding_categories="Suspicious Calcification")
+    assert (attributes.shape, attributes.margin, attributes.pathology, report) == (None, None, "benign", None)
+    attributes, report = told(finding_categories="No Finding")
+    assert (attributes.finding_birads, attributes.shape, attributes.pathology, attributes.subtlety) == (None,) * 4
+    assert report is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"finding_categories": "No Finding", "margin": "obscured"}, "margin is 'obscured' beside 'No Finding'"),
+        ({"finding_categories": "No Finding", "shape": "oval"}, "shape is 'oval' beside 'No Finding'; expected none"),
+        ({"finding_categories": "No Finding", "pathology": "benign"}, "pathology is 'benign' beside 'No Finding'"),
+        ({"finding_categories": "No Finding", "subtlety": "3"}, "subtlety is 3 beside 'No Finding'; expected none"),
+        ({"finding_categories": "Asymmetry", "margin": "obscured"}, "margin is 'obscured' beside Asymmetry; expected"),
+        ({"margin": "rough"}, "margin is 'rough'; expected one of circumscribed, obscured, microlobulated, indistinct"),
+        ({"subtlety": "6"}, "subtlety is '6'; expected a whole number from 1 to 5"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(overrides, sentence):
+    with pytest.raises(GBCIError, match=sentence):
+        make_plan([record()], variants=1, seed=0, overrides=overrides)
 
 
 def test_no_finding_has_no_birads():

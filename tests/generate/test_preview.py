@@ -7,7 +7,7 @@ from PIL import Image
 from gbci_fast.attributes import Attributes
 from gbci_fast.data.boxes import box_ellipse
 from gbci_fast.data.vindr import find_inputs
-from gbci_fast.generate.job import _preview_slots
+from gbci_fast.generate.job import _preview_slot
 from gbci_fast.generate.plan import make_plan
 from gbci_fast.generate.preview import preview_panels, write_preview
 from gbci_fast.generate.template import Extent, Synthesis, open_template, paste
@@ -68,4 +68,4 @@ def test_sheet(templates, tmp_path):
     [(1, [0]), (5, [0, 1, 2, 3, 4]), (32, [i // 4 for i in range(32)]), (9, [0, 1, 2, 3, 4, 5, 6, 7, 7])],
 )
 def test_rows_are_spread_over_the_plan(total, slots):
-    assert _preview_slots(total) == slots
+    assert [_preview_slot(place, total) for place in range(total)] == slots

@@ -22,7 +22,9 @@ def priors():
     return load_priors()
 
 
-def observations(count, categories=("Mass",), *, diameter=20.0, aspect=1.0, place=(0.3, 0.6), seed=0, birads=4):
+def observations(
+    count, categories=("Mass",), *, diameter=20.0, aspect=1.0, place=(0.3, 0.6), seed=0, birads=4, **described
+):
     """Boxes around these values, in both views."""
     rng = np.random.default_rng(seed)
     return [
@@ -35,6 +37,7 @@ def observations(count, categories=("Mass",), *, diameter=20.0, aspect=1.0, plac
             diameter_mm=None,
             place=tuple(np.clip(place + 0.05 * rng.standard_normal(2), 0, 1)),
             birads=birads,
+            **described,
         )
         for i in range(count)
     ]
@@ -112,6 +115,59 @@ def test_a_fallback_serves_scarce_categories_alone(fit):
     assert priors.sources == {"real": {"images": 1000, "boxes": 110}, "phantom": {"images": 1000, "boxes": 70}}
 
 
+def told(count, pathology, shape, margin, birads=4, source="real"):
+    boxes = observations(count, birads=birads, pathology=pathology, shape=shape, margin=margin)
+    return [dataclasses.replace(each, source=source) for each in boxes]
+
+
+MASSES = [
+    *told(60, "benign", "oval", "circumscribed", 3),
+    *told(20, "benign", "round", "circumscribed", 3),
+    *told(80, "malignant", "irregular", "spiculated", 5),
+    *told(20, "malignant", "irregular", "indistinct", 4),
+]
+
+
+def test_pathology_and_forms_of_masses(fit):
+    masses = fit(MASSES).masses
+    assert masses.boxes == {"real": 180}
+    assert masses.malignant == {2: 0.5, 3: 0.006173, 4: 0.9762, 5: 0.9938}  # (n + 1/2) / (N + 1)
+    for forms in masses.forms.values():
+        for form in forms.values():
+            assert form.sum() == pytest.approx(1, abs=1e-3)
+            assert form.min() > 0
+    benign, malignant = masses.forms["benign"], masses.forms["malignant"]
+    # (60 + 20 * own) / 100, where own = (60 + 20 * pooled) / 100 and pooled = 60.025 / 180.5
+    assert benign[3][1, 0] == pytest.approx(0.7333, abs=1e-4)
+    assert malignant[5][3, 4] == pytest.approx((80 + 20 * (80 + 20 * 80.025 / 180.5) / 120) / 100, abs=1e-4)
+    # A grade without boxes has the pathology's forms.
+    np.testing.assert_allclose(benign[5][1, 0], (60 + 20 * 60.025 / 180.5) / 100, rtol=1e-3)
+
+
+def test_half_a_form_counts_in_proportion(fit):
+    """40 spiculated masses of unknown shape are shared out as the others are: all irregular."""
+    without = told(40, "malignant", None, "spiculated", 5)
+    form = fit([*MASSES, *without]).masses.forms["malignant"][5]
+    assert form[3, 4] > fit(MASSES).masses.forms["malignant"][5][3, 4]
+    nothing = told(500, "malignant", None, None, 5)
+    np.testing.assert_array_equal(
+        fit([*MASSES, *nothing]).masses.forms["malignant"][5], fit(MASSES).masses.forms["malignant"][5]
+    )
+
+
+def test_a_source_of_one_pathology_tells_nothing_of_it(fit):
+    selected = told(300, "malignant", "round", "obscured", 3, source="selected")
+    with_selected, without = fit([*MASSES, *selected]).masses, fit(MASSES).masses
+    assert with_selected.to_json() == without.to_json()
+
+
+def test_too_few_forms_are_none(fit):
+    priors = fit(MASSES[:29])
+    assert priors.masses is None
+    assert priors.to_json()["format"] == "gbci_fast lesion priors 1"
+    assert "masses" not in priors.to_json()
+
+
 @pytest.mark.parametrize(
     ("labels", "counted"),
     [
@@ -182,6 +238,28 @@ def test_saving_what_was_loaded_changes_nothing(priors, tmp_path):
     assert load_priors(tmp_path / "again.json").digest == priors.digest
 
 
+def test_files_of_format_1_load_and_keep_their_digest(priors, tmp_path):
+    """Its categories are those of the first packaged file, so that jobs with automatic masks keep their ids."""
+    content = json.loads(PACKAGED.read_text())
+    content["format"] = "gbci_fast lesion priors 1"
+    del content["masses"], content["notes"][1]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    old = load_priors(tmp_path / "old.json")
+    assert old.masses is None
+    assert old.digest == "fc786003f7d4800f14eaec7bd2ae0f489bae8ed12c9cd497a16b6224711adc8b"
+    assert {name: prior.digest for name, prior in old.categories.items()} == {
+        name: prior.digest for name, prior in priors.categories.items()
+    }
+
+
+def test_the_packaged_masses(priors):
+    assert priors.masses.boxes == {"CBIS-DDSM": 1170}
+    assert list(priors.masses.malignant.values()) == sorted(priors.masses.malignant.values())
+    benign, malignant = (priors.masses.forms[name][4] for name in ("benign", "malignant"))
+    assert malignant[:, 4].sum() > 5 * benign[:, 4].sum()  # spiculated
+    assert benign[:, 0].sum() > 4 * malignant[:, 0].sum()  # circumscribed
+
+
 def test_the_digest_is_of_the_content(priors, tmp_path):
     content = json.loads(PACKAGED.read_text())
     (tmp_path / "flat.json").write_text(json.dumps(content))
@@ -210,7 +288,7 @@ def mass(*path):
 
 
 BAD = {
-    "format": (at("format"), "other 7", "format is 'other 7'; expected 'gbci_fast lesion priors 1'"),
+    "format": (at("format"), "other 7", "format is 'other 7'; expected 'gbci_fast lesion priors 2'"),
     "category": (at("categories", "Mass"), ..., "; expected the field Mass"),
     "unknown category": (at("categories", "Lump"), {}, "; expected no field Lump"),
     "entry": (at("categories", "Mass"), 3, "categories.Mass is 3; expected object, got int"),
@@ -244,6 +322,11 @@ BAD = {
     "view": (mass("position", "MLO"), ..., 'Mass.position is ["CC"]; expected the field MLO'),
     "shares": (mass("birads", "4"), 1, "expected shares that add up to 1"),
     "counts": (mass("boxes"), {"x": 1.5}, 'Mass.boxes is {"x": 1.5}; expected int, got float'),
+    "masses": (at("masses"), ..., "; expected the field masses"),
+    "malignant": (at("masses", "malignant", "3"), 1.5, "masses.malignant.3 is 1.5; expected float <= 1.0"),
+    "form": (at("masses", "forms", "benign", "4", "oval"), [1], "benign.4.oval is [1]; expected array of length >= 5"),
+    "forms": (at("masses", "forms", "benign", "4", "oval"), [1, 0, 0, 0, 0], "expected shares that add up to 1"),
+    "unknown shape": (at("masses", "forms", "benign", "4", "square"), [], "; expected no field square"),
     "notes": (at("notes"), "text", 'notes is "text"; expected array, got str'),
     "shrinkage": (at("shrinkage"), True, "shrinkage is true; expected number, got bool"),
 }

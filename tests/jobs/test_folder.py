@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import tracemalloc
+import zlib
 
 import pytest
 
@@ -50,6 +52,25 @@ def test_notes_come_back_in_order(path):
     assert job.entry(10) == {"key": 10}
     assert 3 not in job
     assert job.damaged("digests") == []
+
+
+def test_a_note_takes_little_memory(path):
+    """8 bytes; the place of a line as an object of Python takes some 200."""
+    make(path, 0)
+    line = journal(path).read_bytes()
+    text = line.split(b" ", 1)[1].rstrip(b"\n")
+    with journal(path).open("wb") as file:
+        for number in range(20_000):
+            numbered = text.replace(b"[0,", b"[%d," % number, 1)
+            file.write(b"%08x %s\n" % (zlib.crc32(numbered), numbered))
+    tracemalloc.start()
+    job = reopened(path)
+    assert sum(1 for _ in job) == 20_000
+    assert 19_999 in job
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 500_000
+    assert job.entry(19_999) == job.entry(0)
 
 
 def test_the_last_note_of_a_key_counts(path):

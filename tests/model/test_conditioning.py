@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from gbci_fast.attributes import FINDING_CATEGORIES, Attributes
+from gbci_fast.attributes import CONDITIONED, FINDING_CATEGORIES, Attributes
 from gbci_fast.errors import GBCIError
-from gbci_fast.model.conditioning import CATEGORICAL, NUM_ATTRIBUTE_TOKENS, ConditionEncoder, Conditioning
+from gbci_fast.model.conditioning import CATEGORICAL, FIRST_ATTRIBUTES, ConditionEncoder, Conditioning
 
 KNOWN = Attributes(
     laterality="L",
@@ -16,6 +16,10 @@ KNOWN = Attributes(
     finding_birads=4,
     age=50.0,
     pixel_spacing=0.4,
+    shape="oval",
+    margin="circumscribed",
+    pathology="benign",
+    subtlety=4,
 )
 OTHER = {
     "laterality": "R",
@@ -26,15 +30,25 @@ OTHER = {
     "finding_categories": ("Asymmetry",),
     "age": 58.0,
     "pixel_spacing": 0.2,
+    "shape": "irregular",
+    "margin": "spiculated",
+    "pathology": "malignant",
+    "subtlety": 2,
 }
-COLUMNS = (*CATEGORICAL, "finding_categories", "age", "pixel_spacing")
 IMAGE_TOKENS = 16
 
 
 @pytest.fixture(scope="module")
 def encoder():
     torch.manual_seed(0)
-    return ConditionEncoder(image_size=64, width=64, depth=1, report_depth=1, pooled_dim=48).eval()
+    return make(CONDITIONED)
+
+
+def make(attributes, **sizes):
+    return ConditionEncoder(
+        **{"image_size": 64, "width": 64, "depth": 1, "report_depth": 1, "pooled_dim": 48, **sizes},
+        attributes=attributes,
+    ).eval()
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +64,9 @@ def encode(encoder, attributes, report=None, size=64, **options):
 
 def test_shapes_and_token_order(encoder):
     out = encode(encoder, [KNOWN, Attributes()], ["a mass", None])
-    assert out.tokens.shape == (2, IMAGE_TOKENS + NUM_ATTRIBUTE_TOKENS + 2, 64)
+    assert out.tokens.shape == (2, IMAGE_TOKENS + len(CONDITIONED) + 2, 64)
     assert out.pooled.shape == (2, 48)
-    assert out.token_mask.tolist() == [[True] * 26, [True] * 24 + [False] * 2]
+    assert out.token_mask.tolist() == [[True] * 30, [True] * 28 + [False] * 2]
     assert out.tokens.isfinite().all()
 
 
@@ -62,7 +76,7 @@ def test_each_attribute_moves_its_own_token(encoder, name, kind):
     changed = Attributes(**{**vars(KNOWN), name: OTHER[name] if kind == "other" else None})
     tokens = encoder.encode_attributes([KNOWN, changed])
     differs = (tokens[0] - tokens[1]).abs().amax(-1) > 1e-3
-    assert [COLUMNS[i] for i in differs.nonzero().flatten()] == [name]
+    assert [CONDITIONED[i] for i in differs.nonzero().flatten()] == [name]
     pooled = encode(encoder, [KNOWN, changed]).pooled
     assert (pooled[0] - pooled[1]).abs().max() > 1e-5
 
@@ -70,15 +84,64 @@ def test_each_attribute_moves_its_own_token(encoder, name, kind):
 def test_every_value_has_its_own_token(encoder):
     for name, values in {**CATEGORICAL, "finding_categories": [(), *((c,) for c in FINDING_CATEGORIES)]}.items():
         described = [Attributes(), *(Attributes(**{name: value}) for value in values)]
-        tokens = encoder.encode_attributes(described)[:, COLUMNS.index(name)]
+        tokens = encoder.encode_attributes(described)[:, CONDITIONED.index(name)]
         distances = torch.cdist(tokens, tokens) + torch.eye(len(tokens)) * 10
         assert distances.min() > 0.1, name
 
 
+def test_the_config_decides_what_is_known(encoder):
+    """The default is what checkpoints of before the entry know."""
+    torch.manual_seed(0)
+    old = ConditionEncoder(image_size=64, width=64, depth=1, report_depth=1, pooled_dim=48).eval()
+    assert tuple(old.config.attributes) == FIRST_ATTRIBUTES
+    assert old.ignores == ("shape", "margin", "pathology", "subtlety")
+    assert encoder.ignores == ()
+    told = Attributes(**{**vars(KNOWN), **{name: OTHER[name] for name in old.ignores}})
+    assert encode(old, [KNOWN]).tokens.shape[1] == IMAGE_TOKENS + 8
+    assert torch.equal(encode(old, [KNOWN]).tokens, encode(old, [told]).tokens)
+    assert old.without_ignored(told) == old.without_ignored(KNOWN) != KNOWN
+    assert encoder.without_ignored(told) == told
+    few = make(("margin", "finding_categories"))
+    assert few.encode_attributes([KNOWN]).shape == (1, 2, 64)
+    assert set(few.categorical) == {"margin"}
+    without = make(("age",))
+    assert not hasattr(without, "categories")
+    assert without.encode_attributes([KNOWN]).shape == (1, 1, 64)
+
+
+@pytest.mark.parametrize("names", [(), ("size",), ("margin", "margin"), "margin", None, (3,), ([],)])
+def test_names_that_it_cannot_know(names):
+    with pytest.raises(GBCIError, match=r"attributes of the conditioner is .*; expected one or more of laterality,"):
+        make(names)
+
+
+def test_weights_of_known_attributes_are_taken_over():
+    torch.manual_seed(1)
+    old = make(FIRST_ATTRIBUTES)
+    new = make(("margin", *FIRST_ATTRIBUTES[::-1]))
+    before = {name: value.clone() for name, value in new.state_dict().items()}
+    new.load_known(old)
+    tokens, others = new.encode_attributes([KNOWN]), old.encode_attributes([KNOWN])
+    assert torch.equal(tokens[:, 1:], others.flip(1))
+    assert torch.equal(new.categorical["margin"].weight, before["categorical.margin.weight"])
+    assert torch.equal(new.attribute_type[0], before["attribute_type"][0])
+    assert torch.equal(new.vit.layers[0].linear1.weight, old.vit.layers[0].linear1.weight)
+    narrow = make(("margin",))
+    narrow.load_known(old)
+    assert torch.equal(narrow.null_token, old.null_token)
+    for other in (
+        make(FIRST_ATTRIBUTES, depth=2),
+        make(FIRST_ATTRIBUTES, width=32),
+        make(FIRST_ATTRIBUTES, report_width=8),
+    ):
+        with pytest.raises(RuntimeError):
+            new.load_known(other)
+
+
 def test_several_categories_add_up(encoder):
     described = [Attributes(finding_categories=names) for names in (("Mass", "Asymmetry"), ("Mass",), ("Asymmetry",))]
-    both, mass, asymmetry = encoder.encode_attributes(described)[:, COLUMNS.index("finding_categories")]
-    offset = encoder.attribute_type[COLUMNS.index("finding_categories")]
+    both, mass, asymmetry = encoder.encode_attributes(described)[:, CONDITIONED.index("finding_categories")]
+    offset = encoder.attribute_type[CONDITIONED.index("finding_categories")]
     torch.testing.assert_close(both - offset, (mass - offset) + (asymmetry - offset))
 
 
@@ -94,7 +157,7 @@ def test_mask_and_pixels_move_the_image_tokens(encoder):
 
 
 def test_positions_are_interpolated_for_other_sizes(encoder):
-    assert encode(encoder, [KNOWN], size=96).tokens.shape[1] == 36 + NUM_ATTRIBUTE_TOKENS
+    assert encode(encoder, [KNOWN], size=96).tokens.shape[1] == 36 + len(CONDITIONED)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +225,10 @@ def test_external_states_take_the_place_of_reports():
     assert not hasattr(encoder, "words")
     states = torch.randn(2, 3, 20)
     out = encode(encoder, [KNOWN] * 2, report_embeds=states)
-    assert out.tokens.shape[1] == IMAGE_TOKENS + NUM_ATTRIBUTE_TOKENS + 3
+    assert out.tokens.shape[1] == IMAGE_TOKENS + len(FIRST_ATTRIBUTES) + 3
     assert out.token_mask.all()
     assert (out.pooled[0] - out.pooled[1]).abs().max() > 1e-5
-    assert encode(encoder, [KNOWN]).tokens.shape[1] == IMAGE_TOKENS + NUM_ATTRIBUTE_TOKENS
+    assert encode(encoder, [KNOWN]).tokens.shape[1] == IMAGE_TOKENS + len(FIRST_ATTRIBUTES)
 
 
 def test_states_for_the_built_in_encoder_are_refused(encoder):

@@ -3,15 +3,20 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gbci_fast.errors import GBCIError
+from gbci_fast import accelerate
+from gbci_fast.attributes import Attributes
+from gbci_fast.errors import GBCIError, InputWarning
 from gbci_fast.model import pipeline
+from gbci_fast.model.conditioning import ConditionEncoder
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training.ldm import build_pipeline
 from gbci_fast.training.stages import ldm_preset, vae_preset
@@ -39,6 +44,48 @@ def test_stored_pipeline_gives_the_same_bits(pipe, paint, image, mask, tmp_path,
         loaded = GBCIPipeline.from_pretrained(path)
         loaded.set_progress_bar_config(disable=True)
         assert torch.equal(paint(loaded, image[:1], mask[:1], report="mass"), expected)
+
+
+def test_the_packaged_checkpoint_knows_the_first_attributes_and_says_so():
+    """Its config names none, since it is older than the entry."""
+    folder = pipeline.PACKAGED_WEIGHTS / "conditioner"
+    assert "attributes" not in json.loads((folder / "config.json").read_text())
+    packaged = GBCIPipeline.from_pretrained()
+    packaged.set_progress_bar_config(disable=True)
+    assert packaged.conditioner.ignores == ("shape", "margin", "pathology", "subtlety")
+    stored = load_file(folder / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(value, stored[name]) for name, value in packaged.conditioner.state_dict().items())
+    known = {"view_position": "CC", "finding_categories": ["Mass"], "finding_birads": 5}
+    gray, mask = torch.full((1, 1, 64, 64), 0.4), torch.zeros(1, 1, 64, 64)
+    mask[..., 20:40, 20:40] = 1
+    options = {"num_inference_steps": 1, "seed": 0, "output_type": "pt"}
+    for fast in (packaged, accelerate(packaged, tier="exact"), accelerate(packaged, tier="approximate")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InputWarning)
+            plain = fast(gray, mask, attributes=known, **options).images
+        with pytest.warns(InputWarning) as said:
+            told = fast(gray, mask, attributes=[known | {"margin": "spiculated", "subtlety": 3}], **options).images
+        assert [str(each.message) for each in said if each.category is InputWarning] == [
+            "this checkpoint does not know margin, subtlety, and ignores it"
+        ]
+        assert torch.equal(told, plain)
+    assert (
+        accelerate(packaged).describe().splitlines()[-1] == "the checkpoint ignores shape, margin, pathology, subtlety"
+    )
+
+
+def test_the_config_keeps_the_attributes(pipe, tmp_path):
+    encoder = ConditionEncoder(image_size=64, width=64, depth=1, pooled_dim=64, attributes=("margin", "age")).eval()
+    GBCIPipeline(**{**pipe.components, "conditioner": encoder}).save_pretrained(tmp_path)
+    loaded = GBCIPipeline.from_pretrained(tmp_path).conditioner
+    assert list(loaded.config.attributes) == ["margin", "age"]
+    assert loaded.encode_attributes([Attributes()]).shape == (1, 2, 64)
+    config = tmp_path / "conditioner" / "config.json"
+    values = json.loads(config.read_text())
+    for names in (["margin", "size"], "margin", 3, [["margin"]]):
+        config.write_text(json.dumps(values | {"attributes": names}))
+        with pytest.raises(GBCIError, match="attributes of the conditioner is"):
+            GBCIPipeline.from_pretrained(tmp_path)
 
 
 def test_a_subclass_loads_its_own_folder_and_the_plain_one(pipe, paint, image, mask, tmp_path):

@@ -24,7 +24,9 @@ VINDR_FINDING_COLUMNS = [
     "study_id", "series_id", "image_id", "laterality", "view_position", "height", "width", "breast_birads",
     "breast_density", "finding_categories", "finding_birads", "xmin", "ymin", "xmax", "ymax", "split",
 ]  # fmt: skip
-LESION_COLUMNS = ["report", "pathology", "volume_mm3", "doubling_days", "mask_file", "ultrasound"]
+LESION_COLUMNS = [
+    "report", "shape", "margin", "pathology", "volume_mm3", "doubling_days", "mask_file", "ultrasound",
+]  # fmt: skip
 PATIENT_COLUMNS = ["source", "spacing_mm", "patient_id", "timepoint", "days", "age", "hazard", "twin"]
 RICH, SEED = Population(prevalence=1.0, balance=True), 34  # nine categories in five studies, some in one breast
 

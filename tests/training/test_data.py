@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gbci_fast.attributes import Attributes
-from gbci_fast.data.fields import FieldOfView, Lesion, to_unit
+from gbci_fast.data.fields import FieldOfView, VisibleLesion, to_unit
 from gbci_fast.data.folds import patient_fold
 from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
@@ -43,8 +43,8 @@ def breast_with(*lesions, attributes=None, view="MLO"):
 
 
 TWO = breast_with(
-    Lesion(pixels=disk(40, 20, 6), attributes=MASS, report="a mass"),
-    Lesion(pixels=disk(54, 18, 5), attributes=SPECKS, report="specks"),
+    VisibleLesion(pixels=disk(40, 20, 6), attributes=MASS, report="a mass"),
+    VisibleLesion(pixels=disk(54, 18, 5), attributes=SPECKS, report="specks"),
 )
 HEALTHY = breast_with(attributes=Attributes(view_position="MLO", finding_categories=()))
 UNREAD = breast_with()
@@ -111,8 +111,8 @@ def test_masks_follow_their_generator():
 
 def test_overlapping_lesions_stay_whole():
     item = breast_with(
-        Lesion(pixels=disk(40, 20, 6), attributes=MASS, report=None),
-        Lesion(pixels=disk(46, 20, 6), attributes=SPECKS, report=None),
+        VisibleLesion(pixels=disk(40, 20, 6), attributes=MASS, report=None),
+        VisibleLesion(pixels=disk(46, 20, 6), attributes=SPECKS, report=None),
     )
     for mask, attributes, _ in draws(item, 50):
         for lesion in item.lesions:
@@ -142,7 +142,7 @@ def test_augmentation_moves_everything_together():
 
 def test_only_cc_views_are_flipped():
     def upside_down(view):
-        item = breast_with(Lesion(pixels=disk(30, 20, 6), attributes=MASS, report=None), view=view)
+        item = breast_with(VisibleLesion(pixels=disk(30, 20, 6), attributes=MASS, report=None), view=view)
         centers = [
             augment(item, np.random.default_rng(seed)).any_lesion.any(1).nonzero()[0].mean() for seed in range(60)
         ]
@@ -153,7 +153,7 @@ def test_only_cc_views_are_flipped():
 
 
 def test_a_lesion_moved_out_is_gone():
-    item = breast_with(Lesion(pixels=disk(40, 0, 1), attributes=MASS, report=None))
+    item = breast_with(VisibleLesion(pixels=disk(40, 0, 1), attributes=MASS, report=None))
     counts = [len(augment(item, np.random.default_rng(seed)).lesions) for seed in range(30)]
     assert set(counts) == {0, 1}
 

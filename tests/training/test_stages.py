@@ -6,13 +6,16 @@ import re
 import shutil
 import signal
 from contextlib import redirect_stdout
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from gbci_fast.attributes import MARGINS, Attributes
 from gbci_fast.cli import main
 from gbci_fast.errors import GBCIError
+from gbci_fast.model.conditioning import FIRST_ATTRIBUTES
 from gbci_fast.model.pipeline import GBCIPipeline
 from gbci_fast.training import stages
 from gbci_fast.training.bank import BANK_FILE
@@ -76,6 +79,31 @@ def test_latent_diffusion(vae_run, phantom_root, tmp_path, capsys, monkeypatch):
     begun = GBCIPipeline.from_pretrained(tmp_path / "more" / "pipeline")
     for name, value in trained.unet.state_dict().items():
         torch.testing.assert_close(begun.unet.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_a_checkpoint_of_fewer_attributes_is_trained_on_with_all(vae_run, phantom_root, tmp_path, monkeypatch):
+    """New attributes get tokens that one step moves, and that differ between margins."""
+    monkeypatch.setattr(LDMTask, "sample_sheet", lambda self, path: None)
+    vae = AutoencoderKL.from_pretrained(vae_run[0] / "vae")
+    old = build_pipeline(replace(stages.ldm_preset("tiny")[0], attributes=FIRST_ATTRIBUTES), vae, 224)
+    old.save_pretrained(tmp_path / "old")
+    options = ("--data", phantom_root, "--vae", vae_run[0], "--preset", "tiny", "--init", tmp_path / "old")
+    assert train("ldm", *options, "--output", tmp_path / "new", "--steps", 1, "--learning-rate", 1e-2) == 0
+    new = GBCIPipeline.from_pretrained(tmp_path / "new" / "pipeline").conditioner
+    assert new.ignores == ()
+    margins = [Attributes(margin=name) for name in (None, *MARGINS)]
+    tokens = new.encode_attributes(margins)[:, list(new.config.attributes).index("margin")]
+    distances = torch.cdist(tokens, tokens) + 10 * torch.eye(len(tokens))
+    assert distances.min() > 0.1
+    torch.manual_seed(3)  # of the run: its conditioner before the step
+    fresh = build_pipeline(stages.ldm_preset("tiny")[0], vae, 224).conditioner
+    told = fresh.categorical["margin"].weight != new.categorical["margin"].weight
+    assert told.any()
+    known = Attributes(view_position="CC", finding_birads=5)
+    rows = slice(0, len(FIRST_ATTRIBUTES))
+    torch.testing.assert_close(
+        new.encode_attributes([known])[:, rows], old.conditioner.encode_attributes([known]), rtol=0, atol=0.05
+    )
 
 
 def test_an_autoencoder_can_be_trained_on(vae_run, phantom_root, tmp_path, capsys):

@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-KINDS = ("paired", "distribution", "memorisation", "utility", "all")
+KINDS = ("paired", "distribution", "obedience", "realism", "memorisation", "utility", "all")
 EXAMPLE = """\
 example:
   gbci-fast evaluate distribution VINDR_ROOT --output out/distribution.json
@@ -11,6 +11,8 @@ example:
   gbci-fast evaluate paired VINDR_ROOT OTHER_ROOT --weights runs/ldm/pipeline --output out/paired.json --limit 16
   gbci-fast evaluate memorisation VINDR_ROOT --output out/memorisation.json
   gbci-fast evaluate utility VINDR_ROOT --output out/utility.json
+  gbci-fast evaluate realism VINDR_ROOT --output out/realism.json
+  gbci-fast evaluate obedience VINDR_ROOT --output out/obedience.json --sheet out/sheet.png
   gbci-fast evaluate all VINDR_ROOT --output out/evaluation
 """
 

@@ -15,7 +15,7 @@ example:
   gbci-fast evaluate all VINDR_ROOT OTHER_ROOT --output out/evaluation
   gbci-fast evaluate all VINDR_ROOT --weights runs/ldm/pipeline --output out/mine --skip utility --resume
 """
-SHARED = ("weights", "steps", "guidance", "seed", "batch_size", "limit", "device")
+SHARED = ("split", "weights", "steps", "guidance", "seed", "batch_size", "limit", "device")
 FAST = ("runtime", "tier", "painted")  # not for `paired`, which measures the eager pipeline
 
 
@@ -24,13 +24,14 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser(
         "all",
         help="every kind of evidence, as reports, figures and one HTML page",
-        description="Run every kind of evaluation on the test images of the roots, each with its own defaults,\n"
+        description="Run every kind of evaluation on the roots' images of --split, each with its own defaults,\n"
         f"and put targets, figures and reports on one page, {PAGE}.",
         epilog=EXAMPLE,
     )
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folders in the VinDr-Mammo layout")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder, or with --resume")
-    add_painting(parser)
+    add_fields(parser, UtilitySettings, "split")
+    add_painting(parser, default=None, help="of the sampler (default: each kind's own)")
     add_fields(parser, UtilitySettings, "seed", help="of noise, splits and bootstrap (default: %(default)s)")
     add_fields(parser, UtilitySettings, "limit")
     parser.add_argument(

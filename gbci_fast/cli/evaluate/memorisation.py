@@ -32,9 +32,9 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "memorisation",
         help="search synthetic lesions for copies of training lesions",
         description="Compares the distance of every synthetic lesion to its nearest training lesion, in pixels and\n"
-        "features, with the distances of the real test lesions. The synthetic lesions are the test lesions\n"
-        "painted again, or those of --synthetic. Writes JSON and a PNG figure with the nearest pairs, prints\n"
-        "a table.",
+        "features, with the distances of the real lesions of --split. Training lesions are those of folds A\n"
+        "and B. The synthetic lesions are the real ones painted again, or those of --synthetic. Writes JSON\n"
+        "and a PNG figure with the nearest pairs, prints a table.",
         epilog=EXAMPLE,
     )
     add_files(parser)
@@ -43,7 +43,7 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "--synthetic",
         type=Path,
         metavar="DIR",
-        help="judge this output of gbci-fast generate; nothing is painted (default: repaint the test lesions)",
+        help="judge this output of gbci-fast generate; nothing is painted (default: repaint the real lesions)",
     )
     parser.add_argument(
         "--index",
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
     from gbci_fast.errors import GBCIError
     from gbci_fast.evaluate.features import Radiomics
-    from gbci_fast.evaluate.lesions import read_lesions
+    from gbci_fast.evaluate.lesions import read_split, read_training
     from gbci_fast.evaluate.memorisation.evaluation import (
         Lesions,
         evaluate_memorisation,
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> None:
     painting = None if args.synthetic is not None else settings_of(args, PaintSettings)
     opened = None if args.synthetic is not None else open_pipeline(args)
     with stage_progress(("reading",)) as on_progress:
-        real_cases = read_lesions(
-            args.roots, split="test", limit=args.limit, seed=args.seed, on_progress=_named("test", on_progress)
+        real_cases = read_split(
+            args.roots, args.split, limit=args.limit, seed=args.seed, on_progress=_named("real", on_progress)
         )
         real = Lesions.of(real_cases)
         if opened is None:
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
             source = {"kind": "data set", "name": real_path(args.synthetic).name}
         else:
             synthetic, source = _repaint(args, opened, painting, real_cases, on_progress)
-        training = Lesions.of(read_lesions(args.roots, split="training", on_progress=_named("training", on_progress)))
+        training = Lesions.of(read_training(args.roots, on_progress=_named("training", on_progress)))
         report, findings = evaluate_memorisation(
             training,
             real,
@@ -117,7 +117,7 @@ def _named(what: str, on_progress: Any) -> Any:
 
 
 def _repaint(args: argparse.Namespace, opened: Any, painting: Any, cases: Any, on_progress: Any) -> tuple[Any, Any]:
-    """The test lesions painted again, and the report's entry on the painting."""
+    """The real lesions painted again, and the report's entry on the painting."""
     from dataclasses import asdict
 
     from gbci_fast.evaluate.memorisation.evaluation import Lesions
@@ -153,7 +153,7 @@ def _print(console: Any, report: dict[str, Any]) -> None:
     print(f"Of {control['copies']} planted copies {control['found_share']:.0%} lie below the threshold.")
     if (own := report["repainted"]) is not None and own["own_is_nearest_share"] is not None:
         print(
-            f"Of the test lesions, the erased one is the nearest to {own['own_is_nearest_share']:.1%} of the painted "
+            f"Of the real lesions, the erased one is the nearest to {own['own_is_nearest_share']:.1%} of the painted "
             f"(chance {own['chance_share']:.1%})."
         )
     for suspect in report["suspects"]:

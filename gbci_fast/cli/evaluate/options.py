@@ -21,12 +21,16 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--figure", type=Path, metavar="FILE", help="the figure, PNG (default: beside the report)")
 
 
-def add_painting(parser: argparse.ArgumentParser) -> None:
-    """Adds --weights, --steps, --guidance, --runtime, --tier, --batch-size, --device and --painted."""
+def add_painting(parser: argparse.ArgumentParser, **sampler: Any) -> None:
+    """Adds --weights, --steps, --guidance, --runtime, --tier, --batch-size, --device and --painted.
+
+    `sampler` are arguments of `add_argument` for --steps and --tier, whose defaults differ between kinds.
+    """
     parser.add_argument(
         "--weights", type=Path, metavar="DIR", help="a pipeline folder (default: the packaged checkpoint)"
     )
-    add_fields(parser, PaintSettings, "steps", "guidance", "runtime", "tier", "batch_size")
+    add_fields(parser, PaintSettings, "steps", "tier", **sampler)
+    add_fields(parser, PaintSettings, "guidance", "runtime", "batch_size")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(
         "--painted",
@@ -37,16 +41,26 @@ def add_painting(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def refuse_painting(args: argparse.Namespace) -> None:
-    """Raises GBCIError if an option of `add_painting` is given: with --synthetic it would be ignored."""
+def refuse_painting(
+    args: argparse.Namespace, beside: str = "--synthetic", names: Sequence[str] | None = None, **defaults: Any
+) -> None:
+    """Raises GBCIError if an option of `add_painting` is given that `beside` would ignore.
+
+    Args:
+        args: of the command.
+        beside: the option with which nothing is painted.
+        names: the ignored options; None = all.
+        defaults: the command's own defaults.
+    """
     from gbci_fast.errors import GBCIError
 
     parser = Parser()
     add_painting(parser)
+    parser.set_defaults(**defaults)
     for name, default in vars(parser.parse_args([])).items():
-        if getattr(args, name) != default:
+        if (names is None or name in names) and getattr(args, name) != default:
             option = f"--{name.replace('_', '-')}"
-            raise GBCIError(f"{option} is {getattr(args, name)} beside --synthetic, where nothing is painted; drop one")
+            raise GBCIError(f"{option} is {getattr(args, name)} beside {beside}, where nothing is painted; drop one")
 
 
 def painted_folder(args: argparse.Namespace) -> Path:

@@ -1,6 +1,7 @@
 """`gbci-fast evaluate utility`: whether a lesion detector can learn from synthetic lesions."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gbci_fast.cli.evaluate.options import (
@@ -8,6 +9,7 @@ from gbci_fast.cli.evaluate.options import (
     add_painting,
     open_pipeline,
     painted_folder,
+    refuse_painting,
     stage_progress,
 )
 from gbci_fast.cli.parser import add_fields, settings_of
@@ -20,6 +22,7 @@ EXAMPLE = """\
 example:
   gbci-fast evaluate utility VINDR_ROOT --output out/utility.json
   gbci-fast evaluate utility VINDR_ROOT --output out/utility.json --synthetic-count 128 --fractions 10,100 --seeds 3
+  gbci-fast evaluate utility VINDR_ROOT --output out/automatic.json --synthetic out/generated
 """
 
 
@@ -29,12 +32,21 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "utility",
         help="train a lesion detector on synthetic lesions, judge it on real ones",
         description="Trains a small network to tell lesion patches from normal ones: on real patches of a share of\n"
-        "the training patients, on synthetic ones, on both; with equal steps. Judges the network on real patches of\n"
-        "the test split. Needs both splits. Writes JSON and a PNG figure, prints a table. A stopped run continues.",
+        "the training patients (folds A and B), on synthetic ones, on both, and on trivial fillings; with equal\n"
+        "steps. Judges the network on real patches of --split. Writes JSON and a PNG figure, prints a table. A\n"
+        "stopped run continues.",
         epilog=EXAMPLE,
     )
     add_files(parser)
     add_fields(parser, UtilitySettings)
+    parser.add_argument(
+        "--synthetic",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="take the painted lesions of these outputs of gbci-fast generate, such as with --mask auto, instead of "
+        "painting at the moved masks of training lesions; their templates must not be of judged patients",
+    )
     add_painting(parser)
     parser.set_defaults(run=run)
 
@@ -44,19 +56,22 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from gbci_fast.evaluate.report import figure_path, write_report
-    from gbci_fast.evaluate.utility.evaluation import evaluate_utility
+    from gbci_fast.evaluate.utility.evaluation import Painter, evaluate_utility
     from gbci_fast.evaluate.utility.figure import draw_figure
 
     figure = figure_path(args.output, args.figure)
     settings = settings_of(args, UtilitySettings, painting=settings_of(args, PaintSettings))
-    pipe, weights = open_pipeline(args)
+    if args.synthetic is None:
+        pipe, weights = open_pipeline(args)
+        source: Painter | list[Path] = Painter(pipe=pipe, weights=weights, folder=painted_folder(args))
+    else:
+        refuse_painting(args)
+        source = args.synthetic
     with stage_progress(("reading training", "reading test", "painting", "training")) as on_progress:
         report, examples = evaluate_utility(
             args.roots,
-            pipe,
+            source,
             settings,
-            weights=weights,
-            painted=painted_folder(args),
             runs=args.output.parent / "utility_runs",
             on_progress=on_progress,
         )
@@ -72,7 +87,7 @@ def build_table(report: dict[str, Any]) -> "Table":
 
     test = report["data"]["test"]
     title = (
-        f"{test['lesions']} lesions, {test['normal']} normal patches of {test['patients']} test patients; "
+        f"{test['lesions']} lesions, {test['normal']} normal patches of {test['patients']} patients; "
         f"mean of {report['settings']['seeds']} seeds (95 %)"
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

@@ -1,18 +1,18 @@
-"""Appearance of crops, measured without a network: diversity, spectrum, and seams at the mask's outline."""
+"""Appearance of lesions, measured without a network: diversity, spectrum, and seams at the mask's outline."""
 
 import numpy as np
 from scipy import ndimage
 
-from gbci_fast.evaluate.lesions import CROP_SIZE, Crops
+from gbci_fast.evaluate.lesions import NATIVE_SIZE, Crops
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001)
 """The first three of the five weights of Wang et al. 2003, normalized below: further halvings leave less than the
 window."""
 WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
-BAND = (4.0, 16.0)
-"""Cycles per crop, both ends included. Below this band, the Hann window mixes neighboring frequencies. Above it, crops
-of the smallest lesions, which are enlarged twofold, hold no signal."""
+BAND = (3, NATIVE_SIZE // 2)
+"""Cycles per middle (`NATIVE_SIZE` model pixels), both ends included: up to the highest frequency. Below this band, the
+Hann window mixes neighboring frequencies."""
 FLANK = (2.0, 5.0)  # distance from the outline in crop pixels: close to it, but clear of it
 DARKEST_STEP = 1 / 65535  # the images' resolution, the smallest gradient that is measurable
 
@@ -36,26 +36,24 @@ def ms_ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return result
 
 
-def spectrum(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The frequencies of `BAND`, int [F] in cycles per crop, and the crops' power at each, float64 [N, F].
+def spectrum(crops: Crops) -> tuple[np.ndarray, np.ndarray]:
+    """The frequencies of `BAND`, int [F] in cycles per middle, and the power at each in the lesions' middles, [N, F].
 
-    The power is averaged over directions.
-
-    Args:
-        crops: float [N, C, C]; a crop's mean is subtracted before the Hann window is applied.
+    The power is averaged over directions. The mean is subtracted before the Hann window is applied.
     """
-    hann = np.hanning(CROP_SIZE + 1)[:-1]  # periodic
+    hann = np.hanning(NATIVE_SIZE + 1)[:-1]  # periodic
     window = hann[:, None] * hann
+    pixels = crops.native[0].astype(np.float64)
     # The weighted mean under the window: a remainder would leak into the lowest frequencies.
-    centered = crops - (crops * window).sum((1, 2), keepdims=True) / window.sum()
+    centered = pixels - (pixels * window).sum((1, 2), keepdims=True) / window.sum()
     power = np.abs(np.fft.fft2(centered * window)) ** 2
-    axis = np.fft.fftfreq(CROP_SIZE, 1 / CROP_SIZE)
+    axis = np.fft.fftfreq(NATIVE_SIZE, 1 / NATIVE_SIZE)
     rings = np.rint(np.hypot(axis[:, None], axis)).astype(int)
-    frequencies = np.arange(int(BAND[0]), int(BAND[1]) + 1)
+    frequencies = np.arange(BAND[0], BAND[1] + 1)
     return frequencies, np.stack([power[:, rings == ring].mean(1) for ring in frequencies], axis=1)
 
 
-def spectrum_slopes(crops: np.ndarray) -> np.ndarray:
+def spectrum_slopes(crops: Crops) -> np.ndarray:
     """The slope of the least-squares line of log power over log frequency within `BAND`: float64 [N].
 
     The slope of 1/f^b noise is -b, that of a flat crop 0. Each frequency is weighted by its number of directions,

@@ -5,6 +5,9 @@ Distances of small sets are not zero even for equal distributions, and fall with
 is measured between two halves of the patients, which are disjoint and of equal size. Real half A against real half B is
 the null; a column's half A against the same real half B is the column's value. Random halvings (100 by default) give
 the spread of both.
+
+Film and digital images differ so much that a set of both has a wide null, behind which a difference on film hides. So
+every data set is judged apart, and then all together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,22 +17,82 @@ from typing import Any
 import numpy as np
 
 from gbci_fast.errors import GBCIError
+from gbci_fast.evaluate.detail import CUTOFF, SEAM, fine_power
 from gbci_fast.evaluate.distribution.appearance import BAND, FLANK, ms_ssim, seams, spectrum, spectrum_slopes
 from gbci_fast.evaluate.distribution.distances import KernelPairs, NeighborPairs, frechet_distance
 from gbci_fast.evaluate.features import Extractor
-from gbci_fast.evaluate.lesions import Crops, LesionCase, OnProgress
+from gbci_fast.evaluate.lesions import NATIVE_SIZE, Crops, LesionCase, OnProgress
 from gbci_fast.evaluate.metrics import QUANTILES, interval, patient_summary, resample
 from gbci_fast.evaluate.report import target, versions
 from gbci_fast.evaluate.settings import DistributionSettings
 
 REAL = "real"
-STANDARDIZED = ("radiomics",)  # extractors whose features have different units
+POOLED = "pooled"  # the block of all data sets together
 NEIGHBOR_STATISTICS = ("precision", "recall", "density", "coverage")
 FEWEST_JUDGED = 20  # patients that a set needs for its targets to be judged
-FRECHET_BOUND, SLOPE_BOUND = 1.5, 0.2
+FRECHET_BOUND, SLOPE_BOUND, POWER_BOUND = 1.5, 0.2, 1.5
+APPEARANCE: dict[str, Callable[[Crops], np.ndarray]] = {
+    "spectrum_slope": spectrum_slopes,
+    "fine_power": fine_power,
+    "seam": seams,
+}
+"""{name: function of crops to one number per crop}."""
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Maps weights of a set's items, [R, N], and of the real items, [R, M], to R values."""
+
+
+def evaluate_blocks(
+    blocks: Mapping[str, Mapping[str, Crops]],
+    extractors: Sequence[Extractor],
+    settings: DistributionSettings,
+    *,
+    judged: str,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """The report of several blocks, such as one per data set and all pooled; the caller adds how lesions were painted.
+
+    A block with too few patients is left out, and named in ``left_out`` with the reason.
+
+    Args:
+        blocks: {name of the block: {name of the set: crops}}; each has the set `REAL`.
+        extractors, settings, judged, on_progress: as for `evaluate_distribution`.
+
+    Raises:
+        GBCIError: all blocks have too few patients.
+    """
+    found, left_out = {}, {}
+    for name, sets in blocks.items():
+        columns = {column: crops for column, crops in sets.items() if column != REAL}
+        try:
+            for column, crops in sets.items():
+                check_patients(f"{name} {column}", crops.patients, settings.neighbors)
+        except GBCIError as error:
+            left_out[name] = str(error)
+            continue
+        found[name] = evaluate_distribution(
+            sets[REAL], columns, extractors, settings, judged=judged, on_progress=_prefixed(name, on_progress)
+        )
+    if not found:
+        raise GBCIError(next(iter(left_out.values())))
+    return {
+        "evaluation": "distribution",
+        "settings": asdict(settings),
+        "versions": versions(),
+        "notes": NOTES,
+        "judged": judged,
+        "blocks": found,
+        "left_out": left_out,
+        "targets": [
+            row | {"name": f"{name}: {row['name']}"}
+            for name, block in found.items()
+            for row in block["targets"][judged]
+        ],
+    }
+
+
+def _prefixed(name: str, on_progress: OnProgress) -> OnProgress:
+    return lambda stage, done, total: on_progress(f"{stage} {name}", done, total)
 
 
 def evaluate_distribution(
@@ -41,14 +104,14 @@ def evaluate_distribution(
     judged: str,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
-    """The report of the columns' crops against the real ones, as JSON values; the caller adds how they were painted.
+    """The columns' crops against the real ones, as JSON values: one block of the report.
 
     Args:
         real: crops of real lesions.
         columns: {name: crops}. Crops of one patient are never compared with each other, even across sets.
         extractors: of the features to compare.
         settings: of the evaluation.
-        judged: name of the column that has to meet the targets.
+        judged: name of the column whose targets come first.
         on_progress: called as ``f(stage, done, total)``.
 
     Raises:
@@ -65,24 +128,18 @@ def evaluate_distribution(
     on_progress("comparing", steps - 1, steps)
     diversity = _compare_diversity(sets, halvings, settings)
     appearance = {
-        "spectrum_slope": _compare_values(
-            {name: spectrum_slopes(x.pixels) for name, x in sets.items()}, sets, halvings
-        ),
-        "seam": _compare_values({name: seams(x) for name, x in sets.items()}, sets, halvings),
+        key: _compare_values({name: measure(x) for name, x in sets.items()}, sets, halvings)
+        for key, measure in APPEARANCE.items()
     }
     on_progress("comparing", steps, steps)
     return {
-        "evaluation": "distribution",
-        "settings": asdict(settings),
-        "versions": versions(),
         "sets": {name: {"crops": len(x), "patients": len(set(x.patients))} for name, x in sets.items()},
         "halves": {"crops_left": _spread(halvings.left[REAL].sum(1)), "crops_right": _spread(halvings.right.sum(1))},
-        "notes": NOTES,
         "extractors": report,
         "diversity": diversity,
         "appearance": appearance,
         "spectra": _mean_spectra(sets),
-        "targets": _targets(judged, report, appearance, sets),
+        "targets": {name: _targets(name, report, appearance, sets) for name in (judged, *columns)},
     }
 
 
@@ -90,13 +147,18 @@ NOTES = {
     "splits": "left is one half of the patients of the named set, right the other half of the real patients; of the "
     "left halves as many crops are drawn as the smallest has; the null is the real left half against the right one",
     "standardized": "each feature less the mean of all real crops, over their standard deviation",
+    "gaussian": "false: the features are more than the crops, so that no Gaussian can be fitted and every crop is far "
+    "from every other one; such sets are compared by the kernel distance alone",
     "frechet": "full: all crops; its resamples are biased upward and moved so that their mean is the value, floored at "
     "0: an interval of the distance at this number of crops, not of the distance without noise",
     "kernel": "unbiased squared maximum mean discrepancy, cubic kernel; pairs of one patient are left out",
     "neighbors": "pairs of one patient are left out; intervals resample the patients, and keep the manifolds",
     "diversity": "mean MS-SSIM (three scales) of random pairs of crops of two patients, less that of the real crops; "
     "above 0: less diverse than real",
-    "spectrum_slope": f"of log power over log frequency, {BAND[0]:g} to {BAND[1]:g} cycles per crop, Hann window",
+    "spectrum_slope": f"of log power over log frequency, {BAND[0] / NATIVE_SIZE:.2f} to {BAND[1] / NATIVE_SIZE:g} "
+    f"cycles per model pixel, in the {NATIVE_SIZE} model pixels in the lesion's middle, Hann window",
+    "fine_power": f"log of the power beyond {CUTOFF:g} cycles per model pixel along either axis, more than {SEAM} "
+    "pixels inside the mask; the ratio to the real lesions is of geometric means",
     "seam": "log of the mean absolute difference across the mask's outline over that of pixels "
     f"{FLANK[0]:g} to {FLANK[1]:g} crop pixels beside it; 0: the outline does not show",
 }
@@ -187,7 +249,7 @@ def _thin(halves: np.ndarray, fewest: np.ndarray, rng: np.random.Generator) -> n
 
 
 def extract(extractor: Extractor, sets: Mapping[str, Crops]) -> dict[str, np.ndarray]:
-    """The features [N, D] of every set; those in `STANDARDIZED` are standardized by the set `REAL`.
+    """The features [N, D] of every set, standardized by the set `REAL` if the extractor says so.
 
     Raises:
         GBCIError: a feature is NaN or infinite.
@@ -196,7 +258,7 @@ def extract(extractor: Extractor, sets: Mapping[str, Crops]) -> dict[str, np.nda
     for name, x in features.items():
         if not np.isfinite(x).all():
             raise GBCIError(f"features {extractor.name} of the {name} lesions hold NaN or infinity; expected numbers")
-    if extractor.name in STANDARDIZED:
+    if extractor.standardized:
         mean, sd = features[REAL].mean(0), features[REAL].std(0)
         features = {name: (x - mean) / np.where(sd > 0, sd, 1) for name, x in features.items()}
     return features
@@ -210,8 +272,11 @@ def _compare_features(
     for name, x in features.items():
         owners = sets[name].patients, sets[REAL].patients
         kernel: Measure = KernelPairs.of(x, features[REAL], *owners).distances
-        for key, measure, centered in (("frechet", _frechet(x, features[REAL]), True), ("kernel", kernel, False)):
-            statistics.setdefault(key, {})[name] = _measure(name, measure, halvings, centered=centered)
+        statistics.setdefault("kernel", {})[name] = _measure(name, kernel, halvings, centered=False)
+        if not extractor.gaussian:
+            continue
+        frechet = _measure(name, _frechet(x, features[REAL]), halvings, centered=True)
+        statistics.setdefault("frechet", {})[name] = frechet
         pairs = NeighborPairs.of(features[REAL], x, owners[1], owners[0])
         for key, values in _measure_neighbors(name, pairs, halvings, settings.neighbors).items():
             statistics.setdefault(key, {})[name] = values
@@ -219,7 +284,8 @@ def _compare_features(
         "name": extractor.name,
         "digest": extractor.digest,
         "dimensions": features[REAL].shape[1],
-        "standardized": extractor.name in STANDARDIZED,
+        "standardized": extractor.standardized,
+        "gaussian": extractor.gaussian,
         "statistics": {key: _beside_null(values) for key, values in statistics.items()},
     }
 
@@ -296,12 +362,12 @@ def _compare_values(values: Mapping[str, np.ndarray], sets: Mapping[str, Crops],
         "real": patient_summary(real, sets[REAL].patients),
         "real_range": [float(low), float(high)],
         "real_range_of_patient_means": [float(x) for x in np.quantile(means, QUANTILES)],
+        "null": _spread(_mean(real, halvings.left[REAL]) - _mean(real, halvings.right)),
         "columns": {},
     }
     for name, column in values.items():
         if name != REAL:
-            here, there = halvings.draws[name], halvings.draws[REAL]
-            draws = here @ column / here.sum(1) - there @ real / there.sum(1)
+            draws = _mean(column, halvings.draws[name]) - _mean(real, halvings.draws[REAL])
             report["columns"][name] = patient_summary(column, sets[name].patients) | {
                 "difference": {"value": float(column.mean() - real.mean())} | interval(draws),
                 "share_in_real_range": float(((column >= low) & (column <= high)).mean()),
@@ -309,36 +375,45 @@ def _compare_values(values: Mapping[str, np.ndarray], sets: Mapping[str, Crops],
     return report
 
 
+def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The means [R] of values [N] under weights [R, N]."""
+    return weights @ values / weights.sum(1)
+
+
 def _mean_spectra(sets: Mapping[str, Crops]) -> dict[str, Any]:
     """The logarithm of the geometric mean of the crops' power at every frequency, for the figure."""
-    frequencies = spectrum(sets[REAL].pixels[:1])[0]
-    means = {name: np.log(np.maximum(spectrum(x.pixels)[1], 1e-12)).mean(0) for name, x in sets.items()}
+    frequencies = spectrum(sets[REAL][:1])[0] / NATIVE_SIZE
+    means = {name: np.log(np.maximum(spectrum(x)[1], 1e-12)).mean(0) for name, x in sets.items()}
     return {"frequencies": frequencies.tolist(), "log_power": {name: x.tolist() for name, x in means.items()}}
 
 
 def _targets(
-    judged: str, extractors: Sequence[dict[str, Any]], appearance: dict[str, Any], sets: Mapping[str, Crops]
+    name: str, extractors: Sequence[dict[str, Any]], appearance: dict[str, Any], sets: Mapping[str, Crops]
 ) -> list[dict[str, Any]]:
-    fewest = min(len(set(sets[name].patients)) for name in (REAL, judged))
+    """The targets of a column; ``measured`` is the value even where too few patients judge it."""
+    fewest = min(len(set(sets[key].patients)) for key in (REAL, name))
     rows: list[tuple[str, float | None, float, str]] = []
     for extractor in extractors:
-        frechet, kernel = (extractor["statistics"][key] for key in ("frechet", "kernel"))
-        null, column = frechet["null"]["median"], frechet["columns"][judged]["splits"]["median"]
-        note = "median over splits, over that of the null"
-        rows.append((f"frechet_{extractor['name']}", column / null if null > 0 else None, FRECHET_BOUND, note))
+        if extractor["gaussian"]:
+            frechet = extractor["statistics"]["frechet"]
+            null, value = frechet["null"]["median"], frechet["columns"][name]["splits"]["median"]
+            note = "median over splits, over that of the null"
+            rows.append((f"frechet_{extractor['name']}", value / null if null > 0 else None, FRECHET_BOUND, note))
+        kernel = extractor["statistics"]["kernel"]
         note = "median over splits; bound: the null's 97.5 % quantile"
-        value, bound = kernel["columns"][judged]["splits"]["median"], kernel["null"]["high"]
+        value, bound = kernel["columns"][name]["splits"]["median"], kernel["null"]["high"]
         rows.append((f"kernel_{extractor['name']}", value, bound, note))
-    slope, seam = (appearance[key] for key in ("spectrum_slope", "seam"))
-    difference = abs(slope["columns"][judged]["difference"]["value"])
-    rows.append(("spectrum_slope", difference, SLOPE_BOUND, "distance of the mean slope from the real one"))
-    mean, (low, high) = seam["columns"][judged]["mean"], seam["real_range_of_patient_means"]
-    note = f"how far the mean, {mean:.3f}, is outside of the central 95 % of the real patients' means"
-    rows.append(("seam", max(low - mean, mean - high), 0.0, f"{note}, {low:.3f} to {high:.3f}; negative: inside"))
+    off = {key: abs(found["columns"][name]["difference"]["value"]) for key, found in appearance.items()}
+    rows.append(("spectrum_slope", off["spectrum_slope"], SLOPE_BOUND, "distance of the mean slope from the real one"))
+    note = f"factor, above 1, between the power beyond {CUTOFF:g} cycles per pixel and the real one"
+    rows.append(("fine_power", float(np.exp(off["fine_power"])), POWER_BOUND, note))
+    bound = float(np.quantile(np.abs(appearance["seam"]["null"]["values"]), 0.975))
+    note = "distance of the mean from the real one; bound: 97.5 % quantile between real halves"
+    rows.append(("seam", off["seam"], bound, note))
     few = f"; not judged: {fewest} patients, expected at least {FEWEST_JUDGED}" if fewest < FEWEST_JUDGED else ""
     return [
-        target(name, None if few else value, bound, at_least=False, note=f"{judged}: {note}{few}")
-        for name, value, bound, note in rows
+        target(key, None if few else value, bound, at_least=False, note=f"{name}: {note}{few}") | {"measured": value}
+        for key, value, bound, note in rows
     ]
 
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from gbci_fast.attributes import FINDING_CATEGORIES, Attributes
-from gbci_fast.data.fields import Lesion, read_fields
-from gbci_fast.data.vindr import ImageRecord, VinDr
+from gbci_fast.data.fields import VisibleLesion, read_fields
+from gbci_fast.data.vindr import ImageRecord
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.case import MASK_GROWTH, Case, image_seed, mask_around, root_names, spread
-from gbci_fast.evaluate.lesions import OnProgress
+from gbci_fast.evaluate.lesions import OnProgress, find_records, part_of
 from gbci_fast.evaluate.metrics import (
     DATA_RANGE,
     LEVEL,
@@ -74,10 +74,11 @@ TARGETS = (
     ("vae", "breast", "ssim", 0.97),
     ("vae", "breast", "psnr", 36.0),
     ("vae", "roi", "psnr", 34.0),
-    ("source_setting", "image", "ssim", 0.93),
-    ("source_setting", "image", "psnr", 30.0),
 )
-"""(condition, region, metric, lowest mean that a checkpoint should reach)."""
+"""(condition, region, metric, lowest mean that a checkpoint should reach), of the autoencoder alone.
+
+The whole image has none: most of it is copied, and a ring mean under the mask meets any target there. Nor has the
+painted lesion, which is another one than the real one, as intended."""
 SOURCE_REPORTED = {"ssim": 0.84, "psnr": 22.5}
 """What the source paper reports for its model on its own data; compare with `source_setting`."""
 
@@ -158,11 +159,7 @@ def load_cases(
         GBCIError: no image with a finding in that split, or an image that cannot be read.
     """
     names = root_names(roots)
-    records = [(root, record) for root in names for record in VinDr(root).of_split(settings.split) if record.findings]
-    listed = ", ".join(map(str, roots))
-    if not records:
-        raise GBCIError(f"no {settings.split!r} image with a finding in {listed}; check the columns split and xmin")
-    records = spread(records, settings.limit)
+    records = spread(find_records(roots, **part_of(settings.split)), settings.limit)
     cases, skipped = [], []
     for done, (root, record) in enumerate(records, start=1):
         case = read_case(record, root, names[root], settings.seed, size)
@@ -172,7 +169,8 @@ def load_cases(
             cases.append(case)
         on_progress("reading", done, len(records))
     if not cases:
-        raise GBCIError(f"no lesion lies inside the breast in any {settings.split!r} image of {listed}")
+        listed = ", ".join(map(str, roots))
+        raise GBCIError(f"no lesion lies inside the breast in any image of {listed}, split {settings.split}")
     return cases, skipped
 
 
@@ -200,7 +198,7 @@ def read_case(record: ImageRecord, root: Path, name: str, seed: int, size: int) 
     )
 
 
-def describe(lesions: Sequence[Lesion]) -> tuple[Attributes, str | None]:
+def describe(lesions: Sequence[VisibleLesion]) -> tuple[Attributes, str | None]:
     """One description of several lesions: that of the largest, with all categories and reports, the highest BI-RADS."""
     largest = max(lesions, key=lambda lesion: lesion.pixels.sum())
     present = {name for lesion in lesions for name in lesion.attributes.finding_categories or ()}

@@ -12,11 +12,15 @@ LABELS = {
     "real": "real",
     "augmented": "real, classical augmentation",
     "real_normal": "real + host normals (control)",
-    "synthetic": "synthetic only (TSTR)",
     "real_synthetic": "real + synthetic",
-    "pretrained": "synthetic, then real",
+    "real_blob": "real + blobs",
+    "synthetic": "synthetic only (TSTR)",
+    "blob": "blobs only",
+    "blurred": "blurred real lesions only",
+    "autoencoder": "autoencoder on normal tissue only",
+    "ring_mean": "ring mean only",
 }
-SPREAD = 1.5  # distance between arms in percent of the axis, so that intervals do not overlap
+SPREAD = 0.07  # distance between arms where a tick is 1, so that intervals do not overlap
 
 
 def draw_figure(path: Path, report: dict[str, Any], examples: Examples) -> None:
@@ -43,30 +47,23 @@ def draw_figure(path: Path, report: dict[str, Any], examples: Examples) -> None:
 
 def _draw_curves(axes: Axes, report: dict[str, Any]) -> None:
     fractions = report["settings"]["fractions"]
-    places = {fraction: i for i, fraction in enumerate(fractions)}
+    places = {None: -1} | {fraction: i for i, fraction in enumerate(fractions)}
     for number, arm in enumerate(report["arms"]):
         rows = [row for row in report["results"] if row["arm"] == arm]
-        color = f"C{number}"
-        if rows[0]["fraction"] is None:
-            auc = rows[0]["auc"]
-            axes.axhline(auc["mean"], color=color, linestyle="--", label=LABELS[arm])
-            if auc["low"] is not None:
-                axes.axhspan(auc["low"], auc["high"], color=color, alpha=0.12, linewidth=0)
-            continue
-        x = [places[row["fraction"]] + SPREAD / 100 * len(fractions) * (number - 2) for row in rows]
+        x = [places[row["fraction"]] + SPREAD * (number - len(report["arms"]) / 2) for row in rows]
         means = [row["auc"]["mean"] for row in rows]
         ends = [
             [0.0 if row["auc"][end] is None else abs(row["auc"][end] - row["auc"]["mean"]) for row in rows]
             for end in ("low", "high")
         ]
-        axes.errorbar(x, means, yerr=ends, color=color, marker="o", capsize=3, label=LABELS[arm])
+        axes.errorbar(x, means, yerr=ends, color=f"C{number}", marker="o", capsize=3, label=LABELS[arm])
     axes.axhline(0.5, color="gray", linewidth=0.8)
-    axes.set_xticks(range(len(fractions)), [f"{fraction:g} %" for fraction in fractions])
-    axes.set(xlabel="of the real training patients", ylabel="AUC on real test patches")
+    axes.set_xticks(range(-1, len(fractions)), ["none", *(f"{fraction:g} %" for fraction in fractions)])
+    axes.set(xlabel="of the real training patients", ylabel="AUC on real patches of the judged patients")
     test, synthetic = report["data"]["test"], report["data"]["synthetic"]
     axes.set_title(
-        f"{test['lesions']} lesions and {test['normal']} normal patches of {test['patients']} test patients; "
-        f"{synthetic['lesions']} synthetic lesions;\nmean of {report['settings']['seeds']} seeds, 95 % over test "
+        f"{test['lesions']} lesions and {test['normal']} normal patches of {test['patients']} patients; "
+        f"{synthetic['lesions']} synthetic lesions;\nmean of {report['settings']['seeds']} seeds, 95 % over "
         "patients and seeds",
         fontsize=9,
     )

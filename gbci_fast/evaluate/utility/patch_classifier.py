@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ RECIPE = ("1", LEARNING_RATE, WEIGHT_DECAY, WARMUP, CHANNELS, GROUPS, GAIN, GAMM
 """Identifies the training procedure; the first entry counts the changes of the code below."""
 CLASSIFIED = 256  # patches classified together
 
+Network = TypeVar("Network", bound=nn.Module)
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-"""Maps patches, float32 [N, 1, P, P] in [0, 1], to patches of the same shape and range."""
+"""Maps patches, float32 [N, C, P, P] in [0, 1], to patches of the same shape and range."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,7 +76,9 @@ class PatchClassifier(nn.Module):
         return self.head(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1))[:, 0]
 
 
-def fit_patch_classifier(phases: Sequence[Phase], *, seed: int, batch_size: int) -> PatchClassifier:
+def fit_patch_classifier(
+    phases: Sequence[Phase], *, seed: int, batch_size: int, build: Callable[[], Network] = PatchClassifier
+) -> Network:
     """Trains on the phases one after the other, on the CPU; equal arguments give equal weights on one machine.
 
     Half of every batch are lesions, whatever their share in the data. The optimizer's state is kept between phases;
@@ -84,16 +88,17 @@ def fit_patch_classifier(phases: Sequence[Phase], *, seed: int, batch_size: int)
         phases: parts of the training.
         seed: of initial weights, batches and augmentation.
         batch_size: patches per step, even.
+        build: makes the network, which maps patches [N, C, P, P] to logits [N].
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = PatchClassifier()
+        model = build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     half = batch_size // 2
     labels = torch.cat([torch.ones(half), torch.zeros(half)])
     for phase in phases:
-        pools = [torch.from_numpy(kind.pixels)[:, None] for kind in (phase.data.lesions, phase.data.normal)]
+        pools = [_channels(kind) for kind in (phase.data.lesions, phase.data.normal)]
         for step in range(phase.steps):
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * _schedule((step + 0.5) / phase.steps)
@@ -106,21 +111,20 @@ def fit_patch_classifier(phases: Sequence[Phase], *, seed: int, batch_size: int)
 
 
 @torch.no_grad()
-def classify(model: PatchClassifier, patches: Patches) -> np.ndarray:
+def classify(model: nn.Module, patches: Patches) -> np.ndarray:
     """The logits of patches, float64 [N].
 
     Raises:
         GBCIError: a logit is not finite, since the training diverged.
     """
-    x = torch.from_numpy(patches.pixels)[:, None]
-    logits = torch.cat([model(part) for part in x.split(CLASSIFIED)]).double().numpy()
+    logits = torch.cat([model(part) for part in _channels(patches).split(CLASSIFIED)]).double().numpy()
     if not np.isfinite(logits).all():
         raise GBCIError("a patch classifier's score is NaN or infinity; its training diverged")
     return logits
 
 
 def flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrors each patch [N, 1, P, P] at random along each axis."""
+    """Mirrors each patch [N, C, P, P] at random along each axis."""
     for axis in (2, 3):
         chosen = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
         x = torch.where(chosen, x.flip(axis), x)
@@ -137,6 +141,12 @@ def vary(x: Tensor, generator: torch.Generator) -> Tensor:
     x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
     gain, gamma = (2 ** (bound * (2 * torch.rand(len(x), 1, 1, 1, generator=generator) - 1)) for bound in (GAIN, GAMMA))
     return (gain * x.clamp(0, 1) ** gamma).clamp(0, 1)
+
+
+def _channels(patches: Patches) -> Tensor:
+    """The patches as float32 [N, C, P, P]."""
+    x = torch.from_numpy(patches.pixels)
+    return x if x.ndim == 4 else x[:, None]
 
 
 def _schedule(done: float) -> float:

@@ -25,7 +25,7 @@ class Patches:
     """Windows of images.
 
     Attributes:
-        pixels: float32 [N, P, P] in [0, 1].
+        pixels: float32 [N, P, P] in [0, 1], or [N, C, P, P] of several channels.
         patients: the patient of every window, N.
     """
 
@@ -62,10 +62,20 @@ class Site:
             raise GBCIError(f"images are {len(self.occupied)} pixels wide; expected at least {PATCH_SIZE}, a patch")
 
     @cached_property
+    def lesion_pixels(self) -> np.ndarray:
+        """The number of lesion pixels in every window, int [S - P + 1, S - P + 1]."""
+        return _window_sums(self.occupied)
+
+    def is_free(self, window: Window) -> bool:
+        """Whether a window lies in the image and touches no lesion; unlike a `Window`, it may lie outside."""
+        rows, columns = self.lesion_pixels.shape
+        return 0 <= window[0] < rows and 0 <= window[1] < columns and self.lesion_pixels[window] == 0
+
+    @cached_property
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
         """All windows that are centered in the breast and touch no lesion, int [N, 2], and their breast shares [N]."""
         half = PATCH_SIZE // 2
-        lesions, breast = _window_sums(self.occupied), _window_sums(self.case.breast)
+        lesions, breast = self.lesion_pixels, _window_sums(self.case.breast)
         centers = self.case.breast[half : half + len(lesions), half : half + lesions.shape[1]]
         free = (lesions == 0) & centers
         return np.argwhere(free), breast[free] / PATCH_SIZE**2
@@ -87,12 +97,19 @@ def sites(cases: Sequence[LesionCase]) -> list[Site]:
     return [Site(group) for group in grouped.values()]
 
 
-def lesion_window(case: LesionCase) -> Window:
-    """The window centered on the mask's box, shifted into the image where it would cross the edge."""
+def lesion_window(case: LesionCase, offset: int = 0) -> Window:
+    """The window around the mask's box, shifted into the image where it would cross the edge.
+
+    Along each axis, its middle lies up to `offset` pixels from the box's, as the case's seed says. A box that fits into
+    the window stays inside; of a larger one, the middle does.
+    """
+    rng = np.random.default_rng(case.seed)
     starts = []
     for axis in (1, 0):
         hits = np.flatnonzero(case.mask.any(axis))
-        start = int(hits[0] + hits[-1] + 1 - PATCH_SIZE) // 2
+        room = (PATCH_SIZE - int(hits[-1] + 1 - hits[0])) // 2
+        largest = min(offset, room if room >= 0 else PATCH_SIZE // 2 - 1)
+        start = int(hits[0] + hits[-1] + 1 - PATCH_SIZE) // 2 + int(rng.integers(-largest, largest + 1))
         starts.append(min(max(start, 0), case.mask.shape[1 - axis] - PATCH_SIZE))
     return starts[0], starts[1]
 
@@ -103,35 +120,57 @@ def cut(image: np.ndarray, window: Window) -> np.ndarray:
     return image[top : top + PATCH_SIZE, left : left + PATCH_SIZE]
 
 
-def lesion_patches(cases: Sequence[LesionCase], images: Sequence[np.ndarray] | None = None) -> Patches:
-    """The window of every case, from its own image or from `images` (float32 [S, S] in [0, 1], one per case)."""
+def lesion_patches(
+    cases: Sequence[LesionCase], images: Sequence[np.ndarray] | None = None, *, offset: int = 0
+) -> Patches:
+    """The window of every case (see `lesion_window`).
+
+    Args:
+        cases: the lesions.
+        images: float32 [S, S] in [0, 1], one per case; None = the cases' own.
+        offset: as for `lesion_window`.
+    """
     images = [case.pixels for case in cases] if images is None else images
-    pixels = [cut(image, lesion_window(case)) for case, image in zip(cases, images, strict=True)]
+    pixels = [cut(image, lesion_window(case, offset)) for case, image in zip(cases, images, strict=True)]
     return Patches(pixels=_stack(pixels), patients=tuple(case.patient for case in cases))
 
 
-def normal_patches(cases: Sequence[LesionCase], seed: int) -> Patches:
+def normal_patches(
+    cases: Sequence[LesionCase], seed: int, *, offset: int = 0, others: Sequence[LesionCase] = ()
+) -> Patches:
     """For every lesion, a window of normal tissue of the same image with about the same breast share.
 
-    An image without room for a window gives none.
+    The window is off the place that is drawn by as much as the lesion's own window is off the lesion. An image without
+    room for a window gives none.
+
+    Args:
+        cases: the lesions.
+        seed: of the places.
+        offset: as for `lesion_window`.
+        others: further lesions of the same images, which the windows do not touch.
     """
-    places = {(site.case.root, site.case.image_id): site for site in sites(cases)}
+    places = {(site.case.root, site.case.image_id): site for site in sites([*cases, *others])}
     pixels, patients = [], []
     for case in cases:
+        site = places[case.root, case.image_id]
         rng = np.random.default_rng(image_seed(seed, case.root, f"normal-{case.name}"))
-        for window in places[case.root, case.image_id].draw(_breast_share(case), 1, rng):
-            pixels.append(cut(case.pixels, window))
-            patients.append(case.patient)
+        (top, left), (middle_top, middle_left) = lesion_window(case, offset), lesion_window(case)
+        for y, x in site.draw(_breast_share(case), TRIES, rng):
+            window = y + top - middle_top, x + left - middle_left
+            if site.is_free(window):
+                pixels.append(cut(case.pixels, window))
+                patients.append(case.patient)
+                break
     return Patches(pixels=_stack(pixels), patients=tuple(patients))
 
 
-def moved_lesions(cases: Sequence[LesionCase], count: int, seed: int) -> list[LesionCase]:
+def moved_lesions(cases: Sequence[LesionCase], count: int, seed: int, *, offset: int = 0) -> list[LesionCase]:
     """Cases of `count` new lesions in normal tissue: the mask of one patient (donor) in the breast of another (host).
 
-    Hosts are the images of `cases`, each about equally often. The mask lies in the breast; it and its window touch no
-    lesion. The window's breast share is about that of the donor's window. Laterality, view, density, age and pixel
-    spacing are described as the host's, the rest as the donor's. For one seed, a longer list begins with the shorter
-    one.
+    Hosts are the images of `cases`, each about equally often. The mask lies in the breast; it and its window (by
+    `lesion_window` with `offset`) touch no lesion. The breast share around the mask is about that around the donor's.
+    Laterality, view, density, age and pixel spacing are described as the host's, the rest as the donor's. For one seed,
+    a longer list begins with the shorter one.
 
     Raises:
         GBCIError: no mask fits in any image, or all cases are of one patient.
@@ -145,10 +184,11 @@ def moved_lesions(cases: Sequence[LesionCase], count: int, seed: int) -> list[Le
     failed = 0
     while len(moved) < count:
         turn = len(moved) + failed
-        rng = np.random.default_rng([seed, turn])
-        case = _host_lesion(hosts[order[turn % len(hosts)]], cases, shares, rng)
+        host = hosts[order[turn % len(hosts)]]
+        own = image_seed(seed, host.case.root, f"moved-{turn}-{host.case.image_id}")
+        case = _host_lesion(host, cases, shares, np.random.default_rng([seed, turn]), own, offset)
         if case is not None:
-            moved.append(replace(case, seed=image_seed(seed, case.root, f"moved-{turn}-{case.image_id}")))
+            moved.append(case)
             continue
         failed += 1
         if failed >= len(hosts) and not moved:
@@ -157,9 +197,14 @@ def moved_lesions(cases: Sequence[LesionCase], count: int, seed: int) -> list[Le
 
 
 def _host_lesion(
-    host: Site, cases: Sequence[LesionCase], shares: Sequence[float], rng: np.random.Generator
+    host: Site,
+    cases: Sequence[LesionCase],
+    shares: Sequence[float],
+    rng: np.random.Generator,
+    seed: int,
+    offset: int,
 ) -> LesionCase | None:
-    """A donor's mask in one host image; None where none of `DONORS` masks fits."""
+    """A donor's mask in one host image, as a case with `seed`; None where none of `DONORS` masks fits."""
     others = [i for i, case in enumerate(cases) if case.patient != host.case.patient]
     alike = [i for i in others if cases[i].root == host.case.root] or others  # film and digital images differ
     for i in rng.permutation(alike)[:DONORS]:
@@ -168,31 +213,36 @@ def _host_lesion(
             mask = _moved(donor.mask, donor.mask, window)
             if mask is None or (mask & ~host.case.breast).any() or (mask & host.occupied).any():
                 continue
-            lesion = _moved(donor.lesion & donor.mask, donor.mask, window)
-            return replace(
-                host.case,
-                lesion=lesion,
-                mask=mask,
-                attributes=replace(
-                    host.case.attributes,
-                    breast_birads=donor.attributes.breast_birads,
-                    finding_categories=donor.attributes.finding_categories,
-                    finding_birads=donor.attributes.finding_birads,
-                    shape=donor.attributes.shape,
-                    margin=donor.attributes.margin,
-                    pathology=donor.attributes.pathology,
-                    subtlety=donor.attributes.subtlety,
-                ),
-                report=donor.report,
-            )
+            case = _described_by(donor, replace(host.case, mask=mask, seed=seed), window)
+            if host.is_free(lesion_window(case, offset)):
+                return case
     return None
+
+
+def _described_by(donor: LesionCase, host: LesionCase, window: Window) -> LesionCase:
+    """The case of `host` with the donor's lesion at `window`, and the donor's description of it."""
+    return replace(
+        host,
+        lesion=_moved(donor.lesion & donor.mask, donor.mask, window),
+        attributes=replace(
+            host.attributes,
+            breast_birads=donor.attributes.breast_birads,
+            finding_categories=donor.attributes.finding_categories,
+            finding_birads=donor.attributes.finding_birads,
+            shape=donor.attributes.shape,
+            margin=donor.attributes.margin,
+            pathology=donor.attributes.pathology,
+            subtlety=donor.attributes.subtlety,
+        ),
+        report=donor.report,
+    )
 
 
 def _moved(pixels: np.ndarray, mask: np.ndarray, window: Window) -> np.ndarray | None:
     """`pixels` [S, S] moved so that the mask's box is centered in a window; None if the box then leaves the image."""
     xmin, ymin, xmax, ymax = bounding_box(mask)
     height, width = ymax - ymin, xmax - xmin
-    # Rounded as in `lesion_window`, so that `window` is the moved mask's own window.
+    # Rounded as in `lesion_window`, so that `window` is the moved mask's centered window.
     top, left = window[0] - (height - PATCH_SIZE) // 2, window[1] - (width - PATCH_SIZE) // 2
     if top < 0 or left < 0 or top + height > mask.shape[0] or left + width > mask.shape[1]:
         return None

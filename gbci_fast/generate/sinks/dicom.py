@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from gbci_fast.dicom.writing import (
     uid_from_seed,
     write_dicom,
 )
+from gbci_fast.errors import GBCIError
 from gbci_fast.generate.checks import check_view
 from gbci_fast.generate.identities import Identities
 from gbci_fast.generate.template import Synthesis
@@ -71,6 +72,7 @@ def _header(synthesis: Synthesis, identities: Identities, job_seed: int, weights
     number = int(digest_of(*study)[:8], 16)
     invented = _EPOCH + timedelta(days=number % 7300, seconds=number % 86400)
     when = _study_datetime(source)
+    day = invented if when is None else when + names.shift(patient)
     pixels = hashlib.sha256(np.ascontiguousarray(synthesis.stored).data).hexdigest()
     return MammogramHeader(
         view_position=attributes.view_position,
@@ -78,7 +80,7 @@ def _header(synthesis: Synthesis, identities: Identities, job_seed: int, weights
         study_uid=uid_from_seed("study", job_seed, *study),
         series_uid=uid_from_seed("series", job_seed, *study, attributes.laterality, attributes.view_position),
         instance_uid=uid_from_seed("instance", job_seed, *study, item.image_id, pixels),
-        study_datetime=invented if when is None else when + names.shift(patient),
+        study_datetime=_planned(day, item.date),
         patient_id=f"SYN-{digest_of('patient', job_seed, item.variant, patient)[:12]}",
         software_version=__version__,
         derivation=f"Synthetic lesion ({findings}) by latent diffusion (weights {weights_hash[:12]}, "
@@ -88,9 +90,25 @@ def _header(synthesis: Synthesis, identities: Identities, job_seed: int, weights
         chest_wall="R" if synthesis.template.frame.flip else "L",
         patient_age=attributes.age,
         deidentified=names.removes,
-        dates="REMOVED" if when is None else "MODIFIED" if names.removes else "UNMODIFIED",
+        dates="REMOVED" if when is None else "MODIFIED" if names.removes or item.date is not None else "UNMODIFIED",
         instance_number=1 + item.index,
     )
+
+
+def _planned(template: datetime, planned: date | timedelta | None) -> datetime:
+    """The date and time of a synthetic study whose template, as published, has the date and time `template`.
+
+    Raises:
+        GBCIError: no calendar has the day.
+    """
+    if planned is None:
+        return template
+    if isinstance(planned, date):
+        return datetime.combine(planned, template.time())
+    try:
+        return template + planned
+    except OverflowError:
+        raise GBCIError(f"date is {planned.days:+d} days from {template:%Y-%m-%d}; expected a day up to 9999") from None
 
 
 def _study_datetime(dataset: Dataset | None) -> datetime | None:

@@ -9,18 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from gbci_fast.cli import main
-from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.distribution.distances import KernelPairs, frechet_distance
 from gbci_fast.evaluate.distribution.evaluation import (
     DistributionSettings,
     Halvings,
+    evaluate_blocks,
     evaluate_distribution,
     join_patients,
 )
 from gbci_fast.evaluate.distribution.figure import draw_figure
+from gbci_fast.evaluate.features import Bands, Radiomics
 from gbci_fast.evaluate.lesions import CROP_SIZE, Crops, read_lesions, read_painted
 from gbci_fast.phantom import generate_phantom
 
@@ -31,7 +33,7 @@ PATIENTS = 40
 class Sums:
     """Means of quarters of a crop: four numbers that a test can predict."""
 
-    name, digest = "sums", "0"
+    name, digest, standardized, gaussian = "sums", "0", False, True
 
     def __call__(self, crops):
         half = CROP_SIZE // 2
@@ -54,6 +56,14 @@ def make_crops(seed, *, patients=PATIENTS, offset=0.0, step=0.0, smooth=False, p
         pixels=pixels.astype(np.float32),
         masks=np.stack([mask] * n),
         patients=tuple(f"{prefix}{i // each}" for i in range(n)),
+    )
+
+
+def joined(one, other):
+    return Crops(
+        pixels=np.concatenate([one.pixels, other.pixels]),
+        masks=np.concatenate([one.masks, other.masks]),
+        patients=one.patients + other.patients,
     )
 
 
@@ -121,23 +131,32 @@ class TestPlantedEffects:
         for key in ("frechet", "kernel", "precision", "recall", "coverage"):
             null, splits = statistic(report, key)["null"], statistic(report, key)["columns"]["same"]["splits"]
             assert null["low"] <= splits["median"] <= null["high"], key
-        assert all(target["met"] for target in report["targets"])
+        assert all(target["met"] for target in report["targets"]["same"])
 
     def test_a_shift_is_found_by_every_distance(self, report):
         for key, sign in {"frechet": 1, "kernel": 1, "precision": -1, "recall": -1, "coverage": -1}.items():
             null, splits = statistic(report, key)["null"], statistic(report, key)["columns"]["brighter"]["splits"]
             assert sign * splits["median"] > sign * null["high" if sign > 0 else "low"], key
 
-    def test_a_shift_fails_the_targets_of_its_distances_alone(self, real, columns):
-        judged = evaluate_distribution(real, columns, [Sums()], QUICK, judged="brighter")
-        met = {target["name"]: target["met"] for target in judged["targets"]}
-        assert met == {"frechet_sums": False, "kernel_sums": False, "spectrum_slope": True, "seam": True}
+    def missed(self, report, column):
+        return {target["name"] for target in report["targets"][column] if not target["met"]}
 
-    def test_seams_and_smoothness_fail_their_own_targets(self, real, columns):
-        for name, target in (("seam", "seam"), ("smooth", "spectrum_slope")):
-            judged = evaluate_distribution(real, {name: columns[name]}, [], QUICK, judged=name)
-            assert target in [row["name"] for row in judged["targets"] if not row["met"]]
-        assert judged["appearance"]["spectrum_slope"]["columns"]["smooth"]["difference"]["high"] < 0
+    def test_a_shift_fails_the_targets_of_its_distances_alone(self, report):
+        assert self.missed(report, "brighter") == {"frechet_sums", "kernel_sums"}
+
+    def test_seams_and_smoothness_fail_their_own_targets(self, report):
+        assert "seam" in self.missed(report, "seam")
+        assert {"spectrum_slope", "fine_power"} <= self.missed(report, "smooth")
+        assert report["appearance"]["spectrum_slope"]["columns"]["smooth"]["difference"]["high"] < 0
+
+    def test_blur_that_crops_do_not_show_is_seen_at_model_pixels(self, real):
+        """The crops are equal; the lesions' middles, which are not resampled, are blurred."""
+        pixels, masks = real.native
+        blurred = replace(real, middles=(gaussian_filter(pixels, (0, 1, 1)), masks))
+        report = evaluate_distribution(real, {"blurred": blurred}, [Radiomics(), Bands()], QUICK, judged="blurred")
+        assert self.missed(report, "blurred") == {"frechet_bands", "kernel_bands", "spectrum_slope", "fine_power"}
+        bands = report["extractors"][1]["statistics"]["frechet"]
+        assert bands["columns"]["blurred"]["splits"]["low"] > bands["null"]["high"]
 
     def test_three_crops_again_and_again_are_less_diverse(self, report):
         copies = report["diversity"]["columns"]["copies"]
@@ -159,6 +178,34 @@ class TestPlantedEffects:
         assert slope["same"]["share_in_real_range"] > 0.85 > 0.7 > slope["smooth"]["share_in_real_range"]
 
 
+class TestBlocks:
+    def test_every_set_is_judged_apart_and_one_with_few_patients_is_left_out(self, real, columns):
+        """Brightness differs between two scanners by more than between lesions: pooling hides what each shows."""
+        other = make_crops(6, offset=0.3, prefix="q")
+        shifted = make_crops(7, offset=0.1), make_crops(8, offset=0.4, prefix="q")
+        blocks = {
+            "film": {"real": real, "model": shifted[0]},
+            "digital": {"real": other, "model": shifted[1]},
+            "tiny": {"real": make_crops(9, patients=3), "model": make_crops(9, patients=3)},
+            "pooled": {"real": joined(real, other), "model": joined(*shifted)},
+        }
+        report = evaluate_blocks(blocks, [Sums()], QUICK, judged="model")
+        assert list(report["blocks"]) == ["film", "digital", "pooled"]
+        assert "the tiny real lesions are of 3 patients; expected at least 12" in report["left_out"]["tiny"]
+        ratios = {row["name"]: row["value"] for row in report["targets"] if "frechet" in row["name"]}
+        assert min(ratios["film: frechet_sums"], ratios["digital: frechet_sums"]) > ratios["pooled: frechet_sums"]
+        json.dumps(report, allow_nan=False)
+
+    def test_many_features_are_compared_by_the_kernel_alone(self, real, columns):
+        class Wide(Sums):
+            gaussian = False
+
+        report = evaluate_distribution(real, columns, [Wide()], QUICK, judged="same")
+        assert list(report["extractors"][0]["statistics"]) == ["kernel"]
+        assert {row["name"] for row in report["targets"]["same"]} >= {"kernel_sums"}
+        assert "frechet_sums" not in {row["name"] for row in report["targets"]["same"]}
+
+
 class TestReport:
     def test_it_is_json_and_repeats(self, report, real, columns):
         json.dumps(report, allow_nan=False)
@@ -167,8 +214,9 @@ class TestReport:
     def test_few_patients_are_not_judged(self):
         few = {"model": make_crops(1, patients=12)}
         report = evaluate_distribution(make_crops(0, patients=12), few, [Sums()], QUICK, judged="model")
-        assert {target["met"] for target in report["targets"]} == {None}
-        assert "not judged: 12 patients, expected at least 20" in report["targets"][0]["note"]
+        assert {target["met"] for target in report["targets"]["model"]} == {None}
+        assert "not judged: 12 patients, expected at least 20" in report["targets"]["model"][0]["note"]
+        assert all(target["measured"] is not None for target in report["targets"]["model"])
 
     def test_too_few_patients_are_one_sentence(self, real):
         with pytest.raises(GBCIError, match=r"the model lesions are of 11 patients; expected at least 12, so that"):
@@ -189,7 +237,7 @@ class TestReport:
 
     def test_standardizing_makes_units_irrelevant(self, real, columns):
         class Scaled(Sums):
-            name = "radiomics"
+            standardized = True
             scale = np.ones(4)
 
             def __call__(self, crops):
@@ -207,15 +255,17 @@ class TestReport:
         assert one["extractors"][0]["standardized"]
 
     def test_figure(self, report, real, columns, tmp_path):
-        draw_figure(tmp_path / "a.png", report, {"real": real, **columns})
+        draw_figure(tmp_path / "a.png", {"blocks": {"set": report}}, {"set": {"real": real, **columns}})
         assert min(Image.open(tmp_path / "a.png").size) > 500
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A phantom of 20 patients."""
+    """A phantom of 20 patients, all of the test split."""
     root = tmp_path_factory.mktemp("distribution") / "phantom"
     generate_phantom(root, studies=20, seed=1, size=128)
+    for table in root.glob("*.csv"):
+        table.write_text(table.read_text().replace(",training,", ",test,"))
     return root
 
 
@@ -226,17 +276,18 @@ def weights(tiny_checkpoint):
 
 class TestCommand:
     def test_it_paints_and_reports(self, root, weights, tmp_path, capsys):
-        split = max(("training", "test"), key=lambda name: len(VinDr(root).of_split(name)))
         output = tmp_path / "out.json"
-        options = f"--split {split} --steps 1 --weights {weights} --tier exact --limit 12"
+        options = f"--split test --steps 1 --weights {weights} --tier exact --limit 12"
         main(["evaluate", "distribution", str(root), "--output", str(output), *options.split()])
         report = json.loads(output.read_text())
-        assert set(report["sets"]) == {"real", "model", "vae", "ring_mean"}
-        assert report["extractors"][0]["name"] == "radiomics"
+        assert list(report["blocks"]) == ["phantom"]
+        block = report["blocks"]["phantom"]
+        assert list(block["sets"]) == ["real", "model", "autoencoder", "blurred", "blob", "ring_mean"]
+        assert [extractor["name"] for extractor in block["extractors"]] == ["radiomics", "bands"]
         assert report["painting"]["steps"] == 1
         assert len(report["weights"]) == 64
         # The noise that an untrained model paints is far from real lesions.
-        frechet = report["extractors"][0]["statistics"]["frechet"]
+        frechet = block["extractors"][0]["statistics"]["frechet"]
         assert frechet["columns"]["model"]["splits"]["median"] > frechet["null"]["high"]
         assert output.with_suffix(".png").stat().st_size > 10_000
         printed = capsys.readouterr().out
@@ -245,16 +296,15 @@ class TestCommand:
         assert max(map(len, re.sub(r"[^\n]*out\.(json|png)", "", printed).splitlines())) <= 80
 
     def test_another_data_set_is_judged_by_its_own_lesions(self, root, tmp_path):
-        split = max(("training", "test"), key=lambda name: len(VinDr(root).of_split(name)))
         output = tmp_path / "out.json"
-        options = ["--split", split, "--synthetic", str(root)]
+        options = ["--split", "test", "--synthetic", str(root)]
         main(["evaluate", "distribution", str(root), "--output", str(output), *options])
         report = json.loads(output.read_text())
-        sizes = report["sets"]
+        sizes = report["blocks"]["phantom"]["sets"]
         assert sizes["synthetic"]["crops"] >= sizes["real"]["crops"]
         assert report["synthetic"]["shared_patients"] == sizes["real"]["patients"]
         # A data set compared with a part of itself: no difference.
-        kernel = report["extractors"][0]["statistics"]["kernel"]
+        kernel = report["blocks"]["phantom"]["extractors"][0]["statistics"]["kernel"]
         assert kernel["null"]["low"] < kernel["columns"]["synthetic"]["splits"]["median"] < kernel["null"]["high"]
 
     def test_of_a_generated_set_the_templates_own_lesions_are_left_out(self, root, tmp_path):
@@ -268,16 +318,24 @@ class TestCommand:
         assert len(painted) < len(everything)
         assert {case.number for case in painted} == {0}
         assert templates == ("another",) * len(painted)
-        split = max(("training", "test"), key=lambda name: len(VinDr(root).of_split(name)))
         output = tmp_path / "out.json"
-        options = ["--split", split, "--synthetic", str(made)]
+        options = ["--split", "test", "--synthetic", str(made)]
         assert main(["evaluate", "distribution", str(root), "--output", str(output), *options]) == 0
-        assert json.loads(output.read_text())["sets"]["synthetic"]["crops"] == len(painted)
+        assert json.loads(output.read_text())["blocks"]["phantom"]["sets"]["synthetic"]["crops"] == len(painted)
+
+    def test_every_root_has_its_own_synthetic_set_or_all_share_one(self, root, tmp_path, capsys):
+        twice = tmp_path / "second"
+        shutil.copytree(root, twice)
+        command = ["evaluate", "distribution", str(root), str(twice), "--split", "test", "--features", "bands"]
+        command += ["--output", str(tmp_path / "out.json"), "--synthetic"]
+        assert main([*command, str(twice), str(root)]) == 0
+        assert list(json.loads((tmp_path / "out.json").read_text())["blocks"]) == ["phantom", "second", "pooled"]
+        assert main([*command, str(root), str(root), str(root)]) == 1
+        assert "--synthetic names 3 folders; expected 1 or 2, one per ROOT" in capsys.readouterr().err
 
     def test_too_few_patients_are_refused_before_anything_is_painted(self, root, tmp_path, capsys):
-        split = max(("training", "test"), key=lambda name: len(VinDr(root).of_split(name)))
         output = tmp_path / "out.json"
-        command = ["evaluate", "distribution", str(root), "--output", str(output), "--split", split, "--limit", "3"]
+        command = ["evaluate", "distribution", str(root), "--output", str(output), "--split", "test", "--limit", "3"]
         assert main(command) == 1
         assert "patients; expected at least 12, so that each half has 5 neighbors" in capsys.readouterr().err
         assert not list(tmp_path.iterdir())

@@ -177,7 +177,7 @@ def synthetic_root(root, folder, split):
 
 
 def run(*arguments):
-    return main(["evaluate", "memorisation", *map(str, arguments)])
+    return main(["evaluate", "memorisation", *map(str, arguments), "--split", "test"])
 
 
 class TestCommand:
@@ -196,7 +196,7 @@ class TestCommand:
         assert threshold == report["spaces"]["pixel"]["threshold"]
         assert len(index.names) == report["counts"]["training"]["lesions"]
 
-    def test_test_lesions_are_painted_by_default(self, root, tmp_path, monkeypatch):
+    def test_the_judged_lesions_are_painted_by_default(self, root, tmp_path, monkeypatch):
         def pipe(image, **call):
             return type("Output", (), {"images": image.flip(2)})
 

@@ -10,7 +10,7 @@ from PIL import Image
 from gbci_fast.attributes import Attributes
 from gbci_fast.cli import evaluate as command
 from gbci_fast.cli.parser import Parser
-from gbci_fast.data.fields import Lesion
+from gbci_fast.data.fields import VisibleLesion
 from gbci_fast.data.frame import whole_breast_frame
 from gbci_fast.data.segmentation import breast_mask
 from gbci_fast.data.vindr import VinDr
@@ -29,7 +29,7 @@ from gbci_fast.evaluate.paired.evaluation import (
 from gbci_fast.phantom import generate_phantom
 
 SIZE = 64
-QUICK = PairedSettings(steps=2, batch_size=2)
+QUICK = PairedSettings(split="test", steps=2, batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def parser():
 
 
 def run(parser, *arguments: object) -> None:
-    args = parser.parse_args(["evaluate", "paired", *map(str, arguments)])
+    args = parser.parse_args(["evaluate", "paired", *map(str, arguments), "--split", "test"])
     args.run(args)
 
 
@@ -134,10 +134,10 @@ def test_ring_without_breast_takes_what_is_not_masked():
 
 
 def test_several_lesions_are_described_together():
-    def lesion(pixels: int, report: str | None, **known) -> Lesion:
+    def lesion(pixels: int, report: str | None, **known) -> VisibleLesion:
         drawn = np.zeros((8, 8), bool)
         drawn.flat[:pixels] = True
-        return Lesion(pixels=drawn, attributes=Attributes(**known), report=report)
+        return VisibleLesion(pixels=drawn, attributes=Attributes(**known), report=report)
 
     attributes, report = describe(
         [
@@ -248,8 +248,8 @@ def test_interrupted_run_leaves_nothing(parser, root, weights, tmp_path, monkeyp
 
 
 def test_no_finding_in_the_split(root, weights):
-    with pytest.raises(GBCIError, match=r"no 'training' image with a finding in .*phantom; check the columns"):
-        evaluate_paired([root], weights, replace(QUICK, split="training"))
+    with pytest.raises(GBCIError, match=r"no image with a finding in .*phantom \(training split, fold C\)"):
+        evaluate_paired([root], weights, replace(QUICK, split="C"))
 
 
 def test_missing_weights(parser, root, tmp_path):

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
@@ -13,6 +14,8 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.painting import PaintSettings
 from gbci_fast.evaluate.utility.evaluation import (
     ARMS,
+    TRIVIAL,
+    Painter,
     Run,
     UtilityData,
     UtilitySettings,
@@ -54,7 +57,8 @@ def planted(count, seed):
 
 @pytest.fixture(scope="module")
 def data():
-    return UtilityData(real=planted(30, 0), synthetic=planted(30, 10), test=planted(30, 20))
+    trivial = {name: planted(30, 60 + 2 * i) for i, name in enumerate(TRIVIAL)}
+    return UtilityData(real=planted(30, 0), synthetic=planted(30, 10), trivial=trivial, test=planted(30, 20))
 
 
 def auc(logits, test):
@@ -109,14 +113,18 @@ class TestEqualCompute:
 
     def test_arms_see_what_they_say(self, data):
         def lesions(arm):
-            run = Run(arm=arm, fraction=None if arm == "synthetic" else 50, seed=0)
+            run = Run(arm=arm, fraction=None if arm in ("synthetic", *TRIVIAL) else 50, seed=0)
             return [(len(phase.data.lesions), len(phase.data.normal)) for phase in phases_of(run, data, TINY)]
 
         assert lesions("real") == lesions("augmented") == [(15, 15)]
         assert lesions("real_normal") == [(15, 45)]
         assert lesions("synthetic") == [(30, 30)]
         assert lesions("real_synthetic") == [(45, 45)]
-        assert lesions("pretrained") == [(30, 30), (15, 15)]
+        assert lesions("real_blob") == [(45, 45)]
+        for arm in TRIVIAL:
+            assert lesions(arm) == [(30, 30)]
+            (phase,) = phases_of(Run(arm=arm, fraction=None, seed=0), data, TINY)
+            assert phase.data is data.trivial[arm]
         for arm, augment in (("real", flip), ("augmented", vary)):
             assert phases_of(Run(arm=arm, fraction=50, seed=0), data, TINY)[0].augment is augment
 
@@ -148,8 +156,9 @@ class TestResuming:
             np.testing.assert_array_equal(again[run], logits)
         calls.clear()
         train_arms(replace(data, synthetic=planted(5, 50)), one, folder=tmp_path)
+        assert len(calls) == 3  # the arms that train on it: real_normal, real_synthetic and synthetic
         train_arms(data, replace(one, train_steps=3), folder=tmp_path)
-        assert len(calls) == 2 * len(ARMS)
+        assert len(calls) == 3 + len(ARMS)
 
     def test_damaged_scores_are_named(self, data, tmp_path):
         one = replace(TINY, seeds=1, fractions=(50,), train_steps=2)
@@ -186,10 +195,10 @@ class TestStatistics:
     def test_equal_arms_differ_by_nothing_at_all(self, data):
         scores = self.scores(data.test, TINY)
         for run in scores:
-            if run.arm == "pretrained":
+            if run.arm == "real_blob":
                 scores[run] = scores[Run(arm="real", fraction=run.fraction, seed=run.seed)]
         rows = self.rows(scores, data.test, TINY)
-        difference = rows["pretrained", 50]["auc_difference"]
+        difference = rows["real_blob", 50]["auc_difference"]
         assert [difference[key] for key in ("mean", "low", "high", "seed_sd")] == [0, 0, 0, 0]
         assert rows["real", 50]["auc_difference"] is rows["synthetic", None]["auc_difference"] is None
 
@@ -262,19 +271,28 @@ class TestSettings:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
+    """Six phantom studies; the first two with lesions are of the test split."""
     root = tmp_path_factory.mktemp("utility") / "phantom"
     generate_phantom(root, studies=6, seed=4, size=192)
+    findings = pd.read_csv(root / "finding_annotations.csv")
+    judged = findings[findings.xmin.notna()].study_id.unique()[:2]
+    for path in root.glob("*.csv"):
+        table = pd.read_csv(path)
+        table.assign(split=np.where(table.study_id.isin(judged), "test", "training")).to_csv(path, index=False)
     return root
 
 
 class TestFromFilesToFigure:
-    def test_the_report_is_whole_and_the_figure_is_drawn(self, root, tmp_path):
+    def test_the_report_is_whole_and_the_figure_is_drawn(self, root, tmp_path, monkeypatch):
         def pipe(image, mask_image, **call):
             return type("Output", (), {"images": image.masked_fill(mask_image, 1)})
 
-        settings = replace(TINY, seeds=1, fractions=(100,), painting=PaintSettings(batch_size=2))
-        folders = {"painted": tmp_path / "painted", "runs": tmp_path / "runs"}
-        report, examples = evaluate_utility([root], pipe, settings, weights="w", **folders)
+        monkeypatch.setattr(
+            "gbci_fast.evaluate.utility.evaluation.reconstruct", lambda pipe, cases, _: [case.pixels for case in cases]
+        )
+        settings = replace(TINY, split="test", seeds=1, fractions=(100,), painting=PaintSettings(batch_size=2))
+        painter = Painter(pipe=pipe, weights="w", folder=tmp_path / "painted")
+        report, examples = evaluate_utility([root], painter, settings, runs=tmp_path / "runs")
         json.dumps(report, allow_nan=False)
         assert report["evaluation"] == "utility"
         assert report["targets"] == []
@@ -284,5 +302,35 @@ class TestFromFilesToFigure:
         changed = painted != before
         assert changed.any((1, 2)).all()  # every one was painted,
         assert (painted[changed] == 1).all()  # and under its mask alone
+        blob = examples["blob"]
+        assert 0 < (blob - before).max() <= 0.1 + 1e-6
+        np.testing.assert_array_equal(examples["autoencoder"], before)
         draw_figure(tmp_path / "figure.png", report, examples)
         assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+    def test_lesions_of_a_generated_set_are_taken_and_normal_windows_of_the_same_images(self, root, tmp_path):
+        made = generated(root, tmp_path / "made", "training")
+        settings = replace(TINY, split="test", seeds=1, fractions=(100,), synthetic_count=2)
+        report, examples = evaluate_utility([root], [made], settings, runs=tmp_path / "runs")
+        assert report["synthetic"] == ["made"]
+        assert report["data"]["synthetic"]["lesions"] == 2
+        arms = [row["arm"] for row in report["results"]]
+        assert "blob" in arms
+        assert "autoencoder" not in arms  # no pipeline is at hand
+        draw_figure(tmp_path / "figure.png", report, examples)
+
+    def test_a_generated_set_in_judged_patients_is_refused(self, root, tmp_path):
+        made = generated(root, tmp_path / "made", "test")
+        with pytest.raises(GBCIError, match=r"of made is judged, too; expected templates of other patients"):
+            evaluate_utility([root], [made], replace(TINY, split="test"), runs=tmp_path / "runs")
+
+
+def generated(root, folder, split):
+    """An output of `generate` that is a copy of the lesions of a split: tables that name templates, and masks."""
+    folder.mkdir()
+    for path in root.glob("*.csv"):
+        table = pd.read_csv(path)
+        table[table.split == split].assign(template_image_id="another").to_csv(folder / path.name, index=False)
+    for name in ("images", "masks"):
+        (folder / name).symlink_to(root / name)
+    return folder

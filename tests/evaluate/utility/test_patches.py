@@ -74,6 +74,23 @@ class TestLesionPatches:
         assert 0 <= x <= SIZE - PATCH_SIZE
         assert cut(case.lesion, (y, x)).sum() == case.lesion.sum()
 
+    def test_windows_are_off_the_lesions_by_their_seeds_and_hold_them_whole(self):
+        cases = [bright(60, 50, seed=seed) for seed in range(200)]
+        offsets = np.array([lesion_window(case, 16) for case in cases]) - lesion_window(cases[0])
+        assert offsets.min() == -16
+        assert offsets.max() == 16
+        assert np.abs(offsets.mean(0)).max() < 3
+        assert np.abs(np.corrcoef(offsets.T)[0, 1]) < 0.2
+        assert all(cut(case.lesion, lesion_window(case, 16)).sum() == case.lesion.sum() for case in cases)
+        assert lesion_window(cases[3], 16) == lesion_window(replace(cases[3]), 16)
+
+    @pytest.mark.parametrize(("side", "largest"), [(60, 2), (64, 0), (90, 16)])
+    def test_a_wide_lesion_s_window_moves_as_far_as_the_lesion_allows(self, side, largest):
+        """A lesion that fits stays inside; of a larger one, the middle does."""
+        cases = [bright(30, 15, side, side, seed=seed) for seed in range(60)]
+        offsets = np.array([lesion_window(case, 16) for case in cases]) - lesion_window(cases[0])
+        assert (offsets.min(), offsets.max()) == (-largest, largest)
+
     def test_images_may_be_others(self):
         case = bright(60, 50)
         assert not lesion_patches([case], [np.zeros((SIZE, SIZE), np.float32)]).pixels.any()
@@ -120,6 +137,16 @@ class TestNormalPatches:
     def test_an_image_full_of_lesion_has_none(self):
         assert len(normal_patches([bright(0, 0, SIZE, SIZE)], seed=0)) == 0
 
+    def test_off_center_windows_touch_no_lesion_either_and_vary_as_the_lesions_do(self):
+        others = bright(120, 90, number=1)
+        cases = [bright(10, 20, others=[(120, 90, 12, 12)], seed=seed) for seed in range(30)]
+        patches = normal_patches(cases, seed=0, offset=16, others=[others])
+        assert len(patches) == len(cases)
+        assert patches.pixels.max() < 0.5
+        centered = normal_patches(cases, seed=0, others=[others])
+        assert patches.pixels.shape == centered.pixels.shape
+        assert (patches.pixels != centered.pixels).any()
+
     def test_another_seed_is_another_place(self):
         rng = np.random.default_rng(0)
         case = bright(0, 0, image=rng.integers(0, 65535, (SIZE, SIZE), np.uint16))
@@ -134,16 +161,17 @@ class TestNormalPatches:
 
 
 class TestMovedLesions:
-    def test_masks_lie_in_the_breast_and_off_every_lesion_and_so_do_their_windows(self, phantoms):
+    @pytest.mark.parametrize("offset", [0, 16])
+    def test_masks_lie_in_the_breast_and_off_every_lesion_and_so_do_their_windows(self, phantoms, offset):
         originals = {site.case.image_id: site for site in sites(phantoms)}
-        moved = moved_lesions(phantoms, 12, seed=0)
+        moved = moved_lesions(phantoms, 12, seed=0, offset=offset)
         assert len(moved) == 12
         for case in moved:
             site = originals[case.image_id]
             assert case.mask.any()
             assert not (case.mask & ~case.breast).any()
             assert not (case.mask & site.occupied).any()
-            assert not cut(site.occupied, lesion_window(case)).any()
+            assert not cut(site.occupied, lesion_window(case, offset)).any()
             assert not (case.lesion & ~case.mask).any()
             np.testing.assert_array_equal(case.image, site.case.image)
 

@@ -1,0 +1,1 @@
+"""Whether a lesion changes with its description, and only as told."""
