@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> None:
     write_report(args.output, figure, report, lambda path: draw_figure(path, report))
     Console().print(build_table(report))
     print_targets(report)
+    print(f"minutes: {sum(part['clock'] for part in report['minutes'].values()):.1f}")
     print(f"report: {args.output}\nfigure: {figure}")
 
 

@@ -108,7 +108,7 @@ class TestReport:
     @pytest.mark.parametrize(
         ("split", "read"),
         [
-            ("training", [("training", "AB"), ("training", "C")]),
+            ("C", [("training", "AB"), ("training", "C")]),
             ("test", [("training", "AB"), ("test", None)]),
         ],
     )
@@ -119,7 +119,7 @@ class TestReport:
             seen.append((split, folds))
             return []
 
-        monkeypatch.setattr("gbci_fast.evaluate.realism.evaluation.read_lesions", stop)
+        monkeypatch.setattr("gbci_fast.evaluate.lesions.read_lesions", stop)
         with pytest.raises(GBCIError):
             evaluate(tmp_path, RealismSettings(split=split))
         assert seen == read
@@ -193,4 +193,4 @@ class TestSettings:
 
     def test_the_student_paints_by_default_and_the_test_split_is_not_read(self):
         settings = RealismSettings()
-        assert (settings.painting.steps, settings.painting.tier, settings.split) == (4, "approximate", "training")
+        assert (settings.painting.steps, settings.painting.tier, settings.split) == (4, "approximate", "C")
