@@ -104,11 +104,12 @@ class _Geometry:
         none = (np.nan, np.nan, np.nan, np.nan)
         if height <= FAINTEST:
             return none
-        pieces = label((ndimage.gaussian_filter(x, OUTLINE_SIGMA) > around + height / 2) & self.mask, connectivity=1)
+        bright = (ndimage.gaussian_filter(x, OUTLINE_SIGMA) > around + height / 2) & self.mask
+        pieces = np.asarray(label(bright, connectivity=1))
         overlaps = np.bincount(pieces[self.lesion], minlength=2)[1:]
         if not overlaps.any():
             return none
-        blob = ndimage.binary_fill_holes(np.equal(pieces, 1 + overlaps.argmax()))
+        blob = ndimage.binary_fill_holes(pieces == 1 + overlaps.argmax())
         (region,) = regionprops(blob.astype(np.uint8))
         if region.area < SMALLEST_BLOB:
             return none
