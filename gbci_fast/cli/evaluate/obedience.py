@@ -151,4 +151,4 @@ def _cells(summary: dict[str, float | None]) -> tuple[str, str]:
     low, high = summary["low"], summary["high"]
     if low is None or high is None:
         return _value(summary), ""
-    return _value(summary), f"{low:.2f}{'..' if low < 0 else '-'}{high:.2f}"
+    return _value(summary), f"{low:.2f}{' ' if low < 0 else '-'}{high:.2f}"

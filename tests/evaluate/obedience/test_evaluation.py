@@ -1,7 +1,9 @@
 """An obedient painter has a share near 1, a deaf one 0; controls, nulls, targets, figure and tables."""
 
 import io
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from gbci_fast.evaluate.obedience.figure import draw_figure
 from gbci_fast.evaluate.obedience.switches import CONTROL, OWN, SWITCHES, TELLINGS
 from gbci_fast.evaluate.settings import ObedienceSettings
 
+STORED = Path(__file__).parents[3] / "benchmarks" / "results" / "evaluation" / "obedience.json"
 SETTINGS = ObedienceSettings(lesions=16, seeds=2)
 
 
@@ -161,12 +164,13 @@ class TestOutput:
         draw_figure(tmp_path / "figure.png", told)
         assert (tmp_path / "figure.png").stat().st_size > 10_000
         report = told | {"settings": {"seeds": 2}, "minutes": {"all": 3.2}}
-        tables = build_tables(report)
-        assert [table.row_count for table in tables] == [len(SWITCHES)] * 2
-        console = Console(width=80, file=io.StringIO())
-        for table in tables:
-            console.print(table)
-        assert "…" not in console.file.getvalue()
+        for found in (report, json.loads(STORED.read_text())):
+            tables = build_tables(found)
+            assert [table.row_count for table in tables] == [len(SWITCHES)] * 2
+            console = Console(width=80, file=io.StringIO())
+            for table in tables:
+                console.print(table)
+            assert "…" not in console.file.getvalue()
         assert OWN not in report["switches"]
 
     def test_data_sets_apart(self, masses, obedient, reader):
