@@ -173,7 +173,7 @@ def _background(case: LesionCase) -> np.ndarray:
     pairs = []
     for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
         y, x = rows + dy, columns + dx
-        here = np.flatnonzero((y >= 0) & (y < len(number)) & (x >= 0) & (x < number.shape[1]))
+        here = np.flatnonzero((y >= 0) & (y < len(number)) & (x >= 0) & (x < len(number)))
         y, x = y[here], x[here]
         inner = number[y, x] >= 0
         degree[here] += 1

@@ -59,19 +59,23 @@ def test_a_line_per_comparison_and_a_column_per_data_set():
         "results": [
             row("network", region="ring"),
             row("boosting", features="without finest"),
+            row("boosting", features="contrast, histogram, shape alone"),
             row("boosting", second="real", film=None),
         ],
     }
     text = StringIO()
-    Console(file=text, width=140).print(build_table(report))
+    Console(file=text, width=80).print(build_table(report))
     shown = text.getvalue()
     assert "245 lesions of 108 patients, fold C of the training split" in " ".join(shown.split())
-    lines = [line for line in shown.splitlines() if "0.900 (0.80-1.00)" in line]
-    assert len(lines) == 3
-    assert lines[0].split()[:3] == ["real/painted", "network", "ring"]
-    assert lines[0].rstrip().endswith("0.750")
-    assert lines[1].split()[:3] == ["boosting", "without", "finest"]
-    assert lines[2].split()[0] == "real/real"
+    lines = [line.strip() for line in shown.splitlines()]
+    assert [line for line in lines if line.startswith("real/")] == ["real/painted", "real/real"]
+    rows = [line.split("0.900 0.80-1.00") for line in lines if "0.900 0.80-1.00" in line]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["network, ring", "0.750"],
+        ["boosting, without finest", "0.750"],
+        ["boosting, plain", "0.750"],
+        ["boosting, whole", ""],
+    ]
 
 
 class TestCommand:
@@ -95,7 +99,9 @@ class TestCommand:
         saved, folder = tmp_path / "paintings.npz", tmp_path / "other"
         report = evaluate(tmp_path / "report.json", "--save-paintings", saved, "--steps", 1)
         assert (tmp_path / "report.png").stat().st_size > 10_000
-        assert f"report: {tmp_path / 'report.json'}" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert f"report: {tmp_path / 'report.json'}" in printed
+        assert printed.count("self-check of the network: ") == 4  # three checks and the verdict
         folder.mkdir()
         again = evaluate(folder / "report.json", "--paintings", saved)
         assert again["results"] == report["results"]

@@ -127,7 +127,7 @@ def build_tables(report: dict[str, Any]) -> "list[Table]":
     second = _table(title, "switch", [name.replace("_", " ") for name in MEASURES])
     for name, found in report["switches"].items():
         shares = [found["measures"][measure]["share"] for measure in MEASURES]
-        second.add_row(name, *("-" if share is None else "\n".join(_cells(share, digits=1)) for share in shares))
+        second.add_row(name, *("-" if share is None else "\n".join(_cells(share)) for share in shares))
     return [first, second]
 
 
@@ -146,8 +146,9 @@ def _value(summary: dict[str, float | None]) -> str:
     return "" if summary["value"] is None else f"{summary['value']:.2f}"
 
 
-def _cells(summary: dict[str, float | None], digits: int = 2) -> tuple[str, str]:
-    """Texts of value and interval, whose bounds have so many digits; empty where there is none."""
+def _cells(summary: dict[str, float | None]) -> tuple[str, str]:
+    """Texts of value and interval; empty where there is none."""
     low, high = summary["low"], summary["high"]
-    between = ".." if low is not None and low < 0 else "-"
-    return _value(summary), "" if low is None else f"{low:.{digits}f}{between}{high:.{digits}f}"
+    if low is None or high is None:
+        return _value(summary), ""
+    return _value(summary), f"{low:.2f}{'..' if low < 0 else '-'}{high:.2f}"

@@ -25,6 +25,11 @@ example:
   gbci-fast evaluate realism VINDR_ROOT --output out/mine.json --weights runs/ldm/pipeline --save-paintings mine.npz
   gbci-fast evaluate realism VINDR_ROOT --output out/check.json --paintings benchmarks/fixtures/painted_2026_11.npz
 """
+VERDICTS = {
+    True: "passed",
+    False: "FAILED: its figures tell nothing about a model",
+    None: "incomplete; --paintings with the weights that painted them checks all of it",
+}
 
 
 def add_parser(kinds: argparse._SubParsersAction) -> None:
@@ -91,23 +96,26 @@ def run(args: argparse.Namespace) -> None:
     write_report(args.output, figure, report, lambda path: draw_figure(path, report))
     Console().print(build_table(report))
     print_targets(report)
+    for judge, found in report["self_checks"].items():
+        print(f"self-check of the {judge}: {VERDICTS[found['passed']]}")
     print(f"minutes: {sum(part['clock'] for part in report['minutes'].values()):.1f}")
     print(f"report: {args.output}\nfigure: {figure}")
 
 
 def build_table(report: dict[str, Any]) -> "Table":
-    """One section per pair, one row per judge, region and choice of features; a column per data set."""
+    """One section per pair, a row per judge and what it sees, a column per data set; fits 80 columns."""
     from rich import box
     from rich.table import Table
 
+    from gbci_fast.evaluate.realism.judging import ALL, PLAIN_ALONE
+
     judged = report["sets"]["judged"]["pooled"]
     title = (
-        f"AUC (95 %) on {judged['lesions']} lesions of {judged['patients']} patients, {report['judged_on']}; "
-        "0.5: cannot tell"
+        f"AUC (95 %; 0.5: cannot tell) on {judged['lesions']} lesions of {judged['patients']} patients,\n"
+        f"{report['judged_on']}; plain: {PLAIN_ALONE}"
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("pair", "judge", "sees"):
-        table.add_column(heading, no_wrap=True)
+    table.add_column("pair, judge", no_wrap=True)
     groups = list(report["results"][0]["auc"])
     for name in groups:
         table.add_column(name, justify="right", no_wrap=True)
@@ -116,8 +124,9 @@ def build_table(report: dict[str, Any]) -> "Table":
         pair = f"{row['first']}/{row['second']}"
         if pair != last:
             table.add_section()
-        sees = row["region"] if row["features"] == "all" else row["features"]
-        table.add_row(pair if pair != last else "", row["judge"], sees, *(_cell(row["auc"][name]) for name in groups))
+            table.add_row(pair)
+        features = {ALL: row["region"], PLAIN_ALONE: "plain"}.get(row["features"], row["features"])
+        table.add_row(f"  {row['judge']}, {features}", *(_cell(row["auc"][name]) for name in groups))
         last = pair
     return table
 
@@ -126,4 +135,4 @@ def _cell(auc: dict[str, Any]) -> str:
     """Text of an AUC with its interval; empty where there is none."""
     if auc["value"] is None:
         return ""
-    return f"{auc['value']:.3f}" + ("" if auc["low"] is None else f" ({auc['low']:.2f}-{auc['high']:.2f})")
+    return f"{auc['value']:.3f}" + ("" if auc["low"] is None else f" {auc['low']:.2f}-{auc['high']:.2f}")

@@ -144,11 +144,10 @@ def evaluate_obedience(
     drawn = patient_draws([case.patient for group in groups for case in group], settings.seed).astype(np.float64)
     weights, own_weights, yard_weights = np.split(drawn, np.cumsum([len(group) for group in groups])[:-1], axis=1)
 
-    read = {switch.task for switch in SWITCHES} & set(judge.tasks)
-    own = dict(zip(MEASURES, measure(cases).T, strict=False))
-    if read:
+    own = _by_name(measure(cases))
+    if any(switch.task in judge.tasks for switch in SWITCHES):
         own |= judge.read(cases)
-    scale = dict(zip(MEASURES, measure(yardstick).T, strict=False))
+    scale = _by_name(measure(yardstick))
     analysis = _Analysis(
         chosen=chosen,
         weights=weights,
@@ -181,7 +180,7 @@ def _paint(
     chosen: Sequence[LesionCase], painter: Painter, judge: Judge, variants: int, on_progress: OnProgress
 ) -> dict[str, Painted]:
     """The paintings of every telling; those of switches that the judge knows, and the control's, are read."""
-    tasks = {switch.task for switch in SWITCHES} & set(judge.tasks)
+    tasks = [task for task in judge.tasks if any(switch.task == task for switch in SWITCHES)]
     read = {telling for switch in SWITCHES if switch.task in tasks for telling in switch.tellings} | {OWN, CONTROL}
     done, painted = 0, {}
     for telling, tell in TELLINGS.items():
@@ -195,7 +194,7 @@ def _paint(
                 readings.append(judge.read(at, images))
                 done += 1
                 on_progress("reading attributes", done * len(chosen), variants * len(read) * len(chosen))
-        values = dict(zip(MEASURED, np.moveaxis(np.array(measured), -1, 0), strict=True))
+        values = _by_name(np.array(measured))
         values |= {task: np.array([found[task] for found in readings]) for task in tasks if readings}
         painted[telling] = Painted(pixels=pixels, values=values)
     return painted
@@ -359,6 +358,11 @@ def build_targets(switches: Mapping[str, Mapping[str, Any]]) -> list[dict[str, A
         name = f"obedience, {what} kept: change by a switch, as a share of a seed's"
         targets.append(target(name, value, KEPT_BOUND, at_least=False, note=note))
     return targets
+
+
+def _by_name(measured: np.ndarray) -> dict[str, np.ndarray]:
+    """{name: [...]} of what `measure` returns, [..., len(MEASURED)]."""
+    return {name: measured[..., i] for i, name in enumerate(MEASURED)}
 
 
 def _over_seeds(values: np.ndarray) -> np.ndarray:

@@ -79,19 +79,16 @@ def _draw_changes(axes: Axes, switches: Mapping[str, Any]) -> None:
 
 def _draw(axes: Axes, points: list[tuple[float, Mapping[str, float | None]]], color: str, label: str) -> None:
     """Draws values with their intervals, at heights."""
-    known = [(y, summary) for y, summary in points if summary["value"] is not None]
-    for y, summary in known:
-        if summary["low"] is not None:
-            axes.plot([summary["low"], summary["high"]], [y, y], color=color, linewidth=1.2)
-    if known:
-        axes.plot(
-            [summary["value"] for _, summary in known],
-            [y for y, _ in known],
-            "o",
-            color=color,
-            markersize=4,
-            label=label,
-        )
+    values, heights = [], []
+    for y, summary in points:
+        value, low, high = (summary[name] for name in ("value", "low", "high"))
+        if value is not None:
+            values.append(value)
+            heights.append(y)
+        if low is not None and high is not None:
+            axes.plot([low, high], [y, y], color=color, linewidth=1.2)
+    if values:
+        axes.plot(values, heights, "o", color=color, markersize=4, label=label)
     axes.grid(axis="x", alpha=0.3)
 
 

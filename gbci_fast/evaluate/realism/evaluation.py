@@ -50,7 +50,7 @@ OFF_CHANCE = 0.05  # largest distance from 0.5 of real against real
 NOTES = {
     "auc": "the probability that the judge ranks two lesions of the two sets rightly; 0.5: it cannot tell them apart",
     "real against real": "the patients' real lesions in two random halves, in training and test; the mean over "
-    f"{HALVINGS[NETWORK]} (network) or {HALVINGS[BOOSTING]} (boosting) halvings, each with half as many lesions",
+    f"{HALVINGS} halvings, each with half as many lesions",
     "regions": f"whole: lesion and surroundings; interior: the mask without {ERODED} pixels, the rest flat; ring: the "
     "rest, the interior flat",
     "network": f"windows of {WINDOW} model pixels, never resampled, and the mask; 8 mirrorings and turns",

@@ -27,7 +27,7 @@ POOLED = "pooled"
 ALL, WITHOUT_FINEST, PLAIN_ALONE = "all", f"without {FINEST}", f"{', '.join(PLAIN)} alone"
 CHOICES = {ALL: GROUPS, WITHOUT_FINEST: tuple(group for group in GROUPS if group != FINEST), PLAIN_ALONE: PLAIN}
 """{choice of features: its groups}."""
-HALVINGS = {NETWORK: 4, BOOSTING: 10}
+HALVINGS = 10
 """Random halvings of the patients over which real against real is averaged."""
 SOURCES = source_of("judging", "boosting", "network", "texture", "regions")
 
@@ -224,7 +224,7 @@ def _auc(run: Scores, group: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def _count_runs(one: Comparison, settings: RealismSettings) -> int:
-    return HALVINGS[one.judge] if one.is_null else settings.seeds
+    return HALVINGS if one.is_null else settings.seeds
 
 
 def _measure(

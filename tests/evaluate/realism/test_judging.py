@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.metrics import patient_draws
 from gbci_fast.evaluate.realism.judging import (
+    HALVINGS,
     Comparison,
     Scores,
     compare,
@@ -83,7 +84,7 @@ class TestCompare:
     def test_real_against_real_is_averaged_over_halvings(self, results):
         network = of(results, judge="network", first="real", second="real")["pooled"]
         boosting = of(results, judge="boosting", first="real", second="real")["pooled"]
-        assert (len(network["by_run"]), len(boosting["by_run"])) == (4, 10)
+        assert len(network["by_run"]) == len(boosting["by_run"]) == HALVINGS
         assert len(set(boosting["by_run"])) > 1
         assert boosting["value"] == pytest.approx(np.mean(boosting["by_run"]))
         assert boosting["low"] < boosting["value"] < boosting["high"]
