@@ -203,8 +203,11 @@ def fit(features: np.ndarray, answers: np.ndarray, sets: np.ndarray, *choices: C
     for choice in choices:
         regression = LogisticRegression(C=choice.regularization, max_iter=ITERATIONS)
         regression.fit(scores[:, : choice.components], answers[known], sample_weight=weights)
-        weight = regression.coef_[0] @ pca.components_[: choice.components] / scale
-        maps.append(LinearMap(weight=weight.astype(np.float32), bias=float(regression.intercept_[0] - weight @ mean)))
+        coefficients, axes = np.ravel(regression.coef_), np.asarray(pca.components_)[: choice.components]
+        weight = coefficients @ axes / scale
+        maps.append(
+            LinearMap(weight=weight.astype(np.float32), bias=float(np.ravel(regression.intercept_)[0] - weight @ mean))
+        )
     return maps
 
 
