@@ -123,12 +123,13 @@ def check_consistent(attributes: Attributes) -> None:
     Raises:
         GBCIError: it does.
     """
-    for name in _impossible(attributes.finding_categories):
-        value, categories = getattr(attributes, name), attributes.finding_categories
-        if value is not None and not categories:
-            raise GBCIError(f"{name} is {value!r} beside {NO_FINDING!r}; expected none")
-        if value is not None:
+    categories = attributes.finding_categories
+    for name in _impossible(categories):
+        value = getattr(attributes, name)
+        if value is not None and categories:
             raise GBCIError(f"{name} is {value!r} beside {', '.join(categories)}; expected it of a Mass alone")
+        if value is not None:
+            raise GBCIError(f"{name} is {value!r} beside {NO_FINDING!r}; expected none")
 
 
 def consistent(attributes: Attributes) -> Attributes:

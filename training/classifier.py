@@ -14,6 +14,7 @@ from gbci_fast.evaluate.lesions import LesionCase, OnProgress, read_lesions
 from gbci_fast.evaluate.metrics import first_with_interval, patient_draws, within_sets_auc
 from gbci_fast.evaluate.readers import (
     LEAST_AUC,
+    SIZE,
     TASKS,
     Interval,
     LinearMap,
@@ -29,6 +30,7 @@ from gbci_fast.training.settings import ReaderSettings
 from gbci_fast.training.stages import digest_roots
 
 TRAINED, JUDGED, SPLIT = "A", "C", "training"  # folds, and the split that they are folds of
+SIMILAR = 1.25  # largest ratio of two diameters that count as about the same
 ITERATIONS = 5000  # of a logistic regression, at most
 
 
@@ -167,6 +169,7 @@ def _train_reader(
         cross_validated=validated,
         auc=auc_of(logits, judged, judge),
         size_auc=auc_of(judge.diameters, judged, judge),
+        matched_auc=None if task == SIZE else matched_auc(logits, judged, judge),
         by_set={
             name: auc_of(logits, np.where(judge.sets == name, judged, np.nan), judge)
             for name in dict.fromkeys(judge.sets[~np.isnan(judged)].tolist())
@@ -192,7 +195,8 @@ def fit(features: np.ndarray, answers: np.ndarray, sets: np.ndarray, *choices: C
 
     mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64) + 1e-6
     standardized = (features - mean) / scale
-    pca = PCA(min(*features.shape, max(choice.components for choice in choices))).fit(standardized)
+    most = min(*features.shape, max(choice.components for choice in choices))
+    pca = PCA(most, svd_solver="full").fit(standardized)  # the default solver draws at random
     known = ~np.isnan(answers)
     scores, weights = pca.transform(standardized[known]), balanced(answers[known], sets[known])
     maps = []
@@ -240,6 +244,22 @@ def auc_of(scores: np.ndarray, answers: np.ndarray, judge: Seen, seed: int = 0) 
     return Interval(
         **first_with_interval(within_sets_auc(scores[known], answers[known] == 1, judge.sets[known], draws))
     )
+
+
+def matched_auc(scores: np.ndarray, answers: np.ndarray, judge: Seen, seed: int = 0) -> Interval:
+    """The AUC among pairs of one data set whose diameters differ by a factor below `SIMILAR`, with its interval.
+
+    A reader that only saw how large a lesion is would be at 0.5. Arguments are those of `auc_of`.
+    """
+    positive, negative = np.flatnonzero(answers == 1), np.flatnonzero(answers == 0)
+    one, other = np.ix_(positive, negative)
+    ratios = np.abs(np.log(judge.diameters[one] / judge.diameters[other]))
+    alike = (judge.sets[one] == judge.sets[other]) & (ratios < np.log(SIMILAR))
+    wins = (scores[one] > scores[other]) + 0.5 * (scores[one] == scores[other])
+    draws = patient_draws(judge.patients, seed).astype(np.float64)
+    won, pairs = (((draws[:, positive] @ x) * draws[:, negative]).sum(1) for x in (wins * alike, alike))
+    with np.errstate(invalid="ignore"):
+        return Interval(**first_with_interval(won / pairs))
 
 
 def tell_sets_apart(train: Seen, judge: Seen, choice: Choice) -> dict[str, Interval]:

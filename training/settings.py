@@ -150,7 +150,7 @@ class ReaderSettings:
         20, "lesions that a task needs of each answer in fold A (default: %(default)s)", least=1, metavar="N"
     )
     components: tuple[int, ...] = (25, 50, 100, 150)
-    regularization: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    regularization: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
     parts: int = 5
     seed: int = option(0, "of the cross-validation (default: %(default)s)", least=0)
 

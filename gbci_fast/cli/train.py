@@ -139,24 +139,25 @@ def build_table(config: "ReadersConfig") -> "Table":
     from rich import box
     from rich.table import Table
 
-    from gbci_fast.evaluate.readers import TASKS, describe
+    from gbci_fast.evaluate.readers import describe
 
     title = (
-        f"lesions of the answer / of the opposite one, in folds {config.folds} and C; AUC on fold C\n"
-        "within data sets, with 95 % over patients, beside the AUC of the diameter alone"
+        "positive/negative lesions; AUC on fold C, within data sets,\n"
+        "with 95 % over patients; at equal size; of the diameter alone"
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("task: answer", no_wrap=True)
-    for heading in (f"fold {config.folds}", "fold C", "AUC", "by diameter"):
+    table.add_column("task", no_wrap=True)
+    for heading in (f"fold {config.folds}", "fold C", "AUC", "equal size", "diameter"):
         table.add_column(heading, justify="right", no_wrap=True)
     for task, record in (config.tasks | config.refused).items():
         counts = (_total(record.trained), _total(record.judged))
-        aucs = (describe(record.auc), describe(record.size_auc))
-        table.add_row(f"{task}: {TASKS[task].positive}", *counts, *aucs)
+        equal = "-" if record.matched_auc is None else describe(record.matched_auc)
+        diameter = "-" if record.size_auc.value is None else f"{record.size_auc.value:.2f}"
+        table.add_row(task, *counts, describe(record.auc), equal, diameter)
     return table
 
 
 def _total(counts: Mapping[str, tuple[int, int]]) -> str:
-    """The positive and the negative lesions of all data sets, such as "96 / 130"."""
+    """The positive and the negative lesions of all data sets, such as "96/130"."""
     negative, positive = map(sum, zip(*counts.values(), strict=True)) if counts else (0, 0)
-    return f"{positive} / {negative}"
+    return f"{positive}/{negative}"

@@ -50,7 +50,8 @@ class Table:
         self.path = path
         try:
             check_regular(path)
-            self._file = os.open(path, os.O_RDONLY)
+            with path.open("rb") as file:
+                self._file = os.dup(file.fileno())
         except FileNotFoundError:
             raise GBCIError(f"{path} does not exist; a VinDr-Mammo folder has it") from None
         except _UNREADABLE as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import sha256_of
 
 WIDTH = 1280
+MIDDLE = 14  # blocks, of 16
+MIDDLE_WIDTH = 384
 BATCH = 16
 
 
@@ -34,17 +37,36 @@ class Lite0:
         Args:
             pixels: float32 [N, H, W] in [0, 1]; the three channels are equal.
         """
-        found = np.empty((len(pixels), WIDTH), np.float32)
-        for start in range(0, len(pixels), BATCH):
-            x = torch.from_numpy(np.ascontiguousarray(pixels[start : start + BATCH], np.float32))
-            found[start : start + len(x)] = self.pooled(x).numpy()
-        return found
+        return _in_batches(self.pooled, pixels)
+
+    @torch.no_grad()
+    def middle(self, pixels: np.ndarray) -> np.ndarray:
+        """Means and standard deviations of the maps after the first `MIDDLE` blocks, float32 [N, `MIDDLE_WIDTH`].
+
+        They tell textures and edges better than the pooled features, which are near to ImageNet's classes. `pixels` are
+        those of `__call__`.
+        """
+        return _in_batches(self._middle, pixels)
 
     def pooled(self, x: Tensor) -> Tensor:
         """float32 [N, H, W] in [0, 1] to [N, `WIDTH`]; differentiable."""
-        # The wheel's own scaling, (255 x - 127) / 128.
-        channels = ((x * 255 - 127) / 128)[:, None].expand(-1, 3, -1, -1)
-        return self._net.extract_features(channels).mean((2, 3))
+        return self._net.extract_features(_channels(x)).mean((2, 3))
+
+    def _middle(self, x: Tensor) -> Tensor:
+        maps = self._net._swish(self._net._bn0(self._net._conv_stem(_channels(x))))
+        for block in self._net._blocks[:MIDDLE]:
+            maps = block(maps)
+        return torch.cat([maps.mean((2, 3)), maps.std((2, 3))], 1)
+
+
+def _channels(x: Tensor) -> Tensor:
+    """The network's input, [N, 3, H, W], of images [N, H, W] in [0, 1], by the wheel's own scaling."""
+    return ((x * 255 - 127) / 128)[:, None].expand(-1, 3, -1, -1)
+
+
+def _in_batches(compute: Callable[[Tensor], Tensor], pixels: np.ndarray) -> np.ndarray:
+    parts = [np.ascontiguousarray(pixels[i : i + BATCH], np.float32) for i in range(0, len(pixels), BATCH)]
+    return np.concatenate([compute(torch.from_numpy(part)).numpy() for part in parts])
 
 
 @cache

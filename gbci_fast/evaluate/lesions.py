@@ -194,7 +194,10 @@ def read_split(
         roots, limit, seed, on_progress: as for `read_lesions`.
         split: "C" = fold C of the training split, "test" = the test split.
     """
-    return read_lesions(roots, **part_of(split), limit=limit, seed=seed, on_progress=on_progress)
+    part = part_of(split)
+    return read_lesions(
+        roots, split=part["split"], folds=part["folds"], limit=limit, seed=seed, on_progress=on_progress
+    )
 
 
 def read_training(

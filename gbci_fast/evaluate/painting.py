@@ -138,7 +138,7 @@ def blurred_fill(cases: Sequence[LesionCase]) -> list[np.ndarray]:
 
 
 def blob_on_tissue(cases: Sequence[LesionCase]) -> list[np.ndarray]:
-    """Every case with a smooth blob of the lesion's outline, `BLOB_HEIGHT` bright, added to what is under the mask.
+    """Every case with its mask, blurred and `BLOB_HEIGHT` bright, added to the tissue, also beyond the edge.
 
     For masks that lie in normal tissue. `blob_fill` is for masks over a real lesion.
     """
@@ -152,14 +152,14 @@ def blob_fill(cases: Sequence[LesionCase]) -> list[np.ndarray]:
     """
     images = []
     for case in cases:
-        filled = np.clip(_background(case) + _grain(case) + _blob(case), 0, 1)
-        images.append(np.where(case.mask, filled, case.pixels).astype(np.float32))
+        tissue = np.where(case.mask, _background(case) + _grain(case), case.pixels)
+        images.append(np.clip(tissue + _blob(case), 0, 1).astype(np.float32))
     return images
 
 
 def _blob(case: LesionCase) -> np.ndarray:
-    """float32 [S, S], 0 outside of the mask."""
-    return BLOB_HEIGHT * ndimage.gaussian_filter(case.lesion.astype(np.float32), BLOB_BLUR) * case.mask
+    """float32 [S, S]."""
+    return BLOB_HEIGHT * ndimage.gaussian_filter(case.mask.astype(np.float32), BLOB_BLUR)
 
 
 def _background(case: LesionCase) -> np.ndarray:
@@ -173,7 +173,7 @@ def _background(case: LesionCase) -> np.ndarray:
     pairs = []
     for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
         y, x = rows + dy, columns + dx
-        here = np.flatnonzero((y >= 0) & (y < len(number)) & (x >= 0) & (x < number.shape[1]))
+        here = np.flatnonzero((y >= 0) & (y < len(number)) & (x >= 0) & (x < len(number)))
         y, x = y[here], x[here]
         inner = number[y, x] >= 0
         degree[here] += 1

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from gbci_fast.attributes import Attributes
 from gbci_fast.data.boxes import bounding_box
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.backbone import open_lite0
+from gbci_fast.evaluate.backbone import MIDDLE_WIDTH, open_lite0
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress, cut
 from gbci_fast.jobs.files import hash_weights
 from gbci_fast.model.pipeline import PACKAGED_WEIGHTS
@@ -115,6 +115,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         cross_validated: AUC of that cross-validation.
         auc: AUC on fold C, within data sets.
         size_auc: AUC on the same lesions of the diameter alone.
+        matched_auc: AUC on fold C among lesions of about the same diameter; None for "size".
         by_set: AUC on fold C of every data set with both classes.
     """
 
@@ -125,6 +126,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cross_validated: float
     auc: Interval
     size_auc: Interval
+    matched_auc: Interval | None
     by_set: dict[str, Interval]
 
     @property
@@ -248,10 +250,7 @@ def load_readers(folder: Path | None = None) -> Readers:
     try:
         config = msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=ReadersConfig)
         tensors = load_file(folder / MODEL_FILE)
-        maps = {
-            task: LinearMap(weight=tensors[f"{task}.weight"], bias=float(tensors[f"{task}.bias"][0]))
-            for task in config.tasks
-        }
+        maps = {task: _read_map(tensors, task) for task in config.tasks}
     except Exception as error:  # msgspec, safetensors and numpy raise half a dozen types for a damaged folder
         raise GBCIError(f"{folder} cannot be loaded as readers: {' '.join(str(error).split())}") from error
     if config.backbone != open_lite0().digest:
@@ -259,14 +258,21 @@ def load_readers(folder: Path | None = None) -> Readers:
     return Readers(config, maps, hash_weights(folder))
 
 
+def _read_map(tensors: Mapping[str, np.ndarray], task: str) -> LinearMap:
+    weight, expected = tensors[f"{task}.weight"], (len(CROPS) if TASKS[task].scaled else 1) * MIDDLE_WIDTH
+    if weight.shape != (expected,):
+        raise GBCIError(f"{task}.weight has the shape {list(weight.shape)}; expected [{expected}]")
+    return LinearMap(weight=weight, bias=float(tensors[f"{task}.bias"][0]))
+
+
 def features_of(
     cases: Sequence[LesionCase],
     images: Sequence[np.ndarray] | None = None,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> dict[bool, np.ndarray]:
-    """What the readers see: ``{True: of the crops, [N, 2 x 1280]; False: of the window, [N, 1280]}``, float32.
+    """What the readers see: ``{True: of the crops, [N, 2 x 384]; False: of the window, [N, 384]}``, float32.
 
-    Features are means over an image and its mirror image. Arguments are those of `Readers.read`.
+    Features are those of `Lite0.middle`, means over an image and its mirror image. Arguments are as for `Readers.read`.
 
     Raises:
         GBCIError: EfficientNet-Lite0 is not installed.
@@ -277,12 +283,11 @@ def features_of(
     for start in range(0, len(cases), BATCH):
         rows = slice(start, start + BATCH)
         pixels = np.concatenate([see(case, image) for case, image in zip(cases[rows], images[rows], strict=True)])
-        pooled = (net(pixels) + net(pixels[:, :, ::-1])) / 2
-        parts.append(pooled.reshape(-1, (len(CROPS) + 1) * pooled.shape[1]))
+        parts.append((net.middle(pixels) + net.middle(pixels[:, :, ::-1])) / 2)
         on_progress("features", min(start + BATCH, len(cases)), len(cases))
-    found = np.concatenate(parts)
-    width = found.shape[1] // (len(CROPS) + 1)
-    return {True: found[:, : len(CROPS) * width], False: found[:, len(CROPS) * width :]}
+    found = np.concatenate(parts).reshape(len(cases), -1)
+    crops, window = np.split(found, [len(CROPS) * MIDDLE_WIDTH], axis=1)
+    return {True: crops, False: window}
 
 
 def see(case: LesionCase, image: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ def draw_lesion(priors: Priors, rng: np.random.Generator, given: Mapping[str, An
     if unknown := set(given) - {field.name for field in fields(Lesion)}:
         raise GBCIError(f"{min(unknown)!r} is no property of a lesion that can be given")
     known = {name: value for name, value in given.items() if value is not None}
-    drawn = {"finding_categories": _draw_category(priors, rng, known)}
+    drawn: dict[str, Any] = {"finding_categories": _draw_category(priors, rng, known)}
     categories = given.get("finding_categories", drawn["finding_categories"])
     if categories == ():
         return Lesion(**given)

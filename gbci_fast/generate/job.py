@@ -205,7 +205,8 @@ class _Job:
         sound = (self._sound(i) for i in numbers)
         with closing(synthesizer.stream(sound, self._writer.write, skip_bad=self._skip_bad)) as stream:
             for i, images in zip(numbers, stream, strict=True):
-                self._record(i, {item.index: image for item, image in zip(self._sound(i), images, strict=True)})
+                made = iter(images)
+                self._record(i, {item.index: self._checks.fault(item) or next(made) for item in self._batch(i)})
                 count += len(self._places(i))
                 on_batch(count)
         if self._done("rows").is_empty():
@@ -261,7 +262,7 @@ class _Job:
 
         Args:
             number: of the batch.
-            outcomes: {plan index: the image, or why it was not made}; items that the header ruled out may be absent.
+            outcomes: {plan index: the image, or why it was not made}.
         """
         rows, skipped, kept = [], [], []
         shard, start = self._shard(number)
@@ -270,7 +271,7 @@ class _Job:
             opened = None
             for place in self._places(number):
                 item = self._plan[place]
-                made = outcomes.get(item.index) or self._checks.fault(item)
+                made = outcomes[item.index]
                 if isinstance(made, GBCIError):
                     skipped.append(self._skip(item, made))
                     continue

@@ -236,7 +236,7 @@ class _Figures:
 def _category_prior(name: str, samples: Sequence[Sample], pooled: _Figures) -> CategoryPrior:
     found = [(sample, sample.of(name)) for sample in samples]
     observations = [each for _, group in found for each in group]
-    tissue = {view: sum(sample.tissue[view] for sample, group in found if group) for view in VIEW_POSITIONS}
+    tissue = {view: sum((each.tissue[view] for each, group in found if group), _no_cells()) for view in VIEW_POSITIONS}
     figures = (
         _Figures.of(observations, tissue).shrunk(pooled, surface=name in SURFACE_CATEGORIES) if observations else pooled
     )

@@ -161,7 +161,7 @@ class MassPrior:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As in the file, see `_Masses`."""
+        """As in the file, see `Masses`."""
         return {
             "boxes": dict(self.boxes),
             "malignant": {str(grade): share for grade, share in self.malignant.items()},
@@ -248,7 +248,7 @@ def load_priors(path: Path | None = None) -> Priors:
     if found not in (FORMAT, FORMAT_WITHOUT_MASSES):
         raise GBCIError(f"{path}: format is {str(found)[:60]!r}; expected {FORMAT!r}")
     try:
-        file = msgspec.convert(content, _FileWithMasses if found == FORMAT else _File)
+        file: Any = msgspec.convert(content, _FileWithMasses if found == FORMAT else _File)
     except msgspec.ValidationError as error:
         raise GBCIError(f"{path}: {_sentence(str(error), content)}") from None
     entries = dict(zip((POOLED, *FINDING_CATEGORIES), msgspec.structs.astuple(file.categories), strict=True))
@@ -259,7 +259,7 @@ def load_priors(path: Path | None = None) -> Priors:
         shrinkage=file.shrinkage,
         pooled=priors.pop(POOLED),
         categories=priors,
-        masses=file.masses.prior() if isinstance(file, _FileWithMasses) else None,
+        masses=_masses(file.masses) if found == FORMAT else None,
     )
 
 
@@ -322,26 +322,31 @@ class _Entry(msgspec.Struct):
         )
 
 
-class _Masses(msgspec.Struct, forbid_unknown_fields=True):
-    """`MassPrior` in the file."""
+def _masses(file: Any) -> MassPrior:
+    """`MassPrior` of its place in the file."""
+    by_pathology = [
+        {
+            grade: np.array(msgspec.structs.astuple(form))
+            for grade, form in zip(BIRADS_OF_FINDINGS, msgspec.structs.astuple(forms), strict=True)
+        }
+        for forms in msgspec.structs.astuple(file.forms)
+    ]
+    return MassPrior(
+        boxes=file.boxes,
+        malignant=dict(zip(BIRADS_OF_FINDINGS, msgspec.structs.astuple(file.malignant), strict=True)),
+        forms=dict(zip(PATHOLOGIES, by_pathology, strict=True)),
+    )
 
-    boxes: dict[str, Count]
-    malignant: _object(map(str, BIRADS_OF_FINDINGS), Share)
-    forms: _object(PATHOLOGIES, _object(map(str, BIRADS_OF_FINDINGS), Form))
 
-    def prior(self) -> MassPrior:
-        by_pathology = [
-            {
-                grade: np.array(msgspec.structs.astuple(form))
-                for grade, form in zip(BIRADS_OF_FINDINGS, msgspec.structs.astuple(forms), strict=True)
-            }
-            for forms in msgspec.structs.astuple(self.forms)
-        ]
-        return MassPrior(
-            boxes=self.boxes,
-            malignant=dict(zip(BIRADS_OF_FINDINGS, msgspec.structs.astuple(self.malignant), strict=True)),
-            forms=dict(zip(PATHOLOGIES, by_pathology, strict=True)),
-        )
+Masses = msgspec.defstruct(
+    "Masses",
+    [
+        ("boxes", dict[str, Count]),
+        ("malignant", _object(map(str, BIRADS_OF_FINDINGS), Share)),
+        ("forms", _object(PATHOLOGIES, _object(map(str, BIRADS_OF_FINDINGS), Form))),
+    ],
+    forbid_unknown_fields=True,
+)
 
 
 class _File(msgspec.Struct):
@@ -353,10 +358,8 @@ class _File(msgspec.Struct):
     categories: _object((POOLED, *FINDING_CATEGORIES), _Entry)
 
 
-class _FileWithMasses(_File, kw_only=True):
-    """`Priors` in the file of `FORMAT`."""
-
-    masses: _Masses
+_FileWithMasses = msgspec.defstruct("_FileWithMasses", [("masses", Masses)], bases=(_File,), kw_only=True)
+"""`Priors` in the file of `FORMAT`."""
 
 
 def _sentence(error: str, content: Any) -> str:

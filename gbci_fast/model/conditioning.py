@@ -136,6 +136,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         _check_names(attributes)
+        self.known = tuple(attributes)
         grid = image_size // patch_size
         self.patch = nn.Conv2d(2, width, patch_size, stride=patch_size)
         self.position = nn.Parameter(torch.randn(1, width, grid, grid) * 0.02)
@@ -224,7 +225,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
     @property
     def ignores(self) -> tuple[str, ...]:
         """Names of the attributes that have no effect, since this encoder does not know them."""
-        return tuple(name for name in CONDITIONED if name not in self.config.attributes)
+        return tuple(name for name in CONDITIONED if name not in self.known)
 
     def without_ignored(self, attributes: Attributes) -> Attributes:
         """The description, with the attributes that have no effect as unknown."""
@@ -232,7 +233,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
 
     def encode_attributes(self, attributes: Sequence[Attributes]) -> Tensor:
         """One token per attribute of the config, [B, A, D]."""
-        columns = [self._encode_attribute(name, attributes) for name in self.config.attributes]
+        columns = [self._encode_attribute(name, attributes) for name in self.known]
         return torch.stack(columns, 1) + self.attribute_type
 
     def _encode_attribute(self, name: str, attributes: Sequence[Attributes]) -> Tensor:
@@ -259,9 +260,9 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         own = {key: value for key, value in mine.items() if key not in theirs and _is_of_attributes(key)}
         kept = {key: value for key, value in theirs.items() if key in mine or not _is_of_attributes(key)}
         types = mine["attribute_type"].clone()
-        for row, name in enumerate(self.config.attributes):
-            if name in other.config.attributes:
-                types[row] = theirs["attribute_type"][list(other.config.attributes).index(name)]
+        for row, name in enumerate(self.known):
+            if name in other.known:
+                types[row] = theirs["attribute_type"][other.known.index(name)]
         self.load_state_dict({**kept, **own, "attribute_type": types})
 
     def _categories_bag(self, attributes: Sequence[Attributes]) -> Tensor:

@@ -66,12 +66,13 @@ def refused(world, opened_pipeline, tmp_path, capfd, monkeypatch):
 
     def run(command, status=1, **names):
         arguments = [part.format(**world, **names, tmp=tmp_path, out=tmp_path / "out") for part in command.split(" ")]
-        if arguments[0] == "generate" and "--steps" not in arguments and status == 1:
+        runs = status == 1 and "--write-plan" not in arguments
+        if arguments[0] == "generate" and "--steps" not in arguments and runs:
             arguments += ["--steps", "1"]  # should it not be refused, it ends soon
         if arguments[0] == "generate" and "--weights" not in arguments:
             arguments += ["--weights", str(world["weights"])]
             monkeypatch.setattr("gbci_fast.model.checkpoint.load_pipeline", lambda folder, **options: opened_pipeline)
-        if arguments[0] != "evaluate" and "{out}" not in command and "--output" not in arguments and status == 1:
+        if arguments[0] != "evaluate" and "{out}" not in command and "--output" not in arguments and runs:
             arguments += ["--output", str(tmp_path / "out")]
         before = _listing(tmp_path)
         handler = signal.getsignal(signal.SIGTERM)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gbci_fast.attributes import Attributes
 from gbci_fast.data.fields import lesion_truth
-from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE, VinDr, find_inputs
+from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE, IMAGE_COLUMNS, VinDr, find_inputs
 from gbci_fast.errors import GBCIError, InputWarning
 
 # What differs from the sample row of `make_root`.
@@ -240,7 +240,7 @@ def test_missing_columns_are_named(make_root, table):
     assert failure(root).startswith(f"{root / table} has no column {absent}; expected at least ")
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00s\x00t", b'study_id,image_id\n"unclosed'])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00s\x00t", ",".join(IMAGE_COLUMNS).encode() + b'\n"unclosed'])
 def test_file_that_is_no_table(make_root, content):
     root = make_root()
     (root / BREAST_TABLE).write_bytes(content)

@@ -205,7 +205,7 @@ def test_nothing_that_a_call_brings_is_recorded_anew(recorded, recorder):
         {"seed": [8, 9]},
         {"attributes": {"finding_categories": ["Mass"]}},
         {"report": "spiculated"},
-        {"report": ["an irregular mass with spiculated margins", "two words"]},
+        {"report": ["an irregular spiculated mass", "two words"]},  # of four words at most, 32 tokens in all
         {"mask_image": mask(5)},
         {"image": image(6)},
         {"generator": torch.Generator().manual_seed(1)},

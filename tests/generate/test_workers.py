@@ -78,6 +78,7 @@ def test_a_batch_is_handed_out_although_the_next_cannot_be_sampled(pipe, plan, w
             raise MemoryError
         return pipe(*args, **options)
 
+    second_fails.conditioner = pipe.conditioner
     stream = Synthesizer(second_fails, QUICK, workers=workers).stream([plan[:2], plan[2:4], plan[4:6]], INDEX)
     assert [made.value for made in next(stream)] == [0, 1]
     with pytest.raises(MemoryError):
@@ -101,6 +102,8 @@ def test_without_skip_bad_nothing_is_sampled_behind_what_cannot_be_begun(
     def counted(*args, **options):
         calls.append(options)
         return pipe(*args, **options)
+
+    counted.conditioner = pipe.conditioner
 
     def stream(**options):
         batches = [items[:2], items[2:4], items[4:]]
@@ -144,6 +147,7 @@ def test_what_was_made_is_handed_out_although_processes_die_idle(pipe, plan, mon
         calls.append(args)
         return images
 
+    idle.conditioner = pipe.conditioner
     calls, submitted, submit = [], [], Lane.submit
     monkeypatch.setattr(Lane, "submit", noted)
     stream = Synthesizer(idle, QUICK, workers=2).stream([plan[:2], plan[2:4], plan[4:6], plan[6:]], INDEX)

@@ -1,14 +1,28 @@
 """The readers' training: it finds what is to be seen, refuses what is not, and cannot gain by telling sets apart."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from gbci_fast.attributes import Attributes
+from gbci_fast.cli import main
+from gbci_fast.cli.train import build_table
 from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.readers import features_of
-from gbci_fast.training.classifier import Choice, Seen, balanced, choose, fit, tell_sets_apart, train_readers
+from gbci_fast.evaluate.readers import describe, features_of
+from gbci_fast.training.classifier import (
+    Choice,
+    Seen,
+    auc_of,
+    balanced,
+    choose,
+    fit,
+    matched_auc,
+    tell_sets_apart,
+    train_readers,
+)
 from gbci_fast.training.settings import ReaderSettings
 
 SETTINGS = ReaderSettings(fewest=8, components=(4, 8), regularization=(1e-2,), parts=3)
@@ -103,6 +117,13 @@ class TestFit:
             )
             np.testing.assert_allclose(reader(x), stages.fit(x, y).decision_function(x), atol=1e-3)
 
+    def test_the_same_data_give_the_same_map(self):
+        """Principal components are exact; scikit-learn's default solver for many features draws at random."""
+        rng = np.random.default_rng(0)
+        x, y, sets = rng.normal(size=(600, 600)), np.resize([0.0, 1.0], 600), np.full(600, "set")
+        (one,), (two,) = (fit(x, y, sets, Choice(components=5, regularization=0.1)) for _ in range(2))
+        np.testing.assert_array_equal(one.weight, two.weight)
+
     def test_unknown_answers_pull_at_nothing(self):
         rng = np.random.default_rng(0)
         x, y, sets = rng.normal(size=(40, 5)), np.resize([0.0, 1.0], 40), np.full(40, "set")
@@ -148,6 +169,18 @@ class TestChoice:
         assert auc > 0.8
 
 
+def test_among_lesions_of_one_size_to_see_the_size_is_of_no_use(square):
+    """The diameter decides the answer of most lesions; scores are the diameter alone, or the answer itself."""
+    rng, sides = np.random.default_rng(0), np.resize([10, 10, 10, 10, 30, 30, 30, 30], 80)
+    judge = Seen(cases=[square(side=int(side), patient=f"set/{i}") for i, side in enumerate(sides)], features={})
+    answers = (np.arange(80) % 4 < np.where(sides == 30, 3, 1)).astype(float)
+    blind, seeing = judge.diameters + 1e-3 * rng.normal(size=80), answers + 1e-3 * rng.normal(size=80)
+    assert auc_of(blind, answers, judge).low > 0.55
+    found = matched_auc(blind, answers, judge)
+    assert found.low < 0.5 < found.high
+    assert matched_auc(seeing, answers, judge).low == 1
+
+
 def test_the_control_sees_the_data_set(alike):
     rng = np.random.default_rng(0)
     sets = ["film"] * 40 + ["digital"] * 40
@@ -155,3 +188,21 @@ def test_the_control_sees_the_data_set(alike):
     found = tell_sets_apart(train, judge, Choice(components=5, regularization=0.1))
     assert set(found) == {"film", "digital"}
     assert found["film"].low > 0.95
+
+
+def test_the_table_has_every_task_and_fits_80_columns(seen):
+    config = train_readers(*seen, SETTINGS, data="d").config
+    console = Console(width=80, file=io.StringIO())
+    console.print(build_table(config))
+    printed = console.file.getvalue()
+    assert "…" not in printed
+    for task, record in (config.tasks | config.refused).items():
+        (line,) = [line for line in printed.splitlines() if line.strip().startswith(task)]
+        assert describe(record.auc) in line
+
+
+class TestCommand:
+    def test_a_folder_that_is_not_empty_is_refused(self, tmp_path, capsys):
+        (tmp_path / "kept").write_text("")
+        assert main(["train", "classifier", "--data", str(tmp_path), "--output", str(tmp_path)]) == 1
+        assert f"{tmp_path} is not empty; expected a new folder" in capsys.readouterr().err

@@ -108,8 +108,9 @@ def build_tables(report: dict[str, Any]) -> "list[Table]":
     title = (
         f"{report['lesions']} lesions of {report['patients']} patients, {report['settings']['seeds']} seeds; "
         f"{report['minutes']['all']:.0f} minutes.\n"
-        "AUC: readings told 1 against told 0 (real: of real classes). share: their shift\n"
-        "over the difference between real classes. change, place, size: over a seed's."
+        "AUC: readings told 1 against told 0 (real: of real classes). share: their\n"
+        "shift over the difference between real classes. change, place, size: over\n"
+        "those of another seed."
     )
     columns = ("real", "AUC", "95 %", "share", "change", "95 %", "place", "size")
     first = _table(title, "switch", columns)
@@ -120,7 +121,9 @@ def build_tables(report: dict[str, Any]) -> "list[Table]":
             read = (_value(reading["real_auc"]), *_cells(reading["auc"]), _value(reading["share"]))
         kept = [_value(place[key]) for key in ("moved_share", "resized_share")]
         first.add_row(name, *read, *_cells(found["change"]), *kept)
-    title = "Shift of measures over the difference between real classes (95 %); -: no difference"
+    title = (
+        "Shift of measures over the difference between real classes (95 %).\n-: real classes are not shown to differ."
+    )
     second = _table(title, "switch", [name.replace("_", " ") for name in MEASURES])
     for name, found in report["switches"].items():
         shares = [found["measures"][measure]["share"] for measure in MEASURES]
@@ -146,5 +149,6 @@ def _value(summary: dict[str, float | None]) -> str:
 def _cells(summary: dict[str, float | None]) -> tuple[str, str]:
     """Texts of value and interval; empty where there is none."""
     low, high = summary["low"], summary["high"]
-    between = ".." if low is not None and low < 0 else "-"
-    return _value(summary), "" if low is None else f"{low:.2f}{between}{high:.2f}"
+    if low is None or high is None:
+        return _value(summary), ""
+    return _value(summary), f"{low:.2f}{'..' if low < 0 else '-'}{high:.2f}"

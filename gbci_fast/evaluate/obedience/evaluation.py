@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gbci_fast.attributes import Attributes
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.case import variant_seed
 from gbci_fast.evaluate.lesions import LesionCase, OnProgress
@@ -137,16 +138,16 @@ def evaluate_obedience(
     """
     chosen = choose(cases, settings.lesions, settings.seed)
     yardstick = [*(cases if yardstick is None else yardstick)]
-    yardstick += _normal_places(yardstick, settings.seed)
+    normal = _normal_places(yardstick, settings.seed)
+    yardstick += normal
     groups = (chosen, cases, yardstick)
     drawn = patient_draws([case.patient for group in groups for case in group], settings.seed).astype(np.float64)
     weights, own_weights, yard_weights = np.split(drawn, np.cumsum([len(group) for group in groups])[:-1], axis=1)
 
-    read = {switch.task for switch in SWITCHES} & set(judge.tasks)
-    own = dict(zip(MEASURES, measure(cases).T, strict=False))
-    if read:
+    own = _by_name(measure(cases))
+    if any(switch.task in judge.tasks for switch in SWITCHES):
         own |= judge.read(cases)
-    scale = dict(zip(MEASURES, measure(yardstick).T, strict=False))
+    scale = _by_name(measure(yardstick))
     analysis = _Analysis(
         chosen=chosen,
         weights=weights,
@@ -160,26 +161,26 @@ def evaluate_obedience(
         "lesions": len(chosen),
         "patients": len({case.patient for case in chosen}),
         "paintings": len(chosen) * settings.seeds * len(TELLINGS),
-        "real": {"lesions": len(cases), "yardstick": len(yardstick)},
+        "real": {"lesions": len(cases), "yardstick": len(yardstick) - len(normal), "normal": len(normal)},
         "switches": switches,
         "targets": build_targets(switches),
     }
 
 
 def _normal_places(cases: Sequence[LesionCase], seed: int) -> list[LesionCase]:
-    """Places without a lesion, as cases of "No Finding": masks of `cases` moved into normal tissue."""
+    """Places without a lesion, as cases of "No Finding" and no other attribute: masks moved into normal tissue."""
     try:
         moved = moved_lesions(cases, len(cases), seed)
     except GBCIError:  # no room: then "no finding" has no real class
         return []
-    return [replace(case, attributes=replace(case.attributes, finding_categories=())) for case in moved]
+    return [replace(case, attributes=Attributes(finding_categories=())) for case in moved]
 
 
 def _paint(
     chosen: Sequence[LesionCase], painter: Painter, judge: Judge, variants: int, on_progress: OnProgress
 ) -> dict[str, Painted]:
     """The paintings of every telling; those of switches that the judge knows, and the control's, are read."""
-    tasks = {switch.task for switch in SWITCHES} & set(judge.tasks)
+    tasks = [task for task in judge.tasks if any(switch.task == task for switch in SWITCHES)]
     read = {telling for switch in SWITCHES if switch.task in tasks for telling in switch.tellings} | {OWN, CONTROL}
     done, painted = 0, {}
     for telling, tell in TELLINGS.items():
@@ -193,7 +194,7 @@ def _paint(
                 readings.append(judge.read(at, images))
                 done += 1
                 on_progress("reading attributes", done * len(chosen), variants * len(read) * len(chosen))
-        values = dict(zip(MEASURED, np.moveaxis(np.array(measured), -1, 0), strict=True))
+        values = _by_name(np.array(measured))
         values |= {task: np.array([found[task] for found in readings]) for task in tasks if readings}
         painted[telling] = Painted(pixels=pixels, values=values)
     return painted
@@ -357,6 +358,11 @@ def build_targets(switches: Mapping[str, Mapping[str, Any]]) -> list[dict[str, A
         name = f"obedience, {what} kept: change by a switch, as a share of a seed's"
         targets.append(target(name, value, KEPT_BOUND, at_least=False, note=note))
     return targets
+
+
+def _by_name(measured: np.ndarray) -> dict[str, np.ndarray]:
+    """{name: [...]} of what `measure` returns, [..., len(MEASURED)]."""
+    return {name: measured[..., i] for i, name in enumerate(MEASURED)}
 
 
 def _over_seeds(values: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ HEIGHT = 0.62  # of a switch, inches
 def draw_figure(path: Path, report: Mapping[str, Any]) -> None:
     """Writes the PNG of `evaluate_obedience`'s report."""
     switches = report["switches"]
-    figure = Figure(figsize=(11.5, 1.6 + HEIGHT * len(switches)), layout="constrained")
+    figure = Figure(figsize=(11.5, 2.0 + HEIGHT * len(switches)), layout="constrained")
     reading, share, change = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1.6, 1))
     _draw_readings(reading, switches)
     _draw_shares(share, switches)
@@ -39,7 +39,7 @@ def _draw_readings(axes: Axes, switches: Mapping[str, Any]) -> None:
     for key, label, color, offset in (
         ("real_auc", "real lesions", "gray", -0.2),
         ("auc", "painted", "C0", 0.0),
-        ("null_auc", "painted, control word", "C7", 0.2),
+        ("null_auc", "painted, control word", "C1", 0.2),
     ):
         points = [(i, found["reading"][key]) for i, found in enumerate(switches.values()) if found["reading"]["judged"]]
         _draw(axes, [(i + offset, summary) for i, summary in points], color, label)
@@ -53,7 +53,7 @@ def _draw_readings(axes: Axes, switches: Mapping[str, Any]) -> None:
 
 
 def _draw_shares(axes: Axes, switches: Mapping[str, Any]) -> None:
-    """Draws shares of the difference between real classes, cut at 1.5; 1 would be full obedience."""
+    """Draws shares of the difference between real classes, cut at 2.5; 1 would be full obedience."""
     names = ("reading", *MEASURES)
     for j, name in enumerate(names):
         points = []
@@ -64,7 +64,7 @@ def _draw_shares(axes: Axes, switches: Mapping[str, Any]) -> None:
         _draw(axes, points, f"C{j}", name)
     axes.axvline(0, color="gray", linestyle=":")
     axes.axvline(1, color="gray")
-    axes.set_xlim(-0.7, 1.5)
+    axes.set_xlim(-1, 2.5)
     axes.set_title("shift as a share of the difference between real classes", fontsize=8)
     _add_legend(axes)
 
@@ -79,22 +79,19 @@ def _draw_changes(axes: Axes, switches: Mapping[str, Any]) -> None:
 
 def _draw(axes: Axes, points: list[tuple[float, Mapping[str, float | None]]], color: str, label: str) -> None:
     """Draws values with their intervals, at heights."""
-    known = [(y, summary) for y, summary in points if summary["value"] is not None]
-    for y, summary in known:
-        if summary["low"] is not None:
-            axes.plot([summary["low"], summary["high"]], [y, y], color=color, linewidth=1.2)
-    if known:
-        axes.plot(
-            [summary["value"] for _, summary in known],
-            [y for y, _ in known],
-            "o",
-            color=color,
-            markersize=4,
-            label=label,
-        )
+    values, heights = [], []
+    for y, summary in points:
+        value, low, high = (summary[name] for name in ("value", "low", "high"))
+        if value is not None:
+            values.append(value)
+            heights.append(y)
+        if low is not None and high is not None:
+            axes.plot([low, high], [y, y], color=color, linewidth=1.2)
+    if values:
+        axes.plot(values, heights, "o", color=color, markersize=4, label=label)
     axes.grid(axis="x", alpha=0.3)
 
 
 def _add_legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=6, loc="lower right")
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=3)

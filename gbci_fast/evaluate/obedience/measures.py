@@ -108,7 +108,7 @@ class _Geometry:
         overlaps = np.bincount(pieces[self.lesion], minlength=2)[1:]
         if not overlaps.any():
             return none
-        blob = ndimage.binary_fill_holes(pieces == 1 + overlaps.argmax())
+        blob = ndimage.binary_fill_holes(np.equal(pieces, 1 + overlaps.argmax()))
         (region,) = regionprops(blob.astype(np.uint8))
         if region.area < SMALLEST_BLOB:
             return none

@@ -39,7 +39,8 @@ class RealClasses:
         known = ~np.isnan(values)
         rest = values - self.others @ self._coefficients(values)[0, 1:]
         one, zero = known & self.ones, known & ~self.ones
-        return weighted_auc(rest[one], rest[zero], self.weights[:, one], self.weights[:, zero])
+        with np.errstate(invalid="ignore"):
+            return weighted_auc(rest[one], rest[zero], self.weights[:, one], self.weights[:, zero])
 
     def _coefficients(self, values: np.ndarray) -> np.ndarray:
         """Of class and covariates, [R, 1 + K]."""

@@ -74,10 +74,11 @@ TARGETS = (
     ("vae", "breast", "ssim", 0.97),
     ("vae", "breast", "psnr", 36.0),
     ("vae", "roi", "psnr", 34.0),
-    ("source_setting", "image", "ssim", 0.93),
-    ("source_setting", "image", "psnr", 30.0),
 )
-"""(condition, region, metric, lowest mean that a checkpoint should reach)."""
+"""(condition, region, metric, lowest mean that a checkpoint should reach), of the autoencoder alone.
+
+The whole image has none: most of it is copied, and a ring mean under the mask meets any target there. Nor has the
+painted lesion, which is another one than the real one, as intended."""
 SOURCE_REPORTED = {"ssim": 0.84, "psnr": 22.5}
 """What the source paper reports for its model on its own data; compare with `source_setting`."""
 

@@ -60,7 +60,7 @@ ARMS = {
     "real_synthetic": "real and synthetic patches in one pool; flips",
     "real_blob": "real patches and those of the arm blob in one pool; flips",
     "synthetic": "synthetic lesions and their normal patches, nothing else (TSTR); it knows no share of real patients",
-    "blob": "as synthetic, with a smooth blob added to the normal tissue under the mask, instead of the painted lesion",
+    "blob": "as synthetic, with the blurred mask added to the normal tissue, a tenth of the gray scale: no model",
     "blurred": "the real lesions of all training patients, blurred by a pixel under the mask, and real normal patches",
     "autoencoder": "as synthetic, with the autoencoder's reconstruction of the normal tissue: its traces, no lesion",
     "ring_mean": "as synthetic, with the mean of the surroundings under the mask: an outline, no lesion",
@@ -253,14 +253,15 @@ def train_arms(
     Raises:
         GBCIError: a kept file is damaged, or a training diverged.
     """
-    digest = _data_digest(data)
     plan = planned_runs(settings, data.arms)
     scores: dict[Run, np.ndarray] = {}
     for run in plan:
+        phases = phases_of(run, data, settings)
+        digest = _digest([*(phase.data for phase in phases), data.test])
         key = json.dumps([asdict(run), settings.train_steps, settings.train_batch, digest, RECIPE, torch.__version__])
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
         if not path.exists():
-            model = fit_patch_classifier(phases_of(run, data, settings), seed=run.seed, batch_size=settings.train_batch)
+            model = fit_patch_classifier(phases, seed=run.seed, batch_size=settings.train_batch)
             kept = {"run": asdict(run), "logits": classify(model, data.test.lesions + data.test.normal).tolist()}
             text = json.dumps(kept, allow_nan=False)
             atomically(path, lambda place, text=text: place.write_text(text, encoding="utf-8"))
@@ -378,9 +379,9 @@ def _real_set(cases: Sequence[LesionCase], settings: UtilitySettings) -> PatchSe
     )
 
 
-def _data_digest(data: UtilityData) -> str:
+def _digest(sets: Sequence[PatchSet]) -> str:
     digest = hashlib.sha256()
-    for part in (data.real, data.synthetic, *data.trivial.values(), data.test):
+    for part in sets:
         for kind in (part.lesions, part.normal):
             digest.update(json.dumps([kind.patients, kind.pixels.shape]).encode())
             digest.update(np.ascontiguousarray(kind.pixels).tobytes())

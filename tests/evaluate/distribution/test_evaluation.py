@@ -331,7 +331,7 @@ class TestCommand:
         assert main([*command, str(twice), str(root)]) == 0
         assert list(json.loads((tmp_path / "out.json").read_text())["blocks"]) == ["phantom", "second", "pooled"]
         assert main([*command, str(root), str(root), str(root)]) == 1
-        assert "--synthetic names 3 folders; expected 1, or one for each of the 2 roots" in capsys.readouterr().err
+        assert "--synthetic names 3 folders; expected 1 or 2, one per ROOT" in capsys.readouterr().err
 
     def test_too_few_patients_are_refused_before_anything_is_painted(self, root, tmp_path, capsys):
         output = tmp_path / "out.json"

@@ -9,7 +9,7 @@ from gbci_fast.attributes import Attributes
 from gbci_fast.evaluate.lesions import LesionCase
 from gbci_fast.evaluate.obedience.measures import MEASURES, measure
 
-SIZE, GRAY, BRIGHT = 96, 0.3, 0.3
+SIZE, GRAY, BRIGHT = 160, 0.3, 0.3
 SPICULES, REACH = 9, 6  # number, and how far they leave the disk, pixels
 
 

@@ -83,6 +83,16 @@ class TestPainters:
         assert target(told, "obedience, control")["met"]
 
 
+class TestRealClasses:
+    def test_normal_places_are_of_no_class_but_no_finding(self, told):
+        assert told["real"]["normal"] > 10
+        assert told["switches"]["margin"]["measures"]["contrast"]["real"] == {"ones": 24, "zeros": 24}
+        nothing = told["switches"]["no finding"]["measures"]["contrast"]
+        assert nothing["real"] == {"ones": told["real"]["normal"], "zeros": 48}
+        assert nothing["used"]
+        assert nothing["real_difference"]["high"] < 0
+
+
 class TestWhatIsNotJudged:
     def test_an_attribute_without_a_reader_says_so(self, told):
         assert told["switches"]["density"]["reading"]["reason"] == "no reader knows this attribute"

@@ -10,6 +10,8 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from gbci_fast.data.folds import patient_fold
+from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.painting import PaintSettings
 from gbci_fast.evaluate.utility.evaluation import (
@@ -156,8 +158,9 @@ class TestResuming:
             np.testing.assert_array_equal(again[run], logits)
         calls.clear()
         train_arms(replace(data, synthetic=planted(5, 50)), one, folder=tmp_path)
+        assert len(calls) == 3  # the arms that train on it: real_normal, real_synthetic and synthetic
         train_arms(data, replace(one, train_steps=3), folder=tmp_path)
-        assert len(calls) == 2 * len(ARMS)
+        assert len(calls) == 3 + len(ARMS)
 
     def test_damaged_scores_are_named(self, data, tmp_path):
         one = replace(TINY, seeds=1, fractions=(50,), train_steps=2)
@@ -270,13 +273,9 @@ class TestSettings:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Six phantom studies; two are of the test split."""
+    """Six phantom studies; those with lesions are of three patients, one of each fold."""
     root = tmp_path_factory.mktemp("utility") / "phantom"
     generate_phantom(root, studies=6, seed=4, size=192)
-    for path in root.glob("*.csv"):
-        table = pd.read_csv(path)
-        of_test = table.study_id.isin(sorted(table.study_id.unique())[:2])
-        table.assign(split=np.where(of_test, "test", "training")).to_csv(path, index=False)
     return root
 
 
@@ -288,7 +287,7 @@ class TestFromFilesToFigure:
         monkeypatch.setattr(
             "gbci_fast.evaluate.utility.evaluation.reconstruct", lambda pipe, cases, _: [case.pixels for case in cases]
         )
-        settings = replace(TINY, split="test", seeds=1, fractions=(100,), painting=PaintSettings(batch_size=2))
+        settings = replace(TINY, seeds=1, fractions=(100,), painting=PaintSettings(batch_size=2))
         painter = Painter(pipe=pipe, weights="w", folder=tmp_path / "painted")
         report, examples = evaluate_utility([root], painter, settings, runs=tmp_path / "runs")
         json.dumps(report, allow_nan=False)
@@ -307,8 +306,8 @@ class TestFromFilesToFigure:
         assert (tmp_path / "figure.png").stat().st_size > 10_000
 
     def test_lesions_of_a_generated_set_are_taken_and_normal_windows_of_the_same_images(self, root, tmp_path):
-        made = generated(root, tmp_path / "made", "training")
-        settings = replace(TINY, split="test", seeds=1, fractions=(100,), synthetic_count=2)
+        made = generated(root, tmp_path / "made", "AB")
+        settings = replace(TINY, seeds=1, fractions=(100,), synthetic_count=2)
         report, examples = evaluate_utility([root], [made], settings, runs=tmp_path / "runs")
         assert report["synthetic"] == ["made"]
         assert report["data"]["synthetic"]["lesions"] == 2
@@ -318,17 +317,18 @@ class TestFromFilesToFigure:
         draw_figure(tmp_path / "figure.png", report, examples)
 
     def test_a_generated_set_in_judged_patients_is_refused(self, root, tmp_path):
-        made = generated(root, tmp_path / "made", "test")
+        made = generated(root, tmp_path / "made", "C")
         with pytest.raises(GBCIError, match=r"of made is judged, too; expected templates of other patients"):
-            evaluate_utility([root], [made], replace(TINY, split="test"), runs=tmp_path / "runs")
+            evaluate_utility([root], [made], TINY, runs=tmp_path / "runs")
 
 
-def generated(root, folder, split):
-    """An output of `generate` that is a copy of the lesions of a split: tables that name templates, and masks."""
+def generated(root, folder, folds):
+    """An output of `generate` that is a copy of the lesions of some folds: tables that name templates, and masks."""
     folder.mkdir()
+    studies = {record.study_id for record in VinDr(root).images if patient_fold(record.patient) in folds}
     for path in root.glob("*.csv"):
         table = pd.read_csv(path)
-        table[table.split == split].assign(template_image_id="another").to_csv(folder / path.name, index=False)
+        table[table.study_id.isin(studies)].assign(template_image_id="another").to_csv(folder / path.name, index=False)
     for name in ("images", "masks"):
         (folder / name).symlink_to(root / name)
     return folder
