@@ -268,7 +268,8 @@ def test_a_template_stays_open_as_long_as_it_is_used(pipe, templates, monkeypatc
     records = [record for record in find_inputs(templates) if record.image_id in ("eight_LCC", "full_LCC")]
     plan = make_plan(records, variants=3, seed=0)
     synthesizer = Synthesizer(pipe, SamplerSettings(num_inference_steps=1, guidance_scale=1.0), threads=1)
-    batches = plan[:2], plan[2:4], plan[4:]
+    items = list(plan)
+    batches = items[:2], items[2:4], items[4:]
     for batch, made in zip(batches, stream(synthesizer, *batches), strict=True):
         assert [synthesis.item for synthesis in made] == batch
     assert reads == ["eight_LCC", "full_LCC"]
