@@ -83,10 +83,12 @@ def train_classifier(roots: Sequence[Path], output: Path, settings: ReaderSettin
         on_progress: called as ``f(stage, done, total)``.
 
     Raises:
-        GBCIError: `output` holds something, a root is a cache, a fold has no lesion, or no reader is admitted.
+        GBCIError: `output` holds something, EfficientNet-Lite0 is not installed, a root is a cache, a fold has no
+            lesion, or no reader is admitted.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise GBCIError(f"{output} is not empty; expected a new folder")
+    open_lite0()  # fail before the reading
     train, judge = (see_lesions(roots, fold, on_progress) for fold in (TRAINED, JUDGED))
     readers = train_readers(train, judge, settings, digest_roots(roots))
     replace_folder(output / "readers", readers.save)

@@ -211,6 +211,12 @@ def read_training(
     return read_lesions(roots, split="training", folds="AB", limit=limit, seed=seed, on_progress=on_progress)
 
 
+def refuse_shared(training: Sequence[LesionCase], judged: Sequence[LesionCase]) -> None:
+    """Raises GBCIError if a patient both trains and is judged."""
+    if shared := {case.patient for case in training} & {case.patient for case in judged}:
+        raise GBCIError(f"patient {min(shared)} is in the training and the test split; expected each in one")
+
+
 def part_of(split: str) -> dict[str, str | None]:
     """``split`` and ``folds`` of `read_lesions` and `find_records` for "C" (of the training split) or a whole split."""
     return {"split": "training", "folds": "C"} if split == "C" else {"split": split, "folds": None}

@@ -28,7 +28,8 @@ from gbci_fast.evaluate.lesions import LesionCase, OnProgress
 from gbci_fast.evaluate.settings import PaintSettings
 from gbci_fast.jobs.files import atomically_open
 from gbci_fast.jobs.folder import JobFolder, Kept
-from gbci_fast.model.pipeline import GBCIPipeline
+from gbci_fast.model.masks import composite
+from gbci_fast.model.pipeline import PIXEL_FEATHER, GBCIPipeline
 
 BLUR = 1.0  # standard deviation in model pixels of the blur that takes a lesion's fine detail
 BLOB_HEIGHT = 0.10  # of the gray scale: real lesions on film are about 0.1 brighter than their surroundings
@@ -212,14 +213,15 @@ def _grain(case: LesionCase) -> np.ndarray:
 def reconstruct(pipe: GBCIPipeline, cases: Sequence[LesionCase], batch_size: int) -> list[np.ndarray]:
     """Every case with the autoencoder's reconstruction under the mask, float32 [S, S] each.
 
-    This is the ceiling of a model in the autoencoder's latent space.
+    This is the ceiling of a model in the autoencoder's latent space. It is pasted as the pipeline pastes a painting, so
+    that the two differ in nothing but the lesion.
     """
     images: list[np.ndarray] = []
     for start in range(0, len(cases), batch_size):
-        batch = cases[start : start + batch_size]
-        x = images_and_masks(batch)[0].to(pipe.device) * 2 - 1
-        decoded = pipe.decode_latents(pipe.encode_image(x.to(pipe.vae.dtype))).float().cpu().numpy()[:, 0]
-        images += [np.where(case.mask, part, case.pixels) for case, part in zip(batch, decoded, strict=True)]
+        originals, masks = images_and_masks(cases[start : start + batch_size])
+        x = originals.to(pipe.device) * 2 - 1
+        decoded = pipe.decode_latents(pipe.encode_image(x.to(pipe.vae.dtype))).float().cpu()
+        images += list(composite(originals, decoded, masks, PIXEL_FEATHER)[:, 0].numpy())
     return images
 
 

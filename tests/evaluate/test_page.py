@@ -1,6 +1,7 @@
 """The page of all evaluations, and the command that makes it."""
 
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -146,3 +147,10 @@ class TestCommand:
         with pytest.raises(GBCIError, match="--skip names 'beauty'; expected out of paired"):
             evaluate_all(tmp_path / "out", "--skip", "beauty")
         assert not (tmp_path / "out").exists()
+
+
+def test_packages_that_a_kind_lacks_are_named_before_any_work(evaluate_all, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(GBCIError, match="scikit-learn is not installed; install it by"):
+        evaluate_all(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

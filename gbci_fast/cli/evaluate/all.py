@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
             raise GBCIError(f"--skip names {name!r}; expected out of {', '.join(kinds)}")
     if set(skipped) == set(kinds):
         raise GBCIError("--skip leaves out every kind of evaluation; expected at least one to be left")
+    _check_extra(set(kinds) - set(skipped))
     job = JobFolder(args.output, _arguments(args), file=ARGUMENTS)
     job.begun(resume=args.resume)
     with job.claimed(resume=args.resume):
@@ -71,6 +72,17 @@ def run(args: argparse.Namespace) -> None:
         write_page(args.output / PAGE, sections)
         job.finish()
     print(f"page: {args.output / PAGE}")
+
+
+def _check_extra(kinds: set[str]) -> None:
+    """Raises GBCIError before any work if a kind needs packages of the extra `evaluate` that are not installed."""
+    from gbci_fast.evaluate.backbone import open_lite0
+    from gbci_fast.evaluate.realism.boosting import check_boosting
+
+    if "realism" in kinds:
+        check_boosting()
+    if "obedience" in kinds:
+        open_lite0()
 
 
 def _run_kind(kind: str, args: argparse.Namespace, report: Path) -> None:

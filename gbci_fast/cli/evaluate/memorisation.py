@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
     from gbci_fast.errors import GBCIError
     from gbci_fast.evaluate.features import Radiomics
-    from gbci_fast.evaluate.lesions import read_split, read_training
+    from gbci_fast.evaluate.lesions import read_split, read_training, refuse_shared
     from gbci_fast.evaluate.memorisation.evaluation import (
         Lesions,
         evaluate_memorisation,
@@ -92,7 +92,9 @@ def run(args: argparse.Namespace) -> None:
             source = {"kind": "data set", "name": real_path(args.synthetic).name}
         else:
             synthetic, source = _repaint(args, opened, painting, real_cases, on_progress)
-        training = Lesions.of(read_training(args.roots, on_progress=_named("training", on_progress)))
+        training_cases = read_training(args.roots, on_progress=_named("training", on_progress))
+        refuse_shared(training_cases, real_cases)
+        training = Lesions.of(training_cases)
         report, findings = evaluate_memorisation(
             training,
             real,
@@ -134,7 +136,7 @@ def build_table(report: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     counts = {name: count["lesions"] for name, count in report["counts"].items()}
-    title = f"{counts['synthetic']} synthetic, {counts['real']} real test, {counts['training']} training lesions"
+    title = f"{counts['synthetic']} synthetic, {counts['real']} other real, {counts['training']} training lesions"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("space", "below", "expected", "allowed", "p", "real", "synthetic", "ratio", "95 %"):
         table.add_column(heading, justify="left" if heading == "space" else "right", no_wrap=True)

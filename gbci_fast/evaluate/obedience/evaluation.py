@@ -26,6 +26,7 @@ FEWEST = 10  # real lesions of a class, for a difference between classes
 CONTROL_BOUND = 0.1  # of a seed's change
 KEPT_BOUND = 1.0  # place and size may change as much as from one seed to another
 CHANCE = 0.5
+NO_SHARE = ("value", "low", "high")  # of a difference that is not shown to be one
 
 Painter = Callable[[Sequence[LesionCase], Sequence[Description]], Sequence[np.ndarray]]
 """``f(cases, descriptions)``: float32 [S, S] in [0, 1], one per case; `LesionCase.seed` decides the noise."""
@@ -56,9 +57,17 @@ class Real:
     weights: np.ndarray
 
     def classes(self, switch: Switch) -> tuple[RealClasses, np.ndarray] | None:
-        """The two classes of a switch and the rows of their lesions; None with fewer than `FEWEST` in a class."""
+        """The two classes of a switch and the rows of their lesions; None with fewer than `FEWEST` in a class.
+
+        A data set with lesions of one class alone is left out: it tells the classes apart by what sets the data set
+        apart.
+        """
         answers = [switch.real(case.attributes) for case in self.cases]
-        rows = np.array([i for i, answer in enumerate(answers) if answer is not None], int)
+        told: dict[str, set[bool | None]] = {}
+        for case, answer in zip(self.cases, answers, strict=True):
+            told.setdefault(case.root, set()).add(answer)
+        both = {root for root, known in told.items() if {True, False} <= known}
+        rows = np.array([i for i, a in enumerate(answers) if a is not None and self.cases[i].root in both], int)
         ones = np.array([answers[i] for i in rows], bool)
         if min(ones.sum(), (~ones).sum()) < FEWEST:
             return None
@@ -112,7 +121,7 @@ def evaluate_obedience(
 
     - ``reading``: whether the judge reads what was told: AUC over paintings told 1 and told 0, share of the pairs at
       one seed with the higher reading told 1, and the shift of the mean as a share of the difference between real
-      classes. Null: the AUC over paintings with and without the control's word.
+      classes (None where it is not shown to be one). Null: the AUC over paintings with and without the control's word.
     - ``measures``: shift of every measure as a share of the difference between real classes. The share is given where
       real lesions of the two classes differ in the measure. Nulls: the same share for the control, and the mean
       difference between two seeds.
@@ -255,6 +264,11 @@ class _Analysis:
         zero, one = self._pair(switch, task)
         plain, control = (self.painted[telling].values[task] for telling in (OWN, CONTROL))
         higher = ((one > zero) + 0.5 * (one == zero)).mean(0)
+        shown = _excludes(first_with_interval(difference), 0)
+
+        def share(shift: np.ndarray) -> dict[str, float | None]:
+            return _ratio(mean(shift.mean(0), self.weights), difference) if shown else dict.fromkeys(NO_SHARE)
+
         return {
             "task": task,
             "judged": True,
@@ -264,9 +278,9 @@ class _Analysis:
             "real_difference": first_with_interval(difference),
             "auc": first_with_interval(told_auc(zero, one, self.weights)),
             "higher": first_with_interval(mean(higher, self.weights)),
-            "share": _ratio(mean((one - zero).mean(0), self.weights), difference),
+            "share": share(one - zero),
             "null_auc": first_with_interval(told_auc(plain, control, self.weights)),
-            "null_share": _ratio(mean((control - plain).mean(0), self.weights), difference),
+            "null_share": share(control - plain),
         }
 
     def _measures(self, switch: Switch) -> dict[str, Any]:

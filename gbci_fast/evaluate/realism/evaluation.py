@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gbci_fast.errors import GBCIError
-from gbci_fast.evaluate.lesions import LesionCase, OnProgress, read_split, read_training
+from gbci_fast.evaluate.lesions import LesionCase, OnProgress, read_split, read_training, refuse_shared
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES
 from gbci_fast.evaluate.painting import paint, reconstruct
 from gbci_fast.evaluate.realism.boosting import SETTINGS, check_boosting
@@ -40,7 +39,7 @@ from gbci_fast.evaluate.realism.paintings import Filling, StoredPaintings, key_o
 from gbci_fast.evaluate.realism.regions import ERODED, Place
 from gbci_fast.evaluate.report import target, versions
 from gbci_fast.evaluate.settings import RealismSettings
-from gbci_fast.model.pipeline import GBCIPipeline
+from gbci_fast.model.pipeline import PIXEL_FEATHER, GBCIPipeline
 
 CHUNK = 8  # batches that are reconstructed between two reports of progress
 LEAST = {(REAL, PAINTED): {NETWORK: 0.88, BOOSTING: 0.93}, (REAL, AUTOENCODER): {NETWORK: 0.95, BOOSTING: 0.95}}
@@ -212,9 +211,7 @@ def _read(roots: Sequence[Path], settings: RealismSettings, on_progress: OnProgr
         "training": read_training(roots, limit=limit, seed=seed, on_progress=naming("training")),
         "judged": read_split(roots, settings.split, limit=limit, seed=seed, on_progress=naming("judged")),
     }
-    shared = set.intersection(*({case.patient for case in side} for side in found.values()))
-    if shared:
-        raise GBCIError(f"patient {min(shared)} is in the training and the test split; expected each in one")
+    refuse_shared(found["training"], found["judged"])
     return found
 
 
@@ -257,7 +254,8 @@ def _reconstruct(
     size = painting.batch_size
     for start in range(0, len(cases), CHUNK * size):
         part = cases[start : start + CHUNK * size]
-        key = ["autoencoder", weights, painting.tier, painting.runtime, size, [key_of(case) for case in part]]
+        key = ["autoencoder", PIXEL_FEATHER, weights, painting.tier, painting.runtime, size]
+        key.append([key_of(case) for case in part])
         pixels = kept.get(
             key, lambda part=part: {"pixels": np.concatenate(under_masks(part, reconstruct(pipe, part, size)))}
         )

@@ -1,6 +1,7 @@
 """The comparisons: which judge tells which lesions from which, by what it sees; training, scores and AUCs."""
 
 import hashlib
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -19,6 +20,7 @@ from gbci_fast.evaluate.realism.paintings import Filling, key_of
 from gbci_fast.evaluate.realism.regions import REGIONS, Place, Region
 from gbci_fast.evaluate.realism.texture import FINEST, GROUPS, PLAIN
 from gbci_fast.evaluate.settings import RealismSettings
+from gbci_fast.evaluate.utility.patch_classifier import RECIPE
 
 REAL, AUTOENCODER, PAINTED = "real", "autoencoder", "painted"
 PAIRS = ((REAL, PAINTED), (REAL, AUTOENCODER), (AUTOENCODER, PAINTED), (REAL, REAL))
@@ -142,7 +144,8 @@ def compare(
     done, total, rows = 0, sum(_count_runs(one, settings) for one in plan), []
     for one in plan:
         items = cache(partial(_tables_of, one, tables) if one.judge == BOOSTING else partial(_windows_of, one, sides))
-        told = [SOURCES, torch.__version__, asdict(one), settings.train_steps, settings.train_batch]
+        told = [SOURCES, RECIPE, torch.__version__, importlib.metadata.version("scikit-learn"), asdict(one)]
+        told += [settings.train_steps, settings.train_batch]
         told += [side[kind] for side in digests for kind in (one.first, one.second)]
         runs = []
         for seed in range(settings.seed, settings.seed + _count_runs(one, settings)):

@@ -29,6 +29,7 @@ from gbci_fast.evaluate.lesions import (
     read_lesions,
     read_split,
     read_training,
+    refuse_shared,
 )
 from gbci_fast.evaluate.metrics import LEVEL, RESAMPLES, interval, numbered, resample, weighted_auc
 from gbci_fast.evaluate.painting import blob_on_tissue, blurred_fill, paint, reconstruct, ring_mean_fill
@@ -369,6 +370,7 @@ def _read(
 
     training = read_training(roots, limit=settings.limit, seed=settings.seed, on_progress=named("training"))
     judged = read_split(roots, settings.split, limit=settings.limit, seed=settings.seed, on_progress=named("test"))
+    refuse_shared(training, judged)
     return training, judged
 
 

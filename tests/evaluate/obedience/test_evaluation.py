@@ -95,8 +95,33 @@ class TestRealClasses:
         assert nothing["used"]
         assert nothing["real_difference"]["high"] < 0
 
+    def test_a_data_set_of_one_class_tells_nothing_of_the_classes(self, masses, disk_case, deaf, reader, told):
+        # As digital images of which every lesion is malignant, beside film.
+        ill = [disk_case(100 + i, True, root="digital") for i in range(20)]
+        found = evaluate_obedience([*masses, *ill], deaf, reader, SETTINGS)["switches"]["margin"]
+        assert found["reading"]["real"] == {"ones": 24, "zeros": 24}
+        assert found["measures"]["contrast"]["real"] == {"ones": 24, "zeros": 24}
+        known = told["switches"]["margin"]["reading"]["real_auc"]["value"]
+        assert found["reading"]["real_auc"]["value"] == pytest.approx(known, abs=1e-9)
+        apart = [replace(case, root=case.attributes.margin) for case in masses]
+        found = evaluate_obedience(apart, deaf, reader, SETTINGS)["switches"]["margin"]
+        assert found["reading"]["reason"] == "fewer than 10 real lesions of a class"
+
 
 class TestWhatIsNotJudged:
+    def test_a_reader_that_tells_no_real_classes_apart_gives_no_share(self, masses, obedient):
+        class Guesser:
+            tasks = ("margin",)
+
+            def read(self, cases, images=None):
+                pixels = [case.image for case in cases] if images is None else images
+                return {"margin": np.array([float(np.sum(x, dtype=np.float64) * 1e6 % 7) for x in pixels])}
+
+        reading = evaluate_obedience(masses, obedient, Guesser(), SETTINGS)["switches"]["margin"]["reading"]
+        assert reading["real_difference"]["low"] < 0 < reading["real_difference"]["high"]
+        assert reading["share"] == reading["null_share"] == {"value": None, "low": None, "high": None}
+        assert reading["auc"]["value"] is not None
+
     def test_an_attribute_without_a_reader_says_so(self, told):
         assert told["switches"]["density"]["reading"]["reason"] == "no reader knows this attribute"
         shape = told["switches"]["shape"]["reading"]

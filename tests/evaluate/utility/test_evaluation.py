@@ -307,6 +307,17 @@ class TestFromFilesToFigure:
         draw_figure(tmp_path / "figure.png", report, examples)
         assert (tmp_path / "figure.png").stat().st_size > 10_000
 
+    def test_a_patient_who_trains_and_is_judged_is_refused(self, tmp_path):
+        # Two images of one breast, in two splits.
+        generate_phantom(tmp_path / "phantom", studies=6, seed=4, size=192)
+        for table in (tmp_path / "phantom").glob("*annotations.csv"):
+            found = pd.read_csv(table)
+            found["split"] = np.where(found["view_position"] == "CC", "training", "test")
+            found.to_csv(table, index=False)
+        painter = Painter(pipe=None, weights="w", folder=tmp_path / "painted")
+        with pytest.raises(GBCIError, match="is in the training and the test split; expected each in one"):
+            evaluate_utility([tmp_path / "phantom"], painter, replace(TINY, split="test"), runs=tmp_path / "runs")
+
     def test_lesions_of_a_generated_set_are_taken_and_normal_windows_of_the_same_images(self, root, tmp_path):
         made = generated(root, tmp_path / "made", "AB")
         settings = replace(TINY, seeds=1, fractions=(100,), synthetic_count=2)
