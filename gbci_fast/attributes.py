@@ -124,7 +124,7 @@ def check_consistent(attributes: Attributes) -> None:
         GBCIError: it does.
     """
     categories = attributes.finding_categories
-    for name in _impossible(categories):
+    for name in impossible(categories):
         value = getattr(attributes, name)
         if value is not None and categories:
             raise GBCIError(f"{name} is {value!r} beside {', '.join(categories)}; expected it of a Mass alone")
@@ -134,10 +134,11 @@ def check_consistent(attributes: Attributes) -> None:
 
 def consistent(attributes: Attributes) -> Attributes:
     """The description, with what its categories cannot have as unknown (see `check_consistent`)."""
-    return replace(attributes, **dict.fromkeys(_impossible(attributes.finding_categories)))
+    return replace(attributes, **dict.fromkeys(impossible(attributes.finding_categories)))
 
 
-def _impossible(categories: tuple[str, ...] | None) -> tuple[str, ...]:
+def impossible(categories: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Names of the attributes that findings of these categories cannot have; none where the categories are unknown."""
     if categories is None or "Mass" in categories:
         return ()
     return OF_MASSES if categories else OF_FINDINGS

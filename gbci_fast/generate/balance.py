@@ -18,6 +18,7 @@ from gbci_fast.attributes import (
     SUBTLETIES,
     Attributes,
     consistent,
+    impossible,
 )
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.draw import draw_lesion
@@ -62,8 +63,8 @@ class Balance:
         mass pathology, shape and margin. Attributes in `given` are not drawn, and the others are drawn given them.
 
         Raises:
-            GBCIError: an attribute that cannot be balanced (density and view belong to the template), is named twice
-                or is in `given`; or "natural" with priors that count no box.
+            GBCIError: an attribute that cannot be balanced (density and view belong to the template), is named twice,
+                is in `given`, or is none of the given categories'; or "natural" with priors that count no box.
         """
         if text == NATURAL:
             if not sum(prior.frequency for prior in priors.categories.values()):
@@ -77,8 +78,9 @@ class Balance:
                 raise GBCIError(f"{name} is both set and balanced; choose one")
             if names.count(name) > 1:
                 raise GBCIError(f"balance names {name} twice; expected each attribute once")
-        if given.get("finding_categories") == () and (without := set(names) & set(OF_FINDINGS)):
-            raise GBCIError(f"{NO_FINDING!r} is set, which has no {min(without)} to balance; choose one")
+        if without := set(names) & set(impossible(given.get("finding_categories"))):
+            told = ", ".join(given["finding_categories"]) or NO_FINDING
+            raise GBCIError(f"{told!r} is set, which has no {min(without)} to balance; choose one")
         values = [BALANCED_VALUES[name] for name in names]
         chosen = [dict(zip(names, lesion, strict=True)) for lesion in itertools.product(*values)]
         # A shape is none of a calcification's: such combinations are one, without a shape.

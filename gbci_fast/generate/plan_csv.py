@@ -51,7 +51,7 @@ from gbci_fast.jobs.files import atomically
 from gbci_fast.lesion.lesion import Lesion
 
 ATTRIBUTES = tuple(each.name for each in fields(Attributes))
-OF_LESION = tuple(each.name for each in fields(Lesion) if each.name in ATTRIBUTES and each.name != "laterality")
+OF_LESION = tuple(each.name for each in fields(Lesion) if each.name in ATTRIBUTES)
 PLAN_COLUMNS = (
     *("image", "variant", "seed", "index", "lesion_id", "view", "date"),
     *ATTRIBUTES,
@@ -292,10 +292,12 @@ class _Rows:
             cells["finding_categories"] = cells["finding_categories"].replace("|", ",")
         stated, told = parse_overrides(cells), parse_lesion(lesion)
         known = {name: value for name in OF_LESION if (value := getattr(told, name)) is not None}
-        for name in known.keys() & stated.keys():
-            if stated[name] != known[name]:
+        for name in OF_LESION:
+            if name in known and stated.get(name, known[name]) != known[name]:
                 raise GBCIError(f"{name} is {stated[name]!r}, and {known[name]!r} in lesion; expected the same")
-        given = {**self._overrides, **parse_overrides({**known, **stated})}
+        known.pop("laterality", None)  # of the picture, which its file states
+        categories = {name: value for name, value in self._overrides.items() if name == "finding_categories"}
+        given = {**self._overrides, **parse_overrides({**categories, **known, **stated})}
         nowhere = ImageRecord(study_id="", image_id="", path=Path())
         lesion_of(describe(nowhere, None, given), told)
         return given, told

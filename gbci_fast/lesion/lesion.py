@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
 import msgspec
@@ -86,6 +87,8 @@ class Lesion:
     growth: Growth | None = None
 
     def __post_init__(self):
+        for name in ("finding_birads", "subtlety", "clock"):
+            _as_whole(self, name)
         check_consistent(self.attributes())
         if self.finding_categories:  # equal lesions have equal digests
             named = tuple(name for name in FINDING_CATEGORIES if name in self.finding_categories)
@@ -100,7 +103,7 @@ class Lesion:
             ("depth", DEPTHS),
         ):
             value = getattr(self, name)
-            if value is not None and (value not in choices or isinstance(value, bool)):
+            if value is not None and value not in choices:
                 raise GBCIError(f"{name} is {value!r}; expected one of {', '.join(map(str, choices))}")
         for name in ("calcification", "distribution"):
             if getattr(self, name) is not None and CALCIFIED not in (self.finding_categories or (CALCIFIED,)):
@@ -179,11 +182,13 @@ def _check_keys(name: str, content: Any, kind: type) -> None:
 def _check_axes(lesion: Lesion) -> None:
     if lesion.axes is None:
         return
-    sizes = tuple(map(float, lesion.axes))
-    falling = list(sizes) == sorted(sizes, reverse=True)
-    if len(sizes) != 3 or not falling or not all(0 < size <= LARGEST for size in sizes):
-        raise GBCIError(f"axes is {list(sizes)}; expected three lengths in mm up to {LARGEST:g}, the longest first")
-    object.__setattr__(lesion, "axes", sizes)
+    given = list(lesion.axes) if isinstance(lesion.axes, Iterable) else []
+    sizes = [float(size) for size in given if _is_number(size)]
+    falling = sizes == sorted(sizes, reverse=True)
+    if not len(given) == len(sizes) == 3 or not falling or not all(0 < size <= LARGEST for size in sizes):
+        found = given or lesion.axes
+        raise GBCIError(f"axes is {found!r}; expected three lengths in mm up to {LARGEST:g}, the longest first")
+    object.__setattr__(lesion, "axes", tuple(sizes))
 
 
 def _as_number(owner: Any, name: str, low: float, high: float, expected: str) -> None:
@@ -191,6 +196,20 @@ def _as_number(owner: Any, name: str, low: float, high: float, expected: str) ->
     value = getattr(owner, name)
     if value is None:
         return
-    if not low <= value <= high:
+    if not _is_number(value) or not low <= value <= high:
         raise GBCIError(f"{name} is {value!r}; expected {expected}")
-    object.__setattr__(owner, name, float(value))
+    object.__setattr__(owner, name, float(value) + 0.0)  # no negative zero
+
+
+def _as_whole(owner: Any, name: str) -> None:
+    """Makes a known whole number an int, so that equal lesions have equal digests and JSON."""
+    value = getattr(owner, name)
+    if value is None:
+        return
+    if not _is_number(value) or value != value // 1:
+        raise GBCIError(f"{name} is {value!r}; expected a whole number")
+    object.__setattr__(owner, name, int(value))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

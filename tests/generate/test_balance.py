@@ -127,6 +127,11 @@ def test_natural_is_as_frequent_as_the_priors_say():
         ("finding_birads", {"finding_birads": 4}, "finding_birads is both set and balanced; choose one"),
         ("finding_birads", {"finding_categories": "No Finding"}, "'No Finding' is set, which has no finding_birads"),
         ("margin", {"finding_categories": "No Finding"}, "'No Finding' is set, which has no margin to balance"),
+        (
+            "finding_birads,shape",
+            {"finding_categories": "Asymmetry"},
+            "'Asymmetry' is set, which has no shape to balance; choose one",
+        ),
     ],
 )
 def test_bad_balance(balance, overrides, sentence):

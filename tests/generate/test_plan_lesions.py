@@ -131,12 +131,28 @@ def test_dates(read, tmp_path, text, expected):
             'Asymmetry,"{""margin"": ""spiculated""}"',
             "margin is 'spiculated' beside Asymmetry; expected it of a Mass alone",
         ),
+        (
+            "laterality,lesion",
+            'L,"{""laterality"": ""R""}"',
+            "laterality is 'L', and 'R' in lesion; expected the same",
+        ),
         ("shape", "square", "shape is 'square'; expected one of round"),
     ],
 )
 def test_bad_cells_name_their_line(read, columns, cells, sentence):
     with pytest.raises(GBCIError, match=rf"plan\.csv, line 3: {sentence}"):
         read(f"image,{columns}\na{',' * (columns.count(',') + 1)}\na,{cells}\n")
+
+
+def test_a_filled_cell_that_the_set_category_cannot_have(read):
+    with pytest.raises(GBCIError, match="line 2: margin is 'spiculated' beside Asymmetry; expected it of a Mass alone"):
+        read("image,margin\na,spiculated\n", overrides={"finding_categories": "Asymmetry"})
+    rows = "image,finding_categories,margin\na,Mass,spiculated\n"
+    (mass,) = read(rows, overrides={"finding_categories": "Asymmetry"})
+    assert (mass.attributes.finding_categories, mass.attributes.margin) == (("Mass",), "spiculated")
+    # What is set for all rows is left out of those that cannot have it.
+    (other,) = read("image,finding_categories\na,Asymmetry\n", overrides={"margin": "spiculated"})
+    assert (other.attributes.finding_categories, other.attributes.margin) == (("Asymmetry",), None)
 
 
 def run(pipe, make_job, plan, output, **options):

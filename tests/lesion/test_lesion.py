@@ -122,3 +122,28 @@ def test_refusals(content, sentence):
     with pytest.raises(GBCIError) as error:
         Lesion.from_json(content)
     assert str(error.value).startswith(sentence)
+
+
+def test_equal_lesions_have_equal_json():
+    told = {"finding_birads": 4, "subtlety": 3, "clock": 2, "orientation": 0}
+    lesion = Lesion(finding_birads=4.0, subtlety=3.0, clock=2.0, orientation=-0.0)
+    assert json.dumps(lesion.to_json()) == json.dumps(Lesion(**told).to_json())
+    assert Lesion.from_json(lesion.to_json()) == lesion
+    assert lesion_id(lesion) == lesion_id(Lesion(**told))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"orientation": "30"}, "orientation is '30'; expected degrees"),
+        ({"nipple_distance": True}, "nipple_distance is True; expected mm"),
+        ({"axes": 3}, "axes is 3; expected three lengths"),
+        ({"axes": (2, "1", 1)}, r"axes is \[2, '1', 1\]; expected three lengths"),
+        ({"clock": "3"}, "clock is '3'; expected a whole number"),
+        ({"subtlety": True}, "subtlety is True; expected a whole number"),
+        ({"finding_birads": 3.5}, "finding_birads is 3.5; expected a whole number"),
+    ],
+)
+def test_values_of_another_type(values, sentence):
+    with pytest.raises(GBCIError, match=sentence):
+        Lesion(**values)
