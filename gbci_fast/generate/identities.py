@@ -63,7 +63,8 @@ class Identities:
         if item.template.listed or not self.names.removes:
             return item
         study, image = (self.names.name(text, digits=32) for text in (item.study_id, item.image_id))
-        return replace(item, study_id=study, image_id=image)
+        lesion = item.lesion_id if item.named else self.names.name(item.lesion_id, digits=32)
+        return replace(item, study_id=study, image_id=image, lesion_id=lesion)
 
     def attributes(self, attributes: Attributes) -> Attributes:
         """The attributes as the tables publish them: the age is de-identified."""

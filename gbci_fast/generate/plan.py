@@ -42,6 +42,7 @@ class PlanItem:
             the opened file is a better source of them than its name or its table.
         lesion: what is painted. Its attributes are those of `attributes`, except the side, which it may state too.
         lesion_id: the same for all pictures of one lesion, see `make_item`.
+        named: whether the plan file states `lesion_id`.
         view: the view that the picture must show; None = whatever view the template is.
         date: of the synthetic study, or its distance from the template's date; None = the template's date.
         withheld: names out of `FROM_FILE` that were set to unknown and are not filled in from the opened file.
@@ -58,6 +59,7 @@ class PlanItem:
     report: str | None
     lesion: Lesion
     lesion_id: str
+    named: bool = False
     view: str | None = None
     date: datetime.date | datetime.timedelta | None = None
     withheld: frozenset[str] = frozenset()
@@ -253,7 +255,7 @@ def make_item(
     whole. Items that differ in template, description, mask or seed have different image_ids, so that jobs can be
     merged. The images of one study with the same variant number and date share a synthetic study.
 
-    A lesion is identified by its name, if it has one, or else by its description, its mask and its seed.
+    A lesion is identified by its name, if it has one, or else by its patient, its description, its mask and its seed.
 
     Args:
         named: the lesion's name in the job.
@@ -275,7 +277,8 @@ def make_item(
         attributes=attributes,
         report=report,
         lesion=lesion,
-        lesion_id=named or lesion_id(lesion, job_seed, mask.identity()[1:], seed),
+        lesion_id=named or lesion_id(lesion, job_seed, template.patient, mask.identity()[1:], seed),
+        named=named is not None,
         view=view,
         date=when,
         withheld=withheld,

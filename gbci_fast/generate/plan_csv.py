@@ -81,7 +81,7 @@ def read_plan(
         index: position in the whole plan, 0, 1, ...; blank = the row's number in this file, from 0. Ids follow from
             the index, so that pieces of a plan make the same images as the whole.
         lesion_id: a name that all pictures of one lesion have; blank = a lesion of its own, unless another row has
-            the same lesion, mask and seed.
+            the same patient, lesion, mask and seed.
         view: the view that the picture must show; blank = the image's.
         date: see `parse_date`; blank = the image's.
         attributes: as in `Attributes`; several categories as ``['Mass', 'Asymmetry']`` or ``Mass|Asymmetry``.
@@ -132,9 +132,9 @@ def write_plan(plan: Sequence[PlanItem], path: Path) -> None:
 
     Rows can be left out, or split over several files with the header each: the remaining rows make the same images.
 
-    Every cell is filled in, except those of other kinds of masks, ``view`` and ``date`` where they are the image's, and
-    ``breast_birads`` where it follows from the finding. An automatic mask has no columns of its own: the seed decides
-    it. Boxes of annotations become boxes of the plan.
+    Every cell is filled in, except those of other kinds of masks, ``lesion_id`` where the lesion has no name, ``view``
+    and ``date`` where they are the image's, and ``breast_birads`` where it follows from the finding. An automatic mask
+    has no columns of its own: the seed decides it. Boxes of annotations become boxes of the plan.
 
     Raises:
         GBCIError: the file exists, or a mask file's name is not plain text.
@@ -356,7 +356,7 @@ def _row(item: PlanItem, folder: Path) -> dict[str, Any]:
         "variant": item.variant,
         "seed": item.seed,
         "index": item.index,
-        "lesion_id": item.lesion_id,
+        "lesion_id": item.lesion_id if item.named else "",
         "view": item.view or "",
         "date": date_text(item.date),
         **{name: _text(given[name]) for name in known},

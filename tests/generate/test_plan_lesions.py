@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from pydicom import dcmread
 
-from gbci_fast.data.deidentify import KeptIdentifiers
+from gbci_fast.data.deidentify import Deidentifier, KeptIdentifiers
 from gbci_fast.data.vindr import ImageRecord, VinDr, find_inputs
 from gbci_fast.errors import GBCIError
 from gbci_fast.generate.identities import Identities
@@ -49,6 +49,31 @@ def test_the_same_lesion_mask_and_seed_are_one_lesion(read):
     assert one == other_template
     assert len({one, other_seed, other_grade, other_size}) == 4
     assert read(f"{rows}a,7,4,20,30,30\n", seed=6)[0].lesion_id != one
+
+
+def test_equal_lesions_of_two_patients_are_two(tmp_path):
+    def lesions(study, patient):
+        told = {"patient_id": patient} if patient else {}
+        record = ImageRecord(study_id=study, image_id="a", path=tmp_path / "a.dcm", extra=told)
+        (tmp_path / "plan.csv").write_text("image,seed,center_x,center_y,diameter_px\na,7,30,30,20\n")
+        read = read_plan(tmp_path / "plan.csv", [record], tmp_path, seed=5)
+        return [item.lesion_id for item in (*read, *make_plan([record], variants=1, seed=5))]
+
+    # As in two jobs of the same seed, whose data sets are merged.
+    one, same, other, unnamed = lesions("s", "p"), lesions("t", "p"), lesions("s", "q"), lesions("s", None)
+    assert one == same
+    assert len({*one, *other, *unnamed}) == 6
+
+
+def test_a_lesion_without_a_name_has_a_pseudonym_in_a_plain_folder(tmp_path):
+    record = ImageRecord(study_id="roe", image_id="a", path=tmp_path / "a.dcm", listed=False)
+    (tmp_path / "plan.csv").write_text("image,lesion_id\na,L1\na,\n")
+    named, plain = plan = read_plan(tmp_path / "plan.csv", [record], tmp_path, seed=5)
+    first, second = (Identities(Deidentifier(bytes([byte]) * 32)) for byte in (1, 2))
+    assert first.item(named).lesion_id == "L1"
+    assert len({plain.lesion_id, first.item(plain).lesion_id, second.item(plain).lesion_id}) == 3
+    write_plan(plan, tmp_path / "again.csv")  # a name would go into the tables as it is
+    assert pd.read_csv(tmp_path / "again.csv", keep_default_na=False).lesion_id.tolist() == ["L1", ""]
 
 
 def test_a_name_decides_no_image(read):
