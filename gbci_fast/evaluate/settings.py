@@ -199,7 +199,7 @@ class RealismSettings:
     split: str = like(PairedSettings, "split")
     seed: int = option(0, "the first seed (default: %(default)s)", least=0)
     seeds: int = option(2, "trainings per comparison (default: %(default)s)", least=1)
-    train_steps: int = option(400, "optimizer steps per network (default: %(default)s)", least=2)
+    train_steps: int = option(800, "optimizer steps per network (default: %(default)s)", least=2)
     train_batch: int = 32
     limit: int | None = option(None, "use N images to train and N to judge, spread evenly", least=1, metavar="N")
     painting: PaintSettings = field(default_factory=lambda: PaintSettings(**STUDENT))
