@@ -41,7 +41,7 @@ class Brighter:
     """Stands in for a pipeline: returns the templates, a little brighter under the mask."""
 
     scheduler = None
-    conditioner = SimpleNamespace(ignores=())
+    conditioner = SimpleNamespace(ignores=(), without_ignored=lambda attributes: attributes)
 
     def __call__(self, image: torch.Tensor, mask: torch.Tensor, **options: object) -> SimpleNamespace:
         return SimpleNamespace(images=(image + 0.1 * mask).clamp(0, 1))
