@@ -15,6 +15,7 @@ from gbci_fast.choices import MODEL_SIZE
 from gbci_fast.data.boxes import bounding_box, box_ellipse
 from gbci_fast.data.cache import Cache, Selected, is_cache
 from gbci_fast.data.fields import FieldOfView, read_fields
+from gbci_fast.data.folds import TRAINED, patient_fold
 from gbci_fast.data.vindr import VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.training.progress import counting
@@ -24,23 +25,24 @@ from gbci_fast.training.progress import counting
 RIMS = (1, 2, 3, 3, 3, 3, 4, 5)
 
 
-def load_images(roots: Sequence[Path], split: str, size: int = MODEL_SIZE) -> Sequence[FieldOfView]:
-    """Every field of view of `split` under `roots`: VinDr-layout folders, caches of `gbci-fast prepare`, or both.
+def load_images(roots: Sequence[Path], size: int = MODEL_SIZE) -> Sequence[FieldOfView]:
+    """Every field of view to train on under `roots`: VinDr-layout folders, caches of `gbci-fast prepare`, or both.
 
-    A folder of images is read into memory by `read_fields`. A cache holds the same fields, and reads an item from disk
-    when it is accessed.
+    These are the views of folds A and B of the training split; fold C trains nothing (see `patient_fold`). A folder of
+    images is read into memory by `read_fields`. A cache holds the same fields, and reads an item from disk when it is
+    accessed.
 
     Args:
         roots: folders and caches.
-        split: such as "training".
         size: side of the model image in pixels.
 
     Raises:
-        GBCIError: no image in that split, or a cache of another size.
+        GBCIError: no such image, or a cache of another size.
     """
-    images = Chained([_load_root(Path(root), split, size) for root in roots])
+    images = Chained([_load_root(Path(root), size) for root in roots])
     if not images:
-        raise GBCIError(f"no {split!r} image in {', '.join(map(str, roots))}; check the split column")
+        listed = ", ".join(map(str, roots))
+        raise GBCIError(f"no image of folds A and B of the training split in {listed}; check the split column")
     return images
 
 
@@ -66,13 +68,13 @@ class Chained(Sequence[FieldOfView]):
         return self._parts[part][picked - (self._ends[part - 1] if part else 0)]
 
 
-def _load_root(root: Path, split: str, size: int) -> Sequence[FieldOfView]:
+def _load_root(root: Path, size: int) -> Sequence[FieldOfView]:
     if is_cache(root):
         cache = Cache(root)
         if cache.size != size:
             raise GBCIError(f"{root} is a cache of {cache.size} pixels; expected {size}: prepare it with --size {size}")
-        return cache.of_split(split)
-    records = [record for record in VinDr(root).images if record.split == split]
+        return cache.of_folds(TRAINED)
+    records = [record for record in VinDr(root).of_split("training") if patient_fold(record.patient) in TRAINED]
     fields: list[FieldOfView] = []
     with counting(f"reading {root.name}", len(records)) as advance:
         for record in records:

@@ -35,7 +35,7 @@ from gbci_fast.training.loop import check_output, train
 from gbci_fast.training.progress import counting
 from gbci_fast.training.ranks import rank_device
 from gbci_fast.training.settings import DistillConfig, LDMConfig, LoopConfig
-from gbci_fast.training.stages import digest_roots
+from gbci_fast.training.stages import data_of
 
 
 class LowRank(nn.Module):
@@ -234,7 +234,7 @@ def train_distill(
     config, loop = replace(config, **changes), replace(loop, **overrides)
     place = rank_device(device)
     settings = {f"model.{name}": value for name, value in (asdict(sampling) | asdict(config)).items()}
-    inputs = {"preset": preset, **settings, "data": digest_roots(roots), "teacher": hash_weights(teacher)[:16]}
+    inputs = {"preset": preset, **settings, **data_of(roots), "teacher": hash_weights(teacher)[:16]}
     check_output(output, resume, loop, inputs)
     pipe = load_pipeline(teacher)
     if pipe.scheduler.config.prediction_type != "v_prediction":
@@ -245,7 +245,7 @@ def train_distill(
     pipe.to(place)
 
     def paint() -> LatentBank:
-        images = load_images(roots, "training", side * pipe.vae_scale_factor)
+        images = load_images(roots, side * pipe.vae_scale_factor)
         variants = math.ceil(config.trajectories / len(images))
         bank = build_bank(pipe, images, variants, loop.seed, loop.precision, limit=config.trajectories)
         told = drop(bank, np.arange(len(bank)), sampling, np.random.default_rng(loop.seed))
@@ -254,7 +254,7 @@ def train_distill(
 
     decides = ("guidance", "student_steps", "solver_steps", "trajectories", "latent_crop")
     decides += ("attribute_dropout", "report_dropout")
-    origin = {name: inputs[name] for name in ("data", "teacher", *(f"model.{name}" for name in decides))}
+    origin = {name: inputs[name] for name in ("data", "folds", "teacher", *(f"model.{name}" for name in decides))}
     bank = kept_bank(output, origin | {"seed": loop.seed, "precision": loop.precision}, paint)
     torch.manual_seed(loop.seed)
     train(DistillTask(pipe, bank, sampling, config, place), loop, output, resume=resume, device=place, inputs=inputs)

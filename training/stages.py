@@ -13,6 +13,7 @@ from torch import nn
 
 from gbci_fast.choices import MODEL_SIZE
 from gbci_fast.data.cache import CACHE_FILE
+from gbci_fast.data.folds import TRAINED
 from gbci_fast.data.vindr import BREAST_TABLE, FINDING_TABLE
 from gbci_fast.errors import GBCIError
 from gbci_fast.jobs.files import hash_weights, sha256_of
@@ -67,10 +68,10 @@ def train_vae(
     if decoder_only and init is None:
         raise GBCIError("a decoder alone is trained on the latents of a trained encoder; name its pipeline with --init")
     place = rank_device(device)
-    inputs = {"preset": preset, **_model_settings(config), "data": digest_roots(roots), **_started_from(init)}
+    inputs = {"preset": preset, **_model_settings(config), **data_of(roots), **_started_from(init)}
     check_output(output, resume, loop, inputs)
     torch.manual_seed(loop.seed)
-    task = VAETask(load_images(roots, "training"), config, place)
+    task = VAETask(load_images(roots), config, place)
     if init is not None:
         trained = load_pipeline(init).vae
         _copy_weights(task.module, trained, init)
@@ -135,7 +136,7 @@ def train_ldm(
     inputs = {
         "preset": preset,
         **_model_settings(config),
-        "data": digest_roots(roots),
+        **data_of(roots),
         "vae": hash_weights(vae / "vae")[:16],
         **_started_from(init),
     }
@@ -151,9 +152,9 @@ def train_ldm(
     pipe.to(place)
 
     def encode() -> LatentBank:
-        return build_bank(pipe, load_images(roots, "training"), config.variants, loop.seed, loop.precision)
+        return build_bank(pipe, load_images(roots), config.variants, loop.seed, loop.precision)
 
-    decides = ("data", "vae", "model.variants")
+    decides = ("data", "folds", "vae", "model.variants")
     origin = {name: inputs[name] for name in decides} | {"seed": loop.seed, "precision": loop.precision}
     bank = kept_bank(output, origin, encode)
     train(LDMTask(pipe, bank, config, place), loop, output, resume=resume, device=place, inputs=inputs)
@@ -170,6 +171,11 @@ def digest_roots(roots: Sequence[Path]) -> str:
             file = Path(root) / name
             digest.update((sha256_of(file) if file.is_file() else "-").encode())
     return digest.hexdigest()[:16]
+
+
+def data_of(roots: Sequence[Path]) -> dict[str, str]:
+    """What a run says of its data, so that it does not go on with other ones."""
+    return {"data": digest_roots(roots), "folds": TRAINED}
 
 
 def _model_settings(config: VAEConfig | LDMConfig) -> dict[str, Any]:

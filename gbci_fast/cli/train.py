@@ -71,7 +71,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="VinDr-layout roots (training split used) or caches of `prepare`",
+        help="VinDr-layout roots or caches of `prepare`; folds A and B of the training split are used",
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="run folder: state.pt, samples/, the weights, and what was encoded"
@@ -89,7 +89,7 @@ def _add_classifier(parser: argparse.ArgumentParser) -> None:
         "pathology and size from a lesion. Fold A of the training patients trains, fold C judges; a reader is left\n"
         "out unless the lower 95 % bound of its AUC on C is at least 0.60. This takes minutes on a laptop."
     )
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="VinDr-layout roots (training split used)")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="VinDr-layout roots (folds A and C used)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder; gets readers/")
     add_fields(parser, ReaderSettings)
 

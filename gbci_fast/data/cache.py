@@ -164,10 +164,10 @@ class Cache(Sequence[FieldOfView]):
         first = self.row(position)["mask"]
         return unpack_masks(self._masks[first + 1 : first + 2], self.size)[0]
 
-    def of_split(self, split: str) -> Selected:
-        """The fields of view of ``"training"`` or ``"test"``, possibly none."""
-        splits = self.index.column("split").to_pylist()
-        return Selected(self, [position for position, found in enumerate(splits) if found == split])
+    def of_folds(self, folds: str) -> Selected:
+        """The fields of view of the training split whose patients are in `folds`, such as "AB"; possibly none."""
+        rows = zip(*(self.index.column(name).to_pylist() for name in ("split", "fold")), strict=True)
+        return Selected(self, [i for i, (split, fold) in enumerate(rows) if split == "training" and fold in folds])
 
     def verify(self) -> None:
         """Compares every file with its SHA-256, which reads all of the cache.

@@ -5,6 +5,7 @@ import zlib
 from gbci_fast.errors import GBCIError
 
 FOLDS = ("A", "B", "C")
+TRAINED = "AB"  # folds that generators learn from
 SHARE_OF_C = 3, 20  # of the patients
 
 

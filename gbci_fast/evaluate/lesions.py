@@ -11,7 +11,7 @@ from skimage.transform import resize
 from gbci_fast.choices import MODEL_SIZE
 from gbci_fast.data.boxes import bounding_box
 from gbci_fast.data.fields import read_fields
-from gbci_fast.data.folds import check_folds, patient_fold
+from gbci_fast.data.folds import TRAINED, check_folds, patient_fold
 from gbci_fast.data.mask_files import read_mask
 from gbci_fast.data.vindr import ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
@@ -203,18 +203,19 @@ def read_split(
 def read_training(
     roots: Sequence[Path],
     *,
+    folds: str = TRAINED,
     limit: int | None = None,
     seed: int = 0,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> list[LesionCase]:
-    """The lesions of folds A and B of the training split, whichever split is judged; arguments of `read_lesions`."""
-    return read_lesions(roots, split="training", folds="AB", limit=limit, seed=seed, on_progress=on_progress)
+    """The lesions to train judges on, of the training split, whichever split is judged; arguments of `read_lesions`."""
+    return read_lesions(roots, split="training", folds=folds, limit=limit, seed=seed, on_progress=on_progress)
 
 
 def refuse_shared(training: Sequence[LesionCase], judged: Sequence[LesionCase]) -> None:
     """Raises GBCIError if a patient both trains and is judged."""
     if shared := {case.patient for case in training} & {case.patient for case in judged}:
-        raise GBCIError(f"patient {min(shared)} is in the training and the test split; expected each in one")
+        raise GBCIError(f"patient {min(shared)} trains and is judged; expected the splits to share no patient")
 
 
 def part_of(split: str) -> dict[str, str | None]:

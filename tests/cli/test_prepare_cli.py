@@ -42,7 +42,7 @@ def test_prepares_and_says_where_to_look(folder, tmp_path, capsys):
     said = capsys.readouterr()
     assert said.out == f"2 fields of view of 2 images in {output}; look at {output / 'qc' / 'report.html'}\n"
     assert said.err.splitlines()[-1].startswith("2/2 images  ")
-    assert (Cache(output).size, len(Cache(output).of_split("training"))) == (32, 2)
+    assert (Cache(output).size, len(Cache(output).of_folds("ABC"))) == (32, 2)
 
     assert run(folder, "--output", output, *options) == 1
     assert capsys.readouterr().err == (

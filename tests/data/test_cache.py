@@ -65,16 +65,17 @@ def test_it_is_a_sequence(folder):
         cache[len(cache)]
 
 
-def test_splits(folder):
+def test_folds_are_of_the_training_split(folder):
     cache = Cache(folder)
-    splits = cache.index.column("split").to_pylist()
-    for split in ("training", "test"):
-        expected = [i for i, found in enumerate(splits) if found == split]
-        chosen = cache.of_split(split)
+    splits, folds = (cache.index.column(name).to_pylist() for name in ("split", "fold"))
+    for wanted in ("A", "B", "C", "AB"):
+        rows = enumerate(zip(splits, folds, strict=True))
+        expected = [i for i, (split, fold) in rows if split == "training" and fold in wanted]
+        chosen = cache.of_folds(wanted)
         assert len(chosen) == len(expected)
         for item, position in zip(chosen, expected, strict=True):
             np.testing.assert_array_equal(item.image, cache[position].image)
-    assert len(cache.of_split("training")) + len(cache.of_split("test")) == len(cache)
+    assert 0 < len(cache.of_folds("ABC")) == splits.count("training")
 
 
 def rewrite(folder, **changes):

@@ -15,4 +15,4 @@ def phantom_root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def images(phantom_root):
-    return load_images([phantom_root], "training", size=64)
+    return load_images([phantom_root], size=64)

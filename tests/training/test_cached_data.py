@@ -1,7 +1,5 @@
 """Training from a cache is training from the images: the same items, latents, losses and weights."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -36,14 +34,14 @@ def equal(first, second):
 
 
 def test_the_same_items_in_the_same_order(images, cache):
-    cached = load_images([cache], "training", size=64)
+    cached = load_images([cache], size=64)
     assert len(cached) == len(images)
     assert all(equal(*pair) for pair in zip(cached, images, strict=True))
     assert isinstance(cached[0].image.base, np.memmap)
 
 
 def test_roots_and_caches_mix(images, cache, phantom_root):
-    mixed = load_images([cache, phantom_root, cache], "training", size=64)
+    mixed = load_images([cache, phantom_root, cache], size=64)
     count = len(images)
     assert len(mixed) == 3 * count
     assert all(equal(mixed[part * count + i], images[i]) for part in range(3) for i in (0, count // 2, count - 1))
@@ -57,7 +55,7 @@ def test_roots_and_caches_mix(images, cache, phantom_root):
 def test_the_same_losses(images, cache):
     config = vae_preset("tiny")[0]
     losses = []
-    for items in (images, load_images([cache], "training", size=64)):
+    for items in (images, load_images([cache], size=64)):
         torch.manual_seed(0)
         task = VAETask(items, config, torch.device("cpu"))
         losses.append([task.loss(2, torch.Generator().manual_seed(step)).item() for step in range(3)])
@@ -68,7 +66,7 @@ def test_the_same_losses(images, cache):
 def test_the_same_latents(images, cache, tiny_pipeline):
     pipe = tiny_pipeline()
     straight, cached = (
-        build_bank(pipe, items[:4], variants=1, seed=5) for items in (images, load_images([cache], "training", size=64))
+        build_bank(pipe, items[:4], variants=1, seed=5) for items in (images, load_images([cache], size=64))
     )
     for name in ("latents", "masked_latents", "cells", "masked_pixels", "masks"):
         assert torch.equal(getattr(straight, name), getattr(cached, name))
@@ -88,10 +86,8 @@ def test_the_command_line_trains_to_the_same_weights(phantom_root, tmp_path):
 
 def test_caches_that_do_not_fit_are_refused(cache, tmp_path):
     with pytest.raises(GBCIError, match=r"is a cache of 64 pixels; expected 224: prepare it with --size 224$"):
-        load_images([cache], "training")
-    with pytest.raises(GBCIError, match=rf"^no 'validation' image in {re.escape(str(cache))}; check the split column$"):
-        load_images([cache], "validation", size=64)
+        load_images([cache])
     (tmp_path / PROGRESS_FOLDER).mkdir()
     (tmp_path / PROGRESS_FOLDER / "pixels.npy").touch()
     with pytest.raises(GBCIError, match=r"is not finished; run `gbci-fast prepare` with the same arguments"):
-        load_images([tmp_path], "training", size=64)
+        load_images([tmp_path], size=64)

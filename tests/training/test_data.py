@@ -11,6 +11,8 @@ from PIL import Image
 from gbci_fast.attributes import Attributes
 from gbci_fast.data.fields import FieldOfView, VisibleLesion, to_unit
 from gbci_fast.data.folds import patient_fold
+from gbci_fast.data.prepare import prepare
+from gbci_fast.data.settings import PrepareSettings
 from gbci_fast.data.vindr import Finding, ImageRecord, VinDr
 from gbci_fast.errors import GBCIError
 from gbci_fast.evaluate.case import MASK_GROWTH
@@ -233,13 +235,16 @@ def load_large(monkeypatch, tmp_path):
 
     class Root:
         def __init__(self, root):
-            self.images = Root.records
+            pass
+
+        def of_split(self, split):
+            return Root.records
 
     def load(box):
         Root.records = [large_record(box)]
         monkeypatch.setattr("gbci_fast.training.data.VinDr", Root)
         monkeypatch.setattr(ImageRecord, "read", lambda self: Full())
-        return load_images([tmp_path], "training")
+        return load_images([tmp_path])
 
     return load
 
@@ -279,27 +284,45 @@ def test_masks_of_another_size_are_refused(broken_root):
     root, path = broken_root
     Image.new("L", (30, 20)).save(path)
     with pytest.raises(GBCIError, match=rf"^{re.escape(str(path))} is 30x20; expected the image's 128x128$"):
-        load_images([root], "training", size=64)
+        load_images([root], size=64)
 
 
 def test_damaged_masks_are_refused(broken_root):
     root, path = broken_root
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(GBCIError, match=rf"^{re.escape(str(path))} cannot be read as a mask image; expected one of"):
-        load_images([root], "training", size=64)
+        load_images([root], size=64)
 
 
 def test_boxes_stand_in_for_absent_masks(phantom_root, images, tmp_path):
     """Without masks/ a lesion is its box's ellipse: as large as the drawn one, within a factor."""
     root = tmp_path / "boxes"
     shutil.copytree(phantom_root, root, ignore=shutil.ignore_patterns("masks"))
-    for drawn, boxed in zip(images, load_images([root], "training", size=64), strict=True):
+    for drawn, boxed in zip(images, load_images([root], size=64), strict=True):
         for first, second in zip(drawn.lesions, boxed.lesions, strict=True):
             overlap = (first.pixels & second.pixels).sum() / (first.pixels | second.pixels).sum()
             assert overlap > 0.3
 
 
-def test_an_absent_split_is_refused(phantom_root):
+@pytest.mark.parametrize("cached", [False, True])
+def test_fold_c_and_the_test_split_train_nothing(tmp_path, cached):
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    generate_phantom(root, studies=12, seed=10, size=128)
+    if cached:
+        prepare([root], cache, PrepareSettings(size=64))
+    records = VinDr(root).images
+    left_out = {r.patient for r in records if r.split == "test" or patient_fold(r.patient) == "C"}
+    assert any(r.split == "training" and r.patient in left_out for r in records)
+    trained = {item.patient for item in load_images([cache if cached else root], size=64)}
+    assert trained == {r.patient for r in records} - left_out
+
+
+def test_nothing_to_train_on_is_one_sentence(phantom_root, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(phantom_root, root)
+    for table in root.glob("*.csv"):
+        table.write_text(table.read_text().replace(",training", ",test"))
     with pytest.raises(GBCIError) as raised:
-        load_images([phantom_root], "validation")
-    assert str(raised.value) == f"no 'validation' image in {phantom_root}; check the split column"
+        load_images([root])
+    said = f"no image of folds A and B of the training split in {root}; check the split column"
+    assert str(raised.value) == said

@@ -32,9 +32,10 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         "memorisation",
         help="search synthetic lesions for copies of training lesions",
         description="Compares the distance of every synthetic lesion to its nearest training lesion, in pixels and\n"
-        "features, with the distances of the real lesions of --split. Training lesions are those of folds A\n"
-        "and B. The synthetic lesions are the real ones painted again, or those of --synthetic. Writes JSON\n"
-        "and a PNG figure with the nearest pairs, prints a table.",
+        "features, with the distances of the real lesions of --split. The synthetic lesions are the real ones\n"
+        "painted again, or those of --synthetic. With --split C, training lesions are those of folds A and B,\n"
+        "with --split test also those of C, which models from before there were folds have seen (the packaged\n"
+        "one). Writes JSON and a PNG figure with the nearest pairs, prints a table.",
         epilog=EXAMPLE,
     )
     add_files(parser)
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates, writes figure, report and index, and prints the table."""
     from rich.console import Console
 
+    from gbci_fast.data.folds import FOLDS, TRAINED
     from gbci_fast.errors import GBCIError
     from gbci_fast.evaluate.features import Radiomics
     from gbci_fast.evaluate.lesions import read_split, read_training, refuse_shared
@@ -92,7 +94,8 @@ def run(args: argparse.Namespace) -> None:
             source = {"kind": "data set", "name": real_path(args.synthetic).name}
         else:
             synthetic, source = _repaint(args, opened, painting, real_cases, on_progress)
-        training_cases = read_training(args.roots, on_progress=_named("training", on_progress))
+        folds = "".join(FOLDS) if args.split == "test" else TRAINED
+        training_cases = read_training(args.roots, folds=folds, on_progress=_named("training", on_progress))
         refuse_shared(training_cases, real_cases)
         training = Lesions.of(training_cases)
         report, findings = evaluate_memorisation(

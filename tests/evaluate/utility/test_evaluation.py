@@ -315,7 +315,7 @@ class TestFromFilesToFigure:
             found["split"] = np.where(found["view_position"] == "CC", "training", "test")
             found.to_csv(table, index=False)
         painter = Painter(pipe=None, weights="w", folder=tmp_path / "painted")
-        with pytest.raises(GBCIError, match="is in the training and the test split; expected each in one"):
+        with pytest.raises(GBCIError, match="trains and is judged; expected the splits to share no patient"):
             evaluate_utility([tmp_path / "phantom"], painter, replace(TINY, split="test"), runs=tmp_path / "runs")
 
     def test_lesions_of_a_generated_set_are_taken_and_normal_windows_of_the_same_images(self, root, tmp_path):
